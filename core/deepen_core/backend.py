@@ -1,0 +1,86 @@
+"""A private copy of a member's fast tokenizer, so that nothing we set on it is seen by anyone else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from deepen_core.errors import TokenizerError
+
+SPACE_MARK = "▁"  # SentencePiece writes a space so
+
+
+def _types(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yields every component of a normalizer, pre-tokenizer or decoder description, sequences flattened."""
+    if part is None:
+        return
+    if part["type"] == "Sequence":
+        for key in ("normalizers", "pretokenizers", "decoders", "processors"):
+            for child in part.get(key, ()):
+                yield from _types(child)
+    else:
+        yield part
+
+
+class Backend:
+    """A fast tokenizer without truncation, padding and post-processing; special tokens in text stay text.
+
+    Args:
+        tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
+        control_tokens: Added tokens besides the special ones that text must never turn into.
+
+    Raises:
+        TokenizerError: If the tokenizer has no fast version.
+    """
+
+    def __init__(self, tokenizer: Any, control_tokens: frozenset[str] = frozenset()) -> None:
+        source = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+        if source is None:
+            raise TokenizerError(
+                f"{type(tokenizer).__name__} has no fast version (tokenizer.json). Convert it once with "
+                "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder) and load that folder."
+            )
+        spec: dict[str, Any] = json.loads(source.to_str())
+        spec.update(truncation=None, padding=None, post_processor=None)
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in control_tokens
+        self.added_tokens: list[dict[str, Any]] = spec["added_tokens"]
+        self.normalizers = list(_types(spec["normalizer"]))
+        self.pre_tokenizers = list(_types(spec["pre_tokenizer"]))
+        self.decoders = list(_types(spec["decoder"]))
+        self.model: dict[str, Any] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
+        self._first = self._build(spec)
+        # A segment after a special token gets no dummy space where only the first one does.
+        prepends_first = [p for p in self.pre_tokenizers if p.get("prepend_scheme") == "first"]
+        for part in prepends_first:
+            part["prepend_scheme"] = "never"
+        self._inside = self._build(spec) if prepends_first else self._first
+        for part in prepends_first:
+            part["prepend_scheme"] = "first"
+
+    @staticmethod
+    def _build(spec: dict[str, Any]) -> Tokenizer:
+        built = Tokenizer.from_str(json.dumps(spec))
+        built.encode_special_tokens = True
+        return built
+
+    @property
+    def model_type(self) -> str:
+        """BPE, Unigram, WordPiece or WordLevel."""
+        return str(self.model["type"])
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """Token string to id, added tokens included."""
+        return self._first.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text from its start, without BOS or EOS."""
+        return list(self._first.encode(text, add_special_tokens=False).ids)
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of a text that follows a special token."""
+        return list(self._inside.encode(text, add_special_tokens=False).ids)

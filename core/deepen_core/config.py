@@ -1,0 +1,187 @@
+"""Options of the ensemble and of one request: pydantic models without torch, extra fields refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deepen_core.errors import ConfigurationError, DeepenError, SamplingError
+
+SearchName = Literal["em", "adamw"]
+
+
+class _Options(BaseModel):
+    """Frozen options whose mistakes are told as `DeepenError`, with the nearest field name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], error: type[DeepenError]) -> Any:
+        """Builds the options from plain values.
+
+        Args:
+            values: Field name to value.
+            error: Class to raise.
+
+        Raises:
+            DeepenError: Of class `error`, naming every wrong field and, for an unknown one, the nearest known.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as problem:
+            raise error(explain(problem, cls)) from problem
+
+
+def explain(problem: ValidationError, model: type[BaseModel]) -> str:
+    """Turns a pydantic error into one sentence per field, with a suggestion for an unknown name."""
+    names = list(model.model_fields)
+    sentences = []
+    for item in problem.errors():
+        name = ".".join(str(part) for part in item["loc"]) or model.__name__
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
+            sentences.append(f"Unknown option {name!r}: {hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            sentences.append(f"Option {name!r} is {item['input']!r}: {message}")
+    return " ".join(sentences)
+
+
+class MemberConfig(_Options):
+    """One member of the ensemble and how it is loaded."""
+
+    model: str
+    """Path of a folder in transformers format, or a hub id."""
+    name: str | None = None
+    """How the member is called in reports; the last part of `model` if not given."""
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Its share in the average; the weights of all members are normalised to sum to one."""
+    device: str | None = None
+    """A torch device such as "cpu" or "cuda:1"; the ensemble's if not given."""
+    dtype: str | None = None
+    """A torch dtype name such as "float32" or "bfloat16", or "auto"; the ensemble's if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you trust its author."""
+
+
+class FusionConfig(_Options):
+    """How distributions are averaged and brought back (DESIGN.md section 5)."""
+
+    search: SearchName = "em"
+    """Inverse from the relative space: "em", or the paper's "adamw"."""
+    temperature: float | Literal["auto"] = "auto"
+    """Sharpness of the relative rows; "auto" calibrates it per member to `target_self_mass`."""
+    target_self_mass: float = Field(default=0.9, gt=0.0, lt=1.0)
+    """With `temperature="auto"`: the mean share of an anchor's row that stays on the anchor."""
+    steps: int = Field(default=5, ge=1, le=1000)
+    """Iterations of the search."""
+    trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
+    """The paper's learning rate, for "adamw": a logit moves at most about 4.5 times this in 5 steps."""
+    candidates: int = Field(default=512, ge=8)
+    """At most so many of a member's tokens are projected and searched; the others are one rest token."""
+    images: int = Field(default=64, ge=0)
+    """So many of the other members' top anchors become candidates of the main member as well."""
+    row_entries: int = Field(default=128, ge=1)
+    """Entries kept of a relative row; what lies below them is spread evenly."""
+    exact: bool = False
+    """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0.0 < value < float("inf"):
+            raise ValueError('must be a positive number or "auto"')
+        return value
+
+
+PRESETS: dict[str, FusionConfig] = {
+    "deepen": FusionConfig(),
+    "deepen-paper": FusionConfig(search="adamw", temperature=100.0, trust_radius=0.15, steps=5),
+}
+
+
+def resolve_fusion(fusion: str | FusionConfig | Mapping[str, Any]) -> FusionConfig:
+    """Resolves a preset name, a configuration or its fields.
+
+    Raises:
+        ConfigurationError: For an unknown name or field.
+    """
+    if isinstance(fusion, FusionConfig):
+        return fusion
+    if isinstance(fusion, str):
+        if fusion not in PRESETS:
+            raise ConfigurationError(f"Unknown fusion {fusion!r}: choose {' or '.join(map(repr, PRESETS))}, or pass a FusionConfig.")
+        return PRESETS[fusion]
+    if not isinstance(fusion, Mapping):
+        raise ConfigurationError(f"fusion is a {type(fusion).__name__}: pass a name, a FusionConfig or its fields.")
+    config: FusionConfig = FusionConfig.parse(fusion, ConfigurationError)
+    return config
+
+
+class SamplingParams(_Options):
+    """Options of one request. Unknown fields are refused."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Main-member tokens to generate at most; clamped to the room in the smallest context window."""
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 takes the most probable token; above 0 samples, higher is more varied."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample from the k most probable tokens."""
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Sample from the smallest set of tokens whose probabilities sum to p."""
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Sample from tokens at least so probable, relative to the most probable one."""
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Above 1 makes main-member tokens less likely that stand in the prompt or the answer."""
+    stop: tuple[str, ...] = ()
+    """The answer is cut before the first of these; they match across token boundaries."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """The same seed gives the same text. No global random state is touched."""
+    logprobs: int | None = Field(default=None, ge=0, le=100)
+    """Report the log-probability of each chosen token and of so many alternatives."""
+    timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds after which the request ends with `finish_reason="timeout"` and what it has."""
+    ignore_eos: bool = False
+    """Go on to `max_new_tokens` although the ensemble would end the text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_tokens(cls, values: Any) -> Any:
+        """Accepts `max_tokens`, the frameworks' name of `max_new_tokens`."""
+        if isinstance(values, dict) and "max_tokens" in values:
+            values = dict(values)
+            if "max_new_tokens" in values:
+                raise ValueError("give max_new_tokens or max_tokens, not both")
+            values["max_new_tokens"] = values.pop("max_tokens")
+        return values
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_strings(cls, value: Any) -> Any:
+        strings = () if value is None else (value,) if isinstance(value, str) else value
+        if any(s == "" for s in strings):
+            raise ValueError("an empty stop string would end every answer at once; leave it out")
+        return tuple(strings)
+
+
+def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+    """Joins ready parameters with keyword options, which win.
+
+    Raises:
+        SamplingError: For an unknown option or a value outside its range.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise SamplingError(f"params is a {type(params).__name__}: pass a SamplingParams, and options by keyword.")
+    if params is not None and not options:
+        return params
+    values = {} if params is None else params.model_dump(exclude_unset=True)
+    if "max_tokens" in options:
+        values.pop("max_new_tokens", None)
+    merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
+    return merged

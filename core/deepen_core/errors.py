@@ -1,0 +1,55 @@
+"""The errors of the engine: each says what was wrong, with the numbers, and the way out.
+
+All derive from `RuntimeError`, never from `ValueError` or `TypeError`: LlamaIndex swallows those two into the
+answer "Empty Response".
+"""
+
+from __future__ import annotations
+
+
+class DeepenError(RuntimeError):
+    """Base of every error that the engine raises on purpose."""
+
+
+class ConfigurationError(DeepenError):
+    """The ensemble cannot be built from these options (weights, main member, fusion, unknown fields)."""
+
+
+class ModelFilesError(DeepenError):
+    """A model folder lacks a file, or a file in it is cut short or damaged."""
+
+
+class TokenizerError(DeepenError):
+    """A tokenizer cannot serve: no fast version, or token values that cannot be read as bytes."""
+
+
+class NoCommonTokensError(DeepenError):
+    """The members' vocabularies share no token, so there are no anchors to fuse by."""
+
+
+class PromptError(DeepenError):
+    """The prompt cannot be decoded from: empty without a BOS token, or of an unknown shape."""
+
+
+class ChatTemplateError(DeepenError):
+    """A conversation was given, but a member has no chat template or its template refuses the messages."""
+
+
+class ContextWindowError(DeepenError):
+    """The prompt is longer than the smallest context window of the members."""
+
+
+class SamplingError(DeepenError):
+    """An unknown sampling option, or a value outside its range."""
+
+
+class MemberError(DeepenError):
+    """A member failed while decoding."""
+
+
+class NonFiniteLogitsError(MemberError):
+    """A member returned NaN or +infinity, or no finite logit at all."""
+
+
+class ClosedError(DeepenError):
+    """The ensemble was closed and its models released."""

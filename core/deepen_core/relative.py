@@ -1,0 +1,216 @@
+"""The relative space: what a token means, told by how near it is to each anchor (DESIGN.md 5.2).
+
+A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Two
+columns are added behind the anchors: **stop**, where every token that ends a text has all its mass, and **rest**,
+where tokens have theirs that no other member can know (control tokens, ids without a token).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+_CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
+_CALIBRATION_ANCHORS = 512
+_MAX_TEMPERATURE = 1e5
+
+
+def _unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to length one as `torch.cosine_similarity` does, in float32."""
+    rows = embeddings.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+
+
+def _relative_logits(units: torch.Tensor, unit_anchors: torch.Tensor) -> torch.Tensor:
+    """`l2norm(cos)`: what the temperature multiplies."""
+    return F.normalize(units @ unit_anchors.T, dim=-1, eps=1e-12)  # [rows, anchors]
+
+
+def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperature: float = 100.0) -> torch.Tensor:
+    """The whole relative matrix, dense and exact: for small vocabularies and for checks.
+
+    Args:
+        embeddings: Input embeddings [vocabulary, width].
+        anchor_ids: Ids of the anchor tokens [anchors].
+        temperature: 100 in the paper.
+
+    Returns:
+        float32 [vocabulary, anchors]; each row sums to one.
+    """
+    units = _unit_rows(embeddings)
+    unit_anchors = units[anchor_ids.long().to(units.device)]
+    rows = max(1, _CHUNK_FLOATS // max(1, len(unit_anchors)))
+    parts = [torch.softmax(temperature * _relative_logits(u, unit_anchors), dim=-1) for u in units.split(rows)]
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows of the relative matrix by their largest entries.
+
+    Attributes:
+        index: int64 [..., tokens, entries], columns.
+        value: float32 [..., tokens, entries], mass on these columns.
+        spread: float32 [..., tokens], mass that is spread evenly over all anchors.
+        anchors: Number of anchors; column `anchors` is stop, `anchors + 1` is rest.
+    """
+
+    index: torch.Tensor
+    value: torch.Tensor
+    spread: torch.Tensor
+    anchors: int
+
+    def project(self, probs: torch.Tensor) -> torch.Tensor:
+        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 2]."""
+        mass = (probs.unsqueeze(-1) * self.value).flatten(-2)  # [..., tokens * entries]
+        out = probs.new_zeros(*probs.shape[:-1], self.anchors + 2)
+        out.scatter_add_(-1, self.index.flatten(-2), mass)
+        even = (probs * self.spread).sum(-1, keepdim=True) / self.anchors
+        out[..., : self.anchors] += even
+        return out
+
+    def lift(self, columns: torch.Tensor) -> torch.Tensor:
+        """`R x`: for each token the mean of `columns` [..., anchors + 2] under its row, [..., tokens]."""
+        taken = columns.gather(-1, self.index.flatten(-2)).view(self.index.shape)
+        even = columns[..., : self.anchors].mean(-1, keepdim=True)
+        return (taken * self.value).sum(-1) + self.spread * even
+
+
+class RelativeSpace:
+    """The relative representation of one member's tokens; rows are built when first asked for and kept.
+
+    Args:
+        embeddings: The member's input embeddings [vocabulary, width]; referred to, not copied.
+        anchor_ids: Its ids of the shared anchors [anchors].
+        outside: Ids without a row over the anchors: control tokens and ids without a token.
+        stop_ids: Ids that end a text.
+        temperature: A number, or "auto" to calibrate it.
+        target_self_mass: The mean mass an anchor keeps for itself that "auto" aims at.
+        entries: How many entries of a row are kept; the mass below them is spread evenly.
+
+    Attributes:
+        temperature: In use.
+        self_mass: Mean mass that an anchor's row has on that anchor.
+    """
+
+    def __init__(
+        self,
+        embeddings: torch.Tensor,
+        anchor_ids: torch.Tensor,
+        *,
+        outside: torch.Tensor,
+        stop_ids: torch.Tensor,
+        temperature: float | Literal["auto"] = "auto",
+        target_self_mass: float = 0.9,
+        entries: int = 128,
+    ) -> None:
+        self._embeddings = embeddings.detach()
+        device = embeddings.device
+        self.anchor_ids = anchor_ids.to(device)
+        self.anchors = len(anchor_ids)
+        self._unit_anchors = _unit_rows(self._embeddings[self.anchor_ids])  # [anchors, width]
+        self._entries = min(entries, self.anchors)
+        self._outside = outside.to(device)
+        self._stop_ids = stop_ids.to(device)
+
+        step = max(1, self.anchors // _CALIBRATION_ANCHORS)
+        sample = torch.arange(0, self.anchors, step, device=device)
+        logits = _relative_logits(self._unit_anchors[sample], self._unit_anchors)  # [sample, anchors]
+        if temperature == "auto":
+            temperature = calibrate_temperature(logits, sample, target_self_mass)
+        self.temperature = float(temperature)
+        self.self_mass = _self_mass(logits, sample, self.temperature)
+
+        # Column 0 of an unbuilt slot is never read: `_slot` is -1 there.
+        self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
+        self._index = torch.empty(0, self._entries, dtype=torch.int32, device=device)
+        self._value = torch.empty(0, self._entries, device=device)
+        self._spread = torch.empty(0, device=device)
+        self._built = 0
+        self._build_special(self._outside, self.anchors + 1)
+        self._build_special(self._stop_ids, self.anchors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows live."""
+        return self._embeddings.device
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory beyond the member's own weights."""
+        held = (self._unit_anchors, self._slot, self._index, self._value, self._spread)
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def rows(self, token_ids: torch.Tensor) -> SparseRows:
+        """The rows of some tokens; missing ones are built by one matrix product.
+
+        Args:
+            token_ids: int64 [..., tokens].
+        """
+        slots = self._slot[token_ids]
+        if bool((slots < 0).any()):
+            self._build(torch.unique(token_ids[slots < 0]))
+            slots = self._slot[token_ids]
+        at = slots.long()
+        return SparseRows(self._index[at].long(), self._value[at], self._spread[at], self.anchors)
+
+    def dense(self) -> torch.Tensor:
+        """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
+        matrix = F.pad(relative_matrix(self._embeddings, self.anchor_ids, self.temperature), (0, 2))
+        for ids, column in ((self._outside, self.anchors + 1), (self._stop_ids, self.anchors)):
+            matrix[ids] = 0.0
+            matrix[ids, column] = 1.0
+        return matrix
+
+    def _build(self, token_ids: torch.Tensor) -> None:
+        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // self.anchors)):
+            units = _unit_rows(self._embeddings[chunk])
+            mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
+            value, index = mass.topk(self._entries, dim=-1)  # [tokens, entries]
+            whole = self._entries == self.anchors
+            spread = torch.zeros(len(chunk), device=self.device) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
+            self._store(chunk, index.int(), value, spread)
+
+    def _build_special(self, token_ids: torch.Tensor, column: int) -> None:
+        index = torch.zeros(len(token_ids), self._entries, dtype=torch.int32, device=self.device)
+        value = torch.zeros(len(token_ids), self._entries, device=self.device)
+        index[:, 0], value[:, 0] = column, 1.0
+        self._store(token_ids, index, value, torch.zeros(len(token_ids), device=self.device))
+
+    def _store(self, token_ids: torch.Tensor, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor) -> None:
+        need = self._built + len(token_ids)
+        if need > len(self._spread):
+            room = max(need, 2 * len(self._spread), 1024) - len(self._spread)
+            self._index = torch.cat([self._index, self._index.new_empty(room, self._entries)])
+            self._value = torch.cat([self._value, self._value.new_empty(room, self._entries)])
+            self._spread = torch.cat([self._spread, self._spread.new_empty(room)])
+        at = slice(self._built, need)
+        self._index[at], self._value[at], self._spread[at] = index, value, spread
+        self._slot[token_ids] = torch.arange(self._built, need, dtype=torch.int32, device=self.device)
+        self._built = need
+
+
+def _self_mass(logits: torch.Tensor, columns: torch.Tensor, temperature: float) -> float:
+    """Mean mass of each row of `logits` [rows, anchors] on its own column."""
+    mass = torch.softmax(temperature * logits, dim=-1)
+    return float(mass.gather(1, columns[:, None]).mean())
+
+
+def calibrate_temperature(logits: torch.Tensor, columns: torch.Tensor, target: float) -> float:
+    """The temperature at which anchors keep `target` of their mass for themselves, by bisection.
+
+    Args:
+        logits: `l2norm(cos)` of some anchors [rows, anchors].
+        columns: The column of each of these anchors itself [rows].
+        target: Mean self-mass, between 0 and 1. Equal embeddings share their mass at any temperature, so a vocabulary
+            with many of them may not reach it; the temperature is then the largest tried.
+    """
+    low, high = 0.0, math.log(_MAX_TEMPERATURE)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _self_mass(logits, columns, math.exp(middle)) < target else (low, middle)
+    return math.exp(high)

@@ -1,0 +1,170 @@
+"""What a caller gets back: plain frozen records, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts by the main member's tokenizer."""
+
+    prompt_tokens: int
+    """Tokens of the prompt, the BOS token and chat-template tokens included."""
+    completion_tokens: int
+    """Tokens generated, without the end-of-text token."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One chosen token with its fused log-probability and the best alternatives."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+    """Natural logarithm of the fused probability, before temperature and truncation."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """The most probable tokens as (id, bytes, log-probability), best first."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds of one request."""
+
+    prefill_s: float
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """From the first forward to the end."""
+        return self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True)
+class MemberWork:
+    """How many tokens one member ran for a request, against the length of its own text."""
+
+    name: str
+    prompt_tokens: int
+    """Tokens of the prompt in this member's tokenizer."""
+    text_tokens: int
+    """Tokens of the generated text in this member's tokenizer."""
+    tokens_run: int
+    """Tokens that went through the model after the prompt, the re-tokenised ones counted each time."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The finished answer to one prompt."""
+
+    text: str
+    """Generated text, without the prompt and without the stop string."""
+    token_ids: list[int]
+    """Main-member ids in the order they were chosen, without the end-of-text token."""
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: list[TokenLogprob] | None = None
+    """One entry per token of `token_ids`, if `SamplingParams.logprobs` asked for them."""
+    timings: Timings = Timings(0.0, 0.0)
+    member_work: list[MemberWork] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Things the caller should know: a clamped `max_new_tokens`, a member that abstained."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; the pieces joined are `Generation.text`."""
+
+    text: str
+    """New text; empty in the last chunk when nothing was held back."""
+    token_ids: list[int] = field(default_factory=list)
+    """Main-member ids chosen since the last chunk."""
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk only."""
+    generation: Generation | None = None
+    """The whole answer, on the last chunk only."""
+
+
+@dataclass(frozen=True)
+class MemberScore:
+    """Log-probabilities of a text under one member alone, in its own tokens."""
+
+    name: str
+    token_ids: list[int]
+    logprobs: list[float]
+    """Nats, one per id of `token_ids`."""
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation in nats."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of a given continuation."""
+
+    token_ids: list[int]
+    """Main-member ids of the continuation."""
+    logprobs: list[float]
+    """Fused log-probabilities in nats, one per id."""
+    bytes: int
+    """Length of the continuation in UTF-8 bytes, to compare models whose tokens differ."""
+    members: list[MemberScore] = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation in nats."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """What one member brings."""
+
+    name: str
+    architecture: str
+    parameters: int
+    vocabulary_size: int
+    """Rows of the embedding matrix."""
+    context_window: int
+    """Tokens, by this member's tokenizer."""
+    weight: float
+    """Normalised: the weights of an ensemble sum to one."""
+    device: str
+    dtype: str
+    stop_tokens: list[str]
+    has_chat_template: bool
+    temperature: float
+    """Of the relative representation, after calibration."""
+    self_mass: float
+    """Mean share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
+    bytes_per_token: float
+    """Mean length of this member's tokens on a sample text."""
+    space_bytes: int
+    """Memory held by the relative space."""
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """What `Ensemble.info` reports."""
+
+    members: list[MemberInfo]
+    main: str
+    fusion: str
+    anchors: int
+    """Byte strings that every member has as a token, without the stop anchor."""
+    context_window: int
+    """Tokens of the smallest window of all members."""
+    bytes_held: int
+    """Memory of the relative spaces beyond the models' own weights."""
+    warnings: list[str] = field(default_factory=list)
+    """Measured reasons why fusion may not help: weak signal, tokens of very different length."""

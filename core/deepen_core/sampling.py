@@ -1,0 +1,77 @@
+"""Choosing a token from fused logits, as `transformers` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from deepen_core.config import SamplingParams
+
+
+class Sampler:
+    """Chooses the tokens of one request; its randomness is its own.
+
+    Args:
+        params: The request's options.
+        forbidden: Ids that are never chosen.
+    """
+
+    def __init__(self, params: SamplingParams, forbidden: Sequence[int] = ()) -> None:
+        self._greedy = params.temperature == 0.0
+        self._forbidden = list(forbidden)
+        self._generator: torch.Generator | None = None
+        self._seed = params.seed
+        self._warpers = LogitsProcessorList()
+        self._penalty: RepetitionPenaltyLogitsProcessor | None = None
+        if params.repetition_penalty != 1.0:
+            self._penalty = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
+        if not self._greedy:
+            if params.temperature != 1.0:
+                self._warpers.append(TemperatureLogitsWarper(params.temperature))
+            if params.top_k is not None:
+                self._warpers.append(TopKLogitsWarper(params.top_k))
+            if params.top_p is not None and params.top_p < 1.0:
+                self._warpers.append(TopPLogitsWarper(params.top_p))
+            if params.min_p is not None:
+                self._warpers.append(MinPLogitsWarper(params.min_p))
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether `choose` looks at the ids so far."""
+        return self._penalty is not None
+
+    def choose(self, logits: torch.Tensor, history: Sequence[int]) -> int:
+        """Chooses one token.
+
+        Args:
+            logits: Fused logits [vocabulary], shifted as main's own are (a repetition penalty is not blind to shifts).
+            history: Main's ids so far, prompt included; only looked at if `needs_history`.
+        """
+        scores = logits[None]  # [1, vocabulary]
+        if self._penalty is not None:
+            scores = self._penalty(torch.tensor([list(history)], device=scores.device), scores)
+        if self._forbidden:
+            scores = scores.index_fill(1, torch.tensor(self._forbidden, device=scores.device), -torch.inf)
+        if self._greedy:
+            return int(scores.argmax(-1))
+        empty = torch.empty(1, 0, dtype=torch.long, device=scores.device)
+        probs = torch.softmax(self._warpers(empty, scores), dim=-1)
+        return int(torch.multinomial(probs, 1, generator=self._random(probs.device)))
+
+    def _random(self, device: torch.device) -> torch.Generator:
+        if self._generator is None:
+            self._generator = torch.Generator(device)
+            if self._seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(self._seed)
+        return self._generator

@@ -1,0 +1,35 @@
+"""How much each member counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from deepen_core.errors import ConfigurationError
+
+
+def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[float]:
+    """Checks weights and scales them to sum to one.
+
+    Args:
+        weights: One number per member, none negative, not all zero.
+        names: The members' names, for messages.
+
+    Raises:
+        ConfigurationError: If a weight is negative, NaN or infinite, all are zero, or their number is wrong.
+    """
+    try:
+        values = [float(w) for w in weights]
+    except (TypeError, ValueError) as problem:
+        raise ConfigurationError(f"weights is {weights!r}: give one number per member, such as [0.7, 0.3].") from problem
+    if len(values) != len(names):
+        raise ConfigurationError(
+            f"{len(values)} weights for {len(names)} members ({', '.join(names)}): give one weight per member."
+        )
+    wrong = [f"{n}: {w}" for n, w in zip(names, values, strict=True) if not (w >= 0 and math.isfinite(w))]
+    if wrong:
+        raise ConfigurationError(f"Weights must be finite and not negative, but {', '.join(wrong)}.")
+    total = sum(values)
+    if not (total > 0 and math.isfinite(total)):
+        raise ConfigurationError(f"The weights {values} sum to {total}: at least one member must count.")
+    return [w / total for w in values]
