@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -84,3 +84,7 @@ class Backend:
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text that follows a special token."""
         return list(self._inside.encode(text, add_special_tokens=False).ids)
+
+    def spellings(self, token_ids: Iterable[int]) -> list[str]:
+        """The token strings of some ids."""
+        return [self._first.id_to_token(i) or f"<{i}>" for i in token_ids]

@@ -115,7 +115,7 @@ class RelativeSpace:
         self._unit_anchors = _unit_rows(self._embeddings[self.anchor_ids])  # [anchors, width]
         self._entries = min(entries, self.anchors)
         self._outside = outside.to(device)
-        self._stop_ids = stop_ids.to(device)
+        self.stop_ids = stop_ids.to(device)
 
         step = max(1, self.anchors // _CALIBRATION_ANCHORS)
         sample = torch.arange(0, self.anchors, step, device=device)
@@ -132,7 +132,7 @@ class RelativeSpace:
         self._spread = torch.empty(0, device=device)
         self._built = 0
         self._build_special(self._outside, self.anchors + 1)
-        self._build_special(self._stop_ids, self.anchors)
+        self._build_special(self.stop_ids, self.anchors)
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +161,7 @@ class RelativeSpace:
     def dense(self) -> torch.Tensor:
         """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
         matrix = F.pad(relative_matrix(self._embeddings, self.anchor_ids, self.temperature), (0, 2))
-        for ids, column in ((self._outside, self.anchors + 1), (self._stop_ids, self.anchors)):
+        for ids, column in ((self._outside, self.anchors + 1), (self.stop_ids, self.anchors)):
             matrix[ids] = 0.0
             matrix[ids, column] = 1.0
         return matrix

@@ -77,10 +77,11 @@ class DeepenFusion:
             if member != self._main:
                 others += mass
 
-        # 1) Candidates: main's best tokens, and main's tokens for the anchors that the others favour.
+        # 1) Candidates: main's best tokens, its tokens for the anchors that the others favour, and its stop tokens.
         best = main.topk(min(self._config.candidates, main.shape[-1]), dim=-1).indices  # [rows, best]
         images = others[:, : space.anchors].topk(min(self._config.images, space.anchors), dim=-1).indices
-        ids = torch.cat([best, space.anchor_ids[images]], dim=-1)  # [rows, best + images]
+        stops = space.stop_ids.expand(len(main), -1)
+        ids = torch.cat([best, space.anchor_ids[images], stops], dim=-1)  # [rows, best + images + stops]
         seen = torch.zeros_like(main, dtype=torch.bool).scatter_(-1, best, True)
         fresh = torch.cat([torch.ones_like(best, dtype=torch.bool), ~seen.gather(-1, ids[:, best.shape[-1] :])], dim=-1)
         start = main.gather(-1, ids).masked_fill(~fresh, -torch.inf)

@@ -1,0 +1,38 @@
+"""Several local language models as one: the engine.
+
+Importing this package imports neither torch nor transformers; the first use of `Ensemble` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
+from deepen_core.errors import DeepenError
+from deepen_core.results import Chunk, EnsembleInfo, Generation, Score
+
+if TYPE_CHECKING:
+    from deepen_core.ensemble import Ensemble
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chunk",
+    "DeepenError",
+    "Ensemble",
+    "EnsembleInfo",
+    "FusionConfig",
+    "Generation",
+    "MemberConfig",
+    "SamplingParams",
+    "Score",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ensemble":
+        from deepen_core.ensemble import Ensemble
+
+        return Ensemble
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

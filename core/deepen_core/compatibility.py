@@ -1,0 +1,39 @@
+"""Measured reasons why members may not fuse well (DESIGN.md 5.2 and 5.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_WEAK_SELF_MASS = 0.1
+_LENGTH_RATIO = 1.6
+
+
+def compatibility_warnings(
+    names: Sequence[str], *, self_mass: Sequence[float], bytes_per_token: Sequence[float], weights: Sequence[float]
+) -> list[str]:
+    """Says which numbers speak against fusing these members.
+
+    Args:
+        names: The members' names.
+        self_mass: Mean mass that an anchor keeps for itself in each member's relative space.
+        bytes_per_token: Mean token length of each member on the same text.
+        weights: Members of weight zero are left out.
+    """
+    counted = [i for i, w in enumerate(weights) if w > 0]
+    if len(counted) < 2:
+        return []
+    found = [
+        f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass on average. "
+        'Use temperature="auto".'
+        for i in counted
+        if self_mass[i] < _WEAK_SELF_MASS
+    ]
+    short = min(counted, key=lambda i: bytes_per_token[i])
+    long = max(counted, key=lambda i: bytes_per_token[i])
+    if bytes_per_token[long] > _LENGTH_RATIO * bytes_per_token[short]:
+        found.append(
+            f"Tokens differ much in length ({names[long]!r}: {bytes_per_token[long]:.1f} bytes, {names[short]!r}: "
+            f"{bytes_per_token[short]:.1f}), so the members predict different things at one step and fusing them may be "
+            "worse than the better one alone."
+        )
+    return found

@@ -1,0 +1,339 @@
+"""Several local language models as one: load, generate, stream, score, close."""
+
+from __future__ import annotations
+
+import threading
+import warnings as python_warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import torch
+
+from deepen_core.anchors import Anchors
+from deepen_core.compatibility import compatibility_warnings
+from deepen_core.config import FusionConfig, MemberConfig, SamplingParams, resolve_fusion, resolve_sampling
+from deepen_core.decoding import Decoder
+from deepen_core.errors import ClosedError, PromptError
+from deepen_core.fusion import DeepenFusion
+from deepen_core.loading import describe, load_members, main_index, member_configs
+from deepen_core.members.causal import CausalMember
+from deepen_core.prompt import Message, check_messages
+from deepen_core.relative import RelativeSpace
+from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, MemberScore, Score
+from deepen_core.row import Row
+from deepen_core.weights import normalised_weights
+
+Prompt = str | Sequence[Message]
+
+
+class Ensemble:
+    """Local language models with different tokenizers and architectures that answer as one.
+
+    Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from several threads; steps take turns.
+
+    Example:
+        >>> with Ensemble.demo() as ens:
+        ...     print(ens.generate("Question: Where does Mira live?\\nAnswer:").text)
+    """
+
+    def __init__(
+        self, members: Sequence[CausalMember], main: int, weights: Sequence[float], config: FusionConfig, fusion_name: str
+    ) -> None:
+        names = [m.name for m in members]
+        self._members = list(members)
+        self._main = main
+        self._weights = list(weights)
+        self._fusion_name = fusion_name
+        self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names)
+        spaces = [_space(m, ids, config) for m, ids in zip(members, self._anchors.ids, strict=True)]
+        self._fusion = DeepenFusion(spaces, main, config)
+        self._decoder = Decoder(members, main, weights, self._fusion)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._warnings = compatibility_warnings(
+            names,
+            self_mass=[s.self_mass for s in spaces],
+            bytes_per_token=[m.tokenizer.bytes_per_token for m in members],
+            weights=self._weights,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        models: Sequence[str | Path | MemberConfig | Mapping[str, Any]],
+        *,
+        main: int | str = 0,
+        weights: Sequence[float] | None = None,
+        fusion: str | FusionConfig | Mapping[str, Any] = "deepen",
+        device: str | None = None,
+        dtype: str = "auto",
+        progress: bool = True,
+    ) -> Ensemble:
+        """Loads the members; all options, files and tokenizers are checked before any weights are read.
+
+        Args:
+            models: Model folders in transformers format, hub ids, or `MemberConfig`s.
+            main: Index or name of the member whose vocabulary is spoken.
+            weights: One number per member; each `MemberConfig.weight` (by default equal) if not given.
+            fusion: "deepen", "deepen-paper", or a `FusionConfig`.
+            device: For members without one of their own; a GPU if there is one, else the CPU.
+            dtype: For members without one of their own; "auto" takes the checkpoint's.
+            progress: Show progress bars.
+
+        Raises:
+            ConfigurationError: For options that contradict each other or the members.
+            ModelFilesError: If a model's files are missing or damaged.
+            TokenizerError: If a tokenizer cannot be used.
+            NoCommonTokensError: If the members share no token.
+        """
+        configs = member_configs(models)
+        names = [str(c.name) for c in configs]
+        spoken = main_index(main, configs)
+        shares = normalised_weights([c.weight for c in configs] if weights is None else weights, names)
+        config = resolve_fusion(fusion)
+        described = [describe(c, device, dtype) for c in configs]
+        Anchors.shared_by([d.tokenizer.vocabulary for d in described], names)
+        label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
+        ensemble = cls(load_members(described, progress), spoken, shares, config, label)
+        for warning in ensemble._warnings:
+            python_warnings.warn(warning, stacklevel=2)
+        return ensemble
+
+    @classmethod
+    def demo(cls, **options: Any) -> Ensemble:
+        """Loads the embedded demo: two small models that each know a part of an invented world. No network.
+
+        Args:
+            options: Any option of `Ensemble.load` but `models`.
+        """
+        from deepen_core.demo import member_paths
+
+        return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
+
+    @overload
+    def generate(self, prompt: str, params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[Message], params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
+    ) -> Generation | list[Generation]:
+        """Answers one prompt, or several together.
+
+        Args:
+            prompt: A text, a conversation (a list of messages, each member renders its own chat template), or a list of
+                either.
+            params: Options of the request.
+            options: The same by keyword, such as `max_new_tokens=64, stop=["\\n"]`; they win over `params`.
+
+        Returns:
+            A `Generation`, or a list of them for a list of prompts.
+
+        Raises:
+            SamplingError: For an unknown option or value.
+            PromptError: For an empty prompt or one of unknown shape.
+            ContextWindowError: If a prompt is longer than a member's window.
+            MemberError: If a member fails.
+        """
+        resolved = resolve_sampling(params, options)
+        prompts, single = _as_list(prompt)
+        rows = self._start(prompts, resolved)
+        try:
+            while going := [row for row in rows if row.finish_reason is None]:
+                self._step(going)
+        finally:
+            for row in rows:
+                row.release()
+        answers = [row.generation() for row in rows]
+        return answers[0] if single else answers
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Iterator[Chunk]:
+        """Answers one prompt piece by piece; closing the iterator ends the work.
+
+        Args:
+            prompt: A text or a conversation.
+            params: Options of the request.
+            options: The same by keyword.
+
+        Yields:
+            Pieces of text as they become certain, never half a character or part of a stop string; the last one carries
+            the finish reason and the whole `Generation`.
+        """
+        resolved = resolve_sampling(params, options)
+        prompts, single = _as_list(prompt)
+        if not single:
+            raise PromptError("stream takes one prompt; for a list use generate, or stream each of them.")
+        (row,) = self._start(prompts, resolved)
+        return self._chunks(row)
+
+    def _chunks(self, row: Row) -> Iterator[Chunk]:
+        try:
+            while row.finish_reason is None:
+                self._step([row])
+                chunk = row.take_chunk()
+                if chunk is not None:
+                    yield chunk
+        finally:
+            row.release()
+
+    def score(self, prompt: str, continuation: str) -> Score:
+        """Log-probabilities of a given continuation, fused and under each member alone.
+
+        Args:
+            prompt: The text before it; may be empty where every member has a BOS token.
+            continuation: The text to score, not empty.
+
+        Raises:
+            PromptError: If the continuation is empty.
+        """
+        if not continuation:
+            raise PromptError("The continuation is empty: there is nothing to score.")
+        ids = self._continuation_ids(prompt, continuation)
+        (row,) = self._start([prompt], SamplingParams(max_new_tokens=len(ids)))
+        with self._lock:
+            self._check_open()
+            logprobs = self._decoder.force(row, ids)
+            with torch.inference_mode():
+                members = [_member_score(m, prompt, prompt + continuation) for m in self._members]
+        return Score(ids, logprobs, len(continuation.encode()), members)
+
+    def _continuation_ids(self, prompt: str, continuation: str) -> list[int]:
+        """Main's ids of the continuation, such that they follow the prompt's ids and spell it exactly."""
+        tokenizer = self._members[self._main].tokenizer
+        before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        # The two merge across the seam: spell the continuation on its own, behind a newline that is taken off again.
+        seam = tokenizer.encode("\n")
+        return tokenizer.encode("\n" + continuation)[len(seam) :]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Main's ids of a text, without BOS; control tokens in it are plain text."""
+        return self._members[self._main].tokenizer.encode(text)
+
+    def count_tokens(self, text: str) -> int:
+        """How many of main's tokens a text has, without BOS."""
+        return len(self.tokenize(text))
+
+    @property
+    def main_name(self) -> str:
+        """The name of the main member."""
+        return self._members[self._main].name
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether every member that counts can read a conversation."""
+        return all(m.tokenizer.reader.has_chat_template for m, w in zip(self._members, self._weights, strict=True) if w > 0)
+
+    @property
+    def context_window(self) -> int:
+        """Tokens of the smallest window of all members."""
+        return min(m.context_window for m in self._members)
+
+    @property
+    def info(self) -> EnsembleInfo:
+        """What the members are and how well they fit together."""
+        self._check_open()
+        members = [
+            MemberInfo(
+                name=m.name,
+                architecture=type(m.model).__name__,
+                parameters=m.model.num_parameters(),
+                vocabulary_size=len(m.embeddings),
+                context_window=m.context_window,
+                weight=weight,
+                device=str(m.device),
+                dtype=str(m.model.dtype).removeprefix("torch."),
+                stop_tokens=m.tokenizer.backend.spellings(sorted(m.tokenizer.vocabulary.stop_ids)),
+                has_chat_template=m.tokenizer.reader.has_chat_template,
+                temperature=space.temperature,
+                self_mass=space.self_mass,
+                bytes_per_token=m.tokenizer.bytes_per_token,
+                space_bytes=space.bytes_held,
+            )
+            for m, weight, space in zip(self._members, self._weights, self._fusion.spaces, strict=True)
+        ]
+        return EnsembleInfo(
+            members=members,
+            main=self.main_name,
+            fusion=self._fusion_name,
+            anchors=len(self._anchors),
+            context_window=self.context_window,
+            bytes_held=sum(m.space_bytes for m in members),
+            warnings=list(self._warnings),
+        )
+
+    def close(self) -> None:
+        """Releases the models. A request under way ends with `ClosedError` at its next step."""
+        with self._lock:
+            self._closed = True
+            self._members.clear()
+            self._decoder = None  # type: ignore[assignment]
+            self._fusion = None  # type: ignore[assignment]
+
+    def __enter__(self) -> Ensemble:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("This ensemble was closed and its models released: load it again.")
+
+    def _start(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Row]:
+        with self._lock:
+            self._check_open()
+            return [self._decoder.start(p, params) for p in prompts]
+
+    def _step(self, rows: Sequence[Row]) -> None:
+        with self._lock:
+            self._check_open()
+            self._decoder.step(rows)
+
+
+def _space(member: CausalMember, anchor_ids: torch.Tensor, config: FusionConfig) -> RelativeSpace:
+    vocabulary = member.tokenizer.vocabulary
+    rows = len(member.embeddings)
+    stops = sorted(i for i in vocabulary.stop_ids if i < rows)
+    silent = [i for i in range(rows) if vocabulary.token_bytes(i) is None and i not in vocabulary.stop_ids]
+    return RelativeSpace(
+        member.embeddings,
+        anchor_ids,
+        outside=torch.tensor(silent, dtype=torch.long),
+        stop_ids=torch.tensor(stops, dtype=torch.long),
+        temperature=config.temperature,
+        target_self_mass=config.target_self_mass,
+        entries=config.row_entries,
+    )
+
+
+def _member_score(member: CausalMember, prompt: str, whole: str) -> MemberScore:
+    """One member's own log-probabilities of the text behind the prompt, from the first token that differs on."""
+    start = member.tokenizer.reader.read_text(prompt)
+    before, ids = start.ids + member.tokenizer.encode(prompt), start.ids + member.tokenizer.encode(whole)
+    same = 0
+    while same < min(len(before), len(ids)) and before[same] == ids[same]:
+        same += 1
+    first = max(1, same)
+    return MemberScore(member.name, ids[first:], member.token_logprobs(ids, first))
+
+
+def _as_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether a single one was given."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
+    if prompt and isinstance(prompt[0], Mapping):
+        return [check_messages(prompt)], True
+    if any(not isinstance(p, (str, Sequence)) for p in prompt):
+        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
+    return [p if isinstance(p, str) else check_messages(p) for p in prompt], False  # type: ignore[arg-type]

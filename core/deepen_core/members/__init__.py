@@ -1,0 +1,5 @@
+"""The models of an ensemble."""
+
+from deepen_core.members.base import Member, MemberRow
+
+__all__ = ["Member", "MemberRow"]

@@ -1,0 +1,91 @@
+"""What the decoding loop asks of a member, and what it keeps for one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from deepen_core.alignment import AlignedText
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.prompt import MemberPrompt
+
+
+class MemberRow:
+    """One member's side of one request: the ids it should hold, and how many of them its cache holds.
+
+    Args:
+        prompt: Where the member starts.
+        tokenizer: The member's tokenizer.
+        speaks: Whether it is the main member, whose tokens are appended as chosen and never re-tokenised.
+
+    Attributes:
+        ids: The ids it should hold.
+        cached: So many of the first ids are in `cache` already.
+        cache: The model's own key/value cache; the member alone looks into it.
+        prompt_tokens: Ids of the prompt.
+        tokens_run: Ids that went through the model after the prompt.
+    """
+
+    def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, speaks: bool) -> None:
+        self._offset = len(prompt.ids)
+        text = AlignedText(tokenizer.backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
+        self.ids = prompt.ids + text.ids
+        self._text = None if speaks else text
+        self.cached = 0
+        self.cache: Any = None
+        self.prompt_tokens = len(self.ids)
+        self.tokens_run = 0
+
+    def append_token(self, token_id: int) -> None:
+        """Adds a token that the member itself has spoken."""
+        self.ids.append(token_id)
+
+    def append_text(self, text: str) -> None:
+        """Adds text that another member has spoken; ids at the end may change."""
+        assert self._text is not None, "the main member's text is its tokens"
+        place, tail = self._text.append(text)
+        place += self._offset
+        held = self.ids[place:]
+        same = 0
+        while same < min(len(held), len(tail)) and held[same] == tail[same]:
+            same += 1
+        self.cached = min(self.cached, place + same)
+        self.ids[place:] = tail
+
+    def take_pending(self) -> list[int]:
+        """The ids to run now, at least the last one; afterwards all ids count as cached."""
+        start = min(self.cached, len(self.ids) - 1)
+        self.cached = len(self.ids)
+        return self.ids[start:]
+
+
+class Member(Protocol):
+    """A language model with its tokenizer."""
+
+    name: str
+    tokenizer: MemberTokenizer
+    context_window: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its logits are."""
+        ...
+
+    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+        """Runs the pending ids of some rows.
+
+        Returns:
+            Logits of the token after the last id of each row, float32 [rows, vocabulary].
+        """
+        ...
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Input embeddings [vocabulary, width]."""
+        ...
+
+    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
+        ...

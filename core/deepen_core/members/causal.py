@@ -1,0 +1,83 @@
+"""A decoder-only model from `transformers`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deepen_core.members.base import MemberRow
+from deepen_core.members.tokenizer import MemberTokenizer
+
+
+class CausalMember:
+    """A loaded `AutoModelForCausalLM` with its tokenizer.
+
+    Each row has a key/value cache of its own. It keeps every position, also for models with sliding windows, whose
+    masks see to the window, so that it can always be shortened. A model whose state cannot be shortened (a state-space
+    model) runs the whole text of the row each time: slow, but right.
+
+    Args:
+        name: How it is called in reports.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        context_window: In its own tokens.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context_window = context_window
+        self._stateful = bool(getattr(model, "_is_stateful", False))
+        accepts = inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where its logits are."""
+        device = self.model.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Input embeddings [vocabulary, width]."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+        """See `Member.next_logits`."""
+        return torch.stack([self._run(row) for row in rows])
+
+    def _run(self, row: MemberRow) -> torch.Tensor:
+        first = row.cache is None and row.tokens_run == 0
+        if self._stateful:
+            row.cached = 0
+        pending = row.take_pending()
+        if not first:
+            row.tokens_run += len(pending)
+        ids = torch.tensor([pending], device=self.device)
+        if self._stateful:
+            return self._logits(self.model(ids, use_cache=False, **self._last_only))
+        if row.cache is None:
+            row.cache = DynamicCache()
+        surplus = row.cache.get_seq_length() - (row.cached - len(pending))
+        if surplus > 0:
+            row.cache.crop(-surplus)
+        return self._logits(self.model(ids, past_key_values=row.cache, use_cache=True, **self._last_only))
+
+    def _logits(self, output: Any) -> torch.Tensor:
+        logits: torch.Tensor = output.logits[0, -1, : len(self.embeddings)]  # [vocabulary]
+        return logits.float()
+
+    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `Member.token_logprobs`."""
+        batch = torch.tensor([list(ids)], device=self.device)
+        logits = self.model(batch, use_cache=False).logits[0, start - 1 : -1].float()  # [tokens, vocabulary]
+        chosen = torch.log_softmax(logits, dim=-1).gather(-1, batch[0, start:, None])[:, 0]
+        return [float(x) for x in chosen]

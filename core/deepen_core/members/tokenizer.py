@@ -1,0 +1,46 @@
+"""The text side of a member: everything it needs to know of words, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from deepen_core.alignment import Boundaries
+from deepen_core.backend import Backend
+from deepen_core.prompt import PromptReader
+from deepen_core.vocabulary import Vocabulary
+
+# A little of everything that members meet, to compare the length of their tokens.
+SAMPLE_TEXT = (
+    "The old library opens at nine. Mira asked, \"How many books are there?\" and the clerk said: about 48,000.\n"
+    "def mean(values):\n    return sum(values) / len(values)\n"
+    "Heat the water to 80 degrees; then add two spoons of tea, wait for three minutes, and serve.\n"
+)
+
+
+class MemberTokenizer:
+    """A member's tokenizer with what is derived from it.
+
+    Args:
+        tokenizer: A `transformers` fast tokenizer.
+        name: The member's name, for messages.
+        stop_ids: Ids that end a text by the model's generation config.
+
+    Attributes:
+        backend: Encodes plain text.
+        vocabulary: Bytes of every token.
+        boundaries: Where a text may be cut.
+        reader: Reads prompts.
+        bytes_per_token: Mean length of its tokens on a sample text.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, stop_ids: Iterable[int] = ()) -> None:
+        self.backend = Backend(tokenizer)
+        self.vocabulary = Vocabulary.from_tokenizer(tokenizer, stop_ids, self.backend)
+        self.boundaries = Boundaries(self.backend, self.vocabulary.kind)
+        self.reader = PromptReader(tokenizer, self.backend, name)
+        self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.backend.encode(SAMPLE_TEXT)))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS; control tokens in it are plain text."""
+        return self.backend.encode(text)

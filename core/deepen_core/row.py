@@ -1,0 +1,148 @@
+"""One request on its way: what every member holds for it, and what has come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from deepen_core.config import SamplingParams
+from deepen_core.members.base import MemberRow
+from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
+from deepen_core.sampling import Sampler
+from deepen_core.stopping import StopMatcher
+from deepen_core.text import Utf8Stream
+from deepen_core.vocabulary import Vocabulary
+
+
+class Row:
+    """State of one request; `Decoder.step` drives it.
+
+    Args:
+        sides: The row of each member, or None for a member that does not take part.
+        names: The members' names.
+        main: Which member speaks.
+        vocabulary: Main's vocabulary.
+        params: The request's options, `max_new_tokens` already clamped to the room there is.
+        starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
+
+    Attributes:
+        token_ids: Main's ids chosen so far, the end token left out.
+        finish_reason: Set once the row has ended.
+        warnings: What the caller should know.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[MemberRow | None],
+        names: Sequence[str],
+        main: int,
+        vocabulary: Vocabulary,
+        params: SamplingParams,
+        *,
+        starts_text: bool,
+    ) -> None:
+        self.sides = list(sides)
+        self.params = params
+        self.sampler = Sampler(params, sorted(vocabulary.stop_ids) if params.ignore_eos else ())
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.warnings: list[str] = []
+        self._names = list(names)
+        self._main = main
+        self._vocabulary = vocabulary
+        self._drop_space = starts_text and vocabulary.starts_with_space
+        self._utf8 = Utf8Stream()
+        self._stops = StopMatcher(params.stop)
+        self._shown: list[str] = []
+        self._fresh_text = ""
+        self._fresh_ids: list[int] = []
+        self._started = time.perf_counter()
+        self._first_token: float | None = None
+        self._ended: float | None = None
+
+    @property
+    def main_side(self) -> MemberRow:
+        """The main member's row."""
+        side = self.sides[self._main]
+        assert side is not None, "main always takes part"
+        return side
+
+    @property
+    def others_behind(self) -> bool:
+        """Whether bytes of an unfinished character wait, which the other members cannot be told yet."""
+        return self._utf8.waiting
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the request's timeout has passed."""
+        return self.params.timeout is not None and time.perf_counter() - self._started >= self.params.timeout
+
+    def accept(self, token_id: int) -> None:
+        """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller."""
+        self._first_token = self._first_token or time.perf_counter()
+        if token_id in self._vocabulary.stop_ids:
+            self.finish("stop")
+            return
+        self.token_ids.append(token_id)
+        self._fresh_ids.append(token_id)
+        self.main_side.append_token(token_id)
+        text = self._utf8.feed(self._bytes(token_id))
+        if text:
+            for member, side in enumerate(self.sides):
+                if side is not None and member != self._main:
+                    side.append_text(text)
+            self._fresh_text += self._stops.feed(text)
+        if self._stops.matched is not None:
+            self.finish("stop")
+        elif len(self.token_ids) >= self.params.max_new_tokens:
+            self.finish("length")
+
+    def _bytes(self, token_id: int) -> bytes:
+        value = self._vocabulary.token_bytes(token_id) or b""
+        if value and self._drop_space:
+            self._drop_space = False
+            return value.removeprefix(b" ")
+        return value
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the row and lets go of its caches."""
+        self.finish_reason = reason
+        self._fresh_text += self._stops.finish()
+        self._ended = time.perf_counter()
+        self.release()
+
+    def release(self) -> None:
+        """Frees the key/value caches; the row can go on no more."""
+        for side in self.sides:
+            if side is not None:
+                side.cache = None
+
+    def take_chunk(self) -> Chunk | None:
+        """What is new since the last call; the last chunk of a finished row carries the whole answer."""
+        text, ids = self._fresh_text, self._fresh_ids
+        if self.finish_reason is None and not text:
+            return None
+        self._fresh_text, self._fresh_ids = "", []
+        self._shown.append(text)
+        whole = None if self.finish_reason is None else self.generation()
+        return Chunk(text, ids, self.finish_reason, whole)
+
+    def generation(self) -> Generation:
+        """The answer of a finished row."""
+        assert self.finish_reason is not None, "the row goes on"
+        first = self._first_token or self._ended or self._started
+        return Generation(
+            text="".join(self._shown) + self._fresh_text,
+            token_ids=list(self.token_ids),
+            finish_reason=self.finish_reason,
+            usage=Usage(self.main_side.prompt_tokens, len(self.token_ids)),
+            logprobs=list(self.logprobs) if self.params.logprobs is not None else None,
+            timings=Timings(first - self._started, (self._ended or first) - first),
+            member_work=[
+                MemberWork(name, side.prompt_tokens, len(side.ids) - side.prompt_tokens, side.tokens_run)
+                for name, side in zip(self._names, self.sides, strict=True)
+                if side is not None
+            ],
+            warnings=list(self.warnings),
+        )
