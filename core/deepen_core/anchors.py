@@ -37,6 +37,34 @@ class Anchors:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def fixed_columns(self, vocabulary: Vocabulary, size: int, *, by_prefix: bool) -> torch.Tensor:
+        """Columns of the relative space that need no embeddings.
+
+        A token that ends a text belongs to the stop column, `len(self)`. A token without bytes belongs to the rest
+        column, `len(self) + 1`: no other member can know it. With `by_prefix`, a token that is no anchor belongs to the
+        longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks that token says " tom" first.
+
+        Args:
+            vocabulary: The member's vocabulary.
+            size: Rows of its embedding matrix.
+            by_prefix: Whether tokens that are not shared go by their beginning rather than by their embedding.
+
+        Returns:
+            int32 [size]; -1 where the row is to be computed from embeddings.
+        """
+        column_of = {token: column for column, token in enumerate(self.tokens)}
+        columns = [-1] * size
+        for token_id in range(size):
+            value = vocabulary.token_bytes(token_id)
+            if token_id in vocabulary.stop_ids:
+                columns[token_id] = len(self)
+            elif value is None:
+                columns[token_id] = len(self) + 1
+            elif by_prefix and value not in column_of:
+                ends = range(len(value) - 1, 0, -1)
+                columns[token_id] = next((column_of[value[:n]] for n in ends if value[:n] in column_of), -1)
+        return torch.tensor(columns, dtype=torch.int32)
+
     @classmethod
     def shared_by(cls, vocabularies: Sequence[Vocabulary], names: Sequence[str]) -> Anchors:
         """Finds the anchors of these members.

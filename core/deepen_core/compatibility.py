@@ -15,7 +15,7 @@ def compatibility_warnings(
 
     Args:
         names: The members' names.
-        self_mass: Mean mass that an anchor keeps for itself in each member's relative space.
+        self_mass: Median mass that an anchor keeps for itself in each member's relative space.
         bytes_per_token: Mean token length of each member on the same text.
         weights: Members of weight zero are left out.
     """
@@ -23,7 +23,7 @@ def compatibility_warnings(
     if len(counted) < 2:
         return []
     found = [
-        f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass on average. "
+        f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass in the median. "
         'Use temperature="auto".'
         for i in counted
         if self_mass[i] < _WEAK_SELF_MASS

@@ -78,7 +78,10 @@ class FusionConfig(_Options):
     temperature: float | Literal["auto"] = "auto"
     """Sharpness of the relative rows; "auto" calibrates it per member to `target_self_mass`."""
     target_self_mass: float = Field(default=0.9, gt=0.0, lt=1.0)
-    """With `temperature="auto"`: the mean share of an anchor's row that stays on the anchor."""
+    """With `temperature="auto"`: the median share of an anchor's row that stays on the anchor."""
+    unshared: Literal["prefix", "embedding"] = "prefix"
+    """Where a token goes that is no anchor: to the longest anchor that it begins with, or, as in the paper, to the
+    anchors that its embedding is near to."""
     steps: int = Field(default=5, ge=1, le=1000)
     """Iterations of the search."""
     trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
@@ -102,7 +105,7 @@ class FusionConfig(_Options):
 
 PRESETS: dict[str, FusionConfig] = {
     "deepen": FusionConfig(),
-    "deepen-paper": FusionConfig(search="adamw", temperature=100.0, trust_radius=0.15, steps=5),
+    "deepen-paper": FusionConfig(search="adamw", temperature=100.0, unshared="embedding", trust_radius=0.15, steps=5),
 }
 
 

@@ -47,7 +47,7 @@ class Ensemble:
         self._weights = list(weights)
         self._fusion_name = fusion_name
         self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names)
-        spaces = [_space(m, ids, config) for m, ids in zip(members, self._anchors.ids, strict=True)]
+        spaces = [_space(m, self._anchors, place, config) for place, m in enumerate(members)]
         self._fusion = DeepenFusion(spaces, main, config)
         self._decoder = Decoder(members, main, weights, self._fusion)
         self._lock = threading.Lock()
@@ -299,16 +299,12 @@ class Ensemble:
             self._decoder.step(rows)
 
 
-def _space(member: CausalMember, anchor_ids: torch.Tensor, config: FusionConfig) -> RelativeSpace:
-    vocabulary = member.tokenizer.vocabulary
-    rows = len(member.embeddings)
-    stops = sorted(i for i in vocabulary.stop_ids if i < rows)
-    silent = [i for i in range(rows) if vocabulary.token_bytes(i) is None and i not in vocabulary.stop_ids]
+def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionConfig) -> RelativeSpace:
+    by_prefix = config.unshared == "prefix"
     return RelativeSpace(
         member.embeddings,
-        anchor_ids,
-        outside=torch.tensor(silent, dtype=torch.long),
-        stop_ids=torch.tensor(stops, dtype=torch.long),
+        anchors.ids[place],
+        fixed=anchors.fixed_columns(member.tokenizer.vocabulary, len(member.embeddings), by_prefix=by_prefix),
         temperature=config.temperature,
         target_self_mass=config.target_self_mass,
         entries=config.row_entries,

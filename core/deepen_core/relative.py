@@ -2,7 +2,8 @@
 
 A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Two
 columns are added behind the anchors: **stop**, where every token that ends a text has all its mass, and **rest**,
-where tokens have theirs that no other member can know (control tokens, ids without a token).
+where tokens have theirs that no other member can know (control tokens, ids without a token). Which tokens have a row
+from embeddings, and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 """
 
 from __future__ import annotations
@@ -86,15 +87,14 @@ class RelativeSpace:
     Args:
         embeddings: The member's input embeddings [vocabulary, width]; referred to, not copied.
         anchor_ids: Its ids of the shared anchors [anchors].
-        outside: Ids without a row over the anchors: control tokens and ids without a token.
-        stop_ids: Ids that end a text.
+        fixed: Column that a token has all its mass on, or -1 for a row from embeddings, int32 [vocabulary].
         temperature: A number, or "auto" to calibrate it.
-        target_self_mass: The mean mass an anchor keeps for itself that "auto" aims at.
+        target_self_mass: The median mass an anchor keeps for itself that "auto" aims at.
         entries: How many entries of a row are kept; the mass below them is spread evenly.
 
     Attributes:
         temperature: In use.
-        self_mass: Mean mass that an anchor's row has on that anchor.
+        self_mass: Median mass that an anchor's row has on that anchor.
     """
 
     def __init__(
@@ -102,8 +102,7 @@ class RelativeSpace:
         embeddings: torch.Tensor,
         anchor_ids: torch.Tensor,
         *,
-        outside: torch.Tensor,
-        stop_ids: torch.Tensor,
+        fixed: torch.Tensor,
         temperature: float | Literal["auto"] = "auto",
         target_self_mass: float = 0.9,
         entries: int = 128,
@@ -114,8 +113,8 @@ class RelativeSpace:
         self.anchors = len(anchor_ids)
         self._unit_anchors = _unit_rows(self._embeddings[self.anchor_ids])  # [anchors, width]
         self._entries = min(entries, self.anchors)
-        self._outside = outside.to(device)
-        self.stop_ids = stop_ids.to(device)
+        self._fixed = fixed.to(device)
+        self.stop_ids = (self._fixed == self.anchors).nonzero()[:, 0]
 
         step = max(1, self.anchors // _CALIBRATION_ANCHORS)
         sample = torch.arange(0, self.anchors, step, device=device)
@@ -125,14 +124,11 @@ class RelativeSpace:
         self.temperature = float(temperature)
         self.self_mass = _self_mass(logits, sample, self.temperature)
 
-        # Column 0 of an unbuilt slot is never read: `_slot` is -1 there.
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self._entries, dtype=torch.int32, device=device)
         self._value = torch.empty(0, self._entries, device=device)
         self._spread = torch.empty(0, device=device)
         self._built = 0
-        self._build_special(self._outside, self.anchors + 1)
-        self._build_special(self.stop_ids, self.anchors)
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +138,7 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        held = (self._unit_anchors, self._slot, self._index, self._value, self._spread)
+        held = (self._unit_anchors, self._fixed, self._slot, self._index, self._value, self._spread)
         return sum(t.numel() * t.element_size() for t in held)
 
     def rows(self, token_ids: torch.Tensor) -> SparseRows:
@@ -161,13 +157,15 @@ class RelativeSpace:
     def dense(self) -> torch.Tensor:
         """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
         matrix = F.pad(relative_matrix(self._embeddings, self.anchor_ids, self.temperature), (0, 2))
-        for ids, column in ((self._outside, self.anchors + 1), (self.stop_ids, self.anchors)):
-            matrix[ids] = 0.0
-            matrix[ids, column] = 1.0
+        ids = (self._fixed >= 0).nonzero()[:, 0]
+        matrix[ids] = 0.0
+        matrix[ids, self._fixed[ids].long()] = 1.0
         return matrix
 
     def _build(self, token_ids: torch.Tensor) -> None:
-        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // self.anchors)):
+        fixed = self._fixed[token_ids]
+        self._build_fixed(token_ids[fixed >= 0], fixed[fixed >= 0])
+        for chunk in token_ids[fixed < 0].split(max(1, _CHUNK_FLOATS // self.anchors)):
             units = _unit_rows(self._embeddings[chunk])
             mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
             value, index = mass.topk(self._entries, dim=-1)  # [tokens, entries]
@@ -175,10 +173,10 @@ class RelativeSpace:
             spread = torch.zeros(len(chunk), device=self.device) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
             self._store(chunk, index.int(), value, spread)
 
-    def _build_special(self, token_ids: torch.Tensor, column: int) -> None:
+    def _build_fixed(self, token_ids: torch.Tensor, columns: torch.Tensor) -> None:
         index = torch.zeros(len(token_ids), self._entries, dtype=torch.int32, device=self.device)
         value = torch.zeros(len(token_ids), self._entries, device=self.device)
-        index[:, 0], value[:, 0] = column, 1.0
+        index[:, 0], value[:, 0] = columns, 1.0
         self._store(token_ids, index, value, torch.zeros(len(token_ids), device=self.device))
 
     def _store(self, token_ids: torch.Tensor, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor) -> None:
@@ -195,9 +193,13 @@ class RelativeSpace:
 
 
 def _self_mass(logits: torch.Tensor, columns: torch.Tensor, temperature: float) -> float:
-    """Mean mass of each row of `logits` [rows, anchors] on its own column."""
+    """Median mass of the rows of `logits` [rows, anchors] on their own columns.
+
+    Not the mean: tokens that training never met have nearly equal embeddings, share their mass at any temperature, and
+    would drive it far beyond what the others need.
+    """
     mass = torch.softmax(temperature * logits, dim=-1)
-    return float(mass.gather(1, columns[:, None]).mean())
+    return float(mass.gather(1, columns[:, None]).median())
 
 
 def calibrate_temperature(logits: torch.Tensor, columns: torch.Tensor, target: float) -> float:
@@ -206,8 +208,8 @@ def calibrate_temperature(logits: torch.Tensor, columns: torch.Tensor, target: f
     Args:
         logits: `l2norm(cos)` of some anchors [rows, anchors].
         columns: The column of each of these anchors itself [rows].
-        target: Mean self-mass, between 0 and 1. Equal embeddings share their mass at any temperature, so a vocabulary
-            with many of them may not reach it; the temperature is then the largest tried.
+        target: Median self-mass, between 0 and 1. A vocabulary of mostly equal embeddings does not reach it at any
+            temperature; the result is then the largest tried.
     """
     low, high = 0.0, math.log(_MAX_TEMPERATURE)
     for _ in range(40):

@@ -146,7 +146,7 @@ class MemberInfo:
     temperature: float
     """Of the relative representation, after calibration."""
     self_mass: float
-    """Mean share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
+    """Median share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
     bytes_per_token: float
     """Mean length of this member's tokens on a sample text."""
     space_bytes: int
