@@ -32,7 +32,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Ensemble":
-        from deepen_core.ensemble import Ensemble
+        from deepen_core.ensemble import Ensemble  # noqa: PLC0415  torch is loaded here, not before
 
         return Ensemble
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

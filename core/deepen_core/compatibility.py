@@ -9,7 +9,11 @@ _LENGTH_RATIO = 1.6
 
 
 def compatibility_warnings(
-    names: Sequence[str], *, self_mass: Sequence[float], bytes_per_token: Sequence[float], weights: Sequence[float]
+    names: Sequence[str],
+    *,
+    self_mass: Sequence[float],
+    bytes_per_token: Sequence[float],
+    weights: Sequence[float],
 ) -> list[str]:
     """Says which numbers speak against fusing these members.
 
@@ -23,8 +27,8 @@ def compatibility_warnings(
     if len(counted) < 2:
         return []
     found = [
-        f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass in the median. "
-        'Use temperature="auto".'
+        f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass "
+        'in the median. Use temperature="auto".'
         for i in counted
         if self_mass[i] < _WEAK_SELF_MASS
     ]
@@ -33,7 +37,7 @@ def compatibility_warnings(
     if bytes_per_token[long] > _LENGTH_RATIO * bytes_per_token[short]:
         found.append(
             f"Tokens differ much in length ({names[long]!r}: {bytes_per_token[long]:.1f} bytes, {names[short]!r}: "
-            f"{bytes_per_token[short]:.1f}), so the members predict different things at one step and fusing them may be "
-            "worse than the better one alone."
+            f"{bytes_per_token[short]:.1f}), so the members predict different things at one step, and fusing them may "
+            "be worse than the better one alone."
         )
     return found

@@ -119,7 +119,9 @@ def resolve_fusion(fusion: str | FusionConfig | Mapping[str, Any]) -> FusionConf
         return fusion
     if isinstance(fusion, str):
         if fusion not in PRESETS:
-            raise ConfigurationError(f"Unknown fusion {fusion!r}: choose {' or '.join(map(repr, PRESETS))}, or pass a FusionConfig.")
+            raise ConfigurationError(
+                f"Unknown fusion {fusion!r}: choose {' or '.join(map(repr, PRESETS))}, or pass a FusionConfig."
+            )
         return PRESETS[fusion]
     if not isinstance(fusion, Mapping):
         raise ConfigurationError(f"fusion is a {type(fusion).__name__}: pass a name, a FusionConfig or its fields.")

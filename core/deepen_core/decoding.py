@@ -52,7 +52,9 @@ class Decoder:
         names = [m.name for m in self._members]
         row = Row(sides, names, self._main, self._vocabulary, clamped, starts_text=not spoken.text)
         if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
-            row.warnings.append(f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window.")
+            row.warnings.append(
+                f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
+            )
         return row
 
     def _takes_part(self, member: int) -> bool:
@@ -105,7 +107,8 @@ class Decoder:
         for member, side in zip(self._members, row.sides, strict=True):
             if side is not None and len(side.ids) > member.context_window:
                 row.warnings.append(
-                    f"Ended where the text fills the context window of member {member.name!r} ({member.context_window} tokens)."
+                    f"Ended where the text fills the context window of member {member.name!r}, "
+                    f"{member.context_window} tokens."
                 )
                 row.finish("length")
                 return True
@@ -152,8 +155,8 @@ class Decoder:
         best = logits.amax(-1)  # NaN if any entry is
         if not bool(torch.isfinite(best).all()):
             raise NonFiniteLogitsError(
-                f"Member {member.name!r} returned logits whose largest is {[float(b) for b in best]}: its weights are damaged, "
-                "or its dtype overflows (try dtype='float32' or 'bfloat16' for this member)."
+                f"Member {member.name!r} returned logits whose largest is {[float(b) for b in best]}: its weights are "
+                "damaged, or its dtype overflows (try dtype='float32' or 'bfloat16' for this member)."
             )
 
     def _note_logprobs(self, row: Row, token_id: int, fused: torch.Tensor) -> None:

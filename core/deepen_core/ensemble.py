@@ -10,12 +10,14 @@ from types import TracebackType
 from typing import Any, overload
 
 import torch
+from typing_extensions import Self
 
 from deepen_core.anchors import Anchors
 from deepen_core.compatibility import compatibility_warnings
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams, resolve_fusion, resolve_sampling
 from deepen_core.decoding import Decoder
-from deepen_core.errors import ClosedError, PromptError
+from deepen_core.demo import member_paths
+from deepen_core.errors import ClosedError, CompatibilityWarning, PromptError
 from deepen_core.fusion import DeepenFusion
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
@@ -29,17 +31,22 @@ Prompt = str | Sequence[Message]
 
 
 class Ensemble:
-    """Local language models with different tokenizers and architectures that answer as one.
+    r"""Local language models with different tokenizers and architectures that answer as one.
 
     Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from several threads; steps take turns.
 
     Example:
         >>> with Ensemble.demo() as ens:
-        ...     print(ens.generate("Question: Where does Mira live?\\nAnswer:").text)
+        ...     print(ens.generate("Question: Where does Felix live?\nAnswer:").text)
     """
 
     def __init__(
-        self, members: Sequence[CausalMember], main: int, weights: Sequence[float], config: FusionConfig, fusion_name: str
+        self,
+        members: Sequence[CausalMember],
+        main: int,
+        weights: Sequence[float],
+        config: FusionConfig,
+        fusion_name: str,
     ) -> None:
         names = [m.name for m in members]
         self._members = list(members)
@@ -98,7 +105,7 @@ class Ensemble:
         label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
         ensemble = cls(load_members(described, progress), spoken, shares, config, label)
         for warning in ensemble._warnings:
-            python_warnings.warn(warning, stacklevel=2)
+            python_warnings.warn(warning, CompatibilityWarning, stacklevel=2)
         return ensemble
 
     @classmethod
@@ -108,16 +115,18 @@ class Ensemble:
         Args:
             options: Any option of `Ensemble.load` but `models`.
         """
-        from deepen_core.demo import member_paths
-
         return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
 
     @overload
     def generate(self, prompt: str, params: SamplingParams | None = None, **options: Any) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[Message], params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    def generate(
+        self, prompt: Sequence[Message], params: SamplingParams | None = None, **options: Any
+    ) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any
+    ) -> list[Generation]: ...
     @overload
     def generate(
         self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
@@ -125,13 +134,13 @@ class Ensemble:
     def generate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
     ) -> Generation | list[Generation]:
-        """Answers one prompt, or several together.
+        r"""Answers one prompt, or several together.
 
         Args:
             prompt: A text, a conversation (a list of messages, each member renders its own chat template), or a list of
                 either.
             params: Options of the request.
-            options: The same by keyword, such as `max_new_tokens=64, stop=["\\n"]`; they win over `params`.
+            options: The same by keyword, such as `max_new_tokens=64, stop=["\n"]`; they win over `params`.
 
         Returns:
             A `Generation`, or a list of them for a list of prompts.
@@ -230,7 +239,9 @@ class Ensemble:
     @property
     def has_chat_template(self) -> bool:
         """Whether every member that counts can read a conversation."""
-        return all(m.tokenizer.reader.has_chat_template for m, w in zip(self._members, self._weights, strict=True) if w > 0)
+        return all(
+            m.tokenizer.reader.has_chat_template for m, w in zip(self._members, self._weights, strict=True) if w > 0
+        )
 
     @property
     def context_window(self) -> int:
@@ -278,10 +289,12 @@ class Ensemble:
             self._decoder = None  # type: ignore[assignment]
             self._fusion = None  # type: ignore[assignment]
 
-    def __enter__(self) -> Ensemble:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _check_open(self) -> None:

@@ -11,6 +11,10 @@ class DeepenError(RuntimeError):
     """Base of every error that the engine raises on purpose."""
 
 
+class CompatibilityWarning(UserWarning):
+    """The members can be fused, but a measurement speaks against it."""
+
+
 class ConfigurationError(DeepenError):
     """The ensemble cannot be built from these options (weights, main member, fusion, unknown fields)."""
 

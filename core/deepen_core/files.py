@@ -9,7 +9,14 @@ from typing import Any
 
 from deepen_core.errors import ModelFilesError
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 
@@ -39,7 +46,8 @@ def check_description(folder: Path) -> None:
     _read_json(config)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelFilesError(
-            f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it with tokenizer.save_pretrained(folder)."
+            f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it there with "
+            "tokenizer.save_pretrained(folder)."
         )
     if (folder / "tokenizer.json").is_file():
         _read_json(folder / "tokenizer.json")
@@ -65,10 +73,10 @@ def weight_files(folder: Path) -> list[Path]:
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
     if pickled:
         raise ModelFilesError(
-            f"{folder} has its weights as pickle files only ({', '.join(pickled[:3])}), which can run code when loaded: "
-            "convert them once with model.save_pretrained(folder, safe_serialization=True)."
+            f"{folder} has its weights as pickle files only ({', '.join(pickled[:3])}), which can run code when "
+            "loaded: convert them once with model.save_pretrained(folder, safe_serialization=True)."
         )
-    raise ModelFilesError(f"{folder} has no weights ({_WEIGHTS}): save the model there with model.save_pretrained(folder).")
+    raise ModelFilesError(f"{folder} has no weights ({_WEIGHTS}): save them there with model.save_pretrained(folder).")
 
 
 def _read_json(path: Path) -> Any:

@@ -59,9 +59,9 @@ def adamw(
     """The paper's search: AdamW on the logits, with the gradient in closed form.
 
     The loss is `mean(q * (log q - log(p R)))` over all columns, so the gradient is
-    `-(p / columns) * (R (q / (p R)) - sum q)`. The mean is not a matter of scale: against AdamW's eps it decides how far
-    improbable tokens move. Betas (0.9, 0.999), eps 1e-8, weight decay 0.01; the learning rate follows a cosine of period
-    10 down to a quarter.
+    `-(p / columns) * (R (q / (p R)) - sum q)`. The mean is not a matter of scale: against AdamW's eps it decides how
+    far improbable tokens move. Betas (0.9, 0.999), eps 1e-8, weight decay 0.01; the learning rate follows a cosine of
+    period 10 down to a quarter.
 
     Args:
         logits: Start [..., tokens]; entries of -infinity stay.

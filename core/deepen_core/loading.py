@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +26,13 @@ from deepen_core.members.tokenizer import MemberTokenizer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-_WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+_WINDOW_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "seq_length",
+    "max_seq_len",
+)
 _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
 
@@ -36,7 +44,9 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
         ConfigurationError: If the list is empty or an entry is wrong.
     """
     if isinstance(models, (str, Path, MemberConfig, Mapping)):
-        raise ConfigurationError(f"models is a single {type(models).__name__}: give a list, such as ['path/a', 'path/b'].")
+        raise ConfigurationError(
+            f"models is a single {type(models).__name__}: give a list, such as ['path/a', 'path/b']."
+        )
     if not models:
         raise ConfigurationError("The list of members is empty: give at least one model folder or hub id.")
     configs = []
@@ -48,7 +58,7 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
             configs.append(values if isinstance(values, MemberConfig) else MemberConfig(**values))
         except ValidationError as problem:
             raise ConfigurationError(f"Member {number}: {explain(problem, MemberConfig)}") from problem
-    given = [c.name or Path(c.model).name or c.model for c in configs]
+    given = [Path(c.model).resolve().name if c.name is None else c.name for c in configs]
     named = []
     for place, (config, name) in enumerate(zip(configs, given, strict=True)):
         earlier = given[:place].count(name)
@@ -56,7 +66,7 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
     return named
 
 
-def main_index(main: int | str, configs: Sequence[MemberConfig]) -> int:
+def main_index(main: object, configs: Sequence[MemberConfig]) -> int:
     """Resolves the main member.
 
     Raises:
@@ -190,21 +200,17 @@ def _download_weights(described: Description) -> Path:
 
 
 def _snapshot(config: MemberConfig, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
     except Exception as problem:  # network, authorisation and cache errors share no useful base class
         raise ModelFilesError(
-            f"{config.model!r} is neither a folder here nor could it be fetched from the hub ({type(problem).__name__}: "
-            f"{str(problem).splitlines()[0] if str(problem) else 'no message'}). Check the path, or the id and the network."
+            f"{config.model!r} is no folder here, and could not be fetched from the hub ({type(problem).__name__}: "
+            f"{str(problem).partition(chr(10))[0]}). Check the path, or the id and the network."
         ) from problem
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
     """Every id that ends a text by the generation config or the model's configuration."""
-    import json
-
     ids: set[int] = set()
     path = folder / "generation_config.json"
     sources = [model_config.get_text_config().to_dict(), model_config.to_dict()]

@@ -94,8 +94,8 @@ class PromptReader:
         """
         if not self.has_chat_template:
             raise ChatTemplateError(
-                f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use an "
-                "instruction-tuned model, or set tokenizer.chat_template in its folder (chat_template.jinja)."
+                f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use "
+                "an instruction-tuned model, or put a template into its folder (chat_template.jinja)."
             )
         try:
             rendered = self._tokenizer.apply_chat_template(
@@ -142,7 +142,9 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
         PromptError: If it is empty or a message has no role.
     """
     if not messages:
-        raise PromptError("The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}.")
+        raise PromptError(
+            "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."
+        )
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise PromptError(

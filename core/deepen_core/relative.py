@@ -23,7 +23,8 @@ _MAX_TEMPERATURE = 1e5
 def _unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
     """Rows scaled to length one as `torch.cosine_similarity` does, in float32."""
     rows = embeddings.float()
-    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / lengths.clamp_min(1e-8)
 
 
 def _relative_logits(units: torch.Tensor, unit_anchors: torch.Tensor) -> torch.Tensor:

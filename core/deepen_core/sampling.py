@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers.generation.logits_process import (
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -30,8 +30,8 @@ class Sampler:
         self._forbidden = list(forbidden)
         self._generator: torch.Generator | None = None
         self._seed = params.seed
-        self._warpers = LogitsProcessorList()
-        self._penalty: RepetitionPenaltyLogitsProcessor | None = None
+        self._warpers: list[Callable[[Any, torch.Tensor], torch.Tensor]] = []
+        self._penalty: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
         if params.repetition_penalty != 1.0:
             self._penalty = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
         if not self._greedy:
@@ -63,8 +63,9 @@ class Sampler:
             scores = scores.index_fill(1, torch.tensor(self._forbidden, device=scores.device), -torch.inf)
         if self._greedy:
             return int(scores.argmax(-1))
-        empty = torch.empty(1, 0, dtype=torch.long, device=scores.device)
-        probs = torch.softmax(self._warpers(empty, scores), dim=-1)
+        for warper in self._warpers:
+            scores = warper(None, scores)  # none of them looks at the ids
+        probs = torch.softmax(scores, dim=-1)
         return int(torch.multinomial(probs, 1, generator=self._random(probs.device)))
 
     def _random(self, device: torch.device) -> torch.Generator:

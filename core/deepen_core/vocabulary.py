@@ -87,9 +87,7 @@ class Vocabulary:
         return data.removeprefix(b" ") if at_start and self.starts_with_space else data
 
     @classmethod
-    def from_tokenizer(
-        cls, tokenizer: Any, stop_ids: Iterable[int] = (), backend: Backend | None = None
-    ) -> Vocabulary:
+    def from_tokenizer(cls, tokenizer: Any, stop_ids: Iterable[int] = (), backend: Backend | None = None) -> Vocabulary:
         """Reads the bytes of every token from a fast tokenizer.
 
         Args:
@@ -107,7 +105,9 @@ class Vocabulary:
         added = {t["id"]: t for t in backend.added_tokens}
         special = {i for i, t in added.items() if t["special"]} | set(getattr(tokenizer, "all_special_ids", ()) or ())
         special |= _unknown_ids(backend, pieces)
-        falls_back = bool(backend.model.get("byte_fallback")) or any(d["type"] == "ByteFallback" for d in backend.decoders)
+        falls_back = bool(backend.model.get("byte_fallback")) or any(
+            d["type"] == "ByteFallback" for d in backend.decoders
+        )
 
         values: list[bytes | None] = [None] * size
         rank: list[int] = [0] * size  # among equal bytes a plain piece comes before an added token and a byte piece

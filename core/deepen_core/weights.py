@@ -21,7 +21,9 @@ def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[f
     try:
         values = [float(w) for w in weights]
     except (TypeError, ValueError) as problem:
-        raise ConfigurationError(f"weights is {weights!r}: give one number per member, such as [0.7, 0.3].") from problem
+        raise ConfigurationError(
+            f"weights is {weights!r}: give one number per member, such as [0.7, 0.3]."
+        ) from problem
     if len(values) != len(names):
         raise ConfigurationError(
             f"{len(values)} weights for {len(names)} members ({', '.join(names)}): give one weight per member."

@@ -12,7 +12,7 @@ from deepen_core.vocabulary import Vocabulary
 
 # A little of everything that members meet, to compare the length of their tokens.
 SAMPLE_TEXT = (
-    "The old library opens at nine. Mira asked, \"How many books are there?\" and the clerk said: about 48,000.\n"
+    'The old library opens at nine. Mira asked, "How many books are there?" and the clerk said: about 48,000.\n'
     "def mean(values):\n    return sum(values) / len(values)\n"
     "Heat the water to 80 degrees; then add two spoons of tea, wait for three minutes, and serve.\n"
 )

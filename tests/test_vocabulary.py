@@ -1,0 +1,155 @@
+"""What token ids mean in bytes, for every kind of tokenizer."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepen_core.anchors import Anchors, common_tokens
+from deepen_core.errors import NoCommonTokensError, TokenizerError
+from deepen_core.vocabulary import Vocabulary
+
+KINDS = {
+    "byte_level": tiny.byte_level,
+    "sentencepiece_bpe": tiny.sentencepiece_bpe,
+    "metaspace_first": tiny.metaspace_first,
+    "unigram": tiny.unigram,
+    "unigram_uncut": lambda: tiny.unigram(split=False),
+}
+METASPACE = {"metaspace_first", "unigram"}
+LOSSLESS = ["byte_level", "sentencepiece_bpe", "metaspace_first", "unigram", "unigram_uncut"]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {name: make() for name, make in KINDS.items()} | {"wordpiece": tiny.wordpiece()}
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tokenizers):
+    return {name: Vocabulary.from_tokenizer(t) for name, t in tokenizers.items()}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60))
+def test_bytes_of_the_ids_spell_the_text(tokenizers, vocabularies, name, text):
+    ids = tokenizers[name](text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    spelled = vocabularies[name].join(ids, at_start=True)
+    # A Metaspace pre-tokenizer adds its dummy space only where the text has none, and so takes " a" and "a" for the same.
+    same = {text.encode(), text.encode().removeprefix(b" ")} if name in METASPACE else {text.encode()}
+    assert spelled in same
+
+
+def test_kinds(vocabularies):
+    kinds = {name: v.kind for name, v in vocabularies.items()}
+    assert kinds.pop("wordpiece") == "wordpiece"
+    assert kinds.pop("byte_level") == "byte-level"
+    assert set(kinds.values()) == {"sentencepiece"}
+
+
+def test_wordpiece_puts_a_space_before_words(tokenizers, vocabularies):
+    ids = tokenizers["wordpiece"]("The quick, lazy foxes", add_special_tokens=False)["input_ids"]
+    assert vocabularies["wordpiece"].join(ids, at_start=True) == b"the quick , lazy foxes"
+
+
+def test_byte_pieces_come_after_plain_ones(tokenizers, vocabularies):
+    vocabulary, pieces = vocabularies["sentencepiece_bpe"], tokenizers["sentencepiece_bpe"].get_vocab()
+    assert vocabulary.token_bytes(pieces["<0x61>"]) == vocabulary.token_bytes(pieces["a"]) == b"a"
+    assert vocabulary.id_of(b"a") == pieces["a"]
+    assert vocabulary.id_of(b"\xe4") == pieces["<0xE4>"]
+
+
+def test_special_tokens_have_no_bytes(tokenizers, vocabularies):
+    vocabulary, pieces = vocabularies["byte_level"], tokenizers["byte_level"].get_vocab()
+    assert vocabulary.token_bytes(pieces["<|turn|>"]) is None
+    assert vocabulary.stop_ids == {pieces["<|eos|>"], pieces["<|end|>"]}
+    assert vocabulary.special_ids >= vocabulary.stop_ids | {pieces["<|turn|>"], pieces["<|bos|>"]}
+    assert vocabulary.token_bytes(vocabulary.size) is None
+    assert vocabulary.token_bytes(-1) is None
+
+
+def test_further_stop_ids_of_the_generation_config(tokenizers):
+    pieces = tokenizers["byte_level"].get_vocab()
+    vocabulary = Vocabulary.from_tokenizer(tokenizers["byte_level"], stop_ids=[pieces["<|turn|>"]])
+    assert pieces["<|turn|>"] in vocabulary.stop_ids
+
+
+def test_added_plain_token_is_text(tokenizers):
+    tokenizer = tiny.byte_level()
+    tokenizer.add_tokens(["<tool>", "  é"])
+    vocabulary = Vocabulary.from_tokenizer(tokenizer)
+    assert vocabulary.token_bytes(tokenizer.convert_tokens_to_ids("<tool>")) == b"<tool>"
+    assert vocabulary.token_bytes(tokenizer.convert_tokens_to_ids("  é")) == "  é".encode()
+
+
+def test_end_of_word_marks_are_refused():
+    from tokenizers import Tokenizer, models
+
+    clip_like = Tokenizer(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"))
+    with pytest.raises(TokenizerError, match="marks the end of words"):
+        Vocabulary.from_tokenizer(clip_like)
+
+
+def test_slow_tokenizers_are_refused():
+    with pytest.raises(TokenizerError, match="no fast version"):
+        Vocabulary.from_tokenizer(object())
+
+
+def test_anchors_are_shared_sorted_and_canonical(vocabularies):
+    three = [vocabularies[n] for n in ("byte_level", "sentencepiece_bpe", "unigram")]
+    tokens = common_tokens(three)
+    assert tokens == sorted(tokens)
+    assert len(tokens) > 50
+    assert all(v.token_bytes(v.id_of(t)) == t for t in tokens for v in three)
+    anchors = Anchors.shared_by(three, ["a", "b", "c"])
+    for vocabulary, ids in zip(three, anchors.ids, strict=True):
+        assert [vocabulary.token_bytes(i) for i in ids.tolist()] == anchors.tokens
+        assert not set(ids.tolist()) & vocabulary.special_ids
+
+
+def test_anchors_do_not_depend_on_the_hash_seed(shared):
+    program = (
+        "from transformers import AutoTokenizer as T; from deepen_core.vocabulary import Vocabulary as V;"
+        "from deepen_core.anchors import Anchors;"
+        f"f = {str(shared / 'models')!r};"
+        "v = [V.from_tokenizer(T.from_pretrained(f'{f}/{n}')) for n in ('stories260K', 'babyllama105')];"
+        "a = Anchors.shared_by(v, 'ab'); print(a.tokens, [i.tolist() for i in a.ids])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert "b' '" in found[0]
+
+
+def test_no_common_token():
+    from tokenizers import Tokenizer, models
+
+    members = [Vocabulary.from_tokenizer(Tokenizer(models.BPE({c: 0}, []))) for c in "ab"]
+    with pytest.raises(NoCommonTokensError, match=r"share no token \(x has 1 tokens, y has 1 tokens\)"):
+        Anchors.shared_by(members, ["x", "y"])
+
+
+def test_tokens_that_are_not_shared_go_by_their_beginning(vocabularies):
+    a, b = vocabularies["byte_level"], vocabularies["sentencepiece_bpe"]
+    anchors = Anchors.shared_by([a, b], ["a", "b"])
+    columns = anchors.fixed_columns(a, a.size + 3, by_prefix=True).tolist()
+    for token_id, column in enumerate(columns):
+        value = a.token_bytes(token_id)
+        if token_id in a.stop_ids:
+            assert column == len(anchors)
+        elif value is None:
+            assert column == len(anchors) + 1
+        elif value in anchors.tokens:
+            assert column == -1
+        else:
+            starts = [t for t in anchors.tokens if value.startswith(t)]
+            assert column == (anchors.tokens.index(max(starts, key=len)) if starts else -1)
+    plain = anchors.fixed_columns(a, a.size, by_prefix=False).tolist()
+    assert all((c == -1) == (a.token_bytes(i) is not None) for i, c in enumerate(plain))

@@ -1,0 +1,171 @@
+"""Small tokenizers of every kind and random models, made on the spot: the tests need no downloads."""
+
+import json
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox doesn't.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+    "Once upon a time there was a little girl named Mira. She lived near the sea and loved boats.",
+    "Der Hund schläft, die Füchsin läuft über die Straße. Où est la bibliothèque? Año nuevo.",
+    "你好，世界。今天天气很好。 こんにちは世界。 Привет, мир! مرحبا",
+    "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14 + 2.71 = 5.85; 10% of 48,000.",
+    "\tif (a && b) {\n\t\treturn a ? b : c;\n\t}\n\n\n  spaces   everywhere    here",
+] * 3
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+
+
+def byte_level(size=420):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|bos|>", "<|eos|>", "<|turn|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _wrap(tokenizer, "<|bos|>", "<|eos|>")
+
+
+def sentencepiece_bpe(size=520, *, across_words=False, bos=True):
+    """BPE as Llama has it: a space is `▁`, unknown characters fall back to bytes, nothing cuts the text.
+
+    Args:
+        size: Of the vocabulary.
+        across_words: Let pieces hold inner spaces.
+        bos: Whether there is a BOS token at all.
+    """
+    control = ["<unk>", "<s>", "</s>", "<|turn|>", "<|end|>"]
+    source = Tokenizer(models.BPE(unk_token="<unk>"))
+    source.pre_tokenizer = pre_tokenizers.Metaspace(split=not across_words)
+    fallback = [f"<0x{b:02X}>" for b in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=control + fallback, show_progress=False)
+    source.train_from_iterator([line.replace("你好", "") for line in CORPUS], trainer)
+    spec = json.loads(source.to_str())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] in control]
+    spec["model"].update(byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.pre_tokenizer = None
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _wrap(tokenizer, "<s>" if bos else None, "</s>")
+
+
+def unigram(size=480, *, split=True):
+    """A SentencePiece unigram model with byte fallback."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    control = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=control, unk_token="<unk>", show_progress=False, shrinking_factor=0.75
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    pieces = [tuple(p) for p in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces += [(f"<0x{b:02X}>", -20.0) for b in range(256)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    if split:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.add_special_tokens(control)
+    return _wrap(tokenizer, "<s>", "</s>")
+
+
+def metaspace_first(size=520):
+    """As `sentencepiece_bpe`, but only the start of a document gets a dummy space (Llama since 2024)."""
+    spec = json.loads(sentencepiece_bpe(size).backend_tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return _wrap(tokenizer, "<s>", "</s>")
+
+
+def wordpiece(size=400):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _wrap(tokenizer, "[CLS]", "[SEP]", unk="[UNK]")
+
+
+def nfc_byte_level(size=420):
+    """Byte-level BPE behind a normalizer that composes characters (Qwen)."""
+    source = byte_level(size)
+    tokenizer = Tokenizer.from_str(source.backend_tokenizer.to_str())
+    tokenizer.normalizer = normalizers.NFC()
+    return _wrap(tokenizer, "<|bos|>", "<|eos|>")
+
+
+def _wrap(tokenizer, bos, eos, unk=None):
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    names = {"eos_token": eos, "unk_token": unk or ("<unk>" if tokenizer.token_to_id("<unk>") is not None else None)}
+    if bos is not None:
+        names["bos_token"] = bos
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **{k: v for k, v in names.items() if v}
+    )
+
+
+def save_gpt2(folder, tokenizer, *, seed=0, window=256, chat=True, width=32, layers=2):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=window,
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return _save(GPT2LMHeadModel(config), folder, tokenizer, chat)
+
+
+def save_llama(folder, tokenizer, *, seed=1, window=256, chat=True, width=32, layers=2, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=window,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+            **options,
+        )
+        return _save(LlamaForCausalLM(config), folder, tokenizer, chat)
+
+
+def _save(model, folder, tokenizer, chat):
+    # Random weights of the usual size make flat distributions; wider ones make choices that a test can tell apart.
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(6.0)
+    model.save_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+    tokenizer.save_pretrained(folder)
+    return folder
