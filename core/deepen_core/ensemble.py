@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings as python_warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -163,7 +163,7 @@ class Ensemble:
         answers = [row.generation() for row in rows]
         return answers[0] if single else answers
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generator[Chunk, None, None]:
         """Answers one prompt piece by piece; closing the iterator ends the work.
 
         Args:
@@ -182,7 +182,7 @@ class Ensemble:
         (row,) = self._start(prompts, resolved)
         return self._chunks(row)
 
-    def _chunks(self, row: Row) -> Iterator[Chunk]:
+    def _chunks(self, row: Row) -> Generator[Chunk, None, None]:
         try:
             while row.finish_reason is None:
                 self._step([row])
@@ -204,6 +204,7 @@ class Ensemble:
         """
         if not continuation:
             raise PromptError("The continuation is empty: there is nothing to score.")
+        self._check_open()
         ids = self._continuation_ids(prompt, continuation)
         (row,) = self._start([prompt], SamplingParams(max_new_tokens=len(ids)))
         with self._lock:

@@ -1,0 +1,35 @@
+"""Tiny random members on disk, shared by all engine tests."""
+
+import pytest
+import tiny
+
+from deepen_core import Ensemble
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Model folders by name; `alpha` and `beta` differ in architecture and tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "alpha": tiny.save_gpt2(root / "alpha", tiny.byte_level()),
+        "beta": tiny.save_llama(root / "beta", tiny.sentencepiece_bpe()),
+        "gamma": tiny.save_llama(root / "gamma", tiny.unigram(), seed=3, chat=False),
+        "no_bos": tiny.save_llama(root / "no_bos", tiny.sentencepiece_bpe(bos=False), seed=4),
+        "wordpiece": tiny.save_gpt2(root / "wordpiece", tiny.wordpiece(), seed=5),
+    }
+
+
+@pytest.fixture(scope="session")
+def load(folders):
+    """Loads an ensemble of named members."""
+
+    def load_named(*names, **options):
+        return Ensemble.load([folders[n] for n in names], **{"progress": False, "device": "cpu", **options})
+
+    return load_named
+
+
+@pytest.fixture(scope="session")
+def pair(load):
+    """The two members that most tests use."""
+    return load("alpha", "beta")

@@ -1,0 +1,243 @@
+"""Fusing: the restricted search against whole matrices, abstaining members, the stop class."""
+
+import pytest
+import torch
+
+from deepen_core.config import FusionConfig
+from deepen_core.fusion import DeepenFusion
+from deepen_core.inverse import DenseRows, adamw, em_search, expectation_maximisation
+from deepen_core.relative import RelativeSpace, relative_matrix
+
+ANCHORS, MAIN, OTHER = 60, 100, 90
+
+
+def spaces(fixed_tail=4, entries=128, temperature="auto"):
+    """Two members whose first tokens are the anchors; the last ones of each are outside, one before them ends a text."""
+    random = torch.Generator().manual_seed(0)
+    latent = torch.randn(ANCHORS, 24, generator=random)
+    made = []
+    for size, order in ((MAIN, torch.arange(ANCHORS)), (OTHER, torch.randperm(ANCHORS, generator=random))):
+        embeddings = torch.randn(size, 24, generator=random)
+        embeddings[order] = latent + 0.1 * torch.randn(ANCHORS, 24, generator=random)
+        fixed = torch.full((size,), -1, dtype=torch.int32)
+        fixed[-fixed_tail:] = ANCHORS + 1
+        fixed[-fixed_tail - 1] = ANCHORS
+        made.append(RelativeSpace(embeddings, order, fixed=fixed, entries=entries, temperature=temperature))
+    return made
+
+
+def distributions(rows=6, sharpness=4.0):
+    random = torch.Generator().manual_seed(1)
+    return [torch.log_softmax(sharpness * torch.randn(rows, n, generator=random), -1) for n in (MAIN, OTHER)]
+
+
+EVEN = torch.full((6, 2), 0.5)
+
+
+@pytest.mark.parametrize("search", ["em", "adamw"])
+@pytest.mark.parametrize("temperature", ["auto", 100.0])
+def test_all_candidates_equal_whole_matrices(search, temperature):
+    """With every token a candidate and every entry kept, the restricted search is the exact one."""
+    config = {"search": search, "temperature": temperature, "candidates": 512, "row_entries": 128}
+    members, logprobs = spaces(temperature=temperature), distributions()
+    near = DeepenFusion(members, 0, FusionConfig(**config)).fuse(logprobs, EVEN)
+    exact = DeepenFusion(members, 0, FusionConfig(**config, exact=True)).fuse(logprobs, EVEN)
+    torch.testing.assert_close(near.exp(), exact.exp(), atol=1e-5, rtol=1e-3)
+
+
+def test_few_candidates_stay_near_whole_matrices():
+    members, logprobs = spaces(), distributions(sharpness=6.0)
+    near = DeepenFusion(members, 0, FusionConfig(candidates=40, images=20)).fuse(logprobs, EVEN)
+    exact = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN)
+    distance = 0.5 * (near.exp() - exact.exp()).abs().sum(-1)
+    assert float(distance.max()) < 0.02
+    assert torch.equal(near.argmax(-1), exact.argmax(-1))
+
+
+def test_exact_em_equals_em_search():
+    """The strategy against the function, through plain tensors."""
+    members, logprobs = spaces(), distributions(rows=1)
+    fused = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
+    matrices = [s.dense() for s in members]
+    target = 0.5 * logprobs[0][0].exp() @ matrices[0] + 0.5 * logprobs[1][0].exp() @ matrices[1]
+    expected = em_search(logprobs[0][0].exp(), matrices[0], target, 5)
+    torch.testing.assert_close(fused[0].exp(), expected / expected.sum(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("search", ["em", "adamw"])
+def test_fused_rows_are_distributions(search, exact):
+    fused = DeepenFusion(spaces(), 0, FusionConfig(search=search, exact=exact)).fuse(distributions(), EVEN)
+    torch.testing.assert_close(fused.exp().sum(-1), torch.ones(6), atol=1e-5, rtol=0)
+    assert not torch.isnan(fused).any()
+
+
+def test_main_alone_is_untouched_bit_for_bit():
+    logprobs = distributions()
+    weights = EVEN.clone()
+    weights[[1, 4]] = torch.tensor([1.0, 0.0])
+    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    fused = fusion.fuse(logprobs, weights)
+    assert torch.equal(fused[[1, 4]], logprobs[0][[1, 4]])
+    assert not torch.equal(fused[0], logprobs[0][0])
+    assert torch.equal(fusion.fuse([logprobs[0], None], torch.tensor([[1.0, 0.0]] * 6)), logprobs[0])
+
+
+def test_what_stands_where_a_weight_is_zero_does_not_matter():
+    logprobs = distributions()
+    weights = EVEN.clone()
+    weights[2] = torch.tensor([1.0, 0.0])
+    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    before = fusion.fuse(logprobs, weights)
+    logprobs[1][2] = 0.0  # what a member that abstains in this row alone leaves there
+    assert torch.equal(fusion.fuse(logprobs, weights), before)
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    logprobs = distributions()
+    together = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse(logprobs, EVEN)
+    for row in range(6):
+        alone = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse([p[row : row + 1] for p in logprobs], EVEN[:1])
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+
+
+def test_weights_need_not_sum_to_one():
+    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    torch.testing.assert_close(fusion.fuse(distributions(), EVEN), fusion.fuse(distributions(), 3 * EVEN))
+
+
+def test_ending_is_a_joint_decision():
+    """A member that is sure of the end moves the end of main, through ids that have nothing else in common."""
+    members = spaces()
+    stop_main, stop_other = MAIN - 5, OTHER - 5
+    logits = [torch.zeros(1, MAIN), torch.zeros(1, OTHER)]
+    logits[0][0, 3] = 8.0
+    logits[0][0, stop_main] = 6.5
+    logits[1][0, stop_other] = 12.0
+    logprobs = [torch.log_softmax(x, -1) for x in logits]
+    fused = DeepenFusion(members, 0, FusionConfig()).fuse(logprobs, EVEN[:1])[0].exp()
+    assert int(logprobs[0].argmax()) == 3
+    assert int(fused.argmax()) == stop_main
+    assert float(fused[stop_main]) == pytest.approx(
+        0.5 * float(logprobs[0].exp()[0, stop_main]) + 0.5 * float(logprobs[1].exp()[0, stop_other]), abs=0.02
+    )
+
+
+def test_tokens_only_the_other_favours_are_candidates():
+    """An anchor that main hardly gives any mass can win if the other is sure and main is not."""
+    members = spaces()
+    logits = [torch.zeros(1, MAIN), torch.zeros(1, OTHER)]
+    logits[0][0, :50] = 6.0
+    logits[0][0, 55] = -6.0
+    favoured = int(members[1].anchor_ids[55])
+    logits[1][0, favoured] = 15.0
+    logprobs = [torch.log_softmax(x, -1) for x in logits]
+    fused = DeepenFusion(members, 0, FusionConfig(candidates=10, images=4)).fuse(logprobs, EVEN[:1])
+    assert int(fused.argmax()) == 55
+
+
+@pytest.mark.parametrize("search", ["em", "adamw"])
+def test_minus_infinity_stays(search):
+    logprobs = distributions()
+    logits = logprobs[0].clone()
+    logits[:, :5] = -torch.inf
+    logprobs[0] = torch.log_softmax(logits, -1)
+    fused = DeepenFusion(spaces(), 0, FusionConfig(search=search)).fuse(logprobs, EVEN)
+    assert torch.isneginf(fused[:, :5]).all()
+    assert torch.isfinite(fused[:, 5:60]).all()
+
+
+def test_three_members():
+    members, logprobs = spaces(), distributions()
+    weights = torch.tensor([[0.4, 0.3, 0.3]] * 6)
+    three = DeepenFusion([*members, members[1]], 0, FusionConfig()).fuse([*logprobs, logprobs[1]], weights)
+    two = DeepenFusion(members, 0, FusionConfig()).fuse(logprobs, torch.tensor([[0.4, 0.6]] * 6))
+    torch.testing.assert_close(three, two, atol=1e-5, rtol=0)
+
+
+def test_adamw_equals_autograd_in_double():
+    """The closed-form gradient against torch's own optimizer and loss."""
+    random = torch.Generator().manual_seed(2)
+    matrix = torch.softmax(3 * torch.randn(40, 25, generator=random, dtype=torch.float64), -1)
+    logits = torch.randn(40, generator=random, dtype=torch.float64)
+    target = torch.softmax(torch.randn(25, generator=random, dtype=torch.float64), -1)
+    moved = logits.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([moved], lr=0.15)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.15 / 4)
+    for _ in range(7):
+        optimizer.zero_grad()
+        projected = torch.softmax(moved, -1) @ matrix
+        (torch.xlogy(target, target / projected).sum() / len(target)).backward()
+        optimizer.step()
+        schedule.step()
+    found = adamw(logits, DenseRows(matrix), target, 0.15, 7, 25)
+    torch.testing.assert_close(found, moved.detach(), atol=1e-9, rtol=0)
+
+
+def test_em_never_raises_the_divergence():
+    random = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        matrix = torch.softmax(4 * torch.randn(50, 30, generator=random, dtype=torch.float64), -1)
+        probs = torch.softmax(2 * torch.randn(50, generator=random, dtype=torch.float64), -1)
+        target = torch.softmax(2 * torch.randn(30, generator=random, dtype=torch.float64), -1)
+        last = float("inf")
+        for _ in range(10):
+            now = float(torch.xlogy(target, target / (probs @ matrix)).sum())
+            assert now <= last + 1e-12
+            last, probs = now, expectation_maximisation(probs, DenseRows(matrix), target, 1)
+        assert float(probs.sum()) == pytest.approx(1.0)
+
+
+class TestRelativeSpace:
+    def test_rows_equal_the_dense_matrix(self):
+        (space, _) = spaces()
+        ids = torch.tensor([[0, 70, 99], [95, 3, 70]])
+        identity = torch.eye(3).expand(2, 3, 3)
+        rows = space.rows(ids)
+        dense = torch.stack(
+            [type(rows)(rows.index, rows.value, rows.spread, rows.anchors).project(identity[:, i]) for i in range(3)], 1
+        )
+        torch.testing.assert_close(dense, space.dense()[ids], atol=1e-6, rtol=0)
+
+    def test_kept_entries_are_the_largest_and_no_mass_is_lost(self):
+        (space, _) = spaces(entries=7, temperature=10.0)
+        rows, dense = space.rows(torch.arange(MAIN)), space.dense()
+        torch.testing.assert_close(rows.value.sum(-1) + rows.spread, torch.ones(MAIN))
+        torch.testing.assert_close(rows.value[:80].sum(-1), dense[:80].topk(7).values.sum(-1))
+        assert float(rows.spread[:80].min()) > 0
+
+    def test_project_and_lift_are_transposes(self):
+        (space, _) = spaces(entries=7, temperature=10.0)
+        rows, random = space.rows(torch.arange(MAIN)), torch.Generator().manual_seed(4)
+        probs = torch.softmax(torch.randn(MAIN, generator=random), -1)
+        columns = torch.rand(ANCHORS + 2, generator=random)
+        assert float(rows.project(probs) @ columns) == pytest.approx(float(probs @ rows.lift(columns)), abs=1e-6)
+
+    @pytest.mark.parametrize("target", [0.3, 0.9])
+    def test_calibration_reaches_its_target(self, target):
+        random = torch.Generator().manual_seed(5)
+        embeddings = torch.randn(300, 32, generator=random) + 0.8  # a common component, as real embeddings have
+        fixed = torch.full((300,), -1, dtype=torch.int32)
+        space = RelativeSpace(embeddings, torch.arange(200), fixed=fixed, target_self_mass=target)
+        own = relative_matrix(embeddings, torch.arange(200), space.temperature)[:200].diagonal()
+        assert float(own.median()) == pytest.approx(target, abs=0.01)
+        assert space.self_mass == pytest.approx(target, abs=0.01)
+
+    def test_untrained_tokens_do_not_drive_the_calibration(self):
+        random = torch.Generator().manual_seed(6)
+        embeddings = torch.randn(300, 32, generator=random)
+        fixed = torch.full((300,), -1, dtype=torch.int32)
+        sound = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
+        embeddings[100:160] = embeddings[100] + 1e-4 * torch.randn(60, 32, generator=random)
+        spoiled = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
+        assert spoiled.temperature < 1.6 * sound.temperature
+
+    def test_memory_is_reported_and_far_below_the_matrix(self):
+        random = torch.Generator().manual_seed(7)
+        embeddings = torch.randn(4000, 16, generator=random)
+        space = RelativeSpace(
+            embeddings, torch.arange(3000), fixed=torch.full((4000,), -1, dtype=torch.int32), entries=32
+        )
+        space.rows(torch.arange(0, 4000, 4))
+        assert space.bytes_held < 0.02 * 4000 * 3000 * 4
+        assert space.bytes_held > 3000 * 16 * 4
