@@ -19,7 +19,9 @@ PROMPT = "The quick brown fox"
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.2, "seed": 5}, {"temperature": 0.8, "top_k": 30, "seed": 6}])
-@pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha"), ("gamma", "wordpiece"), ("alpha", "beta", "gamma")])
+@pytest.mark.parametrize(
+    "names", [("alpha", "beta"), ("beta", "alpha"), ("gamma", "wordpiece"), ("alpha", "beta", "gamma")]
+)
 def test_stream_equals_generate(load, names, options):
     with load(*names) as ensemble:
         whole = ensemble.generate(PROMPT, max_new_tokens=40, **options)
@@ -274,7 +276,9 @@ def test_close(load):
     ensemble.close()
     with pytest.raises(ClosedError, match="load it again"):
         next(stream)
-    for call in (lambda: ensemble.generate("a"), lambda: ensemble.score("a", "b"), lambda: ensemble.info):
+    calls = [lambda: ensemble.generate("a"), lambda: ensemble.score("a", "b"), lambda: ensemble.tokenize("a")]
+    facts = ("info", "context_window", "has_chat_template", "main_name")
+    for call in (*calls, *(functools.partial(getattr, ensemble, name) for name in facts)):
         with pytest.raises(ClosedError):
             call()
 

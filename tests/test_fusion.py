@@ -12,7 +12,7 @@ ANCHORS, MAIN, OTHER = 60, 100, 90
 
 
 def spaces(fixed_tail=4, entries=128, temperature="auto"):
-    """Two members whose first tokens are the anchors; the last ones of each are outside, one before them ends a text."""
+    """Two members whose first tokens are the anchors; the last of each are outside, one before them ends a text."""
     random = torch.Generator().manual_seed(0)
     latent = torch.randn(ANCHORS, 24, generator=random)
     made = []
@@ -97,7 +97,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     logprobs = distributions()
     together = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse(logprobs, EVEN)
     for row in range(6):
-        alone = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse([p[row : row + 1] for p in logprobs], EVEN[:1])
+        alone = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse(
+            [p[row : row + 1] for p in logprobs], EVEN[:1]
+        )
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
 
 

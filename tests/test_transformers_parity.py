@@ -1,4 +1,4 @@
-"""An ensemble of one, and one in which a single member counts, are that member under `transformers`, token for token."""
+"""An ensemble in which a single member counts is that member under `transformers`, token for token."""
 
 import pytest
 import torch
@@ -9,7 +9,16 @@ from deepen_core.demo import member_paths
 
 PROMPTS = [
     f"{start} {rest}"
-    for start in ("Once upon a time", "Lily saw a big", "One day, Tom", "The little dog", "Mom said:", "It was", "A", "No!")
+    for start in (
+        "Once upon a time",
+        "Lily saw a big",
+        "One day, Tom",
+        "The little dog",
+        "Mom said:",
+        "It was",
+        "A",
+        "No!",
+    )
     for rest in ("there was", "ball in the park", "and the cat went", "very happy.", 'asked, "Why?"', "she", "\n")
 ][:50]
 NEW_TOKENS = 24

@@ -38,7 +38,7 @@ def vocabularies(tokenizers):
 def test_bytes_of_the_ids_spell_the_text(tokenizers, vocabularies, name, text):
     ids = tokenizers[name](text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     spelled = vocabularies[name].join(ids, at_start=True)
-    # A Metaspace pre-tokenizer adds its dummy space only where the text has none, and so takes " a" and "a" for the same.
+    # A Metaspace pre-tokenizer adds its dummy space only where the text has none: " a" and "a" are the same to it.
     same = {text.encode(), text.encode().removeprefix(b" ")} if name in METASPACE else {text.encode()}
     assert spelled in same
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -68,6 +69,22 @@ class MemberConfig(_Options):
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off unless you trust its author."""
+
+
+def member_config(entry: object) -> MemberConfig:
+    """Makes a member of a path, a hub id, a `MemberConfig` or its fields.
+
+    Raises:
+        ConfigurationError: If it is none of these, or a field is wrong.
+    """
+    if isinstance(entry, MemberConfig):
+        return entry
+    if isinstance(entry, (str, os.PathLike)):
+        return MemberConfig(model=os.fspath(entry))
+    if isinstance(entry, Mapping):
+        config: MemberConfig = MemberConfig.parse(entry, ConfigurationError)
+        return config
+    raise ConfigurationError(f"{entry!r} is no member: give a model folder, a hub id or a MemberConfig.")
 
 
 class FusionConfig(_Options):

@@ -163,7 +163,9 @@ class Ensemble:
         answers = [row.generation() for row in rows]
         return answers[0] if single else answers
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generator[Chunk, None, None]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> Generator[Chunk, None, None]:
         """Answers one prompt piece by piece; closing the iterator ends the work.
 
         Args:
@@ -226,6 +228,7 @@ class Ensemble:
 
     def tokenize(self, text: str) -> list[int]:
         """Main's ids of a text, without BOS; control tokens in it are plain text."""
+        self._check_open()
         return self._members[self._main].tokenizer.encode(text)
 
     def count_tokens(self, text: str) -> int:
@@ -235,11 +238,13 @@ class Ensemble:
     @property
     def main_name(self) -> str:
         """The name of the main member."""
+        self._check_open()
         return self._members[self._main].name
 
     @property
     def has_chat_template(self) -> bool:
         """Whether every member that counts can read a conversation."""
+        self._check_open()
         return all(
             m.tokenizer.reader.has_chat_template for m, w in zip(self._members, self._weights, strict=True) if w > 0
         )
@@ -247,6 +252,7 @@ class Ensemble:
     @property
     def context_window(self) -> int:
         """Tokens of the smallest window of all members."""
+        self._check_open()
         return min(m.context_window for m in self._members)
 
     @property

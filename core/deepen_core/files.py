@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ _TOKENIZER_FILES = (
 )
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+
+
+_WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+
+
+def declared_window(config: Mapping[str, Any]) -> int | None:
+    """The context window that a model's configuration names, in tokens, or None."""
+    values = (config.get(field) for field in _WINDOW_FIELDS)
+    return next((v for v in values if isinstance(v, int) and v > 0), None)
 
 
 def check_model_folder(folder: Path) -> None:

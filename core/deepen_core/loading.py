@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from pydantic import ValidationError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from deepen_core.config import MemberConfig, explain
+from deepen_core.config import MemberConfig, member_config
 from deepen_core.errors import ConfigurationError, ModelFilesError, TokenizerError
-from deepen_core.files import check_description, check_model_folder
+from deepen_core.files import check_description, check_model_folder, declared_window
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.tokenizer import MemberTokenizer
 
@@ -51,13 +50,10 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
         raise ConfigurationError("The list of members is empty: give at least one model folder or hub id.")
     configs = []
     for number, entry in enumerate(models):
-        values = entry if isinstance(entry, (Mapping, MemberConfig)) else {"model": str(entry)}
-        if not isinstance(entry, (str, Path, Mapping, MemberConfig)):
-            raise ConfigurationError(f"Member {number} is {entry!r}: give a path, a hub id or a MemberConfig.")
         try:
-            configs.append(values if isinstance(values, MemberConfig) else MemberConfig(**values))
-        except ValidationError as problem:
-            raise ConfigurationError(f"Member {number}: {explain(problem, MemberConfig)}") from problem
+            configs.append(member_config(entry))
+        except ConfigurationError as problem:
+            raise ConfigurationError(f"Member {number}: {problem}") from problem
     given = [Path(c.model).resolve().name if c.name is None else c.name for c in configs]
     named = []
     for place, (config, name) in enumerate(zip(configs, given, strict=True)):
@@ -223,12 +219,8 @@ def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
 
 
 def _window(model_config: Any, tokenizer: Any) -> int:
-    text_config = model_config.get_text_config()
-    for field in _WINDOW_FIELDS:
-        value = getattr(text_config, field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return int(min(tokenizer.model_max_length, _NO_LIMIT))
+    declared = declared_window(model_config.get_text_config().to_dict())
+    return declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
 
 
 @contextmanager

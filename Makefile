@@ -1,0 +1,52 @@
+# Everything runs in .venv, which each target makes itself; PYTHON says with which interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo 'ARGS="..." is passed on, for instance: make demo ARGS="--questions 30"'
+
+demo: $(READY) ## ask the embedded demo ensemble a dozen questions
+	$(BIN)/deepen demo $(ARGS)
+
+# The models of the tests are so small that threads cost more than they gain.
+test: $(READY) ## run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check style, format, types and the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## mend what the style checks can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## run every benchmark
+	@set -e; for file in $(BENCHMARKS); do \
+		module=$$(basename $$file .py); \
+		echo "benchmarks.$$module"; \
+		$(BIN)/python -m benchmarks.$$module $(ARGS); \
+	done
+
+clean: ## remove the environment and all that was built
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: its constraint takes a CPU build where one is offered.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'deepen-integrations needs Python 3.10 or newer: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@

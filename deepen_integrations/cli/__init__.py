@@ -1,0 +1,19 @@
+"""The `deepen` command: generate, chat, info and demo."""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRA = ("typer", "rich")
+
+
+def app() -> None:
+    """Runs `deepen` on the arguments of the process, or says which extra it needs."""
+    try:
+        from deepen_integrations.cli.commands import commands  # noqa: PLC0415 (needs the extra)
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in _EXTRA:
+            raise
+        sys.exit(f'deepen needs {package}: pip install "deepen-integrations[cli]"')
+    commands(prog_name="deepen")

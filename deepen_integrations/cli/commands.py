@@ -1,0 +1,242 @@
+"""The commands of `deepen` with their options and help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from deepen_integrations.cli import options as opt
+from deepen_integrations.cli.session import checked_sampling, clear_errors, notice, open_ensemble, read_prompt
+
+if TYPE_CHECKING:
+    from deepen_core import Ensemble
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deepen-integrations {version('deepen-integrations')}")
+        raise typer.Exit
+
+
+def _to_json(record: Any) -> str:
+    """A result record as JSON; the bytes of a token become text, with escapes where they are no UTF-8."""
+    return json.dumps(
+        dataclasses.asdict(record),
+        ensure_ascii=False,
+        indent=2,
+        default=lambda data: data.decode("utf-8", "backslashreplace"),
+    )
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+
+
+@commands.callback()
+def deepen(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Several local language models, each with its own tokenizer, answer as one.
+
+    Without `--member` every command uses two small models that come with the package.
+    `deepen COMMAND --help` has the options and examples.
+    """
+
+
+@commands.command(
+    epilog=_examples(
+        'deepen generate -m ./general -m ./specialist "Once upon a time"',
+        'deepen generate -m ./general -m ./specialist --weights 0.7,0.3 --temperature 0.8 --seed 1 "Once"',
+        r'cat prompt.txt | deepen generate -m ./general -m ./specialist --stop "\n" --json',
+    )
+)
+def generate(
+    text: Annotated[
+        str | None, typer.Argument(help="Text to continue; `-` or nothing reads the standard input.")
+    ] = None,
+    member: opt.Member = None,
+    demo: opt.Demo = False,
+    main: opt.Main = "0",
+    weights: opt.Weights = None,
+    fusion: opt.Fusion = "deepen",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    max_new_tokens: opt.MaxNewTokens = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    timeout: opt.Timeout = None,
+    logprobs: opt.Logprobs = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as JSON instead of streaming the text.")
+    ] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Continue a text, token by token.
+
+    The new text goes to the standard output as it is made, everything else to the error stream.
+    """
+    with clear_errors(debug):
+        prompt = read_prompt(text)
+        sampling = checked_sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            timeout=timeout,
+            logprobs=logprobs,
+        )
+        with open_ensemble(
+            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
+        ) as ensemble:
+            for warning in ensemble.info.warnings:
+                notice(f"Warning: {warning}")
+            if as_json:
+                typer.echo(_to_json(ensemble.generate(prompt, **sampling)))
+                return
+            _print_stream(ensemble, prompt, sampling)
+
+
+def _print_stream(ensemble: Ensemble, prompt: str, sampling: dict[str, Any]) -> None:
+    warnings: list[str] = []
+    try:
+        for chunk in ensemble.stream(prompt, **sampling):
+            typer.echo(chunk.text, nl=False)
+            if chunk.generation is not None:
+                warnings = chunk.generation.warnings
+    finally:
+        typer.echo()
+    for warning in warnings:
+        notice(f"Note: {warning}")
+
+
+@commands.command(
+    epilog=_examples(
+        "deepen chat",
+        'deepen chat -m ./general -m ./specialist --system "Answer in one sentence." --temperature 0.7',
+    )
+)
+def chat(
+    member: opt.Member = None,
+    demo: opt.Demo = False,
+    main: opt.Main = "0",
+    weights: opt.Weights = None,
+    fusion: opt.Fusion = "deepen",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instruction that precedes the conversation.", metavar="TEXT")
+    ] = None,
+    max_new_tokens: opt.MaxNewTokens = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    min_p: opt.MinP = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    timeout: opt.Timeout = None,
+    debug: opt.Debug = False,
+) -> None:
+    """Talk to the ensemble; every member sees the conversation in its own chat template.
+
+    Ctrl-C interrupts an answer and keeps what was said. `/reset` forgets the conversation, `/info` describes
+    the ensemble, `/quit` or Ctrl-D ends.
+    """
+    from deepen_integrations.cli.chat import Chat  # noqa: PLC0415 (only this command needs it)
+
+    with clear_errors(debug):
+        sampling = checked_sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            timeout=timeout,
+        )
+        with open_ensemble(
+            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
+        ) as ensemble:
+            Chat(ensemble, sampling, system).run()
+
+
+@commands.command(
+    epilog=_examples(
+        "deepen info",
+        "deepen info -m ./general -m ./specialist --json",
+    )
+)
+def info(
+    member: opt.Member = None,
+    demo: opt.Demo = False,
+    main: opt.Main = "0",
+    weights: opt.Weights = None,
+    fusion: opt.Fusion = "deepen",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Describe the ensemble: members, vocabularies, shared tokens, reasons why fusion may not help."""
+    from deepen_integrations.cli.tables import print_info  # noqa: PLC0415 (only some commands need it)
+
+    with (
+        clear_errors(debug),
+        open_ensemble(
+            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
+        ) as ensemble,
+    ):
+        if as_json:
+            typer.echo(_to_json(ensemble.info))
+        else:
+            print_info(Console(highlight=False), ensemble.info)
+
+
+@commands.command(
+    epilog=_examples(
+        "deepen demo",
+        "deepen demo --questions 100 --fusion deepen-paper",
+    )
+)
+def demo(
+    questions: Annotated[
+        int, typer.Option(help="How many held-out questions to ask.", min=1, max=480, metavar="N")
+    ] = 12,
+    fusion: opt.Fusion = "deepen",
+    debug: opt.Debug = False,
+) -> None:
+    """Ask the embedded demo ensemble, and each of its members alone, the same questions.
+
+    Each member was trained on a part of an invented world, so each knows answers that the other does not.
+    """
+    from deepen_integrations.cli.demo import ask_all  # noqa: PLC0415 (only this command needs it)
+    from deepen_integrations.cli.tables import print_answers  # noqa: PLC0415
+
+    with clear_errors(debug):
+        print_answers(Console(highlight=False), ask_all(questions, fusion))

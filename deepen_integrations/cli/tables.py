@@ -1,0 +1,88 @@
+"""The tables of `deepen info` and `deepen demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from deepen_core.results import EnsembleInfo, MemberInfo
+    from deepen_integrations.cli.demo import Comparison
+
+_MEMBER_ROWS: dict[str, Callable[[MemberInfo], str]] = {
+    "architecture": lambda m: m.architecture,
+    "parameters": lambda m: f"{m.parameters:,}",
+    "device, dtype": lambda m: f"{m.device}, {m.dtype}",
+    "weight": lambda m: f"{m.weight:.3g}",
+    "vocabulary": lambda m: f"{m.vocabulary_size:,} tokens",
+    "bytes per token": lambda m: f"{m.bytes_per_token:.2f}",
+    "context window": lambda m: f"{m.context_window:,} tokens",
+    "ends a text with": lambda m: " ".join(m.stop_tokens) or "nothing",
+    "chat template": lambda m: "yes" if m.has_chat_template else "no",
+    "temperature": lambda m: f"{m.temperature:,.1f}",
+    "self-mass": lambda m: f"{m.self_mass:.3f}",
+    "relative space": lambda m: size(m.space_bytes),
+}
+_KNOWN = {"both": "Both know", "half": "Both are in two minds"}
+
+
+def size(count: int) -> str:
+    """A number of bytes for people, such as `12.3 MiB`."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1024
+    return f"{amount:.3g} GiB"
+
+
+def print_info(console: Console, info: EnsembleInfo) -> None:
+    """Prints the members side by side, then what they have in common, then the warnings."""
+    table = Table(title="Members", title_justify="left")
+    table.add_column("")
+    for member in info.members:
+        table.add_column(Text(member.name + (" (main)" if member.name == info.main else "")), overflow="fold")
+    for label, value in _MEMBER_ROWS.items():
+        table.add_row(label, *(Text(value(member)) for member in info.members))
+    console.print(table)
+
+    together = Table.grid(padding=(0, 2))
+    together.add_row("fusion", info.fusion)
+    together.add_row("anchors", f"{info.anchors:,} tokens that all members share")
+    together.add_row("context window", f"{info.context_window:,} tokens")
+    together.add_row("memory held", f"{size(info.bytes_held)} beyond the models' own weights")
+    console.print(together)
+    for warning in info.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    if not info.warnings:
+        console.print("Compatibility: nothing to warn of.", style="green")
+
+
+def print_answers(console: Console, comparison: Comparison) -> None:
+    """Prints a row for each question, grouped by who knows the answer, and the counts of right answers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Question")
+    for answers in comparison.answers:
+        table.add_column(answers.by, no_wrap=True)
+    table.add_column("Right answer", style="bold", no_wrap=True)
+    for known_to in sorted({question.known_to for question in comparison.questions}):
+        table.add_section()
+        table.add_row(Text(_KNOWN.get(known_to, f"Only {known_to} knows"), style="italic"))
+        for row, question in enumerate(comparison.questions):
+            if question.known_to == known_to:
+                said = [_marked(answers.texts[row], answers.right[row]) for answers in comparison.answers]
+                table.add_row(Text(question.text), *said, Text(question.answer))
+    console.print(table)
+
+    count = len(comparison.questions)
+    totals = [f"{answers.by} {sum(answers.right)} of {count}" for answers in comparison.answers]
+    console.print(f"Right: {', '.join(totals)}.", style="bold")
+
+
+def _marked(text: str, right: bool) -> Text:
+    return Text(f"✓ {text}", style="green") if right else Text(f"✗ {text}", style="red")

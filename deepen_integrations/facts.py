@@ -1,0 +1,72 @@
+"""What can be known of an ensemble before its models are loaded: read from the members' small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepen_core.config import MemberConfig
+from deepen_core.demo import member_paths
+from deepen_core.files import declared_window
+from deepen_integrations.options import DEMO, LoadOptions
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a framework plans prompts with."""
+
+    context_window: int | None
+    """Tokens of the smallest window of all members; None if no configuration is on this machine yet."""
+    has_chat_template: bool
+    """Whether every member has a chat template."""
+
+
+def facts_from_files(options: LoadOptions) -> Facts:
+    """The facts of an ensemble that is not loaded, without a network."""
+    folders = list(_folders(options))
+    windows = [window for folder in folders if folder and (window := _context_window(folder))]
+    templates = [folder is not None and _has_chat_template(folder) for folder in folders]
+    return Facts(min(windows, default=None), bool(templates) and all(templates))
+
+
+def _folders(options: LoadOptions) -> Iterator[Path | None]:
+    """Each member's folder, or None for a hub id that was never downloaded."""
+    if options.models == DEMO:
+        yield from member_paths()
+    elif not isinstance(options.models, str):
+        yield from map(_folder, options.models)
+
+
+def _folder(member: MemberConfig) -> Path | None:
+    if (folder := Path(member.model).expanduser()).is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (only for hub ids)
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        config = try_to_load_from_cache(member.model, "config.json", revision=member.revision)
+    except HFValidationError:  # neither a folder nor a hub id, which loading will say
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _context_window(folder: Path) -> int | None:
+    config = _json(folder / "config.json")
+    return declared_window(config.get("text_config", config))
+
+
+def _has_chat_template(folder: Path) -> bool:
+    tokenizer = _json(folder / "tokenizer_config.json")
+    return "chat_template" in tokenizer or (folder / "chat_template.jinja").is_file()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The content of a file; empty if there is none or it is damaged, which loading will say."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,229 @@
+"""An ensemble as a LlamaIndex model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseGen,
+    LLMMetadata,
+    LogProb,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.llm import default_completion_to_prompt
+from pydantic import Field
+
+from deepen_core.config import SamplingParams
+from deepen_core.errors import PromptError
+from deepen_core.results import Generation
+from deepen_integrations.adapter import DeepenAdapter, report
+
+Response = TypeVar("Response", CompletionResponse, ChatResponse)
+
+_Prompt = str | list[dict[str, str]]
+_Form = Callable[[str, str | None, dict[str, Any] | None], Response]
+"""Makes a response of the text so far, its newest piece, and what is told at the end."""
+
+_ROLES = {
+    MessageRole.DEVELOPER: "system",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.FUNCTION: "tool",
+}
+"""Roles of LlamaIndex that chat templates call otherwise."""
+
+
+class DeepenLLM(CustomLLM, DeepenAdapter):
+    r"""Several local language models with different tokenizers, answering as one.
+
+    Install `deepen-integrations[llama-index]`. No server and no key are needed.
+
+    Options are fields. Those that say how to answer may be given to a call by keyword too, and then replace
+    the field's value; `max_tokens` is another name of `max_new_tokens`.
+
+    Constructing loads nothing. The first call loads the models, once per process for equal `models`, `main`,
+    `weights`, `fusion`, `device` and `dtype`.
+
+    Conversations go to each member through its own chat template. If a member has none, or if
+    `messages_to_prompt` was given, all members read the same text.
+
+    Examples:
+        ```python
+        from deepen_integrations.llama_index import DeepenLLM
+
+        llm = DeepenLLM.demo(max_new_tokens=16)
+        # or DeepenLLM(models=["./general", "./specialist"], temperature=0.7)
+        # or DeepenLLM.from_ensemble(ensemble), where ensemble = Ensemble.load(...)
+
+        print(llm.complete("Question: Where does Mira live?\nAnswer:").text)
+        for response in llm.stream_complete("Mira lives in", stop=["."]):
+            print(response.delta, end="")
+
+        index.as_query_engine(llm=llm).query("Where does Mira live?")
+        ```
+    """
+
+    context_window: int | None = Field(default=None, ge=1)
+    """Tokens that a prompt and its answer may have together; the members' smallest window if not given."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in serialized form."""
+        return "DeepenLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex plans prompts with. It is known before the models are loaded, and loads nothing."""
+        facts = self.facts
+        return LLMMetadata(
+            context_window=self.context_window or facts.context_window or DEFAULT_CONTEXT_WINDOW,
+            num_output=self.max_new_tokens,
+            is_chat_model=facts.has_chat_template,
+            model_name=self.model_name,
+        )
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answers a prompt.
+
+        Args:
+            prompt: The text.
+            formatted: Whether the text is ready for the models. If it is not and all members have chat
+                templates, it is a user's message.
+            kwargs: Options of this call.
+
+        Raises:
+            DeepenError: If an option is wrong or the engine fails.
+        """
+        params = self.sampling(kwargs)
+        return self._answer(self._read_prompt(prompt, formatted), params, _completion)
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
+        params = self.sampling(kwargs)
+        pieces = self._pieces(self._read_prompt(prompt, formatted), params, _completion)
+        return _observed(llm_completion_callback(), self, prompt, pieces, kwargs)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answers a conversation.
+
+        Args:
+            messages: The conversation. Only text can be read.
+            kwargs: Options of this call.
+
+        Raises:
+            DeepenError: If an option is wrong or the engine fails.
+        """
+        params = self.sampling(kwargs)
+        return self._answer(self._read_messages(messages), params, _chat)
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answers a conversation piece by piece. Arguments and errors are those of `chat`."""
+        params = self.sampling(kwargs)
+        pieces = self._pieces(self._read_messages(messages), params, _chat)
+        return _observed(llm_chat_callback(), self, messages, pieces, kwargs)
+
+    def _read_prompt(self, prompt: str, formatted: bool) -> _Prompt:
+        if formatted:
+            return prompt
+        if self.has_chat_template and self.completion_to_prompt is default_completion_to_prompt:
+            return _conversation(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+        wrap = self.completion_to_prompt or default_completion_to_prompt
+        return self._extend_prompt(wrap(prompt))
+
+    def _read_messages(self, messages: Sequence[ChatMessage]) -> _Prompt:
+        conversation = _conversation(messages)
+        render = self.messages_to_prompt or messages_to_prompt
+        if self.has_chat_template and render is messages_to_prompt:
+            return conversation
+        return render(messages)
+
+    def _answer(self, prompt: _Prompt, params: SamplingParams, form: _Form[Response]) -> Response:
+        answer = self.ensemble.generate(prompt, params)
+        return form(answer.text, None, self._raw(answer))
+
+    def _pieces(
+        self, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
+    ) -> Generator[Response, None, None]:
+        text = ""
+        pieces = self.ensemble.stream(prompt, params)
+        try:
+            for piece in pieces:
+                text += piece.text
+                yield form(text, piece.text, None if piece.generation is None else self._raw(piece.generation))
+        finally:
+            pieces.close()
+
+    def _raw(self, answer: Generation) -> dict[str, Any]:
+        """Plain data: LlamaIndex's token counter reads `usage` from it, and exporters write it as JSON."""
+        return {**report(answer), "model": self.model_name}
+
+
+def _completion(text: str, delta: str | None, raw: dict[str, Any] | None) -> CompletionResponse:
+    return CompletionResponse(text=text, delta=delta, raw=raw, logprobs=_logprobs(raw))
+
+
+def _chat(text: str, delta: str | None, raw: dict[str, Any] | None) -> ChatResponse:
+    # Chat engines write into the message they get, so each response has its own.
+    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+    return ChatResponse(message=message, delta=delta, raw=raw, logprobs=_logprobs(raw))
+
+
+def _logprobs(raw: dict[str, Any] | None) -> list[list[LogProb]] | None:
+    """For each token the chosen one, then its alternatives."""
+    if raw is None or "logprobs" not in raw:
+        return None
+    positions = []
+    for chosen in raw["logprobs"]["content"]:
+        others = [other for other in chosen["top_logprobs"] if other["bytes"] != chosen["bytes"]]
+        pieces = [{key: piece[key] for key in ("token", "logprob", "bytes")} for piece in (chosen, *others)]
+        positions.append([LogProb(**piece) for piece in pieces])
+    return positions
+
+
+def _conversation(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Messages as chat templates take them.
+
+    Raises:
+        PromptError: If a message holds anything but text.
+    """
+    for message in messages:
+        for block in message.blocks:
+            if not isinstance(block, TextBlock):
+                kind = type(block).__name__
+                raise PromptError(f"A {message.role.value} message holds a {kind}: only text can be read.")
+    return [{"role": _ROLES.get(m.role, m.role.value), "content": m.content or ""} for m in messages]
+
+
+def _observed(
+    callback: Callable[[Callable[..., Any]], Callable[..., Any]],
+    llm: DeepenLLM,
+    request: str | Sequence[ChatMessage],
+    pieces: Generator[Response, None, None],
+    options: Mapping[str, Any],
+) -> Generator[Response, None, None]:
+    """Tells LlamaIndex's handlers about a stream, and closes it when its reader goes away.
+
+    The decorator alone leaves that to the garbage collector, and a handler that keeps the exception of an
+    abandoned stream, as LlamaDebugHandler does, would keep the stream open for good.
+    """
+    observed = callback(lambda _llm, _request, **_options: pieces)(llm, request, **options)
+
+    def read() -> Generator[Response, None, None]:
+        try:
+            yield from observed
+        finally:
+            pieces.close()
+
+    return read()

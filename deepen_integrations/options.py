@@ -1,0 +1,99 @@
+"""Which ensemble an adapter stands for: the options that `Ensemble.load` takes, as plain comparable data."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import Self
+
+from deepen_core.config import PRESETS, FusionConfig, MemberConfig, explain, member_config, resolve_fusion
+from deepen_core.demo import MEMBERS as DEMO_MEMBERS
+from deepen_core.errors import ConfigurationError
+from deepen_core.weights import normalised_weights
+
+DEMO = "demo"
+"""`models="demo"` is the embedded demo ensemble."""
+LOADED = "loaded:"
+"""`models="loaded:..."` is an ensemble of this process that was given to `from_ensemble`."""
+
+
+class LoadOptions(BaseModel):
+    """What decides which models are loaded and how. Equal options share one ensemble.
+
+    Raises:
+        ConfigurationError: For an unknown option, naming the nearest known one, or a value outside its range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    models: tuple[MemberConfig, ...] | str = Field(default=(), validate_default=True)
+    """The members: model folders, hub ids or `MemberConfig`s; or "demo" for the embedded demo."""
+    main: int | str = 0
+    """Whose vocabulary is spoken: index or name of a member."""
+    weights: tuple[float, ...] | str | None = None
+    """How much each member counts: a number each, or the name of a policy; its own weight if not given."""
+    fusion: FusionConfig | str = "deepen"
+    """How distributions are joined: "deepen", "deepen-paper", or a `FusionConfig`."""
+    device: str | None = None
+    """Torch device of members that name none, such as "cpu" or "cuda:0"; the engine's choice if not given."""
+    dtype: str = "auto"
+    """Torch dtype of members that name none, such as "bfloat16"."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _member_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value == DEMO or value.startswith(LOADED):
+                return value
+            raise ValueError(f"give a list of members such as [{value!r}, 'another'], or {DEMO!r}")
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("give a list of model folders, hub ids or MemberConfigs")
+        if not value:
+            raise ValueError("an ensemble needs at least one member")
+        return tuple(map(member_config, value))
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _one_weight_each(cls, value: Any, info: ValidationInfo) -> Any:
+        members = info.data.get("models")
+        if isinstance(value, (list, tuple)) and isinstance(members, tuple):
+            normalised_weights(value, [_name(member) for member in members])
+        return value
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _known_fusion(cls, value: Any) -> FusionConfig | str:
+        """The same fusion is the same value, however it was given."""
+        config = resolve_fusion(value)
+        return next((name for name, preset in PRESETS.items() if preset == config), config)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Tells mistakes as the engine does; frameworks swallow the ValueError that pydantic raises."""
+        try:
+            return handler(values)
+        except ValidationError as problem:
+            raise ConfigurationError(explain(problem, cls)) from problem
+
+    @property
+    def label(self) -> str:
+        """The members' names joined by `+`."""
+        if self.models == DEMO:
+            return "+".join(DEMO_MEMBERS)
+        return self.models if isinstance(self.models, str) else "+".join(map(_name, self.models))
+
+
+def _name(member: MemberConfig) -> str:
+    return member.name or PurePath(member.model).name

@@ -1,0 +1,134 @@
+"""Fixtures for the adapters: an ensemble made of rules instead of models, and the real demo."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deepen_core.config import resolve_sampling
+from deepen_core.demo import member_paths
+from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
+
+pytest_plugins = ["fixtures_engine"]
+
+
+class RuleEnsemble:
+    """Answers by rules, a word a token, and remembers what it was asked.
+
+    Attributes:
+        answers: Prompt to answer; `default` for any other.
+        failure: Raised in place of an answer, in a stream after the first piece.
+        requests: The prompt and the parameters of every call of generate or stream.
+        open_streams: Streams that were begun and not ended.
+    """
+
+    main_name = "alpha"
+    context_window = 512
+    has_chat_template = False
+
+    def __init__(self):
+        self.answers = {}
+        self.default = " The answer is Lisbon."
+        self.failure = None
+        self.requests = []
+        self.open_streams = 0
+        self.closed = False
+        self.info = SimpleNamespace(members=[SimpleNamespace(name="alpha"), SimpleNamespace(name="beta")])
+
+    def generate(self, prompt, params=None, **options):
+        params = resolve_sampling(params, options)
+        self.requests.append((prompt, params))
+        if self.failure:
+            raise self.failure
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+            return self._answer(prompt, params)
+        return [self._answer(one, params) for one in prompt]
+
+    def stream(self, prompt, params=None, **options):
+        params = resolve_sampling(params, options)
+        self.requests.append((prompt, params))
+        return self._pieces(prompt, params)
+
+    def _pieces(self, prompt, params):
+        self.open_streams += 1
+        answer = self._answer(prompt, params)
+        try:
+            for word in words(answer.text):
+                yield Chunk(word)
+                if self.failure:
+                    raise self.failure
+            yield Chunk("", finish_reason=answer.finish_reason, generation=answer)
+        finally:
+            self.open_streams -= 1
+
+    def _answer(self, prompt, params):
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        whole = self.answers.get(asked, self.default)
+        ends = [whole.index(stop) for stop in params.stop if stop in whole]
+        text = "".join(words(whole[: min(ends, default=len(whole))])[: params.max_new_tokens])
+        logprobs = None
+        if params.logprobs is not None:
+            other = (9, b" Oslo", -2.0)
+            logprobs = [
+                TokenLogprob(i, w.encode(), -0.5, ((i, w.encode(), -0.5), other)[: params.logprobs])
+                for i, w in enumerate(words(text))
+            ]
+        return Generation(
+            text=text,
+            token_ids=list(range(len(words(text)))),
+            finish_reason="stop" if len(words(text)) < params.max_new_tokens else "length",
+            usage=Usage(len(words(asked)), len(words(text))),
+            logprobs=logprobs,
+        )
+
+    def tokenize(self, text):
+        return [len(word) for word in words(text)]
+
+    def count_tokens(self, text):
+        return len(self.tokenize(text))
+
+    def close(self):
+        self.closed = True
+
+
+def words(text):
+    return re.findall(r"\s*\S+", text)
+
+
+@pytest.fixture
+def ensemble():
+    return RuleEnsemble()
+
+
+@pytest.fixture(scope="session")
+def needs_demo():
+    """Skips where the demo's models are not there."""
+    missing = [str(path) for path in member_paths() if not (path / "model.safetensors").is_file()]
+    if missing:
+        pytest.skip(f"the demo's models are missing: {', '.join(missing)}")
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Loading by adapters, with the options of every load; the ensembles are rule ensembles."""
+    from deepen_integrations import engines
+
+    seen = []
+
+    def load(options, progress):
+        ensemble = RuleEnsemble()
+        seen.append(SimpleNamespace(options=options, progress=progress, ensemble=ensemble))
+        return ensemble
+
+    monkeypatch.setattr(engines, "_load", load)
+    return seen
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder beside the project with real models and recorded cases; tests that need it are skipped without."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: it holds real models, tokenizers and recorded cases")
+    return folder

@@ -1,0 +1,362 @@
+"""What both adapters share: options, one ensemble per process, lazy loading and letting go."""
+
+import copy
+import gc
+import importlib
+import json
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
+from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
+from deepen_integrations import engines
+from deepen_integrations.langchain import DeepenLLM as LangChainLLM
+from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
+
+ADAPTERS = {"langchain": LangChainLLM, "llama_index": LlamaIndexLLM}
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request):
+    return ADAPTERS[request.param]
+
+
+def ask(llm, prompt="Where?", **options):
+    return llm.invoke(prompt, **options) if isinstance(llm, LangChainLLM) else llm.complete(prompt, **options).text
+
+
+# Constructing
+
+
+@pytest.mark.parametrize("framework", ADAPTERS)
+def test_constructing_a_thousand_loads_nothing(framework):
+    code = f"""
+import sys, threading, time
+from deepen_integrations.{framework} import DeepenLLM
+threads, start = threading.active_count(), time.perf_counter()
+kept = [DeepenLLM(models=["no/such", "folder"], temperature=0.5, stop=["x"]) for _ in range(1000)]
+assert time.perf_counter() - start < 1, time.perf_counter() - start
+assert threading.active_count() == threads
+heavy = {{"torch", "transformers", "tokenizers", "huggingface_hub"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("framework", "module", "extra"),
+    [("langchain", "langchain_core", "langchain"), ("llama_index", "llama_index.core", "llama-index")],
+)
+def test_a_missing_framework_is_told_by_its_extra(framework, module, extra, monkeypatch):
+    for name in [n for n in sys.modules if n.startswith(f"deepen_integrations.{framework}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'pip install "deepen-integrations\[{extra}\]"'):
+        importlib.import_module(f"deepen_integrations.{framework}")
+
+
+@pytest.mark.parametrize("framework", ADAPTERS)
+def test_all_is_sorted_and_there(framework):
+    module = importlib.import_module(f"deepen_integrations.{framework}")
+    assert module.__all__ == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_every_sampling_option_is_a_field_with_the_engines_default(adapter):
+    llm = adapter(models=["a"])
+    assert llm.sampling({}) == SamplingParams()
+    assert {name: getattr(llm, name) for name in SamplingParams.model_fields} == dict(SamplingParams())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"models": ["a"], "temprature": 1}, "Unknown option 'temprature': did you mean 'temperature'"),
+        ({"models": ["a"], "temperature": -1}, "temperature.* is -1"),
+        ({"models": ["a"], "stop": ["x", ""]}, "empty stop string"),
+        ({"models": ["a"], "max_tokens": 1, "max_new_tokens": 1}, "not both"),
+        ({"models": ["a"], "fusion": "deepn"}, "Unknown fusion 'deepn'"),
+        ({"models": ["a", "b"], "weights": [1]}, "1 weights for 2 members"),
+        ({"models": ["a", "b"], "weights": [1, "x"]}, "one number per member"),
+        ({"models": [{"model": "a", "wait": 1}]}, "Unknown option 'wait': did you mean 'weight'"),
+        ({"models": [3]}, "int is no member"),
+        ({"models": "a"}, r"give a list of members such as \['a', 'another'\]"),
+        ({"models": []}, "at least one member"),
+        ({}, "at least one member"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_construction(adapter, options, told):
+    with pytest.raises(ConfigurationError, match=told):
+        adapter(**options)
+
+
+def test_a_wrong_option_of_a_call_is_refused_before_loading(adapter, loads):
+    llm = adapter(models=["a"])
+    with pytest.raises(SamplingError, match="'temprature': did you mean 'temperature'"):
+        ask(llm, temprature=1)
+    with pytest.raises(SamplingError, match=r"top_p.* is 2"):
+        ask(llm, top_p=2)
+    with pytest.raises(SamplingError, match="Unknown option 'models'"):
+        ask(llm, models=["b"])
+    assert not loads
+
+
+def test_a_value_assigned_later_is_checked_at_the_call(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble)
+    llm.temperature = 0.5
+    ask(llm)
+    assert ensemble.requests[-1][1].temperature == 0.5
+    llm.temperature = -1
+    with pytest.raises(SamplingError, match="temperature"):
+        ask(llm)
+
+
+def test_only_options_that_were_given_reach_the_engine_as_given(adapter, ensemble):
+    ask(adapter.from_ensemble(ensemble, max_tokens=7), seed=3)
+    params = ensemble.requests[-1][1]
+    assert params.model_fields_set == {"max_new_tokens", "seed"}
+    assert (params.max_new_tokens, params.seed) == (7, 3)
+
+
+def test_max_tokens_is_max_new_tokens(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble, max_tokens=2)
+    assert (llm.max_new_tokens, llm.max_tokens) == (2, 2)
+    assert ask(llm) == " The answer"
+    assert ask(llm, max_tokens=3) == " The answer is"
+    assert ask(llm, max_new_tokens=1) == " The"
+
+
+def test_a_calls_stop_replaces_the_models(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble, stop=[" is"])
+    assert ask(llm) == " The answer"
+    assert ask(llm, stop=None) == " The answer"
+    assert ask(llm, stop=["bon"]) == " The answer is Lis"
+    assert ask(llm, stop=[]) == " The answer is Lisbon."
+    assert llm.stop == (" is",)
+
+
+def test_with_options_is_a_copy_on_the_same_ensemble(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble, seed=1)
+    short = llm.with_options(max_tokens=1)
+    assert ask(short) == " The"
+    assert ask(llm) == " The answer is Lisbon."
+    assert short.seed == 1
+    assert short.ensemble is llm.ensemble is ensemble
+
+
+# One ensemble for equal options
+
+
+def test_equal_options_load_once_also_from_many_threads(adapter, loads, monkeypatch):
+    load = engines._load
+
+    def slowly(options, progress):
+        time.sleep(0.05)
+        return load(options, progress)
+
+    monkeypatch.setattr(engines, "_load", slowly)
+    llms = [adapter(models=["a", "b"], temperature=i / 10) for i in range(8)]
+    threads = [threading.Thread(target=ask, args=(llm,)) for llm in llms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert len({id(llm.ensemble) for llm in llms}) == 1
+
+
+def test_both_frameworks_share_one_ensemble(loads):
+    chain = LangChainLLM(models=["a", "b"], fusion="deepen")
+    index = LlamaIndexLLM(models=(MemberConfig(model="a"), {"model": "b"}), fusion=FusionConfig(), temperature=1)
+    assert chain.ensemble is index.ensemble
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"models": ["b", "a"]},
+        {"main": 1},
+        {"weights": [0.9, 0.1]},
+        {"fusion": "deepen-paper"},
+        {"device": "cpu"},
+        {"dtype": "float32"},
+        {"models": ["a", {"model": "b", "revision": "v2"}]},
+    ],
+)
+def test_other_loading_options_are_another_ensemble(adapter, loads, other):
+    options = {"models": ["a", "b"]}
+    first, second = adapter(**options), adapter(**{**options, **other})
+    assert first.ensemble is not second.ensemble
+    assert len(loads) == 2
+
+
+def test_the_engine_gets_what_was_given(adapter, monkeypatch):
+    import deepen_core
+
+    calls = []
+
+    class Spy:
+        @classmethod
+        def load(cls, models, **options):
+            calls.append((models, options))
+            return cls()
+
+        @classmethod
+        def demo(cls, **options):
+            calls.append(("demo", options))
+            return cls()
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(deepen_core, "Ensemble", Spy, raising=False)
+    assert adapter(models=["a", "b"], main="b", weights=[1, 3], dtype="float32", progress=False).ensemble
+    assert calls.pop() == (
+        [MemberConfig(model="a"), MemberConfig(model="b")],
+        {"main": "b", "weights": (1.0, 3.0), "fusion": "deepen", "dtype": "float32", "progress": False},
+    )
+    assert adapter.demo(fusion="deepen-paper").ensemble
+    assert calls.pop() == ("demo", {"main": 0, "fusion": "deepen-paper", "dtype": "auto"})
+
+
+def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):
+    load, failures = engines._load, [ModelFilesError("no weights")]
+
+    def failing(options, progress):
+        if failures:
+            raise failures.pop()
+        return load(options, progress)
+
+    monkeypatch.setattr(engines, "_load", failing)
+    llm = adapter(models=["a"])
+    with pytest.raises(ModelFilesError, match="no weights"):
+        ask(llm)
+    assert ask(llm) == " The answer is Lisbon."
+
+
+def test_models_are_released_with_their_last_holder(adapter, loads):
+    first, second = adapter(models=["a"]), adapter(models=["a"])
+    assert ask(first) == ask(second)
+    held = loads[0].ensemble
+    first.close()
+    assert not held.closed
+    assert ask(second) == " The answer is Lisbon."
+    with second:
+        pass
+    assert held.closed
+    with pytest.raises(ClosedError, match="DeepenLLM was closed"):
+        ask(second)
+
+
+def test_models_are_released_when_adapters_are_garbage(adapter, loads):
+    llm = adapter(models=["a"])
+    copies = [llm.model_copy(), copy.deepcopy(llm)]
+    assert ask(llm)
+    del llm
+    gc.collect()
+    assert not loads[0].ensemble.closed
+    copies.clear()
+    gc.collect()
+    assert loads[0].ensemble.closed
+    assert not [options for options in engines._engines if options == loads[0].options]
+
+
+def test_a_given_ensemble_stays_its_owners(adapter, ensemble):
+    with adapter.from_ensemble(ensemble, max_new_tokens=1) as llm:
+        assert ask(llm) == " The"
+        assert llm.model_name == "alpha+beta"
+    assert not ensemble.closed
+    with pytest.raises(ConfigurationError, match="fusion, main: fixed by the loaded ensemble"):
+        adapter.from_ensemble(ensemble, main=1, fusion="deepen")
+
+
+def test_an_ensemble_of_another_process_is_told(adapter):
+    with pytest.raises(ConfigurationError, match="call from_ensemble again"):
+        ask(adapter(models="loaded:0123"))
+
+
+def test_changing_a_loading_option_changes_the_ensemble(adapter, loads):
+    llm = adapter(models=["a", "b"])
+    before = llm.ensemble
+    llm.main = 1
+    assert llm.ensemble is not before
+    assert before.closed
+    llm.fusion = "deepn"
+    with pytest.raises(ConfigurationError, match="deepn"):
+        ask(llm)
+
+
+def test_rebuilding_from_fields_finds_the_same_ensemble(adapter, ensemble):
+    """As LangChain's configurable_fields does for every call."""
+    llm = adapter.from_ensemble(ensemble)
+    again = adapter(models=llm.models, temperature=0.3)
+    assert again.ensemble is ensemble
+
+
+def test_pickle_holds_options_only_and_finds_the_ensemble(adapter, loads):
+    llm = adapter(models=["a", "b"], weights=[1, 2], stop=["x"])
+    assert ask(llm)
+    stored = pickle.dumps(llm)
+    assert len(stored) < 10_000
+    again = pickle.loads(stored)
+    assert again.loading() == llm.loading()
+    assert again.sampling({}) == llm.sampling({})
+    assert again.ensemble is llm.ensemble
+    assert len(loads) == 1
+
+
+def test_nothing_in_the_process_is_changed(adapter, ensemble):
+    random.seed(5)
+    torch.manual_seed(5)
+    before = (random.getstate(), torch.get_rng_state().tolist(), threading.active_count())
+    ask(adapter.from_ensemble(ensemble, temperature=1.0, seed=3), seed=4)
+    assert before == (random.getstate(), torch.get_rng_state().tolist(), threading.active_count())
+
+
+def test_what_is_shown_is_short_and_holds_no_weights(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble)
+    assert len(repr(llm)) < 2000
+    assert "RuleEnsemble" not in repr(llm) + str(llm)
+
+
+# What is known before loading
+
+
+def member(folder, config, **tokenizer):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+def test_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
+    small = member(tmp_path / "small", {"n_positions": 300}, chat_template="{{ messages }}")
+    large = member(tmp_path / "large", {"text_config": {"max_position_embeddings": 4096}})
+    llm = adapter(models=[large, small])
+    assert (llm.facts.context_window, llm.facts.has_chat_template) == (300, False)
+    (large / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert adapter(models=[small, large], main=1).facts.has_chat_template
+    assert llm.model_name == "large+small"
+    assert not loads
+    assert ask(llm)
+    assert (llm.facts.context_window, llm.facts.has_chat_template) == (512, False)
+
+
+@pytest.mark.parametrize("model", ["nobody/never-downloaded", "/no/such/folder", "not a hub id!"])
+def test_unknown_members_have_no_facts(adapter, model):
+    facts = adapter(models=[model]).facts
+    assert (facts.context_window, facts.has_chat_template) == (None, False)
+
+
+def test_damaged_files_have_no_facts(adapter, tmp_path):
+    folder = member(tmp_path / "broken", [1, 2])
+    (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    assert adapter(models=[folder]).facts.context_window is None

@@ -1,0 +1,272 @@
+"""Wrong options and files: a clear `DeepenError` with the way out, before anything heavy is loaded."""
+
+import json
+import os
+import shutil
+import threading
+
+import pytest
+import tiny
+import torch
+
+from deepen_core import DeepenError, Ensemble, FusionConfig, MemberConfig, SamplingParams
+from deepen_core.errors import ConfigurationError, ModelFilesError, NoCommonTokensError, SamplingError, TokenizerError
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch):
+    """Fails the test if weights are loaded."""
+
+    def loaded(*_, **__):
+        pytest.fail("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
+
+
+@pytest.fixture
+def broken(tmp_path, folders):
+    """A copy of a model folder, to be damaged."""
+    shutil.copytree(folders["beta"], tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+def refused(error, message, models, **options):
+    with pytest.raises(error, match=message) as caught:
+        Ensemble.load(models, progress=False, **options)
+    assert isinstance(caught.value, DeepenError)
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.usefixtures("nothing_heavy")
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1.0, -0.5], r"beta: -0.5"),
+            ([float("nan"), 1], r"alpha: nan"),
+            ([float("inf"), 1], r"alpha: inf"),
+            ([0, 0], r"at least one member must count"),
+            ([1], r"1 weights for 2 members"),
+            ([1, 1, 1], r"3 weights for 2 members"),
+            (["a", 1], r"one number per member"),
+            (0.5, r"one number per member"),
+        ],
+    )
+    def test_weights(self, folders, weights, message):
+        refused(ConfigurationError, message, [folders["alpha"], folders["beta"]], weights=weights)
+
+    def test_weights_of_member_configs(self, folders):
+        members = [MemberConfig(model=str(folders[n]), weight=0) for n in ("alpha", "beta")]
+        refused(ConfigurationError, "at least one member must count", members)
+        refused(ConfigurationError, "Member 0: Option 'weight' is -1", [{"model": "x", "weight": -1}])
+
+    @pytest.mark.parametrize("main", [2, -3, "delta", 1.5, True, None])
+    def test_main(self, folders, main):
+        refused(ConfigurationError, "main is", [folders["alpha"], folders["beta"]], main=main)
+
+    def test_members(self):
+        refused(ConfigurationError, "list of members is empty", [])
+        refused(ConfigurationError, "give a list", "some/model")
+        refused(ConfigurationError, "Member 0: 5 is no member", [5])
+        refused(ConfigurationError, r"Unknown option 'modl': did you mean 'model'\?", [{"modl": "x"}])
+
+    @pytest.mark.parametrize(
+        ("fusion", "message"),
+        [
+            ("deep", r"Unknown fusion 'deep': choose 'deepen' or 'deepen-paper'"),
+            (5, "fusion is a int"),
+            ({"step": 5}, r"Unknown option 'step': did you mean 'steps'\?"),
+            ({"steps": 0}, "Option 'steps' is 0"),
+            ({"temperature": -1.0}, 'must be a positive number or "auto"'),
+        ],
+    )
+    def test_fusion(self, folders, fusion, message):
+        refused(ConfigurationError, message, [folders["alpha"]], fusion=fusion)
+
+    def test_device_and_dtype(self, folders):
+        refused(ConfigurationError, "Unknown device 'gpu'", [folders["alpha"]], device="gpu")
+        refused(ConfigurationError, "'cuda:77' is not there", [folders["alpha"]], device="cuda:77")
+        refused(ConfigurationError, "Unknown dtype 'int8'", [folders["alpha"]], dtype="int8")
+
+    def test_no_common_tokens(self, tmp_path, folders):
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        odd = Tokenizer(models.WordLevel({"zzzzzzzz": 0, "</s>": 1}, unk_token="</s>"))
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=odd, eos_token="</s>")
+        tiny.save_llama(tmp_path / "odd", wrapped, chat=False)
+        refused(NoCommonTokensError, r"share no token \(alpha has", [folders["alpha"], tmp_path / "odd"])
+
+
+@pytest.mark.usefixtures("nothing_heavy")
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer"), ("model.safetensors", "no weights")],
+    )
+    def test_missing(self, broken, folders, name, message):
+        (broken / name).unlink()
+        refused(ModelFilesError, message, [folders["alpha"], broken])
+
+    def test_no_folder(self, tmp_path):
+        refused(ModelFilesError, "is not a folder", [tmp_path / "nothing"])
+        (tmp_path / "file").write_text("x")
+        refused(ModelFilesError, "is not a folder", [tmp_path / "file"])
+
+    def test_unknown_hub_id_without_a_network(self, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        refused(ModelFilesError, "is no folder here, and could not be fetched", ["someone/no-such-model"])
+
+    def test_pickled_weights_are_refused(self, broken):
+        (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+        refused(ModelFilesError, r"pickle files only \(pytorch_model.bin\)", [broken])
+
+    def test_interrupted_download(self, broken, folders):
+        weights = broken / "model.safetensors"
+        os.truncate(weights, weights.stat().st_size - 100)
+        refused(ModelFilesError, "the download broke off", [folders["alpha"], broken])
+
+    def test_damaged_header(self, broken):
+        weights = broken / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[20] = 0xFF
+        weights.write_bytes(data)
+        refused(ModelFilesError, "damaged safetensors header", [broken])
+
+    @pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64])
+    def test_no_safetensors_at_all(self, broken, content):
+        (broken / "model.safetensors").write_bytes(content)
+        refused(ModelFilesError, "too few|cut short", [broken])
+
+    def test_missing_shard(self, broken):
+        (broken / "model.safetensors").rename(broken / "model-00001-of-00002.safetensors")
+        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        refused(ModelFilesError, r"lacks 1 of the 2 weight files .*model-00002-of-00002", [broken])
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+    def test_broken_json(self, broken, name):
+        (broken / name).write_text((broken / name).read_text()[:-20])
+        refused(ModelFilesError, "cannot be read as JSON", [broken])
+
+    def test_tokenizer_that_does_not_parse(self, broken):
+        (broken / "tokenizer.json").write_text("{}")
+        refused(TokenizerError, "tokenizer of .* cannot be loaded", [broken])
+
+    def test_unknown_architecture(self, broken):
+        (broken / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
+        refused(ModelFilesError, "configuration of .* cannot be used", [broken])
+
+    def test_encoder_decoder(self, broken):
+        from transformers import T5Config
+
+        T5Config(vocab_size=520, d_model=16, num_layers=1).save_pretrained(broken)
+        refused(ConfigurationError, "encoder-decoder", [broken])
+
+
+def test_weights_that_do_not_fit_the_configuration(broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    refused(ModelFilesError, "weights of .* cannot be loaded", [broken])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1.0}, r"Unknown option 'temprature': did you mean 'temperature'\?"),
+        ({"xyz": 1.0}, r"Unknown option 'xyz': known are max_new_tokens"),
+        ({"stop": ""}, "an empty stop string"),
+        ({"stop": ["a", ""]}, "an empty stop string"),
+        ({"temperature": -1}, "Option 'temperature' is -1"),
+        ({"temperature": float("nan")}, "Option 'temperature' is nan"),
+        ({"max_new_tokens": 0}, "Option 'max_new_tokens' is 0"),
+        ({"max_new_tokens": 5, "max_tokens": 5}, "not both"),
+        ({"top_p": 1.5}, "Option 'top_p' is 1.5"),
+        ({"timeout": 0}, "Option 'timeout' is 0"),
+    ],
+)
+def test_sampling_options(pair, options, message):
+    for call in (pair.generate, pair.stream):
+        with pytest.raises(SamplingError, match=message):
+            call("The dog", **options)
+
+
+def test_params_of_a_wrong_type(pair):
+    with pytest.raises(SamplingError, match="params is a int"):
+        pair.generate("The dog", 5)
+
+
+def test_max_tokens_is_max_new_tokens(pair):
+    assert len(pair.generate("The dog", max_tokens=3, ignore_eos=True).token_ids) == 3
+    params = SamplingParams(max_new_tokens=9, ignore_eos=True)
+    assert len(pair.generate("The dog", params, max_tokens=3).token_ids) == 3
+    assert len(pair.generate("The dog", params).token_ids) == 9
+
+
+def test_members_of_one_name(folders):
+    with Ensemble.load([folders["alpha"], folders["alpha"]], progress=False, device="cpu") as ensemble:
+        assert [m.name for m in ensemble.info.members] == ["alpha", "alpha-2"]
+        with Ensemble.load([folders["alpha"]], progress=False, device="cpu") as one:
+            expected = one.score("The dog", " sleeps; the fox")
+        # Two equal members agree with themselves, as long as main spells as its tokenizer does.
+        assert ensemble.score("The dog", " sleeps; the fox").logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_main_by_name(folders):
+    with Ensemble.load([folders["alpha"], folders["beta"]], main="beta", progress=False, device="cpu") as ensemble:
+        assert ensemble.main_name == "beta"
+
+
+def test_nothing_in_the_process_is_changed(folders):
+    from transformers.utils import logging
+
+    before = (
+        torch.random.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        dict(os.environ),
+        logging.is_progress_bar_enabled(),
+        logging.get_verbosity(),
+        threading.active_count(),
+    )
+    with Ensemble.load([folders["alpha"], folders["beta"]], progress=False, device="cpu") as ensemble:
+        ensemble.generate("The dog", max_new_tokens=5, temperature=1.0, seed=3)
+        ensemble.score("The dog", " sleeps")
+    after = (
+        torch.random.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        dict(os.environ),
+        logging.is_progress_bar_enabled(),
+        logging.get_verbosity(),
+        threading.active_count(),
+    )
+    assert before == after
+
+
+def test_a_tokenizer_in_use_elsewhere_is_left_alone(folders):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["alpha"])
+    before = tokenizer.backend_tokenizer.to_str()
+    from deepen_core.members.tokenizer import MemberTokenizer
+
+    MemberTokenizer(tokenizer, "m")
+    assert tokenizer.backend_tokenizer.to_str() == before
+    assert not tokenizer.backend_tokenizer.encode_special_tokens
+
+
+def test_warnings_say_the_number_that_led_to_them(load, folders):
+    with pytest.warns(UserWarning, match=r"an anchor keeps 0\.0\d\d of its mass"):
+        ensemble = load("alpha", "beta", fusion=FusionConfig(temperature=0.01))
+    assert len(ensemble.info.warnings) == 2
+    ensemble.close()
+
+
+def test_progress_is_shown_and_can_be_silenced(folders, capfd):
+    Ensemble.load([folders["alpha"]], progress=False, device="cpu").close()
+    assert capfd.readouterr().err == ""
+    Ensemble.load([folders["alpha"]], progress=True, device="cpu").close()
+    assert "Loading" in capfd.readouterr().err

@@ -1,0 +1,41 @@
+"""The examples run, in a process of their own that has no network."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepen_core.demo import questions
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]  # LlamaIndex leaves an event loop open
+OFFLINE = """
+import runpy, socket, sys
+def refuse(*arguments, **options):
+    raise AssertionError(f"an example asked for the network: {arguments}")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("needs_demo")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_example_runs_without_a_network(program, tmp_path):
+    command = [sys.executable, *WARNINGS, "-c", OFFLINE, str(EXAMPLES / program)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    asked = [question for question in questions()[:6] if question.text in run.stdout]
+    assert len(asked) == 6
+    right = sum(bool(re.search(rf"{re.escape(q.text)} +{q.answer}\b", run.stdout)) for q in asked)
+    assert right >= 4, run.stdout
+    assert not run.stderr
+
+
+def test_the_list_of_examples_is_complete():
+    listed = re.findall(r"^\| \[(\S+)\]\((\S+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [(program, program) for program in PROGRAMS]

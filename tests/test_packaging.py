@@ -1,0 +1,98 @@
+"""What a user gets: one wheel with both packages, light imports, errors that name the missing extra."""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter in which some packages cannot be imported."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n{code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("package", ["deepen_core", "deepen_integrations"])
+def test_packages_are_marked_as_typed(package):
+    spec = importlib.util.find_spec(package)
+    assert (Path(spec.origin).parent / "py.typed").is_file()
+
+
+def test_importing_the_engine_is_light():
+    heavy = ["torch", "transformers", "tokenizers", "langchain_core", "llama_index", "typer", "rich"]
+    run = python(f"import sys, deepen_core; print([name for name in {heavy} if name in sys.modules])")
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_help_of_the_command_line_is_light():
+    code = "import sys; import deepen_integrations.cli.commands; print('torch' in sys.modules)"
+    assert python(code).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("module", "blocked", "extra"),
+    [
+        ("deepen_integrations.langchain", ["langchain_core"], "langchain"),
+        ("deepen_integrations.llama_index", ["llama_index"], "llama-index"),
+    ],
+)
+def test_an_adapter_without_its_extra_says_which(module, blocked, extra):
+    run = python(f"import {module}", without=blocked)
+    assert run.returncode == 1
+    last_line = run.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("ImportError")
+    assert f"deepen-integrations[{extra}]" in last_line
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_without_its_extra_says_which(missing):
+    run = python("from deepen_integrations.cli import app; app()", without=[missing])
+    assert run.returncode == 1
+    assert run.stderr.strip() == f'deepen needs {missing}: pip install "deepen-integrations[cli]"'
+
+
+def test_the_engine_runs_without_the_adapters_frameworks():
+    blocked = ["langchain_core", "llama_index", "typer", "rich"]
+    run = python("from deepen_core import Ensemble; print(Ensemble.__name__)", without=blocked)
+    assert run.stdout.strip() == "Ensemble", run.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory) -> set[str]:
+    """The files of a wheel that is built from the source distribution, as a package index gets them."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as wheel:
+        return set(wheel.namelist())
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_both_packages_and_the_demo(wheel_names):
+    models = "deepen_core/demo/models"
+    assert {
+        "deepen_core/__init__.py",
+        "deepen_core/py.typed",
+        "deepen_integrations/__init__.py",
+        "deepen_integrations/py.typed",
+        "deepen_integrations/cli/__init__.py",
+        "deepen_integrations/langchain/__init__.py",
+        "deepen_integrations/llama_index/__init__.py",
+    } <= wheel_names
+    for member in ("atlas-gpt2", "almanac-llama"):
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            assert f"{models}/{member}/{file}" in wheel_names
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_nothing_else(wheel_names):
+    tops = {name.partition("/")[0] for name in wheel_names}
+    assert tops == {"deepen_core", "deepen_integrations", "deepen_integrations-0.1.0.dist-info"}
+    assert not [name for name in wheel_names if "__pycache__" in name]

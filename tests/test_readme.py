@@ -1,0 +1,86 @@
+"""The README is true: its snippets and commands run, its links and tables fit the code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deepen_core import errors
+from deepen_core.config import SamplingParams
+from deepen_integrations.cli.commands import commands
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def shell_commands(program: str) -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    return [words for words in lines if words[:1] == [program]]
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda code: code.strip().splitlines()[-1])
+def test_snippets_run_in_a_fresh_process(snippet, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.parametrize("words", shell_commands("make"), ids=" ".join)
+def test_make_targets_exist(words):
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", shell_commands("deepen"), ids=" ".join)
+def test_commands_run(words):
+    """Those on models that only stand for the reader's own must get as far as looking for them."""
+    result = CliRunner().invoke(commands, words[1:], input="")
+    if "--member" in words:
+        assert result.exit_code == 1, result.output
+        assert "models/general" in result.stderr
+    else:
+        assert result.exit_code == 0, result.output
+
+
+def test_there_is_something_to_run():
+    assert len(blocks("python")) >= 4
+    assert shell_commands("make")
+    assert shell_commands("deepen")
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_every_sampling_option_is_in_the_table():
+    first_cells = "".join(line.split("|")[1] for line in section("Options").splitlines() if line.startswith("|"))
+    assert set(SamplingParams.model_fields) <= set(re.findall(r"`(\w+)`", first_cells))
+
+
+def test_every_error_in_the_table_exists():
+    named = re.findall(r"^\| `(\w+)`", section("Errors"), re.MULTILINE)
+    assert named
+    for name in named:
+        assert issubclass(getattr(errors, name), errors.DeepenError)

@@ -1,0 +1,280 @@
+"""Trains the two members of the embedded demo from nothing, on a processor, in under half an hour.
+
+python training/train_demo.py --out core/deepen_core/demo/models
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+
+import torch
+from batches import Batch, Batches
+from demo_tokenizers import SPECIALS, WINDOW, train_bpe, train_unigram, write_tokenizer
+from lessons import Kind, Teacher, vocabulary_texts
+from safetensors.torch import load_model
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from deepen_core.demo.world import MEMBERS, questions
+
+log = logging.getLogger("train_demo")
+
+KINDS: tuple[str, str] = ("bpe", "unigram")
+VOCABULARY = (960, 1000)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A part of the training, with a learning rate that rises and falls.
+
+    Attributes:
+        share: Its part of all steps.
+        rate: Peak learning rate.
+        kinds: How much of each kind of batch.
+    """
+
+    share: float
+    rate: float
+    kinds: dict[Kind, float]
+
+
+COURSES = (
+    # First the world itself, from short texts.
+    Course(2200 / 2800, 3e-3, {"short": 0.68, "context": 0.22, "long": 0.05, "copy": 0.05}),
+    # Then to keep to the question when much else stands before it.
+    Course(600 / 2800, 1.5e-3, {"short": 0.24, "context": 0.16, "mixed": 0.56, "copy": 0.04}),
+)
+WARMUP = 0.04
+FINAL_RATE = 0.02
+
+
+def waves(positions: int, width: int) -> Tensor:
+    """Where learned positions begin: sines and cosines, by which near can be told from far from the first step.
+
+    Returns:
+        [positions, width], with the deviation that GPT-2 begins all its embeddings with, 0.02.
+    """
+    angles = torch.arange(positions)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    return 0.02 * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def build_model(member: int, tokenizer: Tokenizer) -> PreTrainedModel:
+    """An untrained model of about a million parameters: GPT-2 for the first member, Llama for the second."""
+    bos, eos = (tokenizer.token_to_id(token) for token in SPECIALS[KINDS[member]])
+    ends: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": eos}
+    size = tokenizer.get_vocab_size()
+    if member == 0:
+        gpt2 = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=size,
+                n_positions=WINDOW,
+                n_embd=128,
+                n_layer=4,
+                n_head=4,
+                n_inner=320,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **ends,
+            )
+        )
+        gpt2.transformer.wpe.weight.data.copy_(waves(WINDOW, gpt2.config.n_embd))
+        return gpt2
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=WINDOW,
+            tie_word_embeddings=True,
+            **ends,
+        )
+    )
+
+
+def weighted_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over the tokens that count, each by its weight."""
+    logits = model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).logits[:, :-1]
+    weights = batch.weights[:, 1:]
+    counted = weights > 0
+    losses = nn.functional.cross_entropy(logits[counted], batch.ids[:, 1:][counted], reduction="none")
+    weights = weights[counted]
+    return (losses * weights).sum() / weights.sum()
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth. `progress` runs from 0 to 1."""
+    if progress < WARMUP:
+        return peak * (progress + 1e-3) / WARMUP
+    fallen = 0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - WARMUP) / (1 - WARMUP)))
+    return peak * (FINAL_RATE + (1 - FINAL_RATE) * fallen)
+
+
+def train(model: PreTrainedModel, batches: Batches, course: Course, options: argparse.Namespace, member: int) -> None:
+    """The loop: AdamW until the steps are done or the minutes are over."""
+    name = MEMBERS[member]
+    steps = max(1, round(options.steps * course.share))
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=course.rate,
+        betas=(0.9, 0.98),
+    )
+    model.train()
+    started, average = time.monotonic(), 0.0
+    bar = tqdm(total=steps, desc=name, unit="step", mininterval=5.0, position=member)
+    for step in range(steps):
+        progress = step / steps
+        if options.minutes:
+            progress = max(progress, (time.monotonic() - started) / 60 / (options.minutes * course.share))
+            if progress >= 1:
+                break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(progress, course.rate)
+        loss = weighted_loss(model, batches.next(course.kinds))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
+        bar.update()
+        bar.set_postfix(loss=f"{average:.3f}", refresh=False)
+    bar.close()
+    log.info("%s: %d steps, %.1f minutes, loss %.3f", name, bar.n, (time.monotonic() - started) / 60, average)
+
+
+@torch.inference_mode()
+def exact_match(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, float]:
+    """Share of held-out questions answered exactly by greedy decoding, by who knows the answer, and `all`."""
+    model.eval()
+    eos = model.config.eos_token_id
+    by_length: dict[int, list[tuple[list[int], str, str]]] = {}
+    for question in questions():
+        prompt = tokenizer.encode(question.prompt).ids
+        by_length.setdefault(len(prompt), []).append((prompt, question.answer, question.known_to))
+    right: dict[str, list[bool]] = {}
+    for length, group in by_length.items():
+        ids = torch.tensor([prompt for prompt, _, _ in group])
+        for _ in range(10):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        for row, (_, answer, known_to) in zip(ids[:, length:].tolist(), group, strict=True):
+            said = row[: row.index(eos)] if eos in row else row
+            correct = tokenizer.decode(said).strip() == answer
+            for key in ("all", known_to):
+                right.setdefault(key, []).append(correct)
+    return {key: sum(hits) / len(hits) for key, hits in sorted(right.items())}
+
+
+def write_member(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, target: Path) -> None:
+    """Writes a model folder beside its place, then moves it there: a reader never sees half of one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        model.save_pretrained(fresh)
+        write_tokenizer(tokenizer, kind, fresh)
+        generation = {
+            "bos_token_id": model.config.bos_token_id,
+            "eos_token_id": model.config.eos_token_id,
+            "pad_token_id": model.config.eos_token_id,
+        }
+        text = json.dumps(generation, indent=2) + "\n"
+        (fresh / "generation_config.json").write_text(text, encoding="utf-8")
+        fresh.chmod(0o755)
+        for file in fresh.iterdir():
+            file.chmod(0o644)
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            target.replace(old)
+        fresh.replace(target)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model folders")
+    parser.add_argument("--steps", type=int, default=2800, help="steps per member (default %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, help="end after so many minutes; the result then depends on the machine"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", type=Path, help="folder of models that have had the first course")
+    parser.add_argument("--member", choices=MEMBERS, action="append", help="only this one (default: both)")
+    parser.add_argument("--jobs", type=int, default=2, help="members trained at once (default %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads a member; one is exactly repeatable (default 1)",
+    )
+    return parser.parse_args(arguments)
+
+
+def train_member(member: int, options: argparse.Namespace) -> dict[str, float]:
+    """Trains one member from nothing and writes its folder.
+
+    Returns:
+        The share of held-out questions it answers exactly, see `exact_match`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed * 2 + member)
+    name, kind = MEMBERS[member], KINDS[member]
+    texts = vocabulary_texts(options.seed)
+    tokenizer = (train_bpe if kind == "bpe" else train_unigram)(texts, VOCABULARY[member])
+    model = build_model(member, tokenizer)
+    log.info("%s: %d tokens, %d parameters", name, tokenizer.get_vocab_size(), model.num_parameters())
+    if options.resume:
+        load_model(model, str(options.resume / name / "model.safetensors"), strict=False)
+    scores: dict[str, float] = {}
+    for index, course in enumerate(COURSES):
+        if index == 0 and options.resume:
+            continue
+        # Every course starts afresh, so that one resumed gives what one run through gives.
+        seed = options.seed + 1000 * index
+        train(model, Batches(Teacher(member, seed), tokenizer, kind, seed), course, options, member)
+        scores = exact_match(model, tokenizer)
+        rounded = {key: round(value, 3) for key, value in scores.items()}
+        log.info("%s: held-out exact match %s", name, rounded)
+    write_member(model, tokenizer, kind, options.out / name)
+    return scores
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains and writes the members, each in a process of its own."""
+    options = parse(arguments)
+    chosen = [index for index, name in enumerate(MEMBERS) if name in (options.member or MEMBERS)]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for future in [pool.submit(train_member, member, options) for member in chosen]:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()
