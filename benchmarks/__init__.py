@@ -1,0 +1,1 @@
+"""Measurements: ratios taken in one process, printed as tables and written as JSON."""
