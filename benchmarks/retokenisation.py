@@ -24,13 +24,11 @@ NAMES = ("gpt-2", "falcon", "mistral-v1", "mistral-tekken")
 
 def pieces(main: MemberTokenizer, text: str) -> list[str]:
     """The text as main speaks it, token by token."""
-    stream, spoken = Utf8Stream(), []
+    stream = Utf8Stream()
     values = [main.vocabulary.token_bytes(i) or b"" for i in main.encode(text)]
     if values and main.vocabulary.starts_with_space:
         values[0] = values[0].removeprefix(b" ")
-    for value in values:
-        spoken.append(stream.feed(value))
-    return spoken
+    return [stream.feed(value) for value in values]
 
 
 def listen(main: MemberTokenizer, other: MemberTokenizer, texts: list[str]) -> dict[str, Any]:

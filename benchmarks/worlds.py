@@ -122,9 +122,7 @@ def logits(world: World, entropy: str, rows: int, *, seed: int, shared_candidate
     for embeddings, ids in zip(world.embeddings, world.anchor_ids, strict=True):
         noise = 0.7 * torch.randn(rows, shared_candidates, generator=random, device=device)
         head = torch.softmax(_SHARPNESS[entropy] * (zipf + noise), dim=-1) * (1 - _TAIL[entropy])
-        tail = torch.softmax(
-            2.0 * torch.randn(rows, len(embeddings), generator=random, device=device), dim=-1
-        )
+        tail = torch.softmax(2.0 * torch.randn(rows, len(embeddings), generator=random, device=device), dim=-1)
         probs = tail * _TAIL[entropy]
         probs.scatter_add_(-1, ids[places], head)
         made.append(probs.log())

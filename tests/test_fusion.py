@@ -6,7 +6,7 @@ import torch
 from deepen_core.config import FusionConfig
 from deepen_core.fusion import DeepenFusion
 from deepen_core.inverse import DenseRows, adamw, em_search, expectation_maximisation
-from deepen_core.relative import RelativeSpace, relative_matrix
+from deepen_core.relative import EntryRows, RelativeSpace, relative_matrix
 
 ANCHORS, MAIN, OTHER = 60, 100, 90
 
@@ -194,12 +194,10 @@ class TestRelativeSpace:
     def test_rows_equal_the_dense_matrix(self):
         (space, _) = spaces()
         ids = torch.tensor([[0, 70, 99], [95, 3, 70]])
-        identity = torch.eye(3).expand(2, 3, 3)
         rows = space.rows(ids)
-        dense = torch.stack(
-            [type(rows)(rows.index, rows.value, rows.spread, rows.anchors).project(identity[:, i]) for i in range(3)], 1
-        )
-        torch.testing.assert_close(dense, space.dense()[ids], atol=1e-6, rtol=0)
+        dense = torch.stack([rows.project(torch.eye(3)[i].expand(2, 3)) for i in range(3)], 1)
+        torch.testing.assert_close(dense[..., :-1], space.dense()[ids], atol=1e-6, rtol=0)
+        assert float(dense[..., -1].max()) == 0.0  # all entries are kept
 
     def test_kept_entries_are_the_largest_and_no_mass_is_lost(self):
         (space, _) = spaces(entries=7, temperature=10.0)
@@ -208,12 +206,26 @@ class TestRelativeSpace:
         torch.testing.assert_close(rows.value[:80].sum(-1), dense[:80].topk(7).values.sum(-1))
         assert float(rows.spread[:80].min()) > 0
 
-    def test_project_and_lift_are_transposes(self):
+    def test_rows_do_not_depend_on_when_they_are_built(self):
+        (at_once, _), (one_by_one, _) = spaces(entries=7), spaces(entries=7)
+        whole = at_once.rows(torch.arange(MAIN))
+        for token_id in reversed(range(MAIN)):
+            one_by_one.rows(torch.tensor([token_id]))
+        again = one_by_one.rows(torch.arange(MAIN))
+        assert torch.equal(whole.index, again.index)
+        torch.testing.assert_close(whole.value, again.value)
+
+    def test_entries_equal_the_same_arithmetic_on_all_columns(self):
+        """`EntryRows` against the dense matrix of the very same rows: projecting, lifting, twice."""
         (space, _) = spaces(entries=7, temperature=10.0)
-        rows, random = space.rows(torch.arange(MAIN)), torch.Generator().manual_seed(4)
-        probs = torch.softmax(torch.randn(MAIN, generator=random), -1)
-        columns = torch.rand(ANCHORS + 2, generator=random)
-        assert float(rows.project(probs) @ columns) == pytest.approx(float(probs @ rows.lift(columns)), abs=1e-6)
+        sparse, random = space.rows(torch.arange(MAIN).expand(2, MAIN)), torch.Generator().manual_seed(4)
+        dense = DenseRows(torch.stack([sparse.project(torch.eye(MAIN)[i].expand(2, MAIN))[0] for i in range(MAIN)]))
+        rows = EntryRows(sparse)
+        probs = torch.softmax(torch.randn(2, MAIN, generator=random), -1)
+        columns = torch.rand(2, ANCHORS + 3, generator=random)
+        for _ in range(2):
+            torch.testing.assert_close(rows.project(probs), rows.take(dense.project(probs)))
+            torch.testing.assert_close(rows.lift(rows.take(columns)), dense.lift(columns))
 
     @pytest.mark.parametrize("target", [0.3, 0.9])
     def test_calibration_reaches_its_target(self, target):

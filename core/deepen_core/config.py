@@ -107,8 +107,8 @@ class FusionConfig(_Options):
     """At most so many of a member's tokens are projected and searched; the others are one rest token."""
     images: int = Field(default=64, ge=0)
     """So many of the other members' top anchors become candidates of the main member as well."""
-    row_entries: int = Field(default=128, ge=1)
-    """Entries kept of a relative row; what lies below them is spread evenly."""
+    row_entries: int = Field(default=16, ge=1)
+    """Entries kept of a relative row; the mass below them is spread evenly."""
     exact: bool = False
     """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
 

@@ -12,7 +12,7 @@ _TINY = 1e-20  # keeps a column that nothing projects to out of the quotient
 
 
 class Rows(Protocol):
-    """Rows of a relative matrix `R`, however they are stored."""
+    """Rows of a relative matrix `R`, however they and its columns are stored."""
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [..., tokens] -> [..., columns]."""
@@ -59,9 +59,9 @@ def adamw(
     """The paper's search: AdamW on the logits, with the gradient in closed form.
 
     The loss is `mean(q * (log q - log(p R)))` over all columns, so the gradient is
-    `-(p / columns) * (R (q / (p R)) - sum q)`. The mean is not a matter of scale: against AdamW's eps it decides how
-    far improbable tokens move. Betas (0.9, 0.999), eps 1e-8, weight decay 0.01; the learning rate follows a cosine of
-    period 10 down to a quarter.
+    `-(p / columns) * (R (q / (p R)) - 1)`, as `q` sums to one. The mean is not a matter of scale: against AdamW's eps
+    it decides how far improbable tokens move. Betas (0.9, 0.999), eps 1e-8, weight decay 0.01; the learning rate
+    follows a cosine of period 10 down to a quarter.
 
     Args:
         logits: Start [..., tokens]; entries of -infinity stay.
@@ -73,12 +73,11 @@ def adamw(
     """
     beta1, beta2, eps, decay = 0.9, 0.999, 1e-8, 0.01
     first, second = torch.zeros_like(logits), torch.zeros_like(logits)
-    total = target.sum(-1, keepdim=True)
     for step in range(steps):
         rate = learning_rate * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 10)) / 2)
         probs = torch.softmax(logits, dim=-1)
         ratio = target / rows.project(probs).clamp_min(_TINY)
-        gradient = -(probs / columns) * (rows.lift(ratio) - total)
+        gradient = -(probs / columns) * (rows.lift(ratio) - 1.0)
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient.square()
         mean = first / (1 - beta1 ** (step + 1))

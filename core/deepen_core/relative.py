@@ -54,11 +54,15 @@ def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperat
 class SparseRows:
     """Rows of the relative matrix by their largest entries.
 
+    What lies below the entries of a row is spread thinly over all anchors, much alike for all tokens. As a single
+    column, **spread**, it does what it does as many: it keeps the mass, and speaks for nobody in particular. It is not
+    the rest column, or the tail of a distribution would grow wherever one member's rows are less sharp than another's.
+
     Attributes:
         index: int64 [..., tokens, entries], columns.
         value: float32 [..., tokens, entries], mass on these columns.
-        spread: float32 [..., tokens], mass that is spread evenly over all anchors.
-        anchors: Number of anchors; column `anchors` is stop, `anchors + 1` is rest.
+        spread: float32 [..., tokens], mass below the entries.
+        anchors: Number of anchors; column `anchors` is stop, `anchors + 1` is rest, `anchors + 2` is spread.
     """
 
     index: torch.Tensor
@@ -67,19 +71,43 @@ class SparseRows:
     anchors: int
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
-        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 2]."""
-        mass = (probs.unsqueeze(-1) * self.value).flatten(-2)  # [..., tokens * entries]
-        out = probs.new_zeros(*probs.shape[:-1], self.anchors + 2)
-        out.scatter_add_(-1, self.index.flatten(-2), mass)
-        even = (probs * self.spread).sum(-1, keepdim=True) / self.anchors
-        out[..., : self.anchors] += even
-        return out
+        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 3]."""
+        columns = probs.new_zeros(*probs.shape[:-1], self.anchors + 3)
+        columns.scatter_add_(-1, self.index.flatten(-2), (probs.unsqueeze(-1) * self.value).flatten(-2))
+        columns[..., -1] = (probs * self.spread).sum(-1)
+        return columns
+
+
+class EntryRows:
+    """`SparseRows` for a search: columns are looked at only where one of the rows has an entry.
+
+    What `Rows` calls columns is here one number for each entry of each row, and a last one for the spread column. A
+    column that two rows share stands there twice with the same value, which element-wise arithmetic does not mind.
+
+    Args:
+        rows: The rows [rows of the batch, tokens, entries].
+    """
+
+    def __init__(self, rows: SparseRows) -> None:
+        self._at = rows.index.flatten(-2)  # [batch, tokens * entries]
+        self._value, self._spread = rows.value, rows.spread
+        self._scratch = rows.value.new_zeros(len(rows.value), rows.anchors + 2)  # all zero between calls
+
+    def project(self, probs: torch.Tensor) -> torch.Tensor:
+        """`p R` at the entries, [batch, tokens] -> [batch, tokens * entries + 1]."""
+        mass = (probs.unsqueeze(-1) * self._value).flatten(-2)
+        found = self._scratch.scatter_add_(-1, self._at, mass).gather(-1, self._at)
+        self._scratch.scatter_(-1, self._at, 0.0)
+        return torch.cat([found, (probs * self._spread).sum(-1, keepdim=True)], dim=-1)
 
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
-        """`R x`: for each token the mean of `columns` [..., anchors + 2] under its row, [..., tokens]."""
-        taken = columns.gather(-1, self.index.flatten(-2)).view(self.index.shape)
-        even = columns[..., : self.anchors].mean(-1, keepdim=True)
-        return (taken * self.value).sum(-1) + self.spread * even
+        """`R x`, [batch, tokens * entries + 1] -> [batch, tokens]."""
+        taken = (columns[..., :-1].view(self._value.shape) * self._value).sum(-1)
+        return taken + self._spread * columns[..., -1:]
+
+    def take(self, columns: torch.Tensor) -> torch.Tensor:
+        """All columns [batch, anchors + 3] at the entries, [batch, tokens * entries + 1]."""
+        return torch.cat([columns.gather(-1, self._at), columns[..., -1:]], dim=-1)
 
 
 class RelativeSpace:
@@ -91,7 +119,7 @@ class RelativeSpace:
         fixed: Column that a token has all its mass on, or -1 for a row from embeddings, int32 [vocabulary].
         temperature: A number, or "auto" to calibrate it.
         target_self_mass: The median mass an anchor keeps for itself that "auto" aims at.
-        entries: How many entries of a row are kept; the mass below them is spread evenly.
+        entries: How many entries of a row are kept; the mass below them is spread.
 
     Attributes:
         temperature: In use.
@@ -106,7 +134,7 @@ class RelativeSpace:
         fixed: torch.Tensor,
         temperature: float | Literal["auto"] = "auto",
         target_self_mass: float = 0.9,
-        entries: int = 128,
+        entries: int = 16,
     ) -> None:
         self._embeddings = embeddings.detach()
         device = embeddings.device

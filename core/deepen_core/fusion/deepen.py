@@ -13,7 +13,7 @@ import torch
 
 from deepen_core.config import FusionConfig
 from deepen_core.inverse import DenseRows, Rows, adamw, expectation_maximisation
-from deepen_core.relative import RelativeSpace, SparseRows
+from deepen_core.relative import EntryRows, RelativeSpace, SparseRows
 
 
 class DeepenFusion:
@@ -66,54 +66,55 @@ class DeepenFusion:
         """With the tokens that matter."""
         main = logprobs[self._main]
         assert main is not None
-        space = self._spaces[self._main]
-        target = main.new_zeros(len(main), space.anchors + 2)  # [rows, anchors + 2]
-        others = torch.zeros_like(target)
+        space, config = self._spaces[self._main], self._config
+        target = main.new_zeros(len(main), space.anchors + 3)  # [rows, anchors + 3]
+        images = [space.stop_ids.expand(len(main), -1)]
         for member, values in enumerate(logprobs):
             if values is None:
                 continue
-            mass = _where(shares[:, member, None].to(values.device), self._project(member, values)).to(main.device)
-            target += mass
-            if member != self._main:
-                others += mass
+            share = shares[:, member, None].to(values.device)
+            top = values.topk(min(config.candidates, values.shape[-1]), dim=-1)
+            probs, rows = top.values.exp(), self._spaces[member].rows(top.indices)
+            mass = rows.project(probs)
+            mass[:, space.anchors + 1] += (1.0 - probs.sum(-1)).clamp_min(0.0)
+            target += _where(share, mass).to(main.device)
+            if member == self._main:
+                best, best_rows = top, rows
+            else:
+                images.append(self._images(rows.index[:, : config.images, 0].to(main.device)))
 
-        # 1) Candidates: main's best tokens, its tokens for the anchors that the others favour, and its stop tokens.
-        best = main.topk(min(self._config.candidates, main.shape[-1]), dim=-1).indices  # [rows, best]
-        images = others[:, : space.anchors].topk(min(self._config.images, space.anchors), dim=-1).indices
-        stops = space.stop_ids.expand(len(main), -1)
-        ids = torch.cat([best, space.anchor_ids[images], stops], dim=-1)  # [rows, best + images + stops]
-        seen = torch.zeros_like(main, dtype=torch.bool).scatter_(-1, best, True)
-        fresh = torch.cat([torch.ones_like(best, dtype=torch.bool), ~seen.gather(-1, ids[:, best.shape[-1] :])], dim=-1)
-        start = main.gather(-1, ids).masked_fill(~fresh, -torch.inf)
+        # 1) Candidates: main's best tokens, its tokens for what the others favour, and its stop tokens.
+        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
+        start = main.gather(-1, more)
+        known = start >= best.values[:, -1:]
+        known[:, 1:] |= more[:, 1:] == more[:, :-1]
+        start = torch.cat([best.values, start.masked_fill(known, -torch.inf)], dim=-1)  # [rows, best + images]
 
         # 2) All other tokens as one on the rest column. Mass below float32's resolution of one counts as none.
         rest = torch.log1p(-start.exp().sum(-1, keepdim=True).clamp_max(1.0))  # [rows, 1]
-        rows = _with_rest(space.rows(ids))
-        found = self._search(torch.cat([start, rest], dim=-1), rows, target)
+        entries = EntryRows(_joined(best_rows, space.rows(more)))
+        found = self._search(torch.cat([start, rest], dim=-1), entries, entries.take(target))
+        found = torch.log_softmax(found, dim=-1)
 
         # 3) Candidates take their new log-probability, the others keep their proportions among each other.
         kept = found[:, -1:] - rest
         fused = main + torch.where(torch.isfinite(kept), kept, torch.zeros_like(kept))
-        new = torch.where(fresh, found[:, :-1], fused.gather(-1, ids))
-        # An image that is among the best as well is written twice; the second writing must not undo the first.
-        fused.scatter_(-1, ids[:, best.shape[-1] :], new[:, best.shape[-1] :])
-        fused.scatter_(-1, best, new[:, : best.shape[-1]])
-        return torch.log_softmax(fused, dim=-1)
+        more_new = torch.where(known, fused.gather(-1, more), found[:, best.values.shape[-1] : -1])
+        # A known image is written with what stands there; if that is one of the best, the next line sets it right.
+        fused.scatter_(-1, more, _first_of_equals(more, more_new))
+        return fused.scatter_(-1, best.indices, found[:, : best.values.shape[-1]])
 
-    def _project(self, member: int, logprobs: torch.Tensor) -> torch.Tensor:
-        """A member's distribution in the relative space, its improbable tokens on the rest column."""
-        space = self._spaces[member]
-        top = logprobs.topk(min(self._config.candidates, logprobs.shape[-1]), dim=-1)
-        probs = top.values.exp()
-        mass = space.rows(top.indices).project(probs)  # [rows, anchors + 2]
-        mass[:, -1] += (1.0 - probs.sum(-1)).clamp_min(0.0)
-        return mass
+    def _images(self, columns: torch.Tensor) -> torch.Tensor:
+        """Main's tokens for some columns [rows, images]; stop and rest stand for the first anchor."""
+        space = self._spaces[self._main]
+        return space.anchor_ids[torch.where(columns < space.anchors, columns, 0)]
 
     def _search(self, logprobs: torch.Tensor, rows: Rows, target: torch.Tensor) -> torch.Tensor:
         """From main's log-probabilities of some tokens to the fused ones, not normalised."""
         config = self._config
         if config.search == "adamw":
-            return adamw(logprobs, rows, target, config.trust_radius, config.steps, target.shape[-1])
+            columns = self._spaces[self._main].anchors + 2
+            return adamw(logprobs, rows, target, config.trust_radius, config.steps, columns)
         return expectation_maximisation(logprobs.exp(), rows, target, config.steps).log()
 
 
@@ -122,15 +123,20 @@ def _where(share: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
     return torch.where(share > 0, share * mass, torch.zeros_like(mass))
 
 
-def _with_rest(rows: SparseRows) -> SparseRows:
-    """Adds a last token that has all its mass on the rest column."""
-    index = rows.index.new_zeros(*rows.index.shape[:-2], 1, rows.index.shape[-1])
-    value = rows.value.new_zeros(index.shape)
-    index[..., 0], value[..., 0] = rows.anchors + 1, 1.0
-    spread = rows.spread.new_zeros(*rows.spread.shape[:-1], 1)
+def _first_of_equals(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values of sorted ids [rows, ids], equal ids with the value of the first: the order of writing is no matter."""
+    first = torch.searchsorted(ids, ids)
+    return values.gather(-1, first)
+
+
+def _joined(best: SparseRows, more: SparseRows) -> SparseRows:
+    """The rows of main's best tokens, those of the images, and one token with all its mass on the rest column."""
+    index = best.index.new_zeros(len(best.index), 1, best.index.shape[-1])
+    value = best.value.new_zeros(index.shape)
+    index[..., 0], value[..., 0] = best.anchors + 1, 1.0
     return SparseRows(
-        torch.cat([rows.index, index], dim=-2),
-        torch.cat([rows.value, value], dim=-2),
-        torch.cat([rows.spread, spread], dim=-1),
-        rows.anchors,
+        torch.cat([best.index, more.index, index], dim=-2),
+        torch.cat([best.value, more.value, value], dim=-2),
+        torch.cat([best.spread, more.spread, best.spread.new_zeros(len(best.spread), 1)], dim=-1),
+        best.anchors,
     )
