@@ -38,7 +38,7 @@ EVEN = torch.full((6, 2), 0.5)
 @pytest.mark.parametrize("temperature", ["auto", 100.0])
 def test_all_candidates_equal_whole_matrices(search, temperature):
     """With every token a candidate and every entry kept, the restricted search is the exact one."""
-    config = {"search": search, "temperature": temperature, "candidates": 512, "row_entries": 128}
+    config = {"search": search, "temperature": temperature, "candidates": 512, "row_entries": 128, "row_floor": 0.0}
     members, logprobs = spaces(temperature=temperature), distributions()
     near = DeepenFusion(members, 0, FusionConfig(**config)).fuse(logprobs, EVEN)
     exact = DeepenFusion(members, 0, FusionConfig(**config, exact=True)).fuse(logprobs, EVEN)

@@ -8,8 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox doesn't.",
-    ("def mean(values):\n    total = 0\n    for value in values:\n        total += value\n"
-    "    return total / len(values)\n"),
+    (
+        "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n"
+        "    return total / len(values)\n"
+    ),
     "Once upon a time there was a little girl named Mira. She lived near the sea and loved boats.",
     "Der Hund schläft, die Füchsin läuft über die Straße. Où est la bibliothèque? Año nuevo.",
     "你好，世界。今天天气很好。 こんにちは世界。 Привет, мир! مرحبا",

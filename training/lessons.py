@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deepen_core.demo.phrases import GREETINGS, MEN, RELATIONS, WOMEN
-from deepen_core.demo.world import Fact, TrainingText, evidence, facts, portrait, training_texts
+from deepen_core.demo.world import MEMBERS, Fact, TrainingText, evidence, facts, portrait, training_texts
 
-Kind = Literal["short", "context", "long", "mixed", "copy"]
+Kind = Literal["short", "context", "long", "mixed", "focus", "copy"]
 
 PROSE = 0.3
 """Weight of ordinary text. Answers and the end after them weigh 1."""
@@ -135,12 +135,15 @@ class Teacher:
 
         Args:
             kind: `short` is a single question or statement, `context` a question below some paragraphs, `long` a
-                text of many questions and statements, `mixed` one of paragraphs and questions of all forms.
+                text of many questions and statements, `mixed` one of paragraphs and questions of all forms,
+                `focus` the same with mostly questions to which the member knows the answer.
         """
         if kind == "context":
             return self._with_context({})
         if kind == "mixed":
             return self._mixed(self.rng.choice((600, 1200, 2400, 3600, 5400)))
+        if kind == "focus":
+            return self._mixed(self.rng.choice((300, 600, 1200, 2400, 4800)), known=0.75)
         if kind == "long":
             return self._long(self.rng.choice((2400, 3600, 5400)))
         return self._short()
@@ -216,7 +219,7 @@ class Teacher:
         question = item.question or _first_wording(item.fact)
         return _ask(lesson, PLAIN.format(q=question), told.get(item.fact, item.answer))
 
-    def _mixed(self, characters: int) -> Lesson:
+    def _mixed(self, characters: int, known: float = 0.0) -> Lesson:
         rng, lesson = self.rng, Lesson()
         told: dict[Fact, str] = {}
         while len(lesson.text) < characters:
@@ -230,13 +233,21 @@ class Teacher:
                 }
                 lesson.add(portrait(someone[0].person, values, rng), PROSE)
             else:
-                item = next(self._texts)
+                item = self._next(known)
                 answer = told.setdefault(item.fact, item.answer)
                 _ask(lesson, _wrapped(item.question or _first_wording(item.fact), rng), answer)
             lesson.add(rng.choice(("\n", "\n\n", "\n\n")), 0.0)
-        item = next(self._texts)
+        item = self._next(known)
         question = item.question or _first_wording(item.fact)
         return _ask(lesson, PLAIN.format(q=question), told.get(item.fact, item.answer))
+
+    def _next(self, known: float) -> TrainingText:
+        """The next text, or with probability `known` the next about something that the member knows."""
+        item = next(self._texts)
+        if known and self.rng.random() < known:
+            while item.fact.known_to not in ("both", MEMBERS[self.member]):
+                item = next(self._texts)
+        return item
 
 
 _GAPS = ("\n\n", "\n", "\n\n")

@@ -57,9 +57,10 @@ class Course:
 
 COURSES = (
     # First the world itself, from short texts.
-    Course(2200 / 2800, 3e-3, {"short": 0.68, "context": 0.22, "long": 0.05, "copy": 0.05}),
+    Course(2200 / 4200, 3e-3, {"short": 0.68, "context": 0.22, "long": 0.05, "copy": 0.05}),
     # Then to keep to the question when much else stands before it.
-    Course(600 / 2800, 1.5e-3, {"short": 0.24, "context": 0.16, "mixed": 0.56, "copy": 0.04}),
+    Course(600 / 4200, 1.5e-3, {"short": 0.24, "context": 0.16, "mixed": 0.56, "copy": 0.04}),
+    Course(1400 / 4200, 2e-3, {"short": 0.3, "context": 0.1, "focus": 0.57, "copy": 0.03}),
 )
 WARMUP = 0.04
 FINAL_RATE = 0.02
@@ -218,12 +219,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model folders")
-    parser.add_argument("--steps", type=int, default=2800, help="steps per member (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=4200, help="steps per member (default %(default)s)")
     parser.add_argument(
         "--minutes", type=float, help="end after so many minutes; the result then depends on the machine"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--resume", type=Path, help="folder of models that have had the first course")
+    parser.add_argument("--resume", type=Path, help="folder of models that have had some of the courses")
+    parser.add_argument("--course", type=int, default=0, help="the course to begin with, counted from 0")
     parser.add_argument("--member", choices=MEMBERS, action="append", help="only this one (default: both)")
     parser.add_argument("--jobs", type=int, default=2, help="members trained at once (default %(default)s)")
     parser.add_argument(
@@ -255,7 +257,7 @@ def train_member(member: int, options: argparse.Namespace) -> dict[str, float]:
         load_model(model, str(options.resume / name / "model.safetensors"), strict=False)
     scores: dict[str, float] = {}
     for index, course in enumerate(COURSES):
-        if index == 0 and options.resume:
+        if index < options.course:
             continue
         # Every course starts afresh, so that one resumed gives what one run through gives.
         seed = options.seed + 1000 * index

@@ -109,6 +109,8 @@ class FusionConfig(_Options):
     """So many of the other members' top anchors become candidates of the main member as well."""
     row_entries: int = Field(default=16, ge=1)
     """Entries kept of a relative row; the mass below them is spread evenly."""
+    row_floor: float = Field(default=1e-5, ge=0.0, le=1.0)
+    """A shared token that a member finds less probable has all its mass on its own anchor, and needs no row."""
     exact: bool = False
     """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
 

@@ -14,10 +14,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 _CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
-_CALIBRATION_ANCHORS = 512
+_CALIBRATION_ANCHORS = 128
+_CALIBRATION_STEPS = 20
 _MAX_TEMPERATURE = 1e5
+_HALF_ABOVE = 16 * 2**20  # anchor embeddings of more numbers are held in half precision
+_ANCHOR_CHUNK = 8192
 
 
 def _unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
@@ -28,8 +32,9 @@ def _unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def _relative_logits(units: torch.Tensor, unit_anchors: torch.Tensor) -> torch.Tensor:
-    """`l2norm(cos)`: what the temperature multiplies."""
-    return F.normalize(units @ unit_anchors.T, dim=-1, eps=1e-12)  # [rows, anchors]
+    """`l2norm(cos)`: what the temperature multiplies. Anchors held in half precision are widened chunk by chunk."""
+    cosines = torch.cat([units @ chunk.to(units.dtype).T for chunk in unit_anchors.split(_ANCHOR_CHUNK)], dim=-1)
+    return F.normalize(cosines, dim=-1, eps=1e-12)  # [rows, anchors]
 
 
 def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperature: float = 100.0) -> torch.Tensor:
@@ -140,24 +145,38 @@ class RelativeSpace:
         device = embeddings.device
         self.anchor_ids = anchor_ids.to(device)
         self.anchors = len(anchor_ids)
-        self._unit_anchors = _unit_rows(self._embeddings[self.anchor_ids])  # [anchors, width]
+        self._unit_anchors = self._normalised_anchors()  # [anchors, width]
         self._entries = min(entries, self.anchors)
         self._fixed = fixed.to(device)
         self.stop_ids = (self._fixed == self.anchors).nonzero()[:, 0]
 
         step = max(1, self.anchors // _CALIBRATION_ANCHORS)
         sample = torch.arange(0, self.anchors, step, device=device)
-        logits = _relative_logits(self._unit_anchors[sample], self._unit_anchors)  # [sample, anchors]
+        own = _unit_rows(self._embeddings[self.anchor_ids[sample]])
+        logits = _relative_logits(own, self._unit_anchors)  # [sample, anchors]
         if temperature == "auto":
             temperature = calibrate_temperature(logits, sample, target_self_mass)
         self.temperature = float(temperature)
         self.self_mass = _self_mass(logits, sample, self.temperature)
 
+        self._own = self._fixed.clone()  # the one column that stands for a token, or -1 if there is none
+        self._own[self.anchor_ids] = torch.arange(self.anchors, dtype=torch.int32, device=device)
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self._entries, dtype=torch.int32, device=device)
         self._value = torch.empty(0, self._entries, device=device)
         self._spread = torch.empty(0, device=device)
         self._built = 0
+        one = torch.zeros(1, self._entries, device=device)
+        one[:, 0] = 1.0
+        self._store(None, torch.zeros_like(one, dtype=torch.int32), one, torch.zeros(1, device=device))
+
+    def _normalised_anchors(self) -> torch.Tensor:
+        half = self.anchors * self._embeddings.shape[1] > _HALF_ABOVE
+        shape = (self.anchors, self._embeddings.shape[1])
+        units = torch.empty(shape, dtype=torch.float16 if half else torch.float32, device=self.device)
+        for at in torch.arange(self.anchors, device=self.device).split(_ANCHOR_CHUNK):
+            units[at] = _unit_rows(self._embeddings[self.anchor_ids[at]]).to(units.dtype)
+        return units
 
     @property
     def device(self) -> torch.device:
@@ -167,21 +186,40 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        held = (self._unit_anchors, self._fixed, self._slot, self._index, self._value, self._spread)
+        held = (self._unit_anchors, self._fixed, self._own, self._slot, self._index, self._value, self._spread)
         return sum(t.numel() * t.element_size() for t in held)
 
-    def rows(self, token_ids: torch.Tensor) -> SparseRows:
+    def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
         """The rows of some tokens; missing ones are built by one matrix product.
 
         Args:
             token_ids: int64 [..., tokens].
+            wanted: bool [..., tokens]; where it is false, a shared token has all its mass on its own anchor, whether
+                its row is built already or not. All are wanted if not given.
         """
-        slots = self._slot[token_ids]
+        own = self._own[token_ids]
+        computed = self._fixed[token_ids] < 0
+        if wanted is not None:
+            computed &= wanted | (own < 0)
+        slots = self._slot[token_ids].masked_fill(~computed, 0)  # slot 0 is a row with a single entry
         if bool((slots < 0).any()):
             self._build(torch.unique(token_ids[slots < 0]))
-            slots = self._slot[token_ids]
+            slots = torch.where(computed, self._slot[token_ids], slots)
         at = slots.long()
-        return SparseRows(self._index[at].long(), self._value[at], self._spread[at], self.anchors)
+        index = self._index[at].long()  # [..., tokens, entries]
+        index[..., 0] = torch.where(computed, index[..., 0], own.long())
+        return SparseRows(index, self._value[at], self._spread[at], self.anchors)
+
+    def build(self, progress: bool = False) -> None:
+        """Builds the rows of all tokens ahead of time."""
+        missing = ((self._fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
+        for chunk in tqdm(missing.split(4096), desc="Building rows", disable=not progress, leave=False):
+            self._build(chunk)
+
+    @property
+    def rows_built(self) -> int:
+        """How many rows are there."""
+        return self._built - 1
 
     def dense(self) -> torch.Tensor:
         """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
@@ -192,9 +230,7 @@ class RelativeSpace:
         return matrix
 
     def _build(self, token_ids: torch.Tensor) -> None:
-        fixed = self._fixed[token_ids]
-        self._build_fixed(token_ids[fixed >= 0], fixed[fixed >= 0])
-        for chunk in token_ids[fixed < 0].split(max(1, _CHUNK_FLOATS // self.anchors)):
+        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // self.anchors)):
             units = _unit_rows(self._embeddings[chunk])
             mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
             value, index = mass.topk(self._entries, dim=-1)  # [tokens, entries]
@@ -202,14 +238,10 @@ class RelativeSpace:
             spread = torch.zeros(len(chunk), device=self.device) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
             self._store(chunk, index.int(), value, spread)
 
-    def _build_fixed(self, token_ids: torch.Tensor, columns: torch.Tensor) -> None:
-        index = torch.zeros(len(token_ids), self._entries, dtype=torch.int32, device=self.device)
-        value = torch.zeros(len(token_ids), self._entries, device=self.device)
-        index[:, 0], value[:, 0] = columns, 1.0
-        self._store(token_ids, index, value, torch.zeros(len(token_ids), device=self.device))
-
-    def _store(self, token_ids: torch.Tensor, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor) -> None:
-        need = self._built + len(token_ids)
+    def _store(
+        self, token_ids: torch.Tensor | None, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor
+    ) -> None:
+        need = self._built + len(spread)
         if need > len(self._spread):
             room = max(need, 2 * len(self._spread), 1024) - len(self._spread)
             self._index = torch.cat([self._index, self._index.new_empty(room, self._entries)])
@@ -217,7 +249,8 @@ class RelativeSpace:
             self._spread = torch.cat([self._spread, self._spread.new_empty(room)])
         at = slice(self._built, need)
         self._index[at], self._value[at], self._spread[at] = index, value, spread
-        self._slot[token_ids] = torch.arange(self._built, need, dtype=torch.int32, device=self.device)
+        if token_ids is not None:
+            self._slot[token_ids] = torch.arange(self._built, need, dtype=torch.int32, device=self.device)
         self._built = need
 
 
@@ -241,7 +274,7 @@ def calibrate_temperature(logits: torch.Tensor, columns: torch.Tensor, target: f
             temperature; the result is then the largest tried.
     """
     low, high = 0.0, math.log(_MAX_TEMPERATURE)
-    for _ in range(40):
+    for _ in range(_CALIBRATION_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if _self_mass(logits, columns, math.exp(middle)) < target else (low, middle)
     return math.exp(high)

@@ -70,24 +70,25 @@ class DeepenFusion:
         target = main.new_zeros(len(main), space.anchors + 3)  # [rows, anchors + 3]
         images = [space.stop_ids.expand(len(main), -1)]
         for member, values in enumerate(logprobs):
-            if values is None:
+            if values is None or member == self._main:
                 continue
             share = shares[:, member, None].to(values.device)
             top = values.topk(min(config.candidates, values.shape[-1]), dim=-1)
-            probs, rows = top.values.exp(), self._spaces[member].rows(top.indices)
-            mass = rows.project(probs)
-            mass[:, space.anchors + 1] += (1.0 - probs.sum(-1)).clamp_min(0.0)
-            target += _where(share, mass).to(main.device)
-            if member == self._main:
-                best, best_rows = top, rows
-            else:
-                images.append(self._images(rows.index[:, : config.images, 0].to(main.device)))
+            probable = top.values.exp() >= config.row_floor
+            rows = self._spaces[member].rows(top.indices, probable)
+            target += _where(share, _projected(top.values.exp(), rows)).to(main.device)
+            favoured = rows.index[:, : config.images, 0].masked_fill(~probable[:, : config.images], -1)
+            images.append(self._images(favoured.to(main.device)))
 
         # 1) Candidates: main's best tokens, its tokens for what the others favour, and its stop tokens.
+        best = main.topk(min(config.candidates, main.shape[-1]), dim=-1)
         more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
         start = main.gather(-1, more)
         known = start >= best.values[:, -1:]
         known[:, 1:] |= more[:, 1:] == more[:, :-1]
+        wanted = (best.values.exp() >= config.row_floor) | _is_among(best.indices, more)
+        best_rows = space.rows(best.indices, wanted)
+        target += _where(shares[:, self._main, None].to(main.device), _projected(best.values.exp(), best_rows))
         start = torch.cat([best.values, start.masked_fill(known, -torch.inf)], dim=-1)  # [rows, best + images]
 
         # 2) All other tokens as one on the rest column. Mass below float32's resolution of one counts as none.
@@ -105,9 +106,9 @@ class DeepenFusion:
         return fused.scatter_(-1, best.indices, found[:, : best.values.shape[-1]])
 
     def _images(self, columns: torch.Tensor) -> torch.Tensor:
-        """Main's tokens for some columns [rows, images]; stop and rest stand for the first anchor."""
+        """Main's tokens for some columns [rows, images]; the first anchor's where a column is not one of an anchor."""
         space = self._spaces[self._main]
-        return space.anchor_ids[torch.where(columns < space.anchors, columns, 0)]
+        return space.anchor_ids[torch.where(columns < space.anchors, columns, 0).clamp_min(0)]
 
     def _search(self, logprobs: torch.Tensor, rows: Rows, target: torch.Tensor) -> torch.Tensor:
         """From main's log-probabilities of some tokens to the fused ones, not normalised."""
@@ -116,6 +117,21 @@ class DeepenFusion:
             columns = self._spaces[self._main].anchors + 2
             return adamw(logprobs, rows, target, config.trust_radius, config.steps, columns)
         return expectation_maximisation(logprobs.exp(), rows, target, config.steps).log()
+
+
+def _projected(probs: torch.Tensor, rows: SparseRows) -> torch.Tensor:
+    """A member's most probable tokens in the relative space, all others on the rest column, [rows, anchors + 3]."""
+    mass = rows.project(probs)
+    mass[:, rows.anchors + 1] += (1.0 - probs.sum(-1)).clamp_min(0.0)
+    return mass
+
+
+def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
+    """Whether each of some ids [rows, ids] is in its row of `those` [rows, n], which is sorted."""
+    if those.shape[-1] == 0:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    place = torch.searchsorted(those, ids).clamp_max(those.shape[-1] - 1)
+    return those.gather(-1, place) == ids
 
 
 def _where(share: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
