@@ -65,7 +65,7 @@ def names(folder):
 
 @pytest.fixture
 def store(tmp_path):
-    return RowStore(tmp_path / "rows")
+    return RowStore(tmp_path / "not" / "there yet")
 
 
 SPACE = made_from()
@@ -76,7 +76,7 @@ with tempfile.TemporaryDirectory() as _folder:
 
 def put(store, content):
     """Puts bytes where the store expects the rows of `SPACE`."""
-    store.folder.mkdir(exist_ok=True)
+    store.folder.mkdir(parents=True, exist_ok=True)
     (store.folder / SPACE.file_name).write_bytes(content)
 
 
@@ -233,9 +233,15 @@ def test_no_other_content_is_taken_for_rows(content, data):
     assert [warning.category for warning in caught] == ([] if found else [StoreWarning])
 
 
-def sealed_by_hand(metadata, tensors):
-    """A file with a right checksum and anything else in it."""
+def header(content):
+    data = json.dumps(content).encode()
+    return len(data).to_bytes(8, "little") + data
+
+
+def sealed_by_hand(metadata, tensors, missing=0):
+    """A file with a right checksum and anything else in it, less some bytes at its end."""
     data = save(tensors, {**metadata, "checksum": "0" * 64})
+    data = data[: len(data) - missing]
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode())
 
 
@@ -249,12 +255,15 @@ OURS = {"format_version": "1", "key": SPACE.key, "model": "other", "rows": "7"}
         (b"%PDF-1.7 a paper that somebody put there", "has no header of this store"),
         (b"\x10" + b"\0" * 7 + b"[" * 16, "has no header of this store"),
         (b"\xff\xff\xff\0" + b"\0" * 4 + b"[" * 100_000, "has no header of this store"),
+        (header([1]), "has no header of this store"),
         (save(some_rows()), "has no header of this store"),
+        (header({"__metadata__": 5}), "is not of format 1"),
         (save(some_rows(), {"by": "another program"}), "is not of format 1"),
         (save(some_rows(), OURS), "is damaged"),
         (sealed_by_hand({**OURS, "format_version": "0"}, some_rows()), "is not of format 1"),
         (sealed_by_hand({**OURS, "key": "f" * 64}, some_rows()), r"holds the rows of another space \(of other\)"),
         (sealed_by_hand(OURS, {**some_rows(), "slot": torch.zeros(3)}), r"does not fit: slot has shape \[3\]"),
+        (sealed_by_hand(OURS, some_rows(), missing=1), "is no safetensors file"),
         (sealed_by_hand(OURS, {"spread": torch.zeros(7)}), "does not fit: slot is missing"),
     ],
 )
@@ -474,7 +483,7 @@ def test_a_killed_build_leaves_a_file_that_the_next_save_removes(store):
 
 def temporary(store, host=rows_module._HOST, process=2**22 + 1, age=0.0):
     path = store.folder / f".{SPACE.file_name}.{host}-{process}-0123abcd.tmp"
-    store.folder.mkdir(exist_ok=True)
+    store.folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"half")
     os.utime(path, (time.time() - age,) * 2)
     return path
@@ -606,11 +615,6 @@ def test_entries_tell_what_is_there(store):
         "entries": "4",
         "dtype": "float16",
     }
-
-
-def header(content):
-    data = json.dumps(content).encode()
-    return len(data).to_bytes(8, "little") + data
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from deepen_integrations.cli import cache
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.session import checked_sampling, clear_errors, notice, open_ensemble, read_prompt
 
@@ -23,6 +24,7 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+commands.add_typer(cache.commands, name="cache")
 
 
 def _print_version(wanted: bool) -> None:
