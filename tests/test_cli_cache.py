@@ -18,8 +18,9 @@ def run(*arguments: str, input: str | None = None):  # noqa: A002 (CliRunner's n
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEEPEN_CACHE_DIR", str(tmp_path / "rows"))
-    return tmp_path / "rows"
+    path = tmp_path / "a folder whose name is longer than a line of the terminal, so that it would be wrapped there"
+    monkeypatch.setenv("DEEPEN_CACHE_DIR", str(path))
+    return path
 
 
 def keep(folder, model: str, days: float = 0.0, rows: int = 1500):
@@ -67,6 +68,12 @@ def test_list_marks_what_cannot_be_read(folder):
     result = run("list")
     assert "unreadable " in result.stdout
     assert "1 file (7 B)" in result.stdout
+
+
+def test_list_shows_what_a_file_says_as_it_says_it(folder):
+    path = keep(folder, "general")
+    path.write_bytes(path.read_bytes().replace(b'"41.5"', b'"[/b]"'))
+    assert "[/b]" in run("list").stdout
 
 
 def test_where_prints_only_the_folder(folder):

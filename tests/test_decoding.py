@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from deepen_core import Ensemble, SamplingParams
-from deepen_core.errors import ClosedError, ContextWindowError, MemberError
+from deepen_core.errors import ClosedError, ContextWindowError, MemberError, ModelFilesError, PromptError
+from deepen_core.scoring import continuation_ids
 from deepen_core.stopping import StopMatcher
 from deepen_core.text import Utf8Stream
 
@@ -294,31 +295,91 @@ def test_info(pair):
     assert all(0 < m.self_mass <= 1 and m.temperature > 0 and m.weight == 0.5 for m in info.members)
 
 
-def test_score(load, folders):
+def test_score(load, pair, folders):
     """Fused log-probabilities of one member are its own; members' own are those of one forward."""
     from transformers import AutoModelForCausalLM
 
+    text = " jumps over the dog"
     with load("alpha", "beta", weights=[1, 0]) as ensemble:
-        score = ensemble.score(PROMPT, " jumps over the dog")
-    assert score.bytes == len(" jumps over the dog")
+        alone = ensemble.score(PROMPT, text)
+    assert [m.name for m in alone.members] == ["alpha"]
+    assert alone.bytes == len(text)
+    both = pair.score(PROMPT, text)
     for name, logprobs, ids in (
-        ("alpha", score.logprobs, score.token_ids),
-        ("alpha", score.members[0].logprobs, score.members[0].token_ids),
-        ("beta", score.members[1].logprobs, score.members[1].token_ids),
+        ("alpha", alone.logprobs, alone.token_ids),
+        ("alpha", both.members[0].logprobs, both.members[0].token_ids),
+        ("beta", both.members[1].logprobs, both.members[1].token_ids),
     ):
         tokenizer = AutoTokenizer.from_pretrained(folders[name])
-        whole = tokenizer(PROMPT + " jumps over the dog")["input_ids"]
+        whole = tokenizer(PROMPT + text)["input_ids"]
         assert whole[-len(ids) :] == ids
         logits = AutoModelForCausalLM.from_pretrained(folders[name])(torch.tensor([whole])).logits[0]
         expected = torch.log_softmax(logits, -1)[range(len(whole) - len(ids) - 1, len(whole) - 1), ids]
         assert logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-@given(prompt=st.sampled_from(["The do", "x", "", "  ", "你"]), text=st.text("thedog \n你", min_size=1, max_size=12))
+def test_score_ends_at_the_window(pair):
+    with pytest.raises(ContextWindowError, match=r"Prompt and continuation have \d+ tokens for member"):
+        pair.score(PROMPT, " dog" * 260)
+    assert len(pair.score(PROMPT, " dog" * 200).logprobs) == 200
+
+
+@pytest.mark.parametrize("texts", [(None, "x"), ("x", 5), ([{"role": "user", "content": "x"}], "y"), ("x", "")])
+def test_score_takes_two_texts(pair, texts):
+    with pytest.raises(PromptError, match=r"score takes two texts|nothing to score"):
+        pair.score(*texts)
+
+
+@given(
+    prompt=st.sampled_from(["The do", "x", "", "  ", "你", "x\n", "a.", "if:\n"]),
+    text=st.text("thedog \n你", min_size=1, max_size=12),
+)
 @settings(max_examples=40, deadline=None)
 def test_scored_ids_spell_the_continuation(pair, prompt, text):
-    ids = pair._continuation_ids(prompt, text)
+    ids = continuation_ids(pair._members[0].tokenizer, prompt, text)
     assert pair._members[0].tokenizer.vocabulary.join(ids) == text.encode()
+
+
+def test_models_that_ignore_the_cache_run_without_one(tmp_path, folders):
+    """OpenAI GPT takes a cache among its options and does not look at it."""
+    import tiny
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    tokenizer = tiny.byte_level()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = OpenAIGPTConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        model = OpenAIGPTLMHeadModel(config)
+    model.config.update({"eos_token_id": 1, "bos_token_id": 0})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    expected = model.eval().generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=1, use_cache=False)
+    with Ensemble.load([tmp_path], progress=False, device="cpu") as ensemble:
+        found = ensemble.generate(PROMPT, max_new_tokens=12)
+    assert found.token_ids == [t for t in expected[0, ids.shape[1] :].tolist() if t not in (1, 3)]
+
+
+def test_a_tokenizer_larger_than_the_matrix(tmp_path, folders):
+    import tiny
+
+    tokenizer = tiny.byte_level()
+    tiny.save_gpt2(tmp_path, tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelFilesError, match=r"has 1 tokens with ids up to 420, but the model has 420 embeddings"):
+        Ensemble.load([tmp_path, folders["beta"]], progress=False, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes_and_default_dtypes(folders, dtype):
+    """Members of any precision, in a process whose default is another one."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Ensemble.load([folders["alpha"], folders["beta"]], dtype=dtype, progress=False, device="cpu") as ensemble:
+            assert len(ensemble.generate(PROMPT, max_new_tokens=5, ignore_eos=True).token_ids) == 5
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_state_space_members_run_without_a_cache(tmp_path, folders):
@@ -342,3 +403,4 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
             found = ensemble._members[1].next_logits([row.sides[1]])[0]
             fresh = ensemble._members[1].model(torch.tensor([row.sides[1].ids])).logits[0, -1]
         torch.testing.assert_close(found, fresh)
+        assert row.sides[1].tokens_run > 0

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deepen_core.config import FusionConfig
 from deepen_core.fusion import DeepenFusion
@@ -57,6 +59,8 @@ def test_few_candidates_stay_near_whole_matrices():
 def test_exact_em_equals_em_search():
     """The strategy against the function, through plain tensors."""
     members, logprobs = spaces(), distributions(rows=1)
+    logprobs[1][:, -4:] = -torch.inf  # what nobody else can know would follow main
+    logprobs[1] = torch.log_softmax(logprobs[1], -1)
     fused = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
     matrices = [s.dense() for s in members]
     target = 0.5 * logprobs[0][0].exp() @ matrices[0] + 0.5 * logprobs[1][0].exp() @ matrices[1]
@@ -190,14 +194,65 @@ def test_em_never_raises_the_divergence():
         assert float(probs.sum()) == pytest.approx(1.0)
 
 
+def _extreme(kind, rows, size, random):
+    """Log-probabilities of one kind: random of some sharpness, one-hot, all on a stop or a control token, with gaps."""
+    logits = torch.randn(rows, size, generator=random)
+    if isinstance(kind, float):
+        logits = kind * logits
+    elif kind == "gaps":
+        logits = (4 * logits).masked_fill(torch.rand(rows, size, generator=random) < 0.5, -torch.inf)
+        logits[:, 0] = 0.0
+    else:
+        places = {"one-hot": 7, "stop": size - 5, "control": size - 1}
+        logits = torch.full((rows, size), -torch.inf)
+        logits[:, places[kind]] = 0.0
+    return torch.log_softmax(logits, -1)
+
+
+KINDS = st.sampled_from([0.0, 0.5, 3.0, 10.0, 40.0, "gaps", "one-hot", "stop", "control"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kinds=st.tuples(KINDS, KINDS),
+    share=st.sampled_from([0.0, 1e-12, 0.3, 0.5, 0.999]),
+    search=st.sampled_from(["em", "adamw"]),
+    candidates=st.sampled_from([8, 20, 512]),
+    seed=st.integers(0, 1000),
+)
+def test_extremes_give_distributions_near_the_exact_ones(kinds, share, search, candidates, seed):
+    random = torch.Generator().manual_seed(seed)
+    logprobs = [_extreme(kind, 3, size, random) for kind, size in zip(kinds, (MAIN, OTHER), strict=True)]
+    weights = torch.tensor([[share, 1 - share]] * 3)
+    config = FusionConfig(search=search, candidates=candidates, row_floor=0.0, row_entries=ANCHORS)
+    near = DeepenFusion(spaces(), 0, config).fuse(logprobs, weights)
+    exact = DeepenFusion(spaces(), 0, config.model_copy(update={"exact": True})).fuse(logprobs, weights)
+    for fused in (near, exact):
+        assert not torch.isnan(fused).any()
+        torch.testing.assert_close(fused.exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
+    if candidates == 512:
+        # AdamW scales gradients to size one, also where they are mere rounding.
+        torch.testing.assert_close(near.exp(), exact.exp(), atol=2e-3 if search == "em" else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_main_has_no_word_for_has_no_say(exact):
+    """A member that is sure of a control token of its own leaves the choice to main, control tokens included."""
+    logits = [torch.randn(1, MAIN, generator=torch.Generator().manual_seed(8)), torch.zeros(1, OTHER)]
+    logits[1][0, OTHER - 1] = 20.0
+    logprobs = [torch.log_softmax(x, -1) for x in logits]
+    fused = DeepenFusion(spaces(), 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN[:1])
+    torch.testing.assert_close(fused.exp(), logprobs[0].exp(), atol=1e-3, rtol=0)
+
+
 class TestRelativeSpace:
     def test_rows_equal_the_dense_matrix(self):
         (space, _) = spaces()
         ids = torch.tensor([[0, 70, 99], [95, 3, 70]])
         rows = space.rows(ids)
         dense = torch.stack([rows.project(torch.eye(3)[i].expand(2, 3)) for i in range(3)], 1)
-        torch.testing.assert_close(dense[..., :-1], space.dense()[ids], atol=1e-6, rtol=0)
-        assert float(dense[..., -1].max()) == 0.0  # all entries are kept
+        torch.testing.assert_close(dense[..., :-2], space.dense()[ids], atol=1e-6, rtol=0)
+        assert float(dense[..., -2:].max()) == 0.0  # all entries are kept
 
     def test_kept_entries_are_the_largest_and_no_mass_is_lost(self):
         (space, _) = spaces(entries=7, temperature=10.0)
@@ -222,7 +277,7 @@ class TestRelativeSpace:
         dense = DenseRows(torch.stack([sparse.project(torch.eye(MAIN)[i].expand(2, MAIN))[0] for i in range(MAIN)]))
         rows = EntryRows(sparse)
         probs = torch.softmax(torch.randn(2, MAIN, generator=random), -1)
-        columns = torch.rand(2, ANCHORS + 3, generator=random)
+        columns = torch.rand(2, ANCHORS + 4, generator=random)
         for _ in range(2):
             torch.testing.assert_close(rows.project(probs), rows.take(dense.project(probs)))
             torch.testing.assert_close(rows.lift(rows.take(columns)), dense.lift(columns))

@@ -40,9 +40,9 @@ class Anchors:
     def fixed_columns(self, vocabulary: Vocabulary, size: int, *, by_prefix: bool) -> torch.Tensor:
         """Columns of the relative space that need no embeddings.
 
-        A token that ends a text belongs to the stop column, `len(self)`. A token without bytes belongs to the rest
-        column, `len(self) + 1`: no other member can know it. With `by_prefix`, a token that is no anchor belongs to the
-        longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks that token says " tom" first.
+        A token that ends a text belongs to the stop column, `len(self)`. A token without bytes belongs to the
+        unknown column, `len(self) + 1`: no other member has it. With `by_prefix`, a token that is no anchor belongs to
+        the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks that token says " tom" first.
 
         Args:
             vocabulary: The member's vocabulary.
@@ -66,17 +66,26 @@ class Anchors:
         return torch.tensor(columns, dtype=torch.int32)
 
     @classmethod
-    def shared_by(cls, vocabularies: Sequence[Vocabulary], names: Sequence[str]) -> Anchors:
+    def shared_by(
+        cls, vocabularies: Sequence[Vocabulary], names: Sequence[str], sizes: Sequence[int] | None = None
+    ) -> Anchors:
         """Finds the anchors of these members.
+
+        Args:
+            vocabularies: One per member.
+            names: The members' names, for the message.
+            sizes: Rows of each embedding matrix; a token beyond them is no anchor.
 
         Raises:
             NoCommonTokensError: If the vocabularies have no token in common.
         """
-        tokens = common_tokens(vocabularies)
+        limits = [v.size for v in vocabularies] if sizes is None else sizes
+        pairs = list(zip(vocabularies, limits, strict=True))
+        tokens = [t for t in common_tokens(vocabularies) if all(v.tokens[t] < limit for v, limit in pairs)]
         if not tokens:
-            sizes = ", ".join(f"{n} has {len(v.tokens)} tokens" for n, v in zip(names, vocabularies, strict=True))
+            counts = ", ".join(f"{n} has {len(v.tokens)} tokens" for n, v in zip(names, vocabularies, strict=True))
             raise NoCommonTokensError(
-                f"The members share no token ({sizes}), so nothing can be fused: choose models whose vocabularies "
+                f"The members share no token ({counts}), so nothing can be fused: choose models whose vocabularies "
                 "overlap, for instance two that were trained on the same language."
             )
         ids = [torch.tensor([v.tokens[t] for t in tokens]) for v in vocabularies]

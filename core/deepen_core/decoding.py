@@ -97,7 +97,7 @@ class Decoder:
         for token_id in token_ids:
             _, fused = self._distributions([row])
             found.append(float(fused[0, token_id]))
-            row.accept(token_id)
+            row.speak(token_id)
         return found
 
     def _ends_early(self, row: Row) -> bool:
@@ -123,7 +123,7 @@ class Decoder:
         A member that is behind in a row (bytes of an unfinished character wait) abstains there: it is not run, and the
         others' weights are scaled up.
         """
-        weights = torch.tensor([self._weights for _ in rows])  # [rows, members]
+        weights = torch.tensor([self._weights for _ in rows], dtype=torch.float32)  # [rows, members]
         main_logits: torch.Tensor | None = None
         logprobs: list[torch.Tensor | None] = []
         for number, member in enumerate(self._members):

@@ -17,14 +17,15 @@ from deepen_core.compatibility import compatibility_warnings
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams, resolve_fusion, resolve_sampling
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
-from deepen_core.errors import ClosedError, CompatibilityWarning, PromptError
+from deepen_core.errors import ClosedError, CompatibilityWarning, ContextWindowError, ModelFilesError, PromptError
 from deepen_core.fusion import DeepenFusion
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
 from deepen_core.prompt import Message, check_messages
 from deepen_core.relative import RelativeSpace
-from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, MemberScore, Score
+from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, Score
 from deepen_core.row import Row
+from deepen_core.scoring import continuation_ids, member_score
 from deepen_core.weights import normalised_weights
 
 Prompt = str | Sequence[Message]
@@ -53,7 +54,10 @@ class Ensemble:
         self._main = main
         self._weights = list(weights)
         self._fusion_name = fusion_name
-        self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names)
+        for member in members:
+            _check_matrix(member)
+        sizes = [len(m.embeddings) for m in members]
+        self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names, sizes)
         spaces = [_space(m, self._anchors, place, config) for place, m in enumerate(members)]
         self._fusion = DeepenFusion(spaces, main, config)
         self._decoder = Decoder(members, main, weights, self._fusion)
@@ -204,32 +208,30 @@ class Ensemble:
         Raises:
             PromptError: If the continuation is empty.
         """
+        given: tuple[object, object] = (prompt, continuation)
+        wrong = [type(text).__name__ for text in given if not isinstance(text, str)]
+        if wrong:
+            raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
         if not continuation:
             raise PromptError("The continuation is empty: there is nothing to score.")
-        self._check_open()
-        ids = self._continuation_ids(prompt, continuation)
-        (row,) = self._start([prompt], SamplingParams(max_new_tokens=len(ids)))
+        counted = self._counted()
+        for member in counted:
+            _check_room(member, prompt + continuation)
+        ids = continuation_ids(self._open_members()[self._main].tokenizer, prompt, continuation)
+        (row,) = self._start([prompt], SamplingParams())
         with self._lock:
             self._check_open()
-            logprobs = self._decoder.force(row, ids)
+            try:
+                logprobs = self._decoder.force(row, ids)
+            finally:
+                row.release()
             with torch.inference_mode():
-                members = [_member_score(m, prompt, prompt + continuation) for m in self._members]
-        return Score(ids, logprobs, len(continuation.encode()), members)
-
-    def _continuation_ids(self, prompt: str, continuation: str) -> list[int]:
-        """Main's ids of the continuation, such that they follow the prompt's ids and spell it exactly."""
-        tokenizer = self._members[self._main].tokenizer
-        before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-        # The two merge across the seam: spell the continuation on its own, behind a newline that is taken off again.
-        seam = tokenizer.encode("\n")
-        return tokenizer.encode("\n" + continuation)[len(seam) :]
+                scores = [member_score(m, prompt, prompt + continuation) for m in counted]
+        return Score(ids, logprobs, len(continuation.encode()), scores)
 
     def tokenize(self, text: str) -> list[int]:
         """Main's ids of a text, without BOS; control tokens in it are plain text."""
-        self._check_open()
-        return self._members[self._main].tokenizer.encode(text)
+        return self._open_members()[self._main].tokenizer.encode(text)
 
     def count_tokens(self, text: str) -> int:
         """How many of main's tokens a text has, without BOS."""
@@ -238,55 +240,44 @@ class Ensemble:
     @property
     def main_name(self) -> str:
         """The name of the main member."""
-        self._check_open()
-        return self._members[self._main].name
+        return self._open_members()[self._main].name
 
     @property
     def has_chat_template(self) -> bool:
         """Whether every member that counts can read a conversation."""
-        self._check_open()
-        return all(
-            m.tokenizer.reader.has_chat_template for m, w in zip(self._members, self._weights, strict=True) if w > 0
-        )
+        return all(m.tokenizer.reader.has_chat_template for m in self._counted())
 
     @property
     def context_window(self) -> int:
-        """Tokens of the smallest window of all members."""
-        self._check_open()
-        return min(m.context_window for m in self._members)
+        """Tokens of the smallest window of the members that count."""
+        return min(m.context_window for m in self._counted())
 
     @property
     def info(self) -> EnsembleInfo:
         """What the members are and how well they fit together."""
-        self._check_open()
-        members = [
-            MemberInfo(
-                name=m.name,
-                architecture=type(m.model).__name__,
-                parameters=m.model.num_parameters(),
-                vocabulary_size=len(m.embeddings),
-                context_window=m.context_window,
-                weight=weight,
-                device=str(m.device),
-                dtype=str(m.model.dtype).removeprefix("torch."),
-                stop_tokens=m.tokenizer.backend.spellings(sorted(m.tokenizer.vocabulary.stop_ids)),
-                has_chat_template=m.tokenizer.reader.has_chat_template,
-                temperature=space.temperature,
-                self_mass=space.self_mass,
-                bytes_per_token=m.tokenizer.bytes_per_token,
-                space_bytes=space.bytes_held,
-            )
-            for m, weight, space in zip(self._members, self._weights, self._fusion.spaces, strict=True)
-        ]
+        with self._lock:
+            self._check_open()
+            present = zip(self._members, self._weights, self._fusion.spaces, strict=True)
+            members = [_member_info(m, weight, space) for m, weight, space in present]
         return EnsembleInfo(
             members=members,
-            main=self.main_name,
+            main=members[self._main].name,
             fusion=self._fusion_name,
             anchors=len(self._anchors),
-            context_window=self.context_window,
+            context_window=min(m.context_window for m in members if m.weight > 0 or m is members[self._main]),
             bytes_held=sum(m.space_bytes for m in members),
             warnings=list(self._warnings),
         )
+
+    def _counted(self) -> list[CausalMember]:
+        """The members that take part: main, and those whose weight is not zero."""
+        members = self._open_members()
+        return [m for i, m in enumerate(members) if i == self._main or self._weights[i] > 0]
+
+    def _open_members(self) -> list[CausalMember]:
+        with self._lock:
+            self._check_open()
+            return list(self._members)
 
     def close(self) -> None:
         """Releases the models. A request under way ends with `ClosedError` at its next step."""
@@ -331,15 +322,45 @@ def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionCon
     )
 
 
-def _member_score(member: CausalMember, prompt: str, whole: str) -> MemberScore:
-    """One member's own log-probabilities of the text behind the prompt, from the first token that differs on."""
-    start = member.tokenizer.reader.read_text(prompt)
-    before, ids = start.ids + member.tokenizer.encode(prompt), start.ids + member.tokenizer.encode(whole)
-    same = 0
-    while same < min(len(before), len(ids)) and before[same] == ids[same]:
-        same += 1
-    first = max(1, same)
-    return MemberScore(member.name, ids[first:], member.token_logprobs(ids, first))
+def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> MemberInfo:
+    tokenizer = member.tokenizer
+    return MemberInfo(
+        name=member.name,
+        architecture=type(member.model).__name__,
+        parameters=member.model.num_parameters(),
+        vocabulary_size=len(member.embeddings),
+        context_window=member.context_window,
+        weight=weight,
+        device=str(member.device),
+        dtype=str(member.model.dtype).removeprefix("torch."),
+        stop_tokens=tokenizer.backend.spellings(sorted(tokenizer.vocabulary.stop_ids)),
+        has_chat_template=tokenizer.reader.has_chat_template,
+        temperature=space.temperature,
+        self_mass=space.self_mass,
+        bytes_per_token=tokenizer.bytes_per_token,
+        space_bytes=space.bytes_held,
+    )
+
+
+def _check_matrix(member: CausalMember) -> None:
+    """Refuses a tokenizer whose plain tokens do not fit the model's matrix."""
+    rows, tokens = len(member.embeddings), member.tokenizer.vocabulary.tokens
+    beyond = [i for i in tokens.values() if i >= rows]
+    if beyond:
+        raise ModelFilesError(
+            f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
+            f"model has {rows} embeddings: save it again after model.resize_token_embeddings({max(beyond) + 1})."
+        )
+
+
+def _check_room(member: CausalMember, text: str) -> None:
+    start = member.tokenizer.reader.read_text(text)
+    needed = len(start.ids) + len(member.tokenizer.encode(text))
+    if needed > member.context_window:
+        raise ContextWindowError(
+            f"Prompt and continuation have {needed} tokens for member {member.name!r}, whose context window is "
+            f"{member.context_window}: shorten them by at least {needed - member.context_window} tokens."
+        )
 
 
 def _as_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:

@@ -1,9 +1,13 @@
 """The relative space: what a token means, told by how near it is to each anchor (DESIGN.md 5.2).
 
-A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Two
-columns are added behind the anchors: **stop**, where every token that ends a text has all its mass, and **rest**,
-where tokens have theirs that no other member can know (control tokens, ids without a token). Which tokens have a row
-from embeddings, and which all their mass on one column, is decided by `Anchors.fixed_columns`.
+A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Columns
+are added behind the anchors:
+
+- **stop**: every token that ends a text has all its mass there;
+- **unknown**: tokens that no other member can know (control tokens, ids without a token);
+- in sparse rows, **tail** for the improbable tokens of a distribution and **spread** for the low part of the rows.
+
+Which tokens have a row from embeddings, and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 """
 
 from __future__ import annotations
@@ -61,13 +65,13 @@ class SparseRows:
 
     What lies below the entries of a row is spread thinly over all anchors, much alike for all tokens. As a single
     column, **spread**, it does what it does as many: it keeps the mass, and speaks for nobody in particular. It is not
-    the rest column, or the tail of a distribution would grow wherever one member's rows are less sharp than another's.
+    the tail column, or the tail of a distribution would grow wherever one member's rows are less sharp than another's.
 
     Attributes:
         index: int64 [..., tokens, entries], columns.
         value: float32 [..., tokens, entries], mass on these columns.
         spread: float32 [..., tokens], mass below the entries.
-        anchors: Number of anchors; column `anchors` is stop, `anchors + 1` is rest, `anchors + 2` is spread.
+        anchors: Number of anchors; behind them come the columns stop, unknown, tail and spread.
     """
 
     index: torch.Tensor
@@ -76,8 +80,8 @@ class SparseRows:
     anchors: int
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
-        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 3]."""
-        columns = probs.new_zeros(*probs.shape[:-1], self.anchors + 3)
+        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 4]."""
+        columns = probs.new_zeros(*probs.shape[:-1], self.anchors + 4)
         columns.scatter_add_(-1, self.index.flatten(-2), (probs.unsqueeze(-1) * self.value).flatten(-2))
         columns[..., -1] = (probs * self.spread).sum(-1)
         return columns
@@ -96,7 +100,7 @@ class EntryRows:
     def __init__(self, rows: SparseRows) -> None:
         self._at = rows.index.flatten(-2)  # [batch, tokens * entries]
         self._value, self._spread = rows.value, rows.spread
-        self._scratch = rows.value.new_zeros(len(rows.value), rows.anchors + 2)  # all zero between calls
+        self._scratch = rows.value.new_zeros(len(rows.value), rows.anchors + 3)  # all zero between calls
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R` at the entries, [batch, tokens] -> [batch, tokens * entries + 1]."""
@@ -111,7 +115,7 @@ class EntryRows:
         return taken + self._spread * columns[..., -1:]
 
     def take(self, columns: torch.Tensor) -> torch.Tensor:
-        """All columns [batch, anchors + 3] at the entries, [batch, tokens * entries + 1]."""
+        """All columns [batch, anchors + 4] at the entries, [batch, tokens * entries + 1]."""
         return torch.cat([columns.gather(-1, self._at), columns[..., -1:]], dim=-1)
 
 
@@ -163,12 +167,12 @@ class RelativeSpace:
         self._own[self.anchor_ids] = torch.arange(self.anchors, dtype=torch.int32, device=device)
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self._entries, dtype=torch.int32, device=device)
-        self._value = torch.empty(0, self._entries, device=device)
-        self._spread = torch.empty(0, device=device)
+        self._value = torch.empty(0, self._entries, dtype=torch.float32, device=device)
+        self._spread = torch.empty(0, dtype=torch.float32, device=device)
         self._built = 0
-        one = torch.zeros(1, self._entries, device=device)
+        one = torch.zeros(1, self._entries, dtype=torch.float32, device=device)
         one[:, 0] = 1.0
-        self._store(None, torch.zeros_like(one, dtype=torch.int32), one, torch.zeros(1, device=device))
+        self._store(None, torch.zeros_like(one, dtype=torch.int32), one, one.new_zeros(1))
 
     def _normalised_anchors(self) -> torch.Tensor:
         half = self.anchors * self._embeddings.shape[1] > _HALF_ABOVE
@@ -235,7 +239,7 @@ class RelativeSpace:
             mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
             value, index = mass.topk(self._entries, dim=-1)  # [tokens, entries]
             whole = self._entries == self.anchors
-            spread = torch.zeros(len(chunk), device=self.device) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
+            spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
             self._store(chunk, index.int(), value, spread)
 
     def _store(

@@ -84,6 +84,14 @@ class Row:
         if token_id in self._vocabulary.stop_ids:
             self.finish("stop")
             return
+        self._fresh_text += self._stops.feed(self.speak(token_id))
+        if self._stops.matched is not None:
+            self.finish("stop")
+        elif len(self.token_ids) >= self.params.max_new_tokens:
+            self.finish("length")
+
+    def speak(self, token_id: int) -> str:
+        """Lets main say a token and the other members hear it, and returns the text that is now certain."""
         self.token_ids.append(token_id)
         self._fresh_ids.append(token_id)
         self.main_side.append_token(token_id)
@@ -92,11 +100,7 @@ class Row:
             for member, side in enumerate(self.sides):
                 if side is not None and member != self._main:
                     side.append_text(text)
-            self._fresh_text += self._stops.feed(text)
-        if self._stops.matched is not None:
-            self.finish("stop")
-        elif len(self.token_ids) >= self.params.max_new_tokens:
-            self.finish("length")
+        return text
 
     def _bytes(self, token_id: int) -> bytes:
         value = self._vocabulary.token_bytes(token_id) or b""

@@ -2,7 +2,8 @@
 
 Nothing of size vocabulary x anchors is touched for a token. Of each member only its most probable tokens are
 projected, and only main's most probable tokens, with the images of what the others favour, are searched; all else is
-one rest token on the rest column, so that no mass is lost.
+one tail token on the tail column, so that no mass is lost. Mass that another member has on tokens which nobody else can
+know, its control tokens, follows main: a member that speaks of what main has no word for has no say.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from deepen_core.config import FusionConfig
 from deepen_core.inverse import DenseRows, Rows, adamw, expectation_maximisation
 from deepen_core.relative import EntryRows, RelativeSpace, SparseRows
+
+_SMALL_TAIL = 1e-2
 
 
 class DeepenFusion:
@@ -54,29 +57,39 @@ class DeepenFusion:
         """With whole matrices and all tokens."""
         main = logprobs[self._main]
         assert main is not None
-        target: torch.Tensor | float = 0.0
-        for member, values in enumerate(logprobs):
-            if values is not None:
-                share = shares[:, member, None].to(values.device)
-                target = target + _where(share, self._dense[member].project(values.exp())).to(main.device)
-        assert isinstance(target, torch.Tensor)
-        return torch.log_softmax(self._search(main, self._dense[self._main], target), dim=-1)
+        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
+        found = self._search(main, self._dense[self._main], self._target(projected, shares))
+        return torch.log_softmax(_alive(found, main), dim=-1)
+
+    def _target(self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
+        """The weighted average of the members' columns [rows, columns], what others cannot tell left to main."""
+        own = projected[self._main]
+        assert own is not None
+        unknown = self._spaces[self._main].anchors + 1
+        target, left = torch.zeros_like(own), shares[:, self._main, None].to(own.device)
+        for member, mass in enumerate(projected):
+            if mass is not None and member != self._main:
+                share = shares[:, member, None].to(own.device)
+                told = _where(share, mass.to(own.device))
+                left = left + told[:, unknown, None]
+                told[:, unknown] = 0.0
+                target += told
+        return target + left * own
 
     def _fuse_candidates(self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
         """With the tokens that matter."""
         main = logprobs[self._main]
         assert main is not None
         space, config = self._spaces[self._main], self._config
-        target = main.new_zeros(len(main), space.anchors + 3)  # [rows, anchors + 3]
+        projected: list[torch.Tensor | None] = [None] * len(logprobs)  # each [rows, anchors + 4]
         images = [space.stop_ids.expand(len(main), -1)]
         for member, values in enumerate(logprobs):
             if values is None or member == self._main:
                 continue
-            share = shares[:, member, None].to(values.device)
             top = values.topk(min(config.candidates, values.shape[-1]), dim=-1)
             probable = top.values.exp() >= config.row_floor
             rows = self._spaces[member].rows(top.indices, probable)
-            target += _where(share, _projected(top.values.exp(), rows)).to(main.device)
+            projected[member] = _projected(top.values.exp(), rows)
             favoured = rows.index[:, : config.images, 0].masked_fill(~probable[:, : config.images], -1)
             images.append(self._images(favoured.to(main.device)))
 
@@ -84,22 +97,22 @@ class DeepenFusion:
         best = main.topk(min(config.candidates, main.shape[-1]), dim=-1)
         more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
         start = main.gather(-1, more)
-        known = start >= best.values[:, -1:]
+        known = _is_among(more, best.indices.sort(dim=-1).values)
         known[:, 1:] |= more[:, 1:] == more[:, :-1]
         wanted = (best.values.exp() >= config.row_floor) | _is_among(best.indices, more)
         best_rows = space.rows(best.indices, wanted)
-        target += _where(shares[:, self._main, None].to(main.device), _projected(best.values.exp(), best_rows))
+        projected[self._main] = _projected(best.values.exp(), best_rows)
         start = torch.cat([best.values, start.masked_fill(known, -torch.inf)], dim=-1)  # [rows, best + images]
 
-        # 2) All other tokens as one on the rest column. Mass below float32's resolution of one counts as none.
-        rest = torch.log1p(-start.exp().sum(-1, keepdim=True).clamp_max(1.0))  # [rows, 1]
+        # 2) All other tokens as one on the tail column.
+        tail = _tail(main, start, best.indices, more)  # [rows, 1]
+        start = torch.cat([start, tail], dim=-1)
         entries = EntryRows(_joined(best_rows, space.rows(more)))
-        found = self._search(torch.cat([start, rest], dim=-1), entries, entries.take(target))
-        found = torch.log_softmax(found, dim=-1)
+        found = self._search(start, entries, entries.take(self._target(projected, shares)))
+        found = torch.log_softmax(_alive(found, start), dim=-1)
 
         # 3) Candidates take their new log-probability, the others keep their proportions among each other.
-        kept = found[:, -1:] - rest
-        fused = main + torch.where(torch.isfinite(kept), kept, torch.zeros_like(kept))
+        fused = main + torch.where(torch.isfinite(tail), found[:, -1:] - tail, 0.0)
         more_new = torch.where(known, fused.gather(-1, more), found[:, best.values.shape[-1] : -1])
         # A known image is written with what stands there; if that is one of the best, the next line sets it right.
         fused.scatter_(-1, more, _first_of_equals(more, more_new))
@@ -120,10 +133,31 @@ class DeepenFusion:
 
 
 def _projected(probs: torch.Tensor, rows: SparseRows) -> torch.Tensor:
-    """A member's most probable tokens in the relative space, all others on the rest column, [rows, anchors + 3]."""
+    """A member's most probable tokens in the relative space, all others on the tail column, [rows, anchors + 4]."""
     mass = rows.project(probs)
-    mass[:, rows.anchors + 1] += (1.0 - probs.sum(-1)).clamp_min(0.0)
+    mass[:, rows.anchors + 2] = (1.0 - probs.sum(-1)).clamp_min(0.0)
     return mass
+
+
+def _tail(main: torch.Tensor, taken: torch.Tensor, best: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """Log-probability [rows, 1] of all of main's tokens but the taken ones, whose ids are `best` and `more`.
+
+    One minus the taken mass is off by float32's resolution of one, which is more than a small tail has: there the tail
+    itself is summed.
+    """
+    mass = 1.0 - taken.exp().sum(-1, keepdim=True)
+    small = (mass[:, 0] < _SMALL_TAIL).nonzero()[:, 0]
+    tail = mass.clamp_min(_SMALL_TAIL).log()
+    if len(small):
+        left = main[small].scatter(-1, best[small], -torch.inf).scatter(-1, more[small], -torch.inf)
+        tail = tail.index_copy(0, small, torch.logsumexp(left, dim=-1, keepdim=True))
+    return tail
+
+
+def _alive(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """What a search has found, or its start in rows where nothing main can say is near the target."""
+    best = found.amax(-1, keepdim=True)
+    return torch.where(torch.isfinite(best), found, start)
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
@@ -146,10 +180,10 @@ def _first_of_equals(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(best: SparseRows, more: SparseRows) -> SparseRows:
-    """The rows of main's best tokens, those of the images, and one token with all its mass on the rest column."""
+    """The rows of main's best tokens, those of the images, and one token with all its mass on the tail column."""
     index = best.index.new_zeros(len(best.index), 1, best.index.shape[-1])
     value = best.value.new_zeros(index.shape)
-    index[..., 0], value[..., 0] = best.anchors + 1, 1.0
+    index[..., 0], value[..., 0] = best.anchors + 2, 1.0
     return SparseRows(
         torch.cat([best.index, more.index, index], dim=-2),
         torch.cat([best.value, more.value, value], dim=-2),

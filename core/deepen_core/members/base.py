@@ -26,6 +26,7 @@ class MemberRow:
         cache: The model's own key/value cache; the member alone looks into it.
         prompt_tokens: Ids of the prompt.
         tokens_run: Ids that went through the model after the prompt.
+        started: Whether the prompt has been run.
     """
 
     def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, speaks: bool) -> None:
@@ -37,6 +38,7 @@ class MemberRow:
         self.cache: Any = None
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
+        self.started = False
 
     def append_token(self, token_id: int) -> None:
         """Adds a token that the member itself has spoken."""

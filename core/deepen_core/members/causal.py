@@ -18,7 +18,7 @@ class CausalMember:
 
     Each row has a key/value cache of its own. It keeps every position, also for models with sliding windows, whose
     masks see to the window, so that it can always be shortened. A model whose state cannot be shortened (a state-space
-    model) runs the whole text of the row each time: slow, but right.
+    model), or which does not fill the cache it is given, runs the whole text of the row each time: slow, but right.
 
     Args:
         name: How it is called in reports.
@@ -32,7 +32,7 @@ class CausalMember:
         self.model = model
         self.tokenizer = tokenizer
         self.context_window = context_window
-        self._stateful = bool(getattr(model, "_is_stateful", False))
+        self._keeps_cache: bool | None = False if getattr(model, "_is_stateful", False) else None
         accepts = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
 
@@ -55,14 +55,16 @@ class CausalMember:
         return torch.stack([self._run(row) for row in rows])
 
     def _run(self, row: MemberRow) -> torch.Tensor:
-        first = row.cache is None and row.tokens_run == 0
-        if self._stateful:
+        if self._keeps_cache is None:
+            self._keeps_cache = self._tries_cache(row.ids)
+        if not self._keeps_cache:
             row.cached = 0
         pending = row.take_pending()
-        if not first:
+        if row.started:
             row.tokens_run += len(pending)
+        row.started = True
         ids = torch.tensor([pending], device=self.device)
-        if self._stateful:
+        if not self._keeps_cache:
             return self._logits(self.model(ids, use_cache=False, **self._last_only))
         if row.cache is None:
             row.cache = DynamicCache()
@@ -70,6 +72,16 @@ class CausalMember:
         if surplus > 0:
             row.cache.crop(-surplus)
         return self._logits(self.model(ids, past_key_values=row.cache, use_cache=True, **self._last_only))
+
+    def _tries_cache(self, ids: Sequence[int]) -> bool:
+        """Whether the model fills a cache that can be shortened; tried once, on the first ids it is given."""
+        cache = DynamicCache()
+        probe = torch.tensor([list(ids)[:2]], device=self.device)
+        try:
+            self.model(probe, past_key_values=cache, use_cache=True, **self._last_only)
+            return bool(cache.get_seq_length() == probe.shape[1])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # models refuse it in their own ways
+            return False
 
     def _logits(self, output: Any) -> torch.Tensor:
         logits: torch.Tensor = output.logits[0, -1, : len(self.embeddings)]  # [vocabulary]

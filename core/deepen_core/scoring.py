@@ -1,0 +1,72 @@
+"""Which ids a continuation has, and what a single member thinks of it."""
+
+from __future__ import annotations
+
+from deepen_core.errors import PromptError
+from deepen_core.members import Member
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.results import MemberScore
+from deepen_core.vocabulary import Vocabulary
+
+_SEAMS = ("a", ".", "\n")
+
+
+def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str) -> list[int]:
+    """Main's ids of a continuation, such that they follow the prompt's own ids.
+
+    They are the ids behind the prompt's in the whole text, if the prompt's are the first of these. Where the two merge
+    across the seam, the continuation is spelled on its own.
+
+    Raises:
+        PromptError: If the tokenizer drops the whole continuation.
+    """
+    before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
+    ids = whole[len(before) :] if whole[: len(before)] == before else _on_its_own(tokenizer, continuation)
+    if not ids:
+        raise PromptError(f"The main member's tokenizer has no tokens for {continuation!r} behind this prompt.")
+    return ids
+
+
+def _on_its_own(tokenizer: MemberTokenizer, text: str) -> list[int]:
+    """Ids that spell a text exactly, as the tokenizer has them behind some other character."""
+    for seam in _SEAMS:
+        start, whole = tokenizer.encode(seam), tokenizer.encode(seam + text)
+        ids = whole[len(start) :]
+        if whole[: len(start)] == start and tokenizer.vocabulary.join(ids) == text.encode():
+            return ids
+    return _longest_match(tokenizer.vocabulary, text.encode())
+
+
+def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
+    """Ids that spell some bytes, the longest token first; what no token begins with is left out."""
+    longest = max(map(len, vocabulary.tokens), default=0)
+    ids, place = [], 0
+    while place < len(data):
+        lengths = range(min(longest, len(data) - place), 0, -1)
+        length = next((n for n in lengths if data[place : place + n] in vocabulary.tokens), 0)
+        if length:
+            ids.append(vocabulary.tokens[data[place : place + length]])
+        place += length or 1
+    return ids
+
+
+def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
+    """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
+
+    Raises:
+        PromptError: If that is the very first token and the member has no BOS token to condition it on.
+    """
+    start = member.tokenizer.reader.read_text(prompt).ids
+    before, ids = start + member.tokenizer.encode(prompt), start + member.tokenizer.encode(whole)
+    same = 0
+    while same < min(len(before), len(ids)) and before[same] == ids[same]:
+        same += 1
+    if same == 0:
+        bos = member.tokenizer.vocabulary.bos_id
+        if bos is None:
+            raise PromptError(
+                f"Member {member.name!r} has no BOS token, and its first token spans prompt and continuation: give a "
+                "longer prompt."
+            )
+        ids, same = [bos, *ids], 1
+    return MemberScore(member.name, ids[same:], member.token_logprobs(ids, same))
