@@ -132,3 +132,11 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: it holds real models, tokenizers and recorded cases")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory):
+    """Tests never read or write the user's row store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("row-store")))
+        yield

@@ -42,7 +42,7 @@ class Anchors:
 
         A token that ends a text belongs to the stop column, `len(self)`. A token without bytes belongs to the
         unknown column, `len(self) + 1`: no other member has it. With `by_prefix`, a token that is no anchor belongs to
-        the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks that token says " tom" first.
+        the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks it says " tom" first.
 
         Args:
             vocabulary: The member's vocabulary.

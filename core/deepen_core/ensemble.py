@@ -25,6 +25,7 @@ from deepen_core.prompt import Message, check_messages
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, Score
 from deepen_core.row import Row
+from deepen_core.row_keeper import RowKeeper
 from deepen_core.scoring import continuation_ids, member_score
 from deepen_core.weights import normalised_weights
 
@@ -48,6 +49,7 @@ class Ensemble:
         weights: Sequence[float],
         config: FusionConfig,
         fusion_name: str,
+        cache_dir: Path | None = None,
     ) -> None:
         names = [m.name for m in members]
         self._members = list(members)
@@ -59,6 +61,8 @@ class Ensemble:
         sizes = [len(m.embeddings) for m in members]
         self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names, sizes)
         spaces = [_space(m, self._anchors, place, config) for place, m in enumerate(members)]
+        self._keeper = RowKeeper(cache_dir, members, self._anchors, spaces)
+        self._keeper.load()
         self._fusion = DeepenFusion(spaces, main, config)
         self._decoder = Decoder(members, main, weights, self._fusion)
         self._lock = threading.Lock()
@@ -80,6 +84,7 @@ class Ensemble:
         fusion: str | FusionConfig | Mapping[str, Any] = "deepen",
         device: str | None = None,
         dtype: str = "auto",
+        cache_dir: str | Path | None = None,
         progress: bool = True,
     ) -> Ensemble:
         """Loads the members; all options, files and tokenizers are checked before any weights are read.
@@ -91,6 +96,8 @@ class Ensemble:
             fusion: "deepen", "deepen-paper", or a `FusionConfig`.
             device: For members without one of their own; a GPU if there is one, else the CPU.
             dtype: For members without one of their own; "auto" takes the checkpoint's.
+            cache_dir: Where rows of large vocabularies are kept for the next process; `DEEPEN_CACHE_DIR`, or a folder
+                in the user's cache, if not given.
             progress: Show progress bars.
 
         Raises:
@@ -106,8 +113,9 @@ class Ensemble:
         config = resolve_fusion(fusion)
         described = [describe(c, device, dtype) for c in configs]
         Anchors.shared_by([d.tokenizer.vocabulary for d in described], names)
+        folder = None if cache_dir is None else Path(cache_dir).expanduser()
         label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
-        ensemble = cls(load_members(described, progress), spoken, shares, config, label)
+        ensemble = cls(load_members(described, progress), spoken, shares, config, label, folder)
         for warning in ensemble._warnings:
             python_warnings.warn(warning, CompatibilityWarning, stacklevel=2)
         return ensemble
@@ -279,13 +287,31 @@ class Ensemble:
             self._check_open()
             return list(self._members)
 
-    def close(self) -> None:
-        """Releases the models. A request under way ends with `ClosedError` at its next step."""
+    def prepare(self, progress: bool = True) -> None:
+        """Builds every row of the relative spaces now and keeps them, rather than the first time each is needed.
+
+        Worth it for large vocabularies, once; later processes find them in the cache folder.
+
+        Args:
+            progress: Show progress bars.
+        """
         with self._lock:
+            self._check_open()
+            for space in self._fusion.spaces:
+                space.build(progress)
+            self._keeper.save()
+
+    def close(self) -> None:
+        """Releases the models and keeps new rows. A request under way ends with `ClosedError` at its next step."""
+        with self._lock:
+            if self._closed:
+                return
+            self._keeper.save()
             self._closed = True
             self._members.clear()
             self._decoder = None  # type: ignore[assignment]
             self._fusion = None  # type: ignore[assignment]
+            self._keeper = None  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ Which tokens have a row from embeddings, and which all their mass on one column,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,6 +134,8 @@ class RelativeSpace:
     Attributes:
         temperature: In use.
         self_mass: Median mass that an anchor's row has on that anchor.
+        entries: How many entries of a row are kept.
+        fixed: As given.
     """
 
     def __init__(
@@ -150,9 +153,9 @@ class RelativeSpace:
         self.anchor_ids = anchor_ids.to(device)
         self.anchors = len(anchor_ids)
         self._unit_anchors = self._normalised_anchors()  # [anchors, width]
-        self._entries = min(entries, self.anchors)
-        self._fixed = fixed.to(device)
-        self.stop_ids = (self._fixed == self.anchors).nonzero()[:, 0]
+        self.entries = min(entries, self.anchors)
+        self.fixed = fixed.to(device)
+        self.stop_ids = (self.fixed == self.anchors).nonzero()[:, 0]
 
         step = max(1, self.anchors // _CALIBRATION_ANCHORS)
         sample = torch.arange(0, self.anchors, step, device=device)
@@ -163,14 +166,14 @@ class RelativeSpace:
         self.temperature = float(temperature)
         self.self_mass = _self_mass(logits, sample, self.temperature)
 
-        self._own = self._fixed.clone()  # the one column that stands for a token, or -1 if there is none
+        self._own = self.fixed.clone()  # the one column that stands for a token, or -1 if there is none
         self._own[self.anchor_ids] = torch.arange(self.anchors, dtype=torch.int32, device=device)
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
-        self._index = torch.empty(0, self._entries, dtype=torch.int32, device=device)
-        self._value = torch.empty(0, self._entries, dtype=torch.float32, device=device)
+        self._index = torch.empty(0, self.entries, dtype=torch.int32, device=device)
+        self._value = torch.empty(0, self.entries, dtype=torch.float32, device=device)
         self._spread = torch.empty(0, dtype=torch.float32, device=device)
         self._built = 0
-        one = torch.zeros(1, self._entries, dtype=torch.float32, device=device)
+        one = torch.zeros(1, self.entries, dtype=torch.float32, device=device)
         one[:, 0] = 1.0
         self._store(None, torch.zeros_like(one, dtype=torch.int32), one, one.new_zeros(1))
 
@@ -190,7 +193,7 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        held = (self._unit_anchors, self._fixed, self._own, self._slot, self._index, self._value, self._spread)
+        held = (self._unit_anchors, self.fixed, self._own, self._slot, self._index, self._value, self._spread)
         return sum(t.numel() * t.element_size() for t in held)
 
     def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
@@ -202,7 +205,7 @@ class RelativeSpace:
                 its row is built already or not. All are wanted if not given.
         """
         own = self._own[token_ids]
-        computed = self._fixed[token_ids] < 0
+        computed = self.fixed[token_ids] < 0
         if wanted is not None:
             computed &= wanted | (own < 0)
         slots = self._slot[token_ids].masked_fill(~computed, 0)  # slot 0 is a row with a single entry
@@ -216,9 +219,26 @@ class RelativeSpace:
 
     def build(self, progress: bool = False) -> None:
         """Builds the rows of all tokens ahead of time."""
-        missing = ((self._fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
+        missing = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
         for chunk in tqdm(missing.split(4096), desc="Building rows", disable=not progress, leave=False):
             self._build(chunk)
+
+    def export(self) -> dict[str, torch.Tensor]:
+        """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
+        parts = {"index": self._index, "value": self._value, "spread": self._spread}
+        return {"slot": self._slot.clone(), **{name: t[: self._built].clone() for name, t in parts.items()}}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes over rows that `export` gave, of an equal space."""
+        moved = {name: t.to(self.device) for name, t in tensors.items()}
+        self._slot, self._index = moved["slot"], moved["index"]
+        self._value, self._spread = moved["value"], moved["spread"]
+        self._built = len(self._spread)
+
+    @property
+    def precision(self) -> str:
+        """What decides the rounding of rows."""
+        return f"{self._value.dtype} from {self._unit_anchors.dtype}"
 
     @property
     def rows_built(self) -> int:
@@ -228,17 +248,17 @@ class RelativeSpace:
     def dense(self) -> torch.Tensor:
         """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
         matrix = F.pad(relative_matrix(self._embeddings, self.anchor_ids, self.temperature), (0, 2))
-        ids = (self._fixed >= 0).nonzero()[:, 0]
+        ids = (self.fixed >= 0).nonzero()[:, 0]
         matrix[ids] = 0.0
-        matrix[ids, self._fixed[ids].long()] = 1.0
+        matrix[ids, self.fixed[ids].long()] = 1.0
         return matrix
 
     def _build(self, token_ids: torch.Tensor) -> None:
         for chunk in token_ids.split(max(1, _CHUNK_FLOATS // self.anchors)):
             units = _unit_rows(self._embeddings[chunk])
             mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
-            value, index = mass.topk(self._entries, dim=-1)  # [tokens, entries]
-            whole = self._entries == self.anchors
+            value, index = mass.topk(self.entries, dim=-1)  # [tokens, entries]
+            whole = self.entries == self.anchors
             spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
             self._store(chunk, index.int(), value, spread)
 
@@ -248,8 +268,8 @@ class RelativeSpace:
         need = self._built + len(spread)
         if need > len(self._spread):
             room = max(need, 2 * len(self._spread), 1024) - len(self._spread)
-            self._index = torch.cat([self._index, self._index.new_empty(room, self._entries)])
-            self._value = torch.cat([self._value, self._value.new_empty(room, self._entries)])
+            self._index = torch.cat([self._index, self._index.new_empty(room, self.entries)])
+            self._value = torch.cat([self._value, self._value.new_empty(room, self.entries)])
             self._spread = torch.cat([self._spread, self._spread.new_empty(room)])
         at = slice(self._built, need)
         self._index[at], self._value[at], self._spread[at] = index, value, spread

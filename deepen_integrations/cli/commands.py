@@ -222,6 +222,33 @@ def info(
 
 @commands.command(
     epilog=_examples(
+        "deepen prepare -m ./general -m ./specialist",
+        "deepen cache list",
+    )
+)
+def prepare(
+    member: opt.Member = None,
+    demo: opt.Demo = False,
+    main: opt.Main = "0",
+    fusion: opt.Fusion = "deepen",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    debug: opt.Debug = False,
+) -> None:
+    """Build the rows of large vocabularies ahead of time and keep them, so that no first answer waits for them."""
+    with (
+        clear_errors(debug),
+        open_ensemble(
+            member, demo=demo, main=main, weights=None, fusion=fusion, device=device, dtype=dtype
+        ) as ensemble,
+    ):
+        ensemble.prepare()
+        info = ensemble.info
+        notice(f"{info.anchors:,} shared tokens, {info.bytes_held / 2**20:.1f} MiB of rows and anchors.")
+
+
+@commands.command(
+    epilog=_examples(
         "deepen demo",
         "deepen demo --questions 100 --fusion deepen-paper",
     )

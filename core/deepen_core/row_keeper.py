@@ -1,0 +1,79 @@
+"""Rows of the relative spaces that outlive the process: found again at the next load, kept when new ones were built."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepen_core.anchors import Anchors
+from deepen_core.members.causal import CausalMember
+from deepen_core.relative import RelativeSpace
+from deepen_core.store import Fingerprint, RowStore, fingerprint
+from deepen_core.vocabulary import Vocabulary
+
+_WORTH_KEEPING = 4096  # with fewer anchors, building a row is quicker than finding its file
+
+
+class RowKeeper:
+    """Keeps the rows of an ensemble's members in a `RowStore`.
+
+    Small vocabularies are left out. What is on disk is never trusted: see `deepen_core.store`.
+
+    Args:
+        folder: The store's folder; the default one (`DEEPEN_CACHE_DIR`) if None.
+        members: The members.
+        anchors: What they share.
+        spaces: Their relative spaces.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        members: Sequence[CausalMember],
+        anchors: Anchors,
+        spaces: Sequence[RelativeSpace],
+    ) -> None:
+        self._store = RowStore(folder)
+        self._kept: list[tuple[RelativeSpace, Fingerprint]] = []
+        self._saved: dict[str, int] = {}
+        if len(anchors) < _WORTH_KEEPING:
+            return
+        for member, space in zip(members, spaces, strict=True):
+            self._kept.append((space, _fingerprint(member, anchors, space)))
+
+    def load(self) -> None:
+        """Takes over the rows that an earlier process has left."""
+        for space, key in self._kept:
+            tensors = self._store.load(key)
+            if tensors is not None:
+                space.restore(tensors)
+            self._saved[key.key] = space.rows_built
+
+    def save(self) -> None:
+        """Leaves the rows to later processes, where new ones were built."""
+        for space, key in self._kept:
+            if space.rows_built > self._saved.get(key.key, 0) and self._store.save(key, space.export()):
+                self._saved[key.key] = space.rows_built
+
+
+def _fingerprint(member: CausalMember, anchors: Anchors, space: RelativeSpace) -> Fingerprint:
+    return fingerprint(
+        model=member.name,
+        embeddings=member.embeddings.detach(),
+        vocabulary_digest=_digest(member.tokenizer.vocabulary),
+        anchors=anchors.tokens,
+        temperature=space.temperature,
+        entries=space.entries,
+        dtype=space.precision,
+        fixed=space.fixed,
+    )
+
+
+def _digest(vocabulary: Vocabulary) -> str:
+    """Hash of the bytes of every token id."""
+    whole = hashlib.sha256()
+    for token_id in range(vocabulary.size):
+        value = vocabulary.token_bytes(token_id)
+        whole.update(b"-" if value is None else len(value).to_bytes(4, "little") + value)
+    return whole.hexdigest()
