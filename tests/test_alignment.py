@@ -7,6 +7,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from deepen_core.alignment import AlignedText, Boundaries
 from deepen_core.backend import Backend
@@ -23,7 +24,41 @@ KINDS = {
     "unigram": tiny.unigram,
     "unigram_uncut": lambda: tiny.unigram(split=False),
     "wordpiece": tiny.wordpiece,
+    "plain_bpe": tiny.plain_bpe,
+    "metaspace_words": tiny.metaspace_words,
+    "gemma_like": tiny.gemma_like,
 }
+# Pre-tokenizers in use, and what tests of unspaced scripts are made of.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK = (
+    r"\p{N}{1,3}|[一-龥぀-ゟ゠-ヿ]+|[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UNSPACED = {
+    "zh": "今天天气很好，我们去公园散步。他说：“你好！”然后（慢慢地）走了；为什么？"
+    "因为累、因为热……第3章ABC公司的iPhone很贵。",
+    "ja": "今日は天気がいいので、公園へ散歩に行きました。「コーヒーを飲みませんか？」"
+    "と彼女は言った。佐々木さんの時々ＡＢＣ１２３ｶﾞ！",
+    "th": "วันนี้อากาศดีมากเราไปเดินเล่นที่สวนสาธารณะกันเถอะน้ำใจดีๆก็มีอยู่ทั่วไปในเมืองไทย",
+    "ko": "오늘은날씨가좋아서공원에갔다。한국어。",
+}
+MIXED = st.lists(
+    st.sampled_from([c for text in UNSPACED.values() for c in text])
+    | st.sampled_from(
+        ["'s", "'", "A", "aB", "iPhone", "12", " ", "\n", "!", "。」", "，，", "\u3099", "ﾞ", "가", "\u0e31"]
+    )
+    | st.characters(categories=["Lo", "Lm", "Mn", "Po", "Lu"]),
+    min_size=60,
+    max_size=200,
+)
 FRAGMENTS = [
     "def f(x):\n    return x\n",
     "\t\tif a:\n\t\t\tb\r\n",
@@ -162,6 +197,97 @@ def test_ids_are_canonical_after_every_piece(sides, name, pieces):
         text += piece
         aligned.append(piece)
         assert aligned.ids == side.reference(text)
+
+
+def assert_canonical(side, pieces):
+    aligned, text = AlignedText(side.backend, side.boundaries), ""
+    for piece in pieces:
+        text += piece
+        aligned.append(piece)
+        assert aligned.ids == side.reference(text)
+
+
+@pytest.fixture(scope="module")
+def by_regex():
+    lines = [*tiny.CORPUS, *UNSPACED.values()] * 2
+    patterns = {"llama-3": LLAMA_3, "gpt-4o": GPT_4O, "deepseek": DEEPSEEK}
+    sides = {name: Side(tiny.cut_by_regex(pattern, lines)) for name, pattern in patterns.items()}
+    for form in ("NFC", "NFKC"):
+        tokenizer = tiny.cut_by_regex(LLAMA_3, lines)
+        tokenizer.backend_tokenizer.normalizer = getattr(normalizers, form)()
+        sides[form] = Side(tokenizer)
+    return sides
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(["llama-3", "gpt-4o", "deepseek", "NFC", "NFKC"]), pieces=MIXED)
+def test_text_without_blanks_behind_patterns_in_use(by_regex, name, pieces):
+    assert_canonical(by_regex[name], pieces)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None)
+@given(name=st.sampled_from(REAL), pieces=MIXED)
+def test_text_without_blanks_and_real_tokenizers(real, name, pieces):
+    assert_canonical(real[name], pieces)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("language", list(UNSPACED))
+def test_long_text_without_blanks_is_cut_soundly(real, name, language):
+    """Piece by piece the same ids, and the work per piece stays small."""
+    rng, side = random.Random(name + language), real[name]
+    aligned, text, source, longest = AlignedText(side.backend, side.boundaries), "", UNSPACED[language], 0
+    while len(text) < 2500:
+        start = rng.randrange(len(source))
+        piece = source[start : start + rng.randint(1, 12)]
+        text += piece
+        aligned.append(piece)
+        longest = max(longest, len(aligned._open))
+        if rng.random() < 0.2:
+            assert aligned.ids == side.reference(text)
+    assert aligned.ids == side.reference(text)
+    assert longest < 250
+
+
+@pytest.mark.parametrize("name", ["llama-3", "gpt-4o", "deepseek", "NFC"])
+def test_a_short_tail_of_text_without_blanks(by_regex, name):
+    side = by_regex[name]
+    aligned = AlignedText(side.backend, side.boundaries, UNSPACED["zh"] * 20)
+    assert len(aligned._open) < 120
+
+
+def test_no_place_is_looked_at_twice_where_none_is_safe(sides, monkeypatch):
+    side = sides["byte_level"]
+    looked = []
+    safe = Boundaries._safe
+    monkeypatch.setattr(Boundaries, "_safe", lambda self, text, place: looked.append(place) or safe(self, text, place))
+    aligned = AlignedText(side.backend, side.boundaries, "x" * 500)
+    for _ in range(50):
+        aligned.append("x")
+    assert aligned.ids == side.reference("x" * 550)
+    assert len(looked) == len(set(looked)) == 549
+
+
+@pytest.mark.parametrize("make", [tiny.sentencepiece_bpe, tiny.byte_level, tiny.plain_bpe, tiny.metaspace_first])
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_added_tokens_that_swallow_blanks(make, flag):
+    tokenizer = make()
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False, **{flag: True})])
+    side = Side(tokenizer)
+    rng = random.Random(flag)
+    for _ in range(60):
+        assert_canonical(
+            side, [rng.choice(["  ", " ", "\n", "dog ", "<to", "ol>", "<tool>", "x" * 20]) for _ in range(40)]
+        )
+
+
+def test_added_tokens_found_in_lower_case():
+    tokenizer = tiny.wordpiece()
+    tokenizer.add_tokens(["FOO BAR"])
+    words = "the quick brown fox jumps over the lazy dog by the sea and fOo"
+    assert_canonical(Side(tokenizer), [words, " ", "b", "ar"])
 
 
 def test_added_plain_tokens_are_found_across_pieces():

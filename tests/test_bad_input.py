@@ -30,6 +30,11 @@ def broken(tmp_path, folders):
     return tmp_path / "broken"
 
 
+def set_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
 def refused(error, message, models, **options):
     with pytest.raises(error, match=message) as caught:
         Ensemble.load(models, progress=False, **options)
@@ -50,6 +55,12 @@ class TestOptions:
             ([1, 1, 1], r"3 weights for 2 members"),
             (["a", 1], r"one number per member"),
             (0.5, r"one number per member"),
+            ("12", r"weights is '12': give one number per member"),
+            (b"12", r"one number per member"),
+            ({0: 1, 1: 1}, r"one number per member"),
+            ({0.5, 1.0}, r"one number per member"),
+            ([10**400, 1], r"one number per member"),
+            (torch.ones(2, 2), r"one number per member"),
         ],
     )
     def test_weights(self, folders, weights, message):
@@ -69,6 +80,11 @@ class TestOptions:
         refused(ConfigurationError, "give a list", "some/model")
         refused(ConfigurationError, "Member 0: 5 is no member", [5])
         refused(ConfigurationError, r"Unknown option 'modl': did you mean 'model'\?", [{"modl": "x"}])
+        refused(ConfigurationError, "Keys should be strings", [{5: "x"}])
+        refused(ConfigurationError, "Member 0: Option 'model' is ''", [""])
+        refused(ConfigurationError, "Member 0: Option 'name' is ''", [{"model": "x", "name": ""}])
+        refused(ConfigurationError, "cannot be looked up as a path", ["a\0b"])
+        refused(ConfigurationError, "cannot be looked up as a path", ["~no_such_user_here/model"])
 
     @pytest.mark.parametrize(
         ("fusion", "message"),
@@ -86,7 +102,16 @@ class TestOptions:
     def test_device_and_dtype(self, folders):
         refused(ConfigurationError, "Unknown device 'gpu'", [folders["alpha"]], device="gpu")
         refused(ConfigurationError, "'cuda:77' is not there", [folders["alpha"]], device="cuda:77")
+        refused(ConfigurationError, r"Unknown device \[\]", [folders["alpha"]], device=[])
+        refused(ConfigurationError, "cannot run on device 'meta'", [folders["alpha"]], device="meta")
         refused(ConfigurationError, "Unknown dtype 'int8'", [folders["alpha"]], dtype="int8")
+        refused(ConfigurationError, "Unknown dtype 'float8_e4m3fn'", [folders["alpha"]], dtype="float8_e4m3fn")
+        refused(ConfigurationError, "Unknown dtype 5", [folders["alpha"]], dtype=5)
+        refused(ConfigurationError, "give a name, such as 'float32'", [folders["alpha"]], dtype=torch.float32)
+
+    def test_a_device_of_another_machine(self, folders, monkeypatch):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        refused(ConfigurationError, "'mps' is not there: 0 MPS devices", [folders["alpha"]], device="mps")
 
     def test_no_common_tokens(self, tmp_path, folders):
         from tokenizers import Tokenizer, models
@@ -109,13 +134,14 @@ class TestFiles:
         refused(ModelFilesError, message, [folders["alpha"], broken])
 
     def test_no_folder(self, tmp_path):
-        refused(ModelFilesError, "is not a folder", [tmp_path / "nothing"])
+        refused(ModelFilesError, f"There is no folder {tmp_path / 'nothing'}", [tmp_path / "nothing"])
         (tmp_path / "file").write_text("x")
         refused(ModelFilesError, "is not a folder", [tmp_path / "file"])
 
     def test_unknown_hub_id_without_a_network(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        refused(ModelFilesError, "is no folder here, and could not be fetched", ["someone/no-such-model"])
+        message = r"There is no folder /.*/someone/no-such-model, and as a hub id .* \(HF_HUB_OFFLINE is set"
+        refused(ModelFilesError, message, ["someone/no-such-model"])
 
     def test_pickled_weights_are_refused(self, broken):
         (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
@@ -149,6 +175,69 @@ class TestFiles:
         (broken / name).write_text((broken / name).read_text()[:-20])
         refused(ModelFilesError, "cannot be read as JSON", [broken])
 
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+    @pytest.mark.parametrize(("content", "message"), [("{bad", "cannot be read as JSON"), ("[1]", "holds a JSON list")])
+    def test_json_of_another_kind(self, broken, name, content, message):
+        (broken / name).write_text(content)
+        refused(ModelFilesError, f"{name} {message}", [broken])
+
+    @pytest.mark.parametrize("value", ["</s>", [["x"]], [2, "x"], True])
+    def test_stop_ids_that_are_no_ids(self, broken, value):
+        (broken / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        refused(ModelFilesError, "generation_config.json has the eos_token_id", [broken])
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([1], "holds a JSON list"),
+            ({"weight_map": [1]}, '"weight_map" must give a file name'),
+            ({"weight_map": {"a": 5}}, '"weight_map" must give a file name'),
+            ({"weight_map": {"a": ["x"]}}, '"weight_map" must give a file name'),
+            ({}, "lacks 0 of the 0 weight files"),
+        ],
+    )
+    def test_damaged_index(self, broken, content, message):
+        (broken / "model.safetensors").unlink()
+        (broken / "model.safetensors.index.json").write_text(json.dumps(content))
+        refused(ModelFilesError, message, [broken])
+
+    @pytest.mark.parametrize(
+        ("entry", "value"),
+        [
+            ("dtype", "F99"),
+            ("dtype", "F16"),
+            ("shape", [1, 1]),
+            ("data_offsets", [0, "x"]),
+            ("data_offsets", [0]),
+            ("data_offsets", [4, 8]),
+        ],
+    )
+    def test_damaged_tensor_entry(self, broken, entry, value):
+        weights = broken / "model.safetensors"
+        data = weights.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header[min(set(header) - {"__metadata__"})][entry] = value
+        changed = json.dumps(header).encode()
+        weights.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+        refused(ModelFilesError, "damaged safetensors header", [broken])
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("hidden_size", "abc"),
+            ("vocab_size", None),
+            ("num_attention_heads", 0),
+            ("num_attention_heads", 3),
+            ("max_position_embeddings", "x"),
+            ("rope_parameters", 5),
+            ("dtype", "nope"),
+        ],
+    )
+    def test_wrong_value_in_the_configuration(self, broken, field, value):
+        set_config(broken, **{field: value})
+        refused(ModelFilesError, "configuration of .* cannot be used", [broken])
+
     def test_tokenizer_that_does_not_parse(self, broken):
         (broken / "tokenizer.json").write_text("{}")
         refused(TokenizerError, "tokenizer of .* cannot be loaded", [broken])
@@ -164,9 +253,9 @@ class TestFiles:
         refused(ConfigurationError, "encoder-decoder", [broken])
 
 
-def test_weights_that_do_not_fit_the_configuration(broken):
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+@pytest.mark.parametrize(("field", "value"), [("hidden_act", "nope"), ("head_dim", -1), ("dtype", "int8")])
+def test_wrong_value_that_only_the_model_notices(broken, field, value):
+    set_config(broken, **{field: value})
     refused(ModelFilesError, "weights of .* cannot be loaded", [broken])
 
 
@@ -183,12 +272,32 @@ def test_weights_that_do_not_fit_the_configuration(broken):
         ({"max_new_tokens": 5, "max_tokens": 5}, "not both"),
         ({"top_p": 1.5}, "Option 'top_p' is 1.5"),
         ({"timeout": 0}, "Option 'timeout' is 0"),
+        ({"stop": 5}, "Option 'stop' is 5: give a string or a list of strings"),
+        ({"stop": [1]}, "1 is no string"),
+        ({"stop": b"ab"}, "97 is no string"),
+        ({"stop": {"a": 1}}, "give a string or a list of strings"),
+        ({"stop": ["\ud800x"]}, "lone surrogate"),
+        ({"temperature": 1e-6}, r"use 0 for the most probable token, or at least 0\.0001"),
+        ({"temperature": 1e30}, r"Option 'temperature' is 1e\+30: .* less than or equal to 100"),
+        ({"repetition_penalty": 0.001}, "Option 'repetition_penalty' is 0.001: .* greater than or equal to 0.01"),
+        ({"repetition_penalty": 1e30}, r"Option 'repetition_penalty' is 1e\+30: .* less than or equal to 100"),
     ],
 )
 def test_sampling_options(pair, options, message):
     for call in (pair.generate, pair.stream):
         with pytest.raises(SamplingError, match=message):
             call("The dog", **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 100.0])
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_outermost_values_sample(pair, temperature, penalty):
+    answer = pair.generate("The dog", temperature=temperature, repetition_penalty=penalty, seed=1, max_new_tokens=3)
+    assert answer.token_ids
+
+
+def test_stop_strings_may_come_from_an_iterator():
+    assert SamplingParams(stop=(s for s in ("a", "b"))).stop == ("a", "b")
 
 
 def test_params_of_a_wrong_type(pair):

@@ -59,8 +59,9 @@ def test_few_candidates_stay_near_whole_matrices():
 def test_exact_em_equals_em_search():
     """The strategy against the function, through plain tensors."""
     members, logprobs = spaces(), distributions(rows=1)
-    logprobs[1][:, -4:] = -torch.inf  # what nobody else can know would follow main
-    logprobs[1] = torch.log_softmax(logprobs[1], -1)
+    for values in logprobs:
+        values[:, -4:] = -torch.inf  # control tokens are for main to decide
+    logprobs = [torch.log_softmax(values, -1) for values in logprobs]
     fused = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
     matrices = [s.dense() for s in members]
     target = 0.5 * logprobs[0][0].exp() @ matrices[0] + 0.5 * logprobs[1][0].exp() @ matrices[1]
@@ -243,6 +244,16 @@ def test_what_main_has_no_word_for_has_no_say(exact):
     logprobs = [torch.log_softmax(x, -1) for x in logits]
     fused = DeepenFusion(spaces(), 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN[:1])
     torch.testing.assert_close(fused.exp(), logprobs[0].exp(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("search", ["em", "adamw"])
+def test_equal_members_agree_with_themselves(exact, search):
+    """Control tokens included: averaging a distribution with itself changes nothing."""
+    (space, _), (logprobs, _) = spaces(), distributions(sharpness=2.0)
+    config = FusionConfig(exact=exact, search=search, trust_radius=1e-4)
+    fused = DeepenFusion([space, space], 0, config).fuse([logprobs, logprobs], EVEN)
+    torch.testing.assert_close(fused.exp(), logprobs.exp(), atol=2e-4, rtol=0)
 
 
 class TestRelativeSpace:

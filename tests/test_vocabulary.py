@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen_core.anchors import Anchors, common_tokens
+from deepen_core.backend import Backend
 from deepen_core.errors import NoCommonTokensError, TokenizerError
 from deepen_core.vocabulary import Vocabulary
 
@@ -18,9 +19,10 @@ KINDS = {
     "metaspace_first": tiny.metaspace_first,
     "unigram": tiny.unigram,
     "unigram_uncut": lambda: tiny.unigram(split=False),
+    "gemma_like": tiny.gemma_like,
 }
 METASPACE = {"metaspace_first", "unigram"}
-LOSSLESS = ["byte_level", "sentencepiece_bpe", "metaspace_first", "unigram", "unigram_uncut"]
+LOSSLESS = ["byte_level", "sentencepiece_bpe", "metaspace_first", "unigram", "unigram_uncut", "gemma_like"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,56 @@ def test_special_tokens_have_no_bytes(tokenizers, vocabularies):
 def test_further_stop_ids_of_the_generation_config(tokenizers):
     pieces = tokenizers["byte_level"].get_vocab()
     vocabulary = Vocabulary.from_tokenizer(tokenizers["byte_level"], stop_ids=[pieces["<|turn|>"]])
-    assert pieces["<|turn|>"] in vocabulary.stop_ids
+    assert vocabulary.stop_ids == {pieces["<|turn|>"], pieces["<|eos|>"]}
+    assert vocabulary.token_bytes(pieces["<|end|>"]) is None
+    # The EOS alone says nothing about turns.
+    vocabulary = Vocabulary.from_tokenizer(tokenizers["byte_level"], stop_ids=[pieces["<|eos|>"]])
+    assert vocabulary.stop_ids == {pieces["<|end|>"], pieces["<|eos|>"]}
+
+
+def test_the_end_of_a_harmony_message_ends_no_turn():
+    """gpt-oss closes its thoughts with `<|end|>` and goes on."""
+    tokenizer = tiny.byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|return|>", "<|call|>"]})
+    ids = tokenizer.convert_tokens_to_ids
+    assert Vocabulary.from_tokenizer(tokenizer).stop_ids == {ids("<|eos|>"), ids("<|return|>"), ids("<|call|>")}
+    given = Vocabulary.from_tokenizer(tokenizer, stop_ids=[ids("<|return|>")])
+    assert given.stop_ids == {ids("<|eos|>"), ids("<|return|>")}
+
+
+@pytest.mark.parametrize(
+    "make", [tiny.byte_level, tiny.sentencepiece_bpe, tiny.metaspace_first, tiny.unigram, tiny.wordpiece]
+)
+@pytest.mark.parametrize("text", ["x <tool> y", "a foo b", "a<tool>b", "foo"])
+def test_added_tokens_mean_what_the_tokenizer_decodes(make, text):
+    tokenizer = make()
+    tokenizer.add_tokens(["<tool>", "foo"])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Vocabulary.from_tokenizer(tokenizer).join(ids, at_start=True).decode() == tokenizer.decode(ids)
+
+
+def test_pieces_that_are_added_tokens_too_mean_what_the_tokenizer_decodes():
+    """Gemma lists its runs of blanks twice."""
+    tokenizer = tiny.gemma_like()
+    vocabulary = Vocabulary.from_tokenizer(tokenizer)
+    for piece, text in (("▁▁", b"  "), ("▁▁▁▁", b"    ")):
+        token_id = tokenizer.convert_tokens_to_ids(piece)
+        assert vocabulary.token_bytes(token_id) == text
+        assert vocabulary.id_of(text) == token_id
+        assert tokenizer.decode([token_id]).encode() == text
+
+
+def test_a_text_token_that_pads_is_text():
+    tokenizer = tiny.byte_level()
+    tokenizer.pad_token = "!"
+    vocabulary = Vocabulary.from_tokenizer(tokenizer)
+    assert vocabulary.join(Backend(tokenizer).encode("Hi!")) == b"Hi!"
+    assert tokenizer.pad_token_id not in vocabulary.special_ids
+    tokenizer.eos_token = "!"
+    assert tokenizer.pad_token_id in Vocabulary.from_tokenizer(tokenizer).stop_ids
+    tokenizer = tiny.byte_level()
+    tokenizer.pad_token = "<|turn|>"
+    assert tokenizer.pad_token_id in Vocabulary.from_tokenizer(tokenizer).special_ids
 
 
 def test_added_plain_token_is_text(tokenizers):

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CORPUS = [
@@ -113,6 +113,68 @@ def nfc_byte_level(size=420):
     tokenizer = Tokenizer.from_str(source.backend_tokenizer.to_str())
     tokenizer.normalizer = normalizers.NFC()
     return _wrap(tokenizer, "<|bos|>", "<|eos|>")
+
+
+def plain_bpe(size=300):
+    """BPE whose pieces hold blanks as they are, and that nothing cuts."""
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _wrap(tokenizer, "<s>", "</s>")
+
+
+def metaspace_words(size=520):
+    """As `metaspace_first`, but cut at blanks."""
+    tokenizer = Tokenizer.from_str(metaspace_first(size).backend_tokenizer.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return _wrap(tokenizer, "<s>", "</s>")
+
+
+def gemma_like(size=520):
+    """BPE over uncut text with pieces of several blanks, which are listed as added tokens too."""
+    spec = json.loads(sentencepiece_bpe(size, across_words=True).backend_tokenizer.to_str())
+    spec["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    spec["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    spec["decoder"]["decoders"].pop()
+    vocabulary, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for half in ("▁", "▁▁"):
+        if half + half not in vocabulary:
+            vocabulary[half + half] = len(vocabulary)
+            merges.append([half, half])
+        spec["added_tokens"].append({"id": vocabulary[half + half], "content": half + half, **flags})
+    spec["added_tokens"].sort(key=lambda token: token["id"])
+    return _wrap(Tokenizer.from_str(json.dumps(spec)), "<s>", "</s>")
+
+
+def cut_by_regex(pattern, lines=tuple(CORPUS), size=700):
+    """Byte-level BPE behind a pattern of one's own (Llama 3, Qwen, GPT-4o)."""
+    tokenizer = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|bos|>", "<|eos|>", "<|turn|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return _wrap(tokenizer, "<|bos|>", "<|eos|>")
+
+
+def with_flags(tokenizer, **flags):
+    """A copy of a tokenizer whose special tokens have other flags (`rstrip` in Phi-3)."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in spec["added_tokens"]:
+        token.update(flags if token["special"] else {})
+    return _wrap(Tokenizer.from_str(json.dumps(spec)), tokenizer.bos_token, tokenizer.eos_token)
 
 
 def _wrap(tokenizer, bos, eos, unk=None):

@@ -5,8 +5,9 @@ each new token costs more the longer the text is; instead only the text behind a
 A place between two characters is safe if no text behind it can change the ids before it:
 
 - no vocabulary entry holds the two characters side by side, so no merge ever crosses the place, and
-- if a pre-tokenizer cuts the text by rules of its own, the place is one where such rules cut whatever follows: a
-  blank behind a visible character, a letter behind a lone newline.
+- if a pre-tokenizer cuts the text by rules of its own, these come to the same left of the place whatever follows: a
+  blank behind a visible character, a letter behind a lone newline, and in scripts without blanks (byte-level only)
+  a letter or a full-width mark behind a letter, or a letter behind such a mark.
 
 A Unigram model over uncut text has no safe place: it compares sums of scores from the start of the text, and rounding
 may break a tie either way. For such a tokenizer the whole text is encoded each time.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 from deepen_core.backend import SPACE_MARK, Backend
 from deepen_core.vocabulary import byte_table
@@ -25,6 +28,12 @@ _TAIL_CHARACTERS = 48
 
 _LOCAL_NORMALIZERS = frozenset({"Prepend", "Replace"})
 _LOCAL_CUTS = frozenset({"ByteLevel", "Metaspace"})
+# These change a character of a script without blanks alone, or not at all.
+_COMPOSING = frozenset({"NFC", "NFKC"})
+
+# Neighbours in scripts without blanks, and what may stand around them, to see how a pre-tokenizer takes them.
+_NEIGHBOURS = ("好人", "好，", "。好", "のア", "ー々", "กข")
+_AROUND = ("", "好", "ก", "，", "。」", "a", "aB", "AB", "Ab", " ", "\n", "1", "12", "'s", "!", "\u0300")
 
 
 class Boundaries:
@@ -38,19 +47,30 @@ class Boundaries:
     def __init__(self, backend: Backend, kind: str) -> None:
         self._byte_level = kind == "byte-level"
         self._code = {byte: char for char, byte in byte_table().items()} if self._byte_level else {}
-        added = {t["content"] for t in backend.added_tokens}
-        self._pairs = _pairs(piece for piece in backend.pieces if piece not in added)
-        self._added_pairs = _pairs(t["content"] for t in backend.added_tokens if not t["special"])
+        added = [t for t in backend.added_tokens if not t["special"]]
+        inner = {self._code[b] for b in range(0x80, 0xC0)} if self._byte_level else set()
+        normalized = backend.spellings(t["id"] for t in added)
+        self._pairs = _pairs([*backend.pieces, *normalized], inner)
+        self._added_pairs = _pairs(t["content"] for t in added)
+        # An added token may swallow the blanks beside it.
+        self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
         self._singles = {piece for piece in backend.pieces if len(piece) == 1}
         self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
-        by_rules = any(p["type"] not in _LOCAL_CUTS or p.get("use_regex") for p in backend.pre_tokenizers)
-        by_words = any(p["type"] == "Metaspace" and p.get("split", True) for p in backend.pre_tokenizers)
+        self._marks_spaces = kind == "sentencepiece"
+        rules = [p for p in backend.pre_tokenizers if not (self._marks_spaces and _cuts_nothing(p, backend))]
+        by_rules = any(p["type"] not in _LOCAL_CUTS or p.get("use_regex") for p in rules)
+        by_words = backend.model_type != "BPE" and any(p["type"] == "Metaspace" and p.get("split", True) for p in rules)
         local = all(n["type"] in _LOCAL_NORMALIZERS for n in backend.normalizers)
+        composes = all(n["type"] in _LOCAL_NORMALIZERS | _COMPOSING for n in backend.normalizers)
         # A normalizer that looks at neighbours (NFC, lower case) is only trusted at blanks, where it changes nothing.
         self._only_blanks = by_rules or by_words or not local
         self._none = backend.model_type == "Unigram" and not (by_rules or by_words)
+        # An added token found in normalized text may hold blanks where the text looks different.
+        self._none |= not local and any(t["normalized"] and len(t["content"].split()) > 1 for t in added)
         # WordPiece looks at one word at a time; its pieces hold no blank, and no newline rule is known for it.
         self._newlines = self._byte_level and by_rules
+        self._backend = backend
+        self._unspaced = self._newlines and composes and _left_stays(backend)
 
     def last(self, text: str, start: int, stop: int | None = None) -> int | None:
         """The last safe place in `text` behind `start` and before `stop`, as an index, or None."""
@@ -67,8 +87,11 @@ class Boundaries:
             return False
         if unicodedata.category(after)[0] == "M" or before + after in self._added_pairs:
             return False
-        left, right = self._symbol(before, -1), self._symbol(after, 0)
-        if left + right in self._pairs:
+        if self._strips and before.isspace():
+            return False
+        left, right = self._symbols(before), self._symbols(after)
+        ends, starts = range(len(left)), range(1, len(right) + 1)
+        if any(left[i:] + right[:j] in self._pairs for i in ends for j in starts):
             return False
         return not self._fuses_unknown or left in self._singles or right in self._singles
 
@@ -76,20 +99,64 @@ class Boundaries:
         before, after = text[place - 1], text[place]
         if after == " " or (after == "\t" and self._newlines):
             return not before.isspace()
-        if not self._newlines or before != "\n" or not after.isalpha():
+        if self._newlines and before == "\n" and after.isalpha():
+            return place >= 2 and not text[place - 2].isspace()
+        if not self._unspaced or "letter" not in (_unspaced(before), _unspaced(after)):
             return False
-        return place >= 2 and not text[place - 2].isspace()
+        both = _unspaced(before) and _unspaced(after)
+        return bool(both) and all(self._backend.normalized(c) == c for c in (before, after))
 
-    def _symbol(self, char: str, end: int) -> str:
-        """The character as vocabulary entries spell its first (0) or last (-1) part."""
+    def _symbols(self, char: str) -> str:
+        """The character as vocabulary entries spell it."""
         if self._byte_level:
-            return self._code[char.encode("utf-8", "surrogatepass")[end]]
-        return SPACE_MARK if char == " " else char
+            return "".join(self._code[b] for b in char.encode("utf-8", "surrogatepass"))
+        return SPACE_MARK if char == " " and self._marks_spaces else char
 
 
-def _pairs(pieces: Iterable[str]) -> set[str]:
-    """Every two characters that stand side by side in a piece."""
-    return {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
+def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
+    """Every two characters that stand side by side in a piece.
+
+    Args:
+        pieces: Vocabulary entries.
+        inner: How they spell the bytes that go on with a character. At its ends a piece may hold a part of one.
+    """
+    found: set[str] = set()
+    inner = frozenset(inner)
+    for piece in pieces:
+        if inner.isdisjoint(piece):
+            found.update(piece[i : i + 2] for i in range(len(piece) - 1))
+            continue
+        starts = [i for i, c in enumerate(piece) if c not in inner]
+        if starts and starts[0] > 0:
+            starts.insert(0, 0)
+        ends = [*starts[2:], len(piece)]
+        found.update(piece[start:end] for start, end in zip(starts, ends, strict=False) if len(starts) > 1)
+    return found
+
+
+def _cuts_nothing(part: dict[str, Any], backend: Backend) -> bool:
+    """Whether a pre-tokenizer cuts at blanks where a normalizer has left none (Gemma)."""
+    return part["type"] == "Split" and part["pattern"] == {"String": " "} and " " not in backend.normalized("a b")
+
+
+@lru_cache(maxsize=20_000)
+def _unspaced(char: str) -> str | None:
+    """Whether a character is a letter or a mark of a script that puts no blanks between words."""
+    category = unicodedata.category(char)
+    if category in ("Lo", "Lm") and not "\u1100" <= char <= "\u11ff":  # parts of Hangul syllables compose
+        return "letter"
+    return "mark" if category in ("Po", "Ps", "Pe") and char >= "\u3000" else None
+
+
+def _left_stays(backend: Backend) -> bool:
+    """Whether the pre-tokenizer cuts before two neighbours of an unspaced script the same way whatever follows them."""
+    for before in _AROUND:
+        for pair in _NEIGHBOURS:
+            place = len(before) + 1
+            seen = {tuple(c for c in backend.cuts(before + pair + after) if c < place) for after in _AROUND}
+            if len(seen) > 1:
+                return False
+    return True
 
 
 class AlignedText:
@@ -111,6 +178,7 @@ class AlignedText:
         self._at_start = True  # whether `_open` starts the text
         self._cut = 0  # the safe place in `_open`; what stands before it is only there as context
         self._skip = 0  # ids that the context takes
+        self._scanned = 0  # the place in `_open` up to which no further cut is to be found
         self._tail: list[int] = []
         self.append(text)
 
@@ -139,7 +207,8 @@ class AlignedText:
 
     def _advance(self) -> None:
         """Moves the cut to the last safe place, with the stretch before it as context."""
-        cut = self._boundaries.last(self._open, self._cut)
+        cut = self._boundaries.last(self._open, max(self._cut, self._scanned))
+        self._scanned = len(self._open) - 1
         if cut is None:
             return
         settled = self._encode(self._open[:cut])[self._skip :]
@@ -152,4 +221,5 @@ class AlignedText:
             return
         self._final += settled
         self._open, self._cut, self._skip = self._open[guard:], cut - guard, skip
+        self._scanned -= guard
         self._tail, self._at_start = rest, False

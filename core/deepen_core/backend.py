@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from deepen_core.errors import TokenizerError
 
 SPACE_MARK = "▁"  # SentencePiece writes a space so
+_BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 def _types(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -84,6 +86,33 @@ class Backend:
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text that follows a special token."""
         return list(self._inside.encode(text, add_special_tokens=False).ids)
+
+    def cuts(self, text: str) -> list[int]:
+        """Where the pre-tokenizer begins a new word in a text."""
+        words = self._first.pre_tokenizer.pre_tokenize_str(text) if self._first.pre_tokenizer else []
+        return [start for _, (start, _) in words]
+
+    def normalized(self, text: str) -> str:
+        """What the normalizer makes of a text."""
+        return str(self._first.normalizer.normalize_str(text)) if self._first.normalizer else text
+
+    def control_ids(self, tokenizer: Any) -> set[int]:
+        """Ids of the special tokens of `tokenizer`, whose copy this is.
+
+        A token that only pads or stands for the unknown and that ordinary text is encoded to ("!" made the pad token)
+        is text, and not among them.
+        """
+        contents = {t["id"]: t["content"] for t in self.added_tokens}
+        special = {t["id"] for t in self.added_tokens if t["special"]}
+        special |= set(getattr(tokenizer, "all_special_ids", None) or ())
+        ends = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos")}
+        for token_id in {getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "unk")} - ends:
+            if token_id is None:
+                continue
+            content = contents.get(token_id) or self._first.id_to_token(token_id) or ""
+            if not _BRACKETED.fullmatch(content) and token_id in self.encode_inside(content)[-1:]:
+                special.discard(token_id)
+        return special
 
     def spellings(self, token_ids: Iterable[int]) -> list[str]:
         """The token strings of some ids."""

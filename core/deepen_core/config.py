@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deepen_core.errors import ConfigurationError, DeepenError, SamplingError
 
 SearchName = Literal["em", "adamw"]
+_LEAST_TEMPERATURE = 1e-4
 
 
 class _Options(BaseModel):
@@ -31,7 +32,7 @@ class _Options(BaseModel):
             DeepenError: Of class `error`, naming every wrong field and, for an unknown one, the nearest known.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as problem:
             raise error(explain(problem, cls)) from problem
 
@@ -55,16 +56,16 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
 class MemberConfig(_Options):
     """One member of the ensemble and how it is loaded."""
 
-    model: str
-    """Path of a folder in transformers format, or a hub id."""
-    name: str | None = None
+    model: str = Field(min_length=1)
+    """Path of a folder in transformers format (`~` is your home), or a hub id."""
+    name: str | None = Field(default=None, min_length=1)
     """How the member is called in reports; the last part of `model` if not given."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Its share in the average; the weights of all members are normalised to sum to one."""
     device: str | None = None
-    """A torch device such as "cpu" or "cuda:1"; the ensemble's if not given."""
+    """A torch device: "cpu", "cuda", "cuda:1" or "mps"; the ensemble's if not given."""
     dtype: str | None = None
-    """A torch dtype name such as "float32" or "bfloat16", or "auto"; the ensemble's if not given."""
+    """Name of a torch dtype, "float32", "bfloat16", "float16" or "float64", or "auto"; the ensemble's if not given."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
@@ -80,7 +81,7 @@ def member_config(entry: object) -> MemberConfig:
     if isinstance(entry, MemberConfig):
         return entry
     if isinstance(entry, (str, os.PathLike)):
-        return MemberConfig(model=os.fspath(entry))
+        entry = {"model": os.fspath(entry)}
     if isinstance(entry, Mapping):
         config: MemberConfig = MemberConfig.parse(entry, ConfigurationError)
         return config
@@ -153,16 +154,16 @@ class SamplingParams(_Options):
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Main-member tokens to generate at most; clamped to the room in the smallest context window."""
-    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """0 takes the most probable token; above 0 samples, higher is more varied."""
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    """0 takes the most probable token; from 0.0001 to 100 samples, higher is more varied."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample from the k most probable tokens."""
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Sample from the smallest set of tokens whose probabilities sum to p."""
     min_p: float | None = Field(default=None, ge=0.0, le=1.0)
     """Sample from tokens at least so probable, relative to the most probable one."""
-    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    """Above 1 makes main-member tokens less likely that stand in the prompt or the answer."""
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
+    """Above 1 makes main-member tokens less likely that stand in the prompt or the answer; from 0.01 to 100."""
     stop: tuple[str, ...] = ()
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -185,13 +186,30 @@ class SamplingParams(_Options):
             values["max_new_tokens"] = values.pop("max_tokens")
         return values
 
+    @field_validator("temperature")
+    @classmethod
+    def _not_tiny(cls, value: float) -> float:
+        if 0.0 < value < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"use 0 for the most probable token, or at least {_LEAST_TEMPERATURE}: logits divided by less overflow"
+            )
+        return value
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_strings(cls, value: Any) -> Any:
         strings = () if value is None else (value,) if isinstance(value, str) else value
-        if any(s == "" for s in strings):
-            raise ValueError("an empty stop string would end every answer at once; leave it out")
-        return tuple(strings)
+        if isinstance(strings, Mapping) or not isinstance(strings, Iterable):
+            raise ValueError("give a string or a list of strings")
+        strings = tuple(strings)
+        for string in strings:
+            if not isinstance(string, str):
+                raise ValueError(f"{string!r} is no string; give a string or a list of strings")
+            if not string:
+                raise ValueError("an empty stop string would end every answer at once; leave it out")
+            if any("\ud800" <= c <= "\udfff" for c in string):
+                raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
+        return strings
 
 
 def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

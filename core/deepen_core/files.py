@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from deepen_core.errors import ModelFilesError
 
 _TOKENIZER_FILES = (
@@ -20,8 +22,6 @@ _TOKENIZER_FILES = (
 )
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
-
-
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 
 
@@ -46,31 +46,32 @@ def check_description(folder: Path) -> None:
     """Checks the small files, which come before the weights.
 
     Raises:
-        ModelFilesError: If the configuration or the tokenizer is missing or not JSON.
+        ModelFilesError: If the folder, the configuration or the tokenizer is missing, or they are not JSON.
     """
     if not folder.is_dir():
-        raise ModelFilesError(f"{folder} is not a folder: give a model folder in transformers format, or a hub id.")
+        problem = f"{folder} is not a folder" if folder.exists() else f"There is no folder {folder.absolute()}"
+        raise ModelFilesError(f"{problem}: give a model folder in transformers format, or a hub id.")
     config = folder / "config.json"
     if not config.is_file():
         raise ModelFilesError(f"{folder} has no config.json: save the model there with model.save_pretrained(folder).")
-    _read_json(config)
+    read_object(config)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelFilesError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)."
         )
     if (folder / "tokenizer.json").is_file():
-        _read_json(folder / "tokenizer.json")
+        read_object(folder / "tokenizer.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model.
 
     Raises:
-        ModelFilesError: If there are none, or the index names one that is not there.
+        ModelFilesError: If there are none, or the index is damaged or names one that is not there.
     """
     if (folder / _INDEX).is_file():
-        names = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
+        names = _shard_names(folder / _INDEX)
         missing = [n for n in names if not (folder / n).is_file()]
         if missing or not names:
             raise ModelFilesError(
@@ -89,15 +90,34 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelFilesError(f"{folder} has no weights ({_WEIGHTS}): save them there with model.save_pretrained(folder).")
 
 
-def _read_json(path: Path) -> Any:
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ModelFilesError: If it cannot be read, is not JSON or holds something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
         raise ModelFilesError(f"{path} cannot be read as JSON ({problem}): fetch the file again.") from problem
+    if not isinstance(content, dict):
+        raise ModelFilesError(
+            f"{path} holds a JSON {type(content).__name__} where an object is needed: fetch the file again."
+        )
+    return content
+
+
+def _shard_names(index: Path) -> list[str]:
+    shards = read_object(index).get("weight_map", {})
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelFilesError(
+            f'{index} is damaged: its "weight_map" must give a file name for each tensor. Fetch the file again.'
+        )
+    return sorted(set(shards.values()))
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compares a file's length with what its own header announces."""
+    """Compares a file with what its own header announces: its length, and each tensor's place, type and shape."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -111,11 +131,16 @@ def _check_safetensors(path: Path) -> None:
             )
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
             raise ModelFilesError(f"{path} has a damaged safetensors header ({problem}): fetch it again.") from problem
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ModelFilesError(
             f"{path} has {size} bytes where {expected} are announced: the download broke off. Fetch it again."
         )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as problem:
+        raise ModelFilesError(f"{path} has a damaged safetensors header ({problem}): fetch it again.") from problem

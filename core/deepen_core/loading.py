@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,26 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from deepen_core.config import MemberConfig, member_config
-from deepen_core.errors import ConfigurationError, ModelFilesError, TokenizerError
-from deepen_core.files import check_description, check_model_folder, declared_window
+from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError
+from deepen_core.files import check_description, check_model_folder, declared_window, read_object, weight_files
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.tokenizer import MemberTokenizer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-_WINDOW_FIELDS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "seq_length",
-    "max_seq_len",
-)
+# The same weights once more, in another layout (Mistral, Llama, gpt-oss) or for other runtimes.
+_NOT_FETCHED = ["consolidated*", "original/*", "metal/*", "onnx/*"]
+_HUB_SECONDS = 10.0
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
 
@@ -54,12 +58,13 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
             configs.append(member_config(entry))
         except ConfigurationError as problem:
             raise ConfigurationError(f"Member {number}: {problem}") from problem
-    given = [Path(c.model).resolve().name if c.name is None else c.name for c in configs]
-    named = []
-    for place, (config, name) in enumerate(zip(configs, given, strict=True)):
-        earlier = given[:place].count(name)
-        named.append(config.model_copy(update={"name": f"{name}-{earlier + 1}" if earlier else name}))
-    return named
+    given = [_path(c.model).resolve().name or c.model if c.name is None else c.name for c in configs]
+    names: list[str] = []
+    for place, name in enumerate(given):
+        again = (f"{name}-{number}" for number in range(2, len(given) + 2))
+        free = (n for n in again if n not in given and n not in names)
+        names.append(next(free) if name in given[:place] else name)
+    return [c.model_copy(update={"name": name}) for c, name in zip(configs, names, strict=True)]
 
 
 def main_index(main: object, configs: Sequence[MemberConfig]) -> int:
@@ -88,6 +93,8 @@ class Description:
 
     config: MemberConfig
     folder: Path
+    local: bool
+    """Whether `folder` is the user's own; if not, it is in the hub's cache and has no weights yet."""
     model_config: Any
     tokenizer: MemberTokenizer
     context_window: int
@@ -100,32 +107,31 @@ class Description:
         return str(self.config.name)
 
 
-def describe(config: MemberConfig, device: str | None, dtype: str) -> Description:
+def describe(config: MemberConfig, device: str | None, dtype: str | None) -> Description:
     """Reads a member's configuration and tokenizer.
 
     Raises:
-        ConfigurationError: For a device or dtype that does not exist, or a model that is not decoder-only.
+        ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
         ModelFilesError: If files are missing or damaged.
         TokenizerError: If the tokenizer cannot be used.
     """
     place = _device(config.device or device)
     kind = _dtype(config.dtype or dtype)
-    folder = _local_folder(config)
+    folder, local = _folder(config)
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(folder, **code)
-    except (OSError, ValueError, KeyError) as problem:
-        raise ModelFilesError(f"The configuration of {folder} cannot be used: {problem}") from problem
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise ConfigurationError(
-            f"{config.model} is an encoder-decoder model ({model_config.model_type}); members are decoder-only for now."
-        )
+    except Exception as problem:  # a wrong value in it raises whatever the model's own checks raise
+        raise ModelFilesError(
+            f"The configuration of {folder} cannot be used ({_brief(problem)}): correct config.json or fetch it again."
+        ) from problem
+    _check_causal(config, model_config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     except Exception as problem:  # damaged tokenizer files raise whatever their parser raises
         raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
     described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
-    return Description(config, folder, model_config, described, _window(model_config, tokenizer), place, kind)
+    return Description(config, folder, local, model_config, described, _window(model_config, tokenizer), place, kind)
 
 
 def load_member(described: Description, progress: bool) -> CausalMember:
@@ -134,61 +140,160 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     Raises:
         ModelFilesError: If weights are missing, damaged or do not fit the configuration.
     """
-    folder = _download_weights(described) if not Path(described.config.model).is_dir() else described.folder
+    folder = described.folder if described.local else _download_weights(described)
     check_model_folder(folder)
     try:
-        with _transformers_progress(progress):
-            model = AutoModelForCausalLM.from_pretrained(
+        # Tensors that the files lack are drawn at random before we hear of them.
+        with _transformers_progress(progress), _kept_random_state():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=described.dtype,
                 use_safetensors=True,
                 trust_remote_code=described.config.trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise ModelFilesError(f"The weights of {folder} cannot be loaded: {problem}") from problem
-    model.eval().requires_grad_(False).to(described.device)
+            model, report = loaded
+            _check_complete(folder, model, report)
+            model.eval().requires_grad_(False).to(described.device)
+    except DeepenError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as problem:
+        size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
+        raise ConfigurationError(
+            f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. Use another "
+            f"device, or a smaller dtype such as 'bfloat16' ({_brief(problem)})."
+        ) from problem
+    except Exception as problem:  # a wrong value in config.json raises whatever the model's own code raises
+        raise ModelFilesError(
+            f"The weights of {folder} cannot be loaded ({_brief(problem)}): check its config.json, or fetch the model "
+            "again."
+        ) from problem
     return CausalMember(described.name, model, described.tokenizer, described.context_window)
 
 
 def load_members(described: Sequence[Description], progress: bool) -> list[CausalMember]:
     """Checks the weight files of all members, then loads them one after the other."""
     for description in described:
-        if Path(description.config.model).is_dir():
+        if description.local:
             check_model_folder(description.folder)
     bar = tqdm(described, desc="Loading members", unit="member", disable=not progress, leave=False)
     return [load_member(d, progress) for d in bar]
 
 
+def _check_causal(config: MemberConfig, model_config: Any) -> None:
+    """Refuses models that fill gaps or translate: their answers would be noise."""
+    kind = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"{config.model} is an encoder-decoder model ({kind}); members are decoder-only for now."
+        )
+    own_code = getattr(model_config, "auto_map", None)
+    if config.trust_remote_code and isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
+        return
+    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigurationError(
+            f"{config.model} is no causal language model ({kind}): members must predict the next token. Choose one "
+            "that AutoModelForCausalLM loads."
+        )
+    # Encoders have a causal class as well, which looks both ways unless the configuration makes it a decoder.
+    encoder = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING or kind == "bert-generation"
+    decoder = getattr(model_config, "is_decoder", False) or getattr(model_config, "causal", False)
+    if encoder and not decoder:
+        raise ConfigurationError(
+            f"{config.model} is an encoder ({kind}) that looks at both sides of a token: members must predict the next "
+            'one. Choose a causal language model; if this one was trained as such, set "is_decoder": true in its '
+            "config.json."
+        )
+
+
+def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuses weights that leave tensors of the model random. Tied tensors are not among the missing."""
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(
+        f"{name} {list(saved)} where {list(wanted)} is needed" for name, saved, wanted in report["mismatched_keys"]
+    )
+    if not missing and not mismatched:
+        return
+    faults = [
+        f"{len(names)} of its {len(model.state_dict())} tensors {fault} ({_first(names)})"
+        for names, fault in ((missing, "are missing"), (mismatched, "have another shape"))
+        if names
+    ]
+    raise ModelFilesError(
+        f"The weights of {folder} do not fit its config.json: {' and '.join(faults)}. They would be random: correct "
+        "the configuration, or fetch or save the model again."
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _brief(problem: BaseException) -> str:
+    """What an error says, on one line."""
+    said = " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {said if len(said) <= 600 else said[:600] + '...'}"
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Leaves torch's global random states as they are; a GPU is not started for that."""
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        yield
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = "use 'cpu', 'cuda', 'cuda:1' or 'mps'."
     try:
         device = torch.device(name)
-    except RuntimeError as problem:
-        raise ConfigurationError(f"Unknown device {name!r}: use 'cpu', 'cuda' or 'cuda:1'.") from problem
+    except (RuntimeError, TypeError, ValueError) as problem:
+        raise ConfigurationError(f"Unknown device {name!r}: {known}") from problem
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigurationError(f"Members cannot run on device {name!r}: {known}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(f"Device {name!r} is not there: {torch.cuda.device_count()} CUDA devices were found.")
+    if device.type == "mps" and (device.index or not torch.backends.mps.is_available()):
+        found = int(torch.backends.mps.is_available())
+        raise ConfigurationError(f"Device {name!r} is not there: {found} MPS devices were found. Use 'cpu'.")
     return device
 
 
-def _dtype(name: str) -> torch.dtype | str:
-    if name == "auto":
-        return name
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', 'float32', 'bfloat16' or 'float16'.")
+def _dtype(name: object) -> torch.dtype | str:
+    if name in (None, "auto"):
+        return "auto"
+    if isinstance(name, torch.dtype):
+        given = str(name).removeprefix("torch.")
+        raise ConfigurationError(f"dtype is the object {name}: give a name, such as {given!r}.")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or dtype not in [getattr(torch, known) for known in _DTYPES]:
+        raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', {', '.join(map(repr, _DTYPES))}.")
     return dtype
 
 
-def _local_folder(config: MemberConfig) -> Path:
-    """The folder of a local model, or of the small files of one on the hub."""
-    path = Path(config.model).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(config.model):
-        check_description(path)
-        return path
-    folder = _snapshot(config, _DESCRIPTION_FILES)
+def _path(model: str) -> Path:
+    """What a member names, read as a path."""
+    try:
+        path = Path(model).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ConfigurationError(
+            f"{model!r} cannot be looked up as a path ({problem}): give a model folder or a hub id."
+        ) from problem
+    return path
+
+
+def _folder(config: MemberConfig) -> tuple[Path, bool]:
+    """The folder with a member's small files, and whether it is local; if not, it was fetched from the hub."""
+    path = _path(config.model)
+    local = path.exists() or not _HUB_ID.fullmatch(config.model)
+    folder = path if local else _snapshot(config, _DESCRIPTION_FILES)
     check_description(folder)
-    return folder
+    return folder, local
 
 
 def _download_weights(described: Description) -> Path:
@@ -196,25 +301,54 @@ def _download_weights(described: Description) -> Path:
 
 
 def _snapshot(config: MemberConfig, patterns: list[str]) -> Path:
+    unreachable = _unreachable(config)
     try:
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
+        folder = snapshot_download(
+            config.model,
+            revision=config.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_NOT_FETCHED,
+            local_files_only=unreachable is not None,
+        )
     except Exception as problem:  # network, authorisation and cache errors share no useful base class
+        said = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
         raise ModelFilesError(
-            f"{config.model!r} is no folder here, and could not be fetched from the hub ({type(problem).__name__}: "
-            f"{str(problem).partition(chr(10))[0]}). Check the path, or the id and the network."
+            f"There is no folder {Path(config.model).absolute()}, and as a hub id {config.model!r} could not be "
+            f"fetched ({unreachable or said}). Check the path, or the id and the network."
         ) from problem
+    return Path(folder)
+
+
+def _unreachable(config: MemberConfig) -> str | None:
+    """Why the hub does not answer, or None. Without a limit of its own, fetching waits minutes for a dead network."""
+    switches = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    if constants.HF_HUB_OFFLINE or any(switch in ("1", "ON", "YES", "TRUE") for switch in switches):
+        return "HF_HUB_OFFLINE is set, and it is not in the cache"
+    try:
+        HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:
+        return None  # it does answer: fetching says what is wrong
+    except Exception as problem:  # noqa: BLE001 (network errors share no useful base class)
+        return _brief(problem)
+    return None
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
     """Every id that ends a text by the generation config or the model's configuration."""
-    ids: set[int] = set()
     path = folder / "generation_config.json"
-    sources = [model_config.get_text_config().to_dict(), model_config.to_dict()]
+    sources = [
+        (folder / "config.json", model_config.get_text_config().to_dict()),
+        (folder / "config.json", model_config.to_dict()),
+    ]
     if path.is_file():
-        sources.append(json.loads(path.read_text(encoding="utf-8")))
-    for source in sources:
+        sources.append((path, read_object(path)))
+    ids: set[int] = set()
+    for file, source in sources:
         value = source.get("eos_token_id")
-        ids |= set(value) if isinstance(value, list) else {value} if isinstance(value, int) else set()
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, bool) or not isinstance(v, int | None) for v in values):
+            raise ModelFilesError(f"{file} has the eos_token_id {value!r}: it must be a token id or a list of them.")
+        ids.update(v for v in values if v is not None)
     return ids
 
 

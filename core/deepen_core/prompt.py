@@ -1,14 +1,16 @@
 """From what a caller gives to the ids that one member starts from.
 
 A prompt becomes ids that are settled (BOS, everything up to the last control token of a chat template) and an open
-text that generation continues; both are the member's own. What a user wrote never turns into a control token.
+text that generation continues; both are the member's own. No message of a conversation turns into a control token;
+only what an assistant said may hold those that are not special (`<think>`), since templates look for them there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from deepen_core.backend import Backend
@@ -16,8 +18,16 @@ from deepen_core.errors import ChatTemplateError, PromptError
 
 Message = Mapping[str, Any]
 
-# A Unicode noncharacter: it keeps control tokens in user text from being read as such, and is taken out again.
-_BREAK = "\ufdd0"
+# Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
+_BREAK = "\ufdd0"  # splits a control token
+_MARK = "\ufdd1"  # says that the next character is text; a control token of one character cannot be split
+_OURS = str.maketrans("", "", _BREAK + _MARK)
+
+# Fields that templates compare with names of their own.
+_NAMES = frozenset({"role", "type"})
+
+# What `\s` is to the tokenizers library.
+_SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,44 @@ class MemberPrompt:
     text: str
     """The open text; generation continues it."""
     inside: bool
-    """Whether the open text follows a control token other than BOS."""
+    """Whether the open text follows a control token that a chat template wrote, BOS included; else it starts a text."""
+    backend: Backend | None = None
+    """Encodes the open text and what follows, where that is not the member's usual one."""
+
+
+class _Shield:
+    """Keeps strings from holding any of some tokens, and from making one up where a template joins them."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        tokens = list(tokens)
+        self._starts = re.compile(f"(?={_any_of(t for t in tokens if len(t) > 1)}).", re.DOTALL)
+        self._single = re.compile(_any_of(t for t in tokens if len(t) == 1))
+        self._openings = {t[:i].rstrip() for t in tokens for i in range(1, len(t))} - {""}
+        self._endings = {t[i:].lstrip() for t in tokens for i in range(1, len(t))} - {""}
+        self._longest = max(map(len, tokens), default=0)
+
+    def split(self, text: str) -> str:
+        """The text with every token in it split."""
+        marked = self._single.sub(lambda found: _MARK + found[0], text.translate(_OURS))
+        return self._starts.sub(lambda found: found[0] + _BREAK, marked)
+
+    def close(self, text: str) -> str:
+        """As `split`, and nothing before or behind the text makes a token of its first or last part.
+
+        The breaks stand inside of white space at the ends, which templates trim.
+        """
+        core = text.translate(_OURS).strip()
+        whole = self.split(text)
+        lead, tail = len(whole) - len(whole.lstrip()), len(whole.rstrip())
+        parts = range(1, self._longest)
+        first = _BREAK if any(core[:n] in self._endings for n in parts) else ""
+        last = _BREAK if core and any(core[-n:] in self._openings for n in parts) else ""
+        return whole[:lead] + first + whole[lead:tail] + last + whole[tail:] if core else whole
+
+
+def _any_of(tokens: Iterable[str]) -> str:
+    """A pattern for the longest of some tokens that stands at a place; without tokens it matches nowhere."""
+    return "(?:" + ("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)") + ")"
 
 
 class PromptReader:
@@ -44,53 +91,70 @@ class PromptReader:
     def __init__(self, tokenizer: Any, backend: Backend, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        template = tokenizer.chat_template
-        self.has_chat_template = template is not None
-        text = template if isinstance(template, str) else " ".join((template or {}).values())
-        added = tokenizer.added_tokens_decoder
+        self._template = _default_template(tokenizer.chat_template)
+        self.has_chat_template = self._template is not None
+        named = getattr(tokenizer, "chat_control_tokens", None) or ()
+        special = backend.control_ids(tokenizer)
         self._control = {
-            token.content: token_id
-            for token_id, token in added.items()
-            if token.special or (token.content in text and not token.content.isspace())
+            token.content: (token_id, token)
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token_id in special
+            or (
+                (not token.special and not token.content.isspace())
+                and (token.content in named or token.content in (self._template or ""))
+            )
         }
-        longest_first = sorted(self._control, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
+        self._pattern = re.compile(f"(?<!{_MARK}){_any_of(self._control)}")
+        self._unmarked = re.compile(_any_of(unmarked))
+        self._shield = _Shield(self._control)
+        self._special_shield = _Shield(set(self._control) - unmarked)
         self._plain = backend
-        special = {t["content"] for t in backend.added_tokens if t["special"]}
-        more = frozenset(self._control) - special
-        self._strict = Backend(tokenizer, more) if more else backend
+        self._strict = Backend(tokenizer, unmarked) if unmarked else backend
         self._start_ids = self._read_start_ids()
 
     def _read_start_ids(self) -> list[int]:
         """The ids that the tokenizer puts before every text."""
-        full, bare = list(self._tokenizer("a")["input_ids"]), self._plain.encode("a")
-        for place in range(len(full) - len(bare) + 1):
-            if full[place : place + len(bare)] == bare:
-                return full[:place]
+        for probe in self._probes():
+            full, bare = list(self._tokenizer(probe)["input_ids"]), self._plain.encode(probe)
+            for place in range(len(full) - len(bare) + 1 if bare else 0):
+                if full[place : place + len(bare)] == bare:
+                    return full[:place]
         return []
+
+    def _probes(self) -> Iterator[str]:
+        yield "a"
+        yield from islice(self._plain.pieces, 1000)  # a vocabulary without Latin letters
 
     def read_text(self, text: str) -> MemberPrompt:
         """A text to be continued.
 
         Raises:
-            PromptError: If the text is empty and the tokenizer has no BOS token to start from.
+            PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it holds a
+                lone surrogate.
         """
-        ids = self._start_ids
-        if not text and not ids:
-            bos = self._tokenizer.bos_token_id
-            if bos is None:
-                raise PromptError(
-                    f"The prompt is empty and member {self._name!r} has no BOS token to start from: give at least one "
-                    "character, or a model with a BOS token."
-                )
-            ids = [bos]
-        return MemberPrompt(list(ids), text, inside=False)
+        check_unicode(text, "The prompt")
+        return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
+
+    def _started(self, prompt: MemberPrompt) -> MemberPrompt:
+        """The prompt, from BOS on if it has no ids at all."""
+        if prompt.ids or (prompt.text and self._plain.encode(prompt.text)):
+            return prompt
+        bos = self._tokenizer.bos_token_id
+        if bos is None:
+            what = f"has no tokens ({prompt.text[:20]!r} is nothing to its tokenizer)" if prompt.text else "is empty"
+            raise PromptError(
+                f"The prompt {what} and member {self._name!r} has no BOS token to start from: give at least one "
+                f"{'other ' if prompt.text else ''}character, or a model with a BOS token."
+            )
+        return replace(prompt, ids=[bos])
 
     def read_messages(self, messages: Sequence[Message]) -> MemberPrompt:
         """A conversation, rendered by the member's own chat template and ready for the assistant's answer.
 
         Raises:
             ChatTemplateError: If there is no template, or it refuses the messages.
+            PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
         if not self.has_chat_template:
             raise ChatTemplateError(
@@ -99,47 +163,100 @@ class PromptReader:
             )
         try:
             rendered = self._tokenizer.apply_chat_template(
-                [self._shielded(m) for m in messages], tokenize=False, add_generation_prompt=True
+                [self._shielded(m, self._special_shield if m.get("role") == "assistant" else None) for m in messages],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as problem:  # templates are programs of their own and raise whatever they like
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise ChatTemplateError(
                 f"The chat template of member {self._name!r} refuses these messages (roles: {roles}): {problem}"
             ) from problem
-        return self._read_rendered(str(rendered))
+        return self._started(self._read_rendered(str(rendered)))
 
-    def _shielded(self, value: Any) -> Any:
-        """A copy of a message in which no string holds a whole control token."""
+    def _shielded(self, value: Any, shield: _Shield | None = None) -> Any:
+        """A copy of a message whose strings cannot put a control token into what a template renders."""
+        shield = shield or self._shield
         if isinstance(value, str):
-            clean = value.replace(_BREAK, "")
-            return self._pattern.sub(lambda found: found[0][:1] + _BREAK + found[0][1:], clean)
+            return shield.close(value)
         if isinstance(value, Mapping):
-            return {key: self._shielded(v) for key, v in value.items()}
+            return {
+                self._shielded_key(key, shield): self._special_shield.split(v)
+                if key in _NAMES and isinstance(v, str)
+                else self._shielded(v, shield)
+                for key, v in value.items()
+            }
         if isinstance(value, (list, tuple)):
-            return [self._shielded(v) for v in value]
+            return [self._shielded(v, shield) for v in value]
         return value
 
+    def _shielded_key(self, key: Any, shield: _Shield) -> Any:
+        """Plain words may be fields that the template looks up, so only special tokens are split in such keys."""
+        if not isinstance(key, str):
+            return key
+        return self._special_shield.split(key) if key.isidentifier() else shield.close(key)
+
     def _read_rendered(self, rendered: str) -> MemberPrompt:
+        """The ids of a rendered chat, its control tokens read as `transformers` reads them."""
         ids: list[int] = []
         place = 0
         for found in self._pattern.finditer(rendered):
-            ids += self._settled(rendered[place : found.start()], inside=place > 0)
-            ids.append(self._control[found[0]])
-            place = found.end()
-        return MemberPrompt(ids, rendered[place:].replace(_BREAK, ""), inside=place > 0)
+            token_id, token = self._control[found[0]]
+            start, end = found.span()
+            if token.single_word and re.search(r"\w", rendered[start - 1 : start] + rendered[end : end + 1]):
+                continue
+            if token.lstrip:
+                start = _SPACE_BEFORE.search(rendered, place, start).start()  # type: ignore[union-attr]
+            if token.rstrip:
+                end = _SPACE_AFTER.match(rendered, end).end()  # type: ignore[union-attr]
+            ids += self._settled(rendered[place:start], inside=place > 0)
+            ids.append(token_id)
+            place = end
+        text = rendered[place:].translate(_OURS)
+        backend = self._strict if self._unmarked.search(text) else None
+        return MemberPrompt(ids, text, inside=place > 0, backend=backend)
 
     def _settled(self, text: str, *, inside: bool) -> list[int]:
-        text = text.replace(_BREAK, "")
+        text = text.translate(_OURS)
         if not text:
             return []
         return self._strict.encode_inside(text) if inside else self._strict.encode(text)
+
+
+def _default_template(template: Any) -> str | None:
+    """The template for plain conversations, of one or of several that are given by name."""
+    if isinstance(template, (list, tuple)):
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, Mapping):
+        template = template.get("default") or (next(iter(template.values())) if len(template) == 1 else None)
+    return None if template is None else str(template)
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Refuses half characters, which no tokenizer takes.
+
+    Args:
+        text: What is to be encoded.
+        where: What it is, as the start of a sentence.
+
+    Raises:
+        PromptError: If the text holds a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise PromptError(
+            f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
+            "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
+        ) from None
 
 
 def check_messages(messages: Sequence[Any]) -> list[Message]:
     """Checks the shape of a conversation.
 
     Raises:
-        PromptError: If it is empty or a message has no role.
+        PromptError: If it is empty, a message has no role, or its content is nothing that a template can take.
     """
     if not messages:
         raise PromptError(
@@ -151,4 +268,25 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
                 f"Message {number} is {message!r}: each message is a mapping with 'role' and 'content', such as "
                 "{'role': 'user', 'content': 'hi'}."
             )
+        content = message.get("content")
+        parts = content if isinstance(content, (list, tuple)) else []
+        known = content is None or isinstance(content, (str, list, tuple))
+        if not known or not all(isinstance(part, (str, Mapping)) for part in parts):
+            raise PromptError(
+                f"Message {number} has content {content!r}: it is a text, or a list of texts and of parts such as "
+                "{'type': 'text', 'text': 'hi'}."
+            )
+        _check_strings(message, f"Message {number}")
     return list(messages)
+
+
+def _check_strings(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        check_unicode(value, where)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_strings(key, f"{where}, the name of a field")
+            _check_strings(entry, f"{where}, field {key!r}")
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _check_strings(entry, where)

@@ -11,7 +11,7 @@ from deepen_core.errors import TokenizerError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-# Tokens that end a turn in the chat formats in use; a tokenizer that has one as a special token ends a text with it.
+# Tokens that end a turn in the chat formats in use. See `_stops` for when they count.
 TURN_ENDS = frozenset(
     "</s> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|eot|> <|return|> <|call|> "
     "<end_of_turn> <turn|> <eos> <|end_of_turn|> <|endofturn|> <|END_OF_TURN_TOKEN|> <|eos|> "
@@ -92,7 +92,9 @@ class Vocabulary:
 
         Args:
             tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
-            stop_ids: Further ids that end a text, such as those of the generation config.
+            stop_ids: Ids that end a text by the generation config. If there is one beside the tokenizer's EOS, these
+                and the EOS are all there are; otherwise the special tokens named in `TURN_ENDS` end a text too, save
+                `<|end|>` beside `<|return|>`, where it ends a message but not the turn (the harmony format).
             backend: The tokenizer's private copy, if there is one already.
 
         Raises:
@@ -103,8 +105,7 @@ class Vocabulary:
         pieces = backend.pieces
         size = max(pieces.values(), default=-1) + 1
         added = {t["id"]: t for t in backend.added_tokens}
-        special = {i for i, t in added.items() if t["special"]} | set(getattr(tokenizer, "all_special_ids", ()) or ())
-        special |= _unknown_ids(backend, pieces)
+        special = backend.control_ids(tokenizer) | _unknown_ids(backend, pieces)
         falls_back = bool(backend.model.get("byte_fallback")) or any(
             d["type"] == "ByteFallback" for d in backend.decoders
         )
@@ -115,15 +116,16 @@ class Vocabulary:
             if token_id in special:
                 continue
             byte = _BYTE_PIECE.fullmatch(piece) if falls_back and kind == "sentencepiece" else None
-            if token_id in added:
-                values[token_id], rank[token_id] = piece.encode(), 1
-            elif byte:
+            if byte:
                 values[token_id], rank[token_id] = bytes([int(byte[1], 16)]), 2
+            elif token_id in added and kind == "byte-level":
+                # Matched in the text as it stands; decoders of the other kinds treat added tokens as any piece.
+                values[token_id], rank[token_id] = piece.encode(), 1
             else:
-                values[token_id] = _piece_bytes(piece, kind, backend)
-        stops = set(stop_ids) | {i for i in special if 0 <= i < size and _content(i, added) in TURN_ENDS}
-        eos = getattr(tokenizer, "eos_token_id", None)
-        stops |= {eos} if isinstance(eos, int) else set()
+                spelled = backend.spellings([token_id])[0] if token_id in added else piece  # as normalized
+                values[token_id], rank[token_id] = _piece_bytes(spelled, kind, backend), int(token_id in added)
+        names = {str(t["content"]): i for i, t in added.items() if i in special}
+        stops = _stops(set(stop_ids), getattr(tokenizer, "eos_token_id", None), names)
         for token_id in stops:
             if 0 <= token_id < size:
                 values[token_id] = None
@@ -142,8 +144,13 @@ class Vocabulary:
         )
 
 
-def _content(token_id: int, added: dict[int, dict[str, Any]]) -> str | None:
-    return added[token_id]["content"] if token_id in added else None
+def _stops(given: set[int], eos: Any, names: dict[str, int]) -> set[int]:
+    """Ids that end a text, of those given, the EOS and the special tokens by name."""
+    ends = {eos} if isinstance(eos, int) else set()
+    if given - ends:
+        return given | ends
+    known = TURN_ENDS - {"<|end|>"} if "<|return|>" in names else TURN_ENDS
+    return ends | {token_id for name, token_id in names.items() if name in known}
 
 
 def _kind(backend: Backend) -> str:

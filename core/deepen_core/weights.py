@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from deepen_core.errors import ConfigurationError
 
@@ -16,14 +17,16 @@ def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[f
         names: The members' names, for messages.
 
     Raises:
-        ConfigurationError: If a weight is negative, NaN or infinite, all are zero, or their number is wrong.
+        ConfigurationError: If `weights` is no list of numbers, a weight is negative, NaN or infinite, all are zero, or
+            their number is wrong.
     """
+    message = f"weights is {weights!r}: give one number per member, such as [0.7, 0.3]."
+    if isinstance(weights, (str, bytes, Mapping, AbstractSet)):
+        raise ConfigurationError(message)
     try:
         values = [float(w) for w in weights]
-    except (TypeError, ValueError) as problem:
-        raise ConfigurationError(
-            f"weights is {weights!r}: give one number per member, such as [0.7, 0.3]."
-        ) from problem
+    except (TypeError, ValueError, OverflowError, RuntimeError) as problem:
+        raise ConfigurationError(message) from problem
     if len(values) != len(names):
         raise ConfigurationError(
             f"{len(values)} weights for {len(names)} members ({', '.join(names)}): give one weight per member."

@@ -2,8 +2,8 @@
 
 Nothing of size vocabulary x anchors is touched for a token. Of each member only its most probable tokens are
 projected, and only main's most probable tokens, with the images of what the others favour, are searched; all else is
-one tail token on the tail column, so that no mass is lost. Mass that another member has on tokens which nobody else can
-know, its control tokens, follows main: a member that speaks of what main has no word for has no say.
+one tail token on the tail column, so that no mass is lost. Control tokens, which no other member can know, are for main
+to decide: a member that speaks of its own has no say in that step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from deepen_core.inverse import DenseRows, Rows, adamw, expectation_maximisation
 from deepen_core.relative import EntryRows, RelativeSpace, SparseRows
 
 _SMALL_TAIL = 1e-2
+_TINY = 1e-20
 
 
 class DeepenFusion:
@@ -62,19 +63,30 @@ class DeepenFusion:
         return torch.log_softmax(_alive(found, main), dim=-1)
 
     def _target(self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
-        """The weighted average of the members' columns [rows, columns], what others cannot tell left to main."""
+        """The weighted average of the members' columns [rows, columns] over what all of them can know.
+
+        Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
+        main's distribution instead, in that member's share.
+        """
         own = projected[self._main]
         assert own is not None
         unknown = self._spaces[self._main].anchors + 1
-        target, left = torch.zeros_like(own), shares[:, self._main, None].to(own.device)
+        kept = own[:, unknown, None]
+        known = own.clone()
+        known[:, unknown] = 0.0
+        room = known.sum(-1, keepdim=True)
+        left = shares[:, self._main, None].to(own.device)
+        average = torch.zeros_like(own)
         for member, mass in enumerate(projected):
             if mass is not None and member != self._main:
-                share = shares[:, member, None].to(own.device)
-                told = _where(share, mass.to(own.device))
+                told = _where(shares[:, member, None].to(own.device), mass.to(own.device))
                 left = left + told[:, unknown, None]
-                told[:, unknown] = 0.0
-                target += told
-        return target + left * own
+                average += told
+        average[:, unknown] = 0.0
+        average += left * known / room.clamp_min(_TINY)
+        average *= room / average.sum(-1, keepdim=True).clamp_min(_TINY)
+        average[:, unknown] = kept[:, 0]
+        return average
 
     def _fuse_candidates(self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
         """With the tokens that matter."""

@@ -31,7 +31,8 @@ class MemberRow:
 
     def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, speaks: bool) -> None:
         self._offset = len(prompt.ids)
-        text = AlignedText(tokenizer.backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
+        backend = prompt.backend or tokenizer.backend
+        text = AlignedText(backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
         self.ids = prompt.ids + text.ids
         self._text = None if speaks else text
         self.cached = 0
