@@ -47,13 +47,31 @@ UNSPACED = {
     "因为累、因为热……第3章ABC公司的iPhone很贵。",
     "ja": "今日は天気がいいので、公園へ散歩に行きました。「コーヒーを飲みませんか？」"
     "と彼女は言った。佐々木さんの時々ＡＢＣ１２３ｶﾞ！",
-    "th": "วันนี้อากาศดีมากเราไปเดินเล่นที่สวนสาธารณะกันเถอะน้ำใจดีๆก็มีอยู่ทั่วไปในเมืองไทย",
+    "th": "วันนี้อากาศดีมาก เราไปเดินเล่นที่สวนสาธารณะกันเถอะน้ำใจดีๆก็มีอยู่ทั่วไปในเมืองไทย",
     "ko": "오늘은날씨가좋아서공원에갔다。한국어。",
 }
 MIXED = st.lists(
     st.sampled_from([c for text in UNSPACED.values() for c in text])
     | st.sampled_from(
-        ["'s", "'", "A", "aB", "iPhone", "12", " ", "\n", "!", "。」", "，，", "\u3099", "ﾞ", "가", "\u0e31"]
+        [
+            "'s",
+            "'",
+            "A",
+            "aB",
+            "国Ab",
+            "กเ说",
+            "iPhone",
+            "12",
+            " ",
+            "\n",
+            "!",
+            "。」",
+            "，，",
+            "\u3099",
+            "ﾞ",
+            "가",
+            "\u0e31",
+        ]
     )
     | st.characters(categories=["Lo", "Lm", "Mn", "Po", "Lu"]),
     min_size=60,
@@ -209,7 +227,7 @@ def assert_canonical(side, pieces):
 
 @pytest.fixture(scope="module")
 def by_regex():
-    lines = [*tiny.CORPUS, *UNSPACED.values()] * 2
+    lines = [*tiny.CORPUS, *UNSPACED.values(), "国Ab", "人AB国Ab", "กเ说กข说"] * 9
     patterns = {"llama-3": LLAMA_3, "gpt-4o": GPT_4O, "deepseek": DEEPSEEK}
     sides = {name: Side(tiny.cut_by_regex(pattern, lines)) for name, pattern in patterns.items()}
     for form in ("NFC", "NFKC"):
@@ -258,11 +276,25 @@ def test_a_short_tail_of_text_without_blanks(by_regex, name):
     assert len(aligned._open) < 120
 
 
+def test_encoding_begins_again_only_where_it_comes_to_the_same(by_regex):
+    """The pattern takes "a国国国" and "Ab" as two words, but "国国国Ab" as one, and "国A" is a token."""
+    side = by_regex["gpt-4o"]
+    assert len(side.reference("国Ab")) < len(side.reference("国") + side.reference("Ab"))
+    assert_canonical(side, ["a", *"国" * 130, "A", "b"])
+
+
+def test_characters_that_vanish_let_their_neighbours_meet(sides):
+    """BPE without an unknown token drops what it does not know."""
+    assert_canonical(sides["plain_bpe"], ["x" * 60, "The ", "กกก", "qu", "ก", "i", "ck"] * 4)
+
+
 def test_no_place_is_looked_at_twice_where_none_is_safe(sides, monkeypatch):
     side = sides["byte_level"]
     looked = []
     safe = Boundaries._safe
-    monkeypatch.setattr(Boundaries, "_safe", lambda self, text, place: looked.append(place) or safe(self, text, place))
+    monkeypatch.setattr(
+        Boundaries, "_safe", lambda self, text, place, firm: looked.append(place) or safe(self, text, place, firm)
+    )
     aligned = AlignedText(side.backend, side.boundaries, "x" * 500)
     for _ in range(50):
         aligned.append("x")

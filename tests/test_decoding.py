@@ -79,7 +79,7 @@ def test_sampling_options_bite(pair):
     greedy = pair.generate(PROMPT, max_new_tokens=15)
     for option in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
         assert pair.generate(PROMPT, max_new_tokens=15, temperature=1.0, seed=0, **option).token_ids == greedy.token_ids
-    penalised = pair.generate(PROMPT, max_new_tokens=40, repetition_penalty=1e6, ignore_eos=True)
+    penalised = pair.generate(PROMPT, max_new_tokens=40, repetition_penalty=100.0, ignore_eos=True)
     assert len(set(penalised.token_ids)) == 40
 
 

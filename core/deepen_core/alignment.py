@@ -15,6 +15,7 @@ may break a tie either way. For such a tokenizer the whole text is encoded each 
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
@@ -55,6 +56,11 @@ class Boundaries:
         # An added token may swallow the blanks beside it.
         self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
         self._singles = {piece for piece in backend.pieces if len(piece) == 1}
+        # Characters without a token become one unknown token with their neighbours, or vanish and let these meet.
+        self._drops_unknown = (
+            not self._byte_level and backend.model_type == "BPE" and not backend.model.get("unk_token")
+        )
+        self._drops_unknown &= not backend.model.get("byte_fallback")
         self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
         self._marks_spaces = kind == "sentencepiece"
         rules = [p for p in backend.pre_tokenizers if not (self._marks_spaces and _cuts_nothing(p, backend))]
@@ -70,20 +76,30 @@ class Boundaries:
         # WordPiece looks at one word at a time; its pieces hold no blank, and no newline rule is known for it.
         self._newlines = self._byte_level and by_rules
         self._backend = backend
-        self._unspaced = self._newlines and composes and _left_stays(backend)
+        self._unspaced, self._restarts, self._cuts_marks = False, False, False
+        if self._newlines and composes:
+            self._unspaced, self._restarts, self._cuts_marks = _probe_unspaced(backend)
 
-    def last(self, text: str, start: int, stop: int | None = None) -> int | None:
-        """The last safe place in `text` behind `start` and before `stop`, as an index, or None."""
+    def last(self, text: str, start: int, stop: int | None = None, *, firm: bool = False) -> int | None:
+        """The last safe place in `text` behind `start` and before `stop`, as an index, or None.
+
+        Args:
+            text: The text.
+            start: Search behind this index.
+            stop: Search before this index, at most up to the end of the text.
+            firm: Whether encoding must also be able to begin there, with the same ids as in the whole text from the
+                next safe place on.
+        """
         if self._none:
             return None
         for place in range((len(text) if stop is None else stop) - 1, start, -1):
-            if self._safe(text, place):
+            if self._safe(text, place, firm):
                 return place
         return None
 
-    def _safe(self, text: str, place: int) -> bool:
+    def _safe(self, text: str, place: int, firm: bool) -> bool:
         before, after = text[place - 1], text[place]
-        if self._only_blanks and not self._is_cut(text, place):
+        if self._only_blanks and not self._is_cut(text, place, firm):
             return False
         if unicodedata.category(after)[0] == "M" or before + after in self._added_pairs:
             return False
@@ -93,18 +109,22 @@ class Boundaries:
         ends, starts = range(len(left)), range(1, len(right) + 1)
         if any(left[i:] + right[:j] in self._pairs for i in ends for j in starts):
             return False
+        if self._drops_unknown:
+            return left in self._singles and right in self._singles
         return not self._fuses_unknown or left in self._singles or right in self._singles
 
-    def _is_cut(self, text: str, place: int) -> bool:
+    def _is_cut(self, text: str, place: int, firm: bool) -> bool:
         before, after = text[place - 1], text[place]
         if after == " " or (after == "\t" and self._newlines):
             return not before.isspace()
         if self._newlines and before == "\n" and after.isalpha():
             return place >= 2 and not text[place - 2].isspace()
-        if not self._unspaced or "letter" not in (_unspaced(before), _unspaced(after)):
+        kinds = (_unspaced(before), _unspaced(after))
+        if not self._unspaced or None in kinds or "letter" not in kinds:
             return False
-        both = _unspaced(before) and _unspaced(after)
-        return bool(both) and all(self._backend.normalized(c) == c for c in (before, after))
+        if firm and not self._restarts and not (self._cuts_marks and kinds == ("letter", "mark")):
+            return False
+        return all(self._backend.normalized(c) == c for c in (before, after))
 
     def _symbols(self, char: str) -> str:
         """The character as vocabulary entries spell it."""
@@ -148,15 +168,24 @@ def _unspaced(char: str) -> str | None:
     return "mark" if category in ("Po", "Ps", "Pe") and char >= "\u3000" else None
 
 
-def _left_stays(backend: Backend) -> bool:
-    """Whether the pre-tokenizer cuts before two neighbours of an unspaced script the same way whatever follows them."""
-    for before in _AROUND:
-        for pair in _NEIGHBOURS:
-            place = len(before) + 1
-            seen = {tuple(c for c in backend.cuts(before + pair + after) if c < place) for after in _AROUND}
-            if len(seen) > 1:
-                return False
-    return True
+def _probe_unspaced(backend: Backend) -> tuple[bool, bool, bool]:
+    """How the pre-tokenizer takes two neighbours of an unspaced script, in every surrounding.
+
+    Returns:
+        Whether it cuts before them the same way whatever follows, whether it cuts behind them as if the text began
+        with the second one, and whether it always cuts between a letter and a mark.
+    """
+    left_stays = restarts = cuts_marks = True
+    for before, pair in itertools.product(_AROUND, _NEIGHBOURS):
+        place = len(before) + 1
+        seen = set()
+        for after in _AROUND:
+            cuts = backend.cuts(before + pair + after)
+            seen.add(tuple(c for c in cuts if c < place))
+            restarts &= [c - place for c in cuts if c > place] == [c for c in backend.cuts(pair[1] + after) if c > 0]
+            cuts_marks &= place in cuts or _unspaced(pair[1]) == "letter"
+        left_stays &= len(seen) == 1
+    return left_stays, restarts, cuts_marks
 
 
 class AlignedText:
@@ -196,13 +225,13 @@ class AlignedText:
         unchanged = len(self._final)
         if text:
             self._open += text
-            self._tail = self._encode(self._open)[self._skip :]
+            self._tail = self._encode(self._open, self._at_start)[self._skip :]
             if len(self._open) - self._cut > _TAIL_CHARACTERS:
                 self._advance()
         return unchanged, self._final[unchanged:] + self._tail
 
-    def _encode(self, text: str) -> list[int]:
-        plain = not self._at_start or not self._inside
+    def _encode(self, text: str, at_start: bool) -> list[int]:
+        plain = not at_start or not self._inside
         return self._backend.encode(text) if plain else self._backend.encode_inside(text)
 
     def _advance(self) -> None:
@@ -211,15 +240,15 @@ class AlignedText:
         self._scanned = len(self._open) - 1
         if cut is None:
             return
-        settled = self._encode(self._open[:cut])[self._skip :]
-        guard = self._boundaries.last(self._open, self._cut, cut) or self._cut
-        context = self._open[guard:cut]
-        skip = len(self._backend.encode(context))
-        rest = self._backend.encode(self._open[guard:])[skip:]
+        settled = self._encode(self._open[:cut], self._at_start)[self._skip :]
+        guard = self._boundaries.last(self._open, 0, cut, firm=True) or 0
+        at_start = self._at_start and guard == 0
+        skip = len(self._encode(self._open[guard:cut], at_start))
+        rest = self._encode(self._open[guard:], at_start)[skip:]
         # The rules say that this always holds; a tokenizer of an unknown kind that breaks them keeps its long tail.
         if settled + rest != self._tail:
             return
         self._final += settled
         self._open, self._cut, self._skip = self._open[guard:], cut - guard, skip
         self._scanned -= guard
-        self._tail, self._at_start = rest, False
+        self._tail, self._at_start = rest, at_start

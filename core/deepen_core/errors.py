@@ -57,3 +57,9 @@ class NonFiniteLogitsError(MemberError):
 
 class ClosedError(DeepenError):
     """The ensemble was closed and its models released."""
+
+
+def brief(problem: BaseException) -> str:
+    """What an error says, on one line."""
+    said = " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {said if len(said) <= 600 else said[:600] + '...'}"

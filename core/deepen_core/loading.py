@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -25,16 +22,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deepen_core.config import MemberConfig, member_config
-from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError
+from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
 from deepen_core.files import check_description, check_model_folder, declared_window, read_object, weight_files
+from deepen_core.hub import fetch_description, fetch_weights
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.tokenizer import MemberTokenizer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-# The same weights once more, in another layout (Mistral, Llama, gpt-oss) or for other runtimes.
-_NOT_FETCHED = ["consolidated*", "original/*", "metal/*", "onnx/*"]
-_HUB_SECONDS = 10.0
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
@@ -123,7 +117,7 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None) -> Des
         model_config = AutoConfig.from_pretrained(folder, **code)
     except Exception as problem:  # a wrong value in it raises whatever the model's own checks raise
         raise ModelFilesError(
-            f"The configuration of {folder} cannot be used ({_brief(problem)}): correct config.json or fetch it again."
+            f"The configuration of {folder} cannot be used ({brief(problem)}): correct config.json or fetch it again."
         ) from problem
     _check_causal(config, model_config)
     try:
@@ -140,7 +134,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     Raises:
         ModelFilesError: If weights are missing, damaged or do not fit the configuration.
     """
-    folder = described.folder if described.local else _download_weights(described)
+    folder = described.folder if described.local else fetch_weights(described.config)
     check_model_folder(folder)
     try:
         # Tensors that the files lack are drawn at random before we hear of them.
@@ -162,11 +156,11 @@ def load_member(described: Description, progress: bool) -> CausalMember:
         size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
         raise ConfigurationError(
             f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. Use another "
-            f"device, or a smaller dtype such as 'bfloat16' ({_brief(problem)})."
+            f"device, or a smaller dtype such as 'bfloat16' ({brief(problem)})."
         ) from problem
     except Exception as problem:  # a wrong value in config.json raises whatever the model's own code raises
         raise ModelFilesError(
-            f"The weights of {folder} cannot be loaded ({_brief(problem)}): check its config.json, or fetch the model "
+            f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
             "again."
         ) from problem
     return CausalMember(described.name, model, described.tokenizer, described.context_window)
@@ -230,12 +224,6 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _brief(problem: BaseException) -> str:
-    """What an error says, on one line."""
-    said = " ".join(str(problem).split())
-    return f"{type(problem).__name__}: {said if len(said) <= 600 else said[:600] + '...'}"
-
-
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
     """Leaves torch's global random states as they are; a GPU is not started for that."""
@@ -291,46 +279,9 @@ def _folder(config: MemberConfig) -> tuple[Path, bool]:
     """The folder with a member's small files, and whether it is local; if not, it was fetched from the hub."""
     path = _path(config.model)
     local = path.exists() or not _HUB_ID.fullmatch(config.model)
-    folder = path if local else _snapshot(config, _DESCRIPTION_FILES)
+    folder = path if local else fetch_description(config)
     check_description(folder)
     return folder, local
-
-
-def _download_weights(described: Description) -> Path:
-    return _snapshot(described.config, [*_DESCRIPTION_FILES, "*.safetensors"])
-
-
-def _snapshot(config: MemberConfig, patterns: list[str]) -> Path:
-    unreachable = _unreachable(config)
-    try:
-        folder = snapshot_download(
-            config.model,
-            revision=config.revision,
-            allow_patterns=patterns,
-            ignore_patterns=_NOT_FETCHED,
-            local_files_only=unreachable is not None,
-        )
-    except Exception as problem:  # network, authorisation and cache errors share no useful base class
-        said = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
-        raise ModelFilesError(
-            f"There is no folder {Path(config.model).absolute()}, and as a hub id {config.model!r} could not be "
-            f"fetched ({unreachable or said}). Check the path, or the id and the network."
-        ) from problem
-    return Path(folder)
-
-
-def _unreachable(config: MemberConfig) -> str | None:
-    """Why the hub does not answer, or None. Without a limit of its own, fetching waits minutes for a dead network."""
-    switches = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    if constants.HF_HUB_OFFLINE or any(switch in ("1", "ON", "YES", "TRUE") for switch in switches):
-        return "HF_HUB_OFFLINE is set, and it is not in the cache"
-    try:
-        HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS)
-    except HfHubHTTPError:
-        return None  # it does answer: fetching says what is wrong
-    except Exception as problem:  # noqa: BLE001 (network errors share no useful base class)
-        return _brief(problem)
-    return None
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
