@@ -329,30 +329,23 @@ def test_main_by_name(folders):
 def test_nothing_in_the_process_is_changed(folders):
     from transformers.utils import logging
 
-    before = (
-        torch.random.get_rng_state().tolist(),
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        dict(os.environ),
-        logging.is_progress_bar_enabled(),
-        logging.get_verbosity(),
-        threading.active_count(),
-    )
+    def state():
+        return (
+            torch.random.get_rng_state().tolist(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            dict(os.environ),
+            logging.is_progress_bar_enabled(),
+            logging.get_verbosity(),
+            threading.active_count(),
+        )
+
+    before = state()
     with Ensemble.load([folders["alpha"], folders["beta"]], progress=False, device="cpu") as ensemble:
         ensemble.generate("The dog", max_new_tokens=5, temperature=1.0, seed=3)
         ensemble.score("The dog", " sleeps")
-    after = (
-        torch.random.get_rng_state().tolist(),
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        dict(os.environ),
-        logging.is_progress_bar_enabled(),
-        logging.get_verbosity(),
-        threading.active_count(),
-    )
-    assert before == after
+    assert before == state()
 
 
 def test_a_tokenizer_in_use_elsewhere_is_left_alone(folders):
