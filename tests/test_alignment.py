@@ -266,7 +266,7 @@ def test_long_text_without_blanks_is_cut_soundly(real, name, language):
         if rng.random() < 0.2:
             assert aligned.ids == side.reference(text)
     assert aligned.ids == side.reference(text)
-    assert longest < 250
+    assert longest < 800  # Thai for tekken: encoding begins again at blanks only
 
 
 @pytest.mark.parametrize("name", ["llama-3", "gpt-4o", "deepseek", "NFC"])

@@ -100,6 +100,8 @@ class FusionConfig(_Options):
     unshared: Literal["prefix", "embedding"] = "prefix"
     """Where a token goes that is no anchor: to the longest anchor that it begins with, or, as in the paper, to the
     anchors that its embedding is near to."""
+    healing: bool = True
+    """Let a member say what it may still have meant where main speaks in shorter tokens than its own."""
     steps: int = Field(default=5, ge=1, le=1000)
     """Iterations of the search."""
     trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
@@ -125,7 +127,9 @@ class FusionConfig(_Options):
 
 PRESETS: dict[str, FusionConfig] = {
     "deepen": FusionConfig(),
-    "deepen-paper": FusionConfig(search="adamw", temperature=100.0, unshared="embedding", trust_radius=0.15, steps=5),
+    "deepen-paper": FusionConfig(
+        search="adamw", temperature=100.0, unshared="embedding", healing=False, trust_radius=0.15, steps=5
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from deepen_core.config import SamplingParams
 from deepen_core.errors import ContextWindowError, NonFiniteLogitsError
 from deepen_core.fusion import Fusion
+from deepen_core.healing import Healer, Healing
 from deepen_core.members import Member, MemberRow
 from deepen_core.prompt import MemberPrompt, Message
 from deepen_core.results import TokenLogprob
@@ -23,9 +24,18 @@ class Decoder:
         main: Whose vocabulary is spoken.
         weights: How much each counts, summing to one; a member of weight zero is never run, unless it is main.
         fusion: Makes one distribution of several.
+        healers: One per member that listens to shorter tokens than its own, None for the others.
     """
 
-    def __init__(self, members: Sequence[Member], main: int, weights: Sequence[float], fusion: Fusion) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        main: int,
+        weights: Sequence[float],
+        fusion: Fusion,
+        healers: Sequence[Healer | None],
+    ) -> None:
+        self._healers = list(healers)
         self._members = list(members)
         self._main = main
         self._weights = list(weights)
@@ -145,10 +155,18 @@ class Decoder:
             logprobs.append(values)
         assert main_logits is not None
         weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
-        fused = self._fusion.fuse(logprobs, weights)
+        fused = self._fusion.fuse(logprobs, weights, [self._heal(i, rows, p) for i, p in enumerate(logprobs)])
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
         return torch.where(alone[:, None], main_logits, shifted), fused
+
+    def _heal(self, number: int, rows: Sequence[Row], logprobs: torch.Tensor | None) -> Healing | None:
+        """What a listening member may still have meant in each row."""
+        healer = self._healers[number]
+        if healer is None or logprobs is None:
+            return None
+        sides = [row.sides[number] for row in rows]
+        return healer.heal([(s.ids[-1], s.logits_before) for s in sides if s is not None])
 
     @staticmethod
     def _check_finite(member: Member, logits: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ContextWindowError, ModelFilesError, PromptError
 from deepen_core.fusion import DeepenFusion
+from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
 from deepen_core.prompt import Message, check_messages
@@ -64,7 +65,11 @@ class Ensemble:
         self._keeper = RowKeeper(cache_dir, members, self._anchors, spaces)
         self._keeper.load()
         self._fusion = DeepenFusion(spaces, main, config)
-        self._decoder = Decoder(members, main, weights, self._fusion)
+        healers = [
+            _healer(m, members[main], self._anchors) if config.healing and m is not members[main] else None
+            for m in members
+        ]
+        self._decoder = Decoder(members, main, weights, self._fusion, healers)
         self._lock = threading.Lock()
         self._closed = False
         self._warnings = compatibility_warnings(
@@ -346,6 +351,10 @@ def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionCon
         target_self_mass=config.target_self_mass,
         entries=config.row_entries,
     )
+
+
+def _healer(member: CausalMember, main: CausalMember, anchors: Anchors) -> Healer:
+    return Healer(member.tokenizer.vocabulary, main.tokenizer.vocabulary, anchors, len(member.embeddings))
 
 
 def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> MemberInfo:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from deepen_core.config import FusionConfig
+from deepen_core.healing import Healing
 from deepen_core.inverse import DenseRows, Rows, adamw, expectation_maximisation
 from deepen_core.relative import EntryRows, RelativeSpace, SparseRows
 
@@ -40,7 +41,12 @@ class DeepenFusion:
         """The relative space of each member."""
         return self._spaces
 
-    def fuse(self, logprobs: Sequence[torch.Tensor | None], weights: torch.Tensor) -> torch.Tensor:
+    def fuse(
+        self,
+        logprobs: Sequence[torch.Tensor | None],
+        weights: torch.Tensor,
+        healing: Sequence[Healing | None] = (),
+    ) -> torch.Tensor:
         """See `Fusion.fuse`."""
         main = logprobs[self._main]
         assert main is not None, "main never abstains"
@@ -50,19 +56,24 @@ class DeepenFusion:
             return main
         rows = mixed.to(main.device)
         chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
+        healed = [None if h is None else h.taken(mixed) for h in healing] or [None] * len(logprobs)
         combine = self._fuse_whole if self._config.exact else self._fuse_candidates
-        fused = combine(chosen, shares[mixed])
+        fused = combine(chosen, shares[mixed], healed)
         return fused if len(mixed) == len(main) else main.index_copy(0, rows, fused)
 
-    def _fuse_whole(self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
+    def _fuse_whole(
+        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
+    ) -> torch.Tensor:
         """With whole matrices and all tokens."""
         main = logprobs[self._main]
         assert main is not None
         projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
-        found = self._search(main, self._dense[self._main], self._target(projected, shares))
+        found = self._search(main, self._dense[self._main], self._target(projected, shares, healing))
         return torch.log_softmax(_alive(found, main), dim=-1)
 
-    def _target(self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
+    def _target(
+        self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
+    ) -> torch.Tensor:
         """The weighted average of the members' columns [rows, columns] over what all of them can know.
 
         Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
@@ -79,7 +90,9 @@ class DeepenFusion:
         average = torch.zeros_like(own)
         for member, mass in enumerate(projected):
             if mass is not None and member != self._main:
-                told = _where(shares[:, member, None].to(own.device), mass.to(own.device))
+                correction = healing[member]
+                meant = mass if correction is None else correction.applied(mass)
+                told = _where(shares[:, member, None].to(own.device), meant.to(own.device))
                 left = left + told[:, unknown, None]
                 average += told
         average[:, unknown] = 0.0
@@ -88,7 +101,9 @@ class DeepenFusion:
         average[:, unknown] = kept[:, 0]
         return average
 
-    def _fuse_candidates(self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor) -> torch.Tensor:
+    def _fuse_candidates(
+        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
+    ) -> torch.Tensor:
         """With the tokens that matter."""
         main = logprobs[self._main]
         assert main is not None
@@ -120,7 +135,7 @@ class DeepenFusion:
         tail = _tail(main, start, best.indices, more)  # [rows, 1]
         start = torch.cat([start, tail], dim=-1)
         entries = EntryRows(_joined(best_rows, space.rows(more)))
-        found = self._search(start, entries, entries.take(self._target(projected, shares)))
+        found = self._search(start, entries, entries.take(self._target(projected, shares, healing)))
         found = torch.log_softmax(_alive(found, start), dim=-1)
 
         # 3) Candidates take their new log-probability, the others keep their proportions among each other.

@@ -40,6 +40,7 @@ class MemberRow:
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
         self.started = False
+        self._recent: dict[int, torch.Tensor] = {}
 
     def append_token(self, token_id: int) -> None:
         """Adds a token that the member itself has spoken."""
@@ -61,7 +62,18 @@ class MemberRow:
         """The ids to run now, at least the last one; afterwards all ids count as cached."""
         start = min(self.cached, len(self.ids) - 1)
         self.cached = len(self.ids)
+        self._recent = {n: logits for n, logits in self._recent.items() if start - 2 <= n <= start}
         return self.ids[start:]
+
+    def keep_logits(self, logits: torch.Tensor) -> None:
+        """Notes the logits [1 or 2, vocabulary] at the last places."""
+        for back, row in enumerate(reversed(logits)):
+            self._recent[len(self.ids) - back] = row
+
+    @property
+    def logits_before(self) -> torch.Tensor | None:
+        """The logits [vocabulary] from which the last id came, if they are at hand."""
+        return self._recent.get(len(self.ids) - 1)
 
 
 class Member(Protocol):

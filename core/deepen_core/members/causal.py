@@ -34,7 +34,7 @@ class CausalMember:
         self.context_window = context_window
         self._keeps_cache: bool | None = False if getattr(model, "_is_stateful", False) else None
         accepts = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+        self._last_only = {"logits_to_keep": 2} if "logits_to_keep" in accepts else {}
 
     @property
     def device(self) -> torch.device:
@@ -65,13 +65,13 @@ class CausalMember:
         row.started = True
         ids = torch.tensor([pending], device=self.device)
         if not self._keeps_cache:
-            return self._logits(self.model(ids, use_cache=False, **self._last_only))
+            return self._logits(row, self.model(ids, use_cache=False, **self._last_only))
         if row.cache is None:
             row.cache = DynamicCache()
         surplus = row.cache.get_seq_length() - (row.cached - len(pending))
         if surplus > 0:
             row.cache.crop(-surplus)
-        return self._logits(self.model(ids, past_key_values=row.cache, use_cache=True, **self._last_only))
+        return self._logits(row, self.model(ids, past_key_values=row.cache, use_cache=True, **self._last_only))
 
     def _tries_cache(self, ids: Sequence[int]) -> bool:
         """Whether the model fills a cache that can be shortened; tried once, on the first ids it is given."""
@@ -83,9 +83,10 @@ class CausalMember:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # models refuse it in their own ways
             return False
 
-    def _logits(self, output: Any) -> torch.Tensor:
-        logits: torch.Tensor = output.logits[0, -1, : len(self.embeddings)]  # [vocabulary]
-        return logits.float()
+    def _logits(self, row: MemberRow, output: Any) -> torch.Tensor:
+        logits: torch.Tensor = output.logits[0, -2:, : len(self.embeddings)].float()  # [1 or 2, vocabulary]
+        row.keep_logits(logits)
+        return logits[-1]
 
     def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """See `Member.token_logprobs`."""
