@@ -7,7 +7,8 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from deepen_core.alignment import AlignedText, Boundaries
 from deepen_core.backend import Backend
@@ -283,9 +284,39 @@ def test_encoding_begins_again_only_where_it_comes_to_the_same(by_regex):
     assert_canonical(side, ["a", *"国" * 130, "A", "b"])
 
 
-def test_characters_that_vanish_let_their_neighbours_meet(sides):
+def bpe_of(pieces, merges, unknown=None, added=()):
+    """A BPE tokenizer with nothing around it."""
+    model = models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token=unknown)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), clean_up_tokenization_spaces=False)
+    tokenizer.add_tokens([AddedToken(a, normalized=False) for a in added])
+    return Side(tokenizer)
+
+
+def test_characters_that_vanish_let_their_neighbours_meet():
     """BPE without an unknown token drops what it does not know."""
-    assert_canonical(sides["plain_bpe"], ["x" * 60, "The ", "กกก", "qu", "ก", "i", "ck"] * 4)
+    assert_canonical(bpe_of(["x", "a", "b", "ab"], [("a", "b")]), ["x" * 60 + "aก", "b"])
+
+
+def test_a_piece_that_grows_from_its_end():
+    side = bpe_of(["<unk>", "x", "a", "b", "c", "bc", "abc"], [("b", "c"), ("a", "bc")], "<unk>")
+    assert_canonical(side, ["x" * 60 + "ab", "c"])
+
+
+def test_a_piece_that_is_an_added_token_too():
+    pieces = ["<unk>", "x", "a", "aa", "aaaa", "b"]
+    side = bpe_of(pieces, [("a", "a"), ("aa", "aa")], "<unk>", added=["aaaa"])
+    assert_canonical(side, ["x" * 60 + "aab", "b"])
+    assert side.boundaries.last("xaab", 1, 3) is None
+
+
+def test_blanks_in_pieces_as_they_are():
+    side = bpe_of(["<unk>", "x", " ", "a", "b", " b", "a b"], [(" ", "b"), ("a", " b")], "<unk>")
+    assert_canonical(side, ["x" * 60 + "a ", "b"])
+
+
+def test_no_cut_where_a_normalizer_may_join(by_regex):
+    assert by_regex["NFKC"].boundaries.last("ｶﾞ", 0) is None
+    assert by_regex["llama-3"].boundaries.last("ｶﾞ", 0) == 1
 
 
 def test_no_place_is_looked_at_twice_where_none_is_safe(sides, monkeypatch):
@@ -319,7 +350,7 @@ def test_added_tokens_found_in_lower_case():
     tokenizer = tiny.wordpiece()
     tokenizer.add_tokens(["FOO BAR"])
     words = "the quick brown fox jumps over the lazy dog by the sea and fOo"
-    assert_canonical(Side(tokenizer), [words, " ", "b", "ar"])
+    assert_canonical(Side(tokenizer), [words + " ", "b", "ar"])
 
 
 def test_added_plain_tokens_are_found_across_pieces():

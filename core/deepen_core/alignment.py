@@ -57,11 +57,9 @@ class Boundaries:
         self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
         self._singles = {piece for piece in backend.pieces if len(piece) == 1}
         # Characters without a token become one unknown token with their neighbours, or vanish and let these meet.
-        self._drops_unknown = (
-            not self._byte_level and backend.model_type == "BPE" and not backend.model.get("unk_token")
-        )
-        self._drops_unknown &= not backend.model.get("byte_fallback")
         self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
+        has_unknown = backend.model_type != "BPE" or backend.model.get("unk_token")
+        self._drops_unknown = self._fuses_unknown and not has_unknown
         self._marks_spaces = kind == "sentencepiece"
         rules = [p for p in backend.pre_tokenizers if not (self._marks_spaces and _cuts_nothing(p, backend))]
         by_rules = any(p["type"] not in _LOCAL_CUTS or p.get("use_regex") for p in rules)
