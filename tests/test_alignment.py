@@ -314,7 +314,9 @@ def test_runs_of_blanks_that_are_added_tokens_too():
     """Gemma has them; the normalizer makes them of blanks that the added tokens do not match."""
     side = bpe_of(["<unk>", "x", "▁", "▁▁", "▁▁▁▁"], [("▁", "▁"), ("▁▁", "▁▁")], "<unk>", added=["▁▁", "▁▁▁▁"])
     side.tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    assert_canonical(Side(side.tokenizer), ["x" * 60 + "   ", " ", "x"])
+    side = Side(side.tokenizer)
+    assert side.boundaries.last("x   ", 1) is None
+    assert_canonical(side, ["x" * 60 + "   ", " ", "x"])
 
 
 def test_blanks_in_pieces_as_they_are():
@@ -355,10 +357,13 @@ def test_added_tokens_that_swallow_blanks(make, flag):
 
 
 def test_added_tokens_found_in_lower_case():
-    tokenizer = tiny.wordpiece()
-    tokenizer.add_tokens(["FOO BAR"])
-    words = "the quick brown fox jumps over the lazy dog by the sea and FOO"
-    assert_canonical(Side(tokenizer), [words + " ", "b", "ar"])
+    for tokenizer in (tiny.wordpiece(), tiny.byte_level()):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.add_tokens(["FOO BAR"])
+        words = "the quick brown fox jumps over the lazy dog by the sea and FOo"
+        side = Side(tokenizer)
+        assert side.boundaries.last(words + " ", len(words) - 1) is None
+        assert_canonical(side, [words + " ", "b", "ar"])
 
 
 def test_added_plain_tokens_are_found_across_pieces():

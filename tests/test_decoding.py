@@ -324,9 +324,11 @@ def test_score_ends_at_the_window(pair):
     assert len(pair.score(PROMPT, " dog" * 200).logprobs) == 200
 
 
-@pytest.mark.parametrize("texts", [(None, "x"), ("x", 5), ([{"role": "user", "content": "x"}], "y"), ("x", "")])
+@pytest.mark.parametrize(
+    "texts", [(None, "x"), ("x", 5), ([{"role": "user", "content": "x"}], "y"), ("x", ""), ("x", "\ud800")]
+)
 def test_score_takes_two_texts(pair, texts):
-    with pytest.raises(PromptError, match=r"score takes two texts|nothing to score"):
+    with pytest.raises(PromptError, match=r"score takes two texts|nothing to score|lone surrogate"):
         pair.score(*texts)
 
 

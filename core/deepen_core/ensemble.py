@@ -22,7 +22,7 @@ from deepen_core.fusion import DeepenFusion
 from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
-from deepen_core.prompt import Message, check_messages
+from deepen_core.prompt import Message, check_messages, check_unicode
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, Score
 from deepen_core.row import Row
@@ -227,6 +227,8 @@ class Ensemble:
             raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
         if not continuation:
             raise PromptError("The continuation is empty: there is nothing to score.")
+        check_unicode(prompt, "The prompt")
+        check_unicode(continuation, "The continuation")
         counted = self._counted()
         for member in counted:
             _check_room(member, prompt + continuation)
