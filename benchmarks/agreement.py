@@ -19,6 +19,7 @@ from deepen_core.config import resolve_fusion
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
 from deepen_core.fusion import DeepenFusion
+from deepen_core.healing import Healing
 from deepen_core.relative import RelativeSpace
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -42,12 +43,17 @@ class Comparing:
         """The relative spaces of the fast path."""
         return self._fast.spaces
 
-    def fuse(self, logprobs: Sequence[torch.Tensor | None], weights: torch.Tensor) -> torch.Tensor:
+    def fuse(
+        self,
+        logprobs: Sequence[torch.Tensor | None],
+        weights: torch.Tensor,
+        healing: Sequence[Healing | None] = (),
+    ) -> torch.Tensor:
         """The fast path's answer."""
         built = [s.rows_built for s in self.spaces]
-        fast = self._fast.fuse(logprobs, weights)
+        fast = self._fast.fuse(logprobs, weights, healing)
         self.cold += int(built != [s.rows_built for s in self.spaces])
-        exact = self._exact.fuse(logprobs, weights)
+        exact = self._exact.fuse(logprobs, weights, healing)
         same = fast.argmax(-1) == exact.argmax(-1)
         main = next(p for p in logprobs if p is not None and p.shape == fast.shape)
         sure = main.exp().amax(-1) >= 0.2
