@@ -9,6 +9,7 @@ import pytest
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
+from deepen_core.store import RowStore
 
 pytest_plugins = ["fixtures_engine"]
 
@@ -132,6 +133,12 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: it holds real models, tokenizers and recorded cases")
     return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A row store whose folder is not there yet."""
+    return RowStore(tmp_path / "not" / "there yet")
 
 
 @pytest.fixture(scope="session", autouse=True)
