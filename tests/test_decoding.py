@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import ClosedError, ContextWindowError, MemberError, ModelFilesError, PromptError
+from deepen_core.members import MemberRow
 from deepen_core.scoring import continuation_ids
 from deepen_core.stopping import StopMatcher
 from deepen_core.text import Utf8Stream
@@ -406,3 +407,23 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
             fresh = ensemble._members[1].model(torch.tensor([row.sides[1].ids])).logits[0, -1]
         torch.testing.assert_close(found, fresh)
         assert row.sides[1].tokens_run > 0
+
+
+def test_prefill_in_pieces_gives_the_same_logits(pair):
+    """What is run ahead, in pieces of any size, changes nothing, and nothing is run twice."""
+    member = pair._members[0]
+    prompt = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog. The dog sleeps;")
+    with torch.inference_mode():
+        whole = MemberRow(prompt, member.tokenizer, speaks=True)
+        expected = member.next_logits([whole])
+        for limit in (1, 2, 7, 1000):
+            row = MemberRow(prompt, member.tokenizer, speaks=True)
+            run = []
+            while n := member.prefill(row, limit):
+                run.append(n)
+            assert max(run) <= limit
+            assert sum(run) == len(row.ids) - 2
+            assert row.pending == 2
+            torch.testing.assert_close(member.next_logits([row]), expected)
+            torch.testing.assert_close(row.logits_before, whole.logits_before)
+            row.release()

@@ -120,7 +120,7 @@ class Row:
         """Frees the key/value caches; the row can go on no more."""
         for side in self.sides:
             if side is not None:
-                side.cache = None
+                side.release()
 
     def take_chunk(self) -> Chunk | None:
         """What is new since the last call; the last chunk of a finished row carries the whole answer."""

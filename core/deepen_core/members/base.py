@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from deepen_core.alignment import AlignedText
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.prompt import MemberPrompt
+
+
+class RowCache(Protocol):
+    """What a member holds for one row."""
+
+    def free(self) -> None:
+        """Lets go of it."""
+        ...
 
 
 class MemberRow:
@@ -23,7 +31,7 @@ class MemberRow:
     Attributes:
         ids: The ids it should hold.
         cached: So many of the first ids are in `cache` already.
-        cache: The model's own key/value cache; the member alone looks into it.
+        cache: What the member holds for it; the member alone looks into it, and `release` frees it.
         prompt_tokens: Ids of the prompt.
         tokens_run: Ids that went through the model after the prompt.
         started: Whether the prompt has been run.
@@ -36,7 +44,7 @@ class MemberRow:
         self.ids = prompt.ids + text.ids
         self._text = None if speaks else text
         self.cached = 0
-        self.cache: Any = None
+        self.cache: RowCache | None = None
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
         self.started = False
@@ -58,12 +66,28 @@ class MemberRow:
         self.cached = min(self.cached, place + same)
         self.ids[place:] = tail
 
-    def take_pending(self) -> list[int]:
-        """The ids to run now, at least the last one; afterwards all ids count as cached."""
+    @property
+    def pending(self) -> int:
+        """How many ids are to be run before the next logits are known, at least the last one."""
+        return len(self.ids) - min(self.cached, len(self.ids) - 1)
+
+    def take_pending(self, limit: int | None = None) -> list[int]:
+        """The ids to run now; afterwards they count as cached.
+
+        Args:
+            limit: Take so many at most, and leave the last two pending, so that the logits before the last one become
+                known as well.
+        """
         start = min(self.cached, len(self.ids) - 1)
-        self.cached = len(self.ids)
+        self.cached = len(self.ids) if limit is None else max(start, min(start + limit, len(self.ids) - 2))
         self._recent = {n: logits for n, logits in self._recent.items() if start - 2 <= n <= start}
-        return self.ids[start:]
+        return self.ids[start : self.cached]
+
+    def release(self) -> None:
+        """Frees what the member holds for this row, which can go on no more."""
+        if self.cache is not None:
+            self.cache.free()
+            self.cache = None
 
     def keep_logits(self, logits: torch.Tensor) -> None:
         """Notes the logits [1 or 2, vocabulary] at the last places."""
@@ -89,10 +113,18 @@ class Member(Protocol):
         ...
 
     def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
-        """Runs the pending ids of some rows.
+        """Runs all pending ids of some rows, together.
 
         Returns:
             Logits of the token after the last id of each row, float32 [rows, vocabulary].
+        """
+        ...
+
+    def prefill(self, row: MemberRow, limit: int) -> int:
+        """Runs at most `limit` pending ids of a row ahead of `next_logits`, to which the last two are left.
+
+        Returns:
+            How many ids were run; 0 if none needs to be.
         """
         ...
 

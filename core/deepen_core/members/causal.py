@@ -13,6 +13,24 @@ from deepen_core.members.base import MemberRow
 from deepen_core.members.tokenizer import MemberTokenizer
 
 
+class OwnCache:
+    """The key/value cache of one row."""
+
+    def __init__(self) -> None:
+        self.held = DynamicCache()
+
+    def fit(self, length: int) -> DynamicCache:
+        """The cache, shortened to a length."""
+        surplus = self.held.get_seq_length() - length
+        if surplus > 0:
+            self.held.crop(-surplus)
+        return self.held
+
+    def free(self) -> None:
+        """See `RowCache.free`."""
+        self.held = DynamicCache()
+
+
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
@@ -54,24 +72,34 @@ class CausalMember:
         """See `Member.next_logits`."""
         return torch.stack([self._run(row) for row in rows])
 
+    def prefill(self, row: MemberRow, limit: int) -> int:
+        """See `Member.prefill`."""
+        if row.pending <= 2 or not self._can_cache(row):
+            return 0
+        return len(self._forward(row, row.take_pending(limit))[0])
+
     def _run(self, row: MemberRow) -> torch.Tensor:
-        if self._keeps_cache is None:
-            self._keeps_cache = self._tries_cache(row.ids)
-        if not self._keeps_cache:
+        if not self._can_cache(row):
             row.cached = 0
-        pending = row.take_pending()
+        pending, output = self._forward(row, row.take_pending())
         if row.started:
             row.tokens_run += len(pending)
         row.started = True
+        return self._logits(row, output)
+
+    def _can_cache(self, row: MemberRow) -> bool:
+        if self._keeps_cache is None:
+            self._keeps_cache = self._tries_cache(row.ids)
+        return self._keeps_cache
+
+    def _forward(self, row: MemberRow, pending: list[int]) -> tuple[list[int], Any]:
         ids = torch.tensor([pending], device=self.device)
         if not self._keeps_cache:
-            return self._logits(row, self.model(ids, use_cache=False, **self._last_only))
-        if row.cache is None:
-            row.cache = DynamicCache()
-        surplus = row.cache.get_seq_length() - (row.cached - len(pending))
-        if surplus > 0:
-            row.cache.crop(-surplus)
-        return self._logits(row, self.model(ids, past_key_values=row.cache, use_cache=True, **self._last_only))
+            return pending, self.model(ids, use_cache=False, **self._last_only)
+        if not isinstance(row.cache, OwnCache):
+            row.cache = OwnCache()
+        cache = row.cache.fit(row.cached - len(pending))
+        return pending, self.model(ids, past_key_values=cache, use_cache=True, **self._last_only)
 
     def _tries_cache(self, ids: Sequence[int]) -> bool:
         """Whether the model fills a cache that can be shortened; tried once, on the first ids it is given."""
