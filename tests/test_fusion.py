@@ -4,28 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from space_parts import ANCHORS, MAIN, OTHER, spaces
 
 from deepen_core.config import FusionConfig
 from deepen_core.fusion import DeepenFusion
 from deepen_core.inverse import DenseRows, adamw, em_search, expectation_maximisation
-from deepen_core.relative import EntryRows, RelativeSpace, relative_matrix
-
-ANCHORS, MAIN, OTHER = 60, 100, 90
-
-
-def spaces(fixed_tail=4, entries=128, temperature="auto"):
-    """Two members whose first tokens are the anchors; the last of each are outside, one before them ends a text."""
-    random = torch.Generator().manual_seed(0)
-    latent = torch.randn(ANCHORS, 24, generator=random)
-    made = []
-    for size, order in ((MAIN, torch.arange(ANCHORS)), (OTHER, torch.randperm(ANCHORS, generator=random))):
-        embeddings = torch.randn(size, 24, generator=random)
-        embeddings[order] = latent + 0.1 * torch.randn(ANCHORS, 24, generator=random)
-        fixed = torch.full((size,), -1, dtype=torch.int32)
-        fixed[-fixed_tail:] = ANCHORS + 1
-        fixed[-fixed_tail - 1] = ANCHORS
-        made.append(RelativeSpace(embeddings, order, fixed=fixed, entries=entries, temperature=temperature))
-    return made
 
 
 def distributions(rows=6, sharpness=4.0):
@@ -47,12 +30,16 @@ def test_all_candidates_equal_whole_matrices(search, temperature):
     torch.testing.assert_close(near.exp(), exact.exp(), atol=1e-5, rtol=1e-3)
 
 
-def test_few_candidates_stay_near_whole_matrices():
-    members, logprobs = spaces(), distributions(sharpness=6.0)
-    near = DeepenFusion(members, 0, FusionConfig(candidates=40, images=20)).fuse(logprobs, EVEN)
-    exact = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN)
+@pytest.mark.parametrize("unshared", ["prefix", "embedding"])
+@pytest.mark.parametrize("search", ["em", "adamw"])
+def test_few_candidates_stay_near_whole_matrices(search, unshared):
+    members, logprobs = spaces(prefix=unshared == "prefix"), distributions(sharpness=3.0)
+    config = FusionConfig(search=search, unshared=unshared, candidates=40, images=20)
+    near = DeepenFusion(members, 0, config).fuse(logprobs, EVEN)
+    exact = DeepenFusion(members, 0, config.model_copy(update={"exact": True})).fuse(logprobs, EVEN)
     distance = 0.5 * (near.exp() - exact.exp()).abs().sum(-1)
-    assert float(distance.max()) < 0.02
+    assert float(distance.mean()) < 0.02
+    assert float(distance.max()) < 0.05
     assert torch.equal(near.argmax(-1), exact.argmax(-1))
 
 
@@ -177,7 +164,7 @@ def test_adamw_equals_autograd_in_double():
         (torch.xlogy(target, target / projected).sum() / len(target)).backward()
         optimizer.step()
         schedule.step()
-    found = adamw(logits, DenseRows(matrix), target, 0.15, 7, 25)
+    found = adamw(logits, DenseRows(matrix), target, 0.15, 7)
     torch.testing.assert_close(found, moved.detach(), atol=1e-9, rtol=0)
 
 
@@ -254,70 +241,3 @@ def test_equal_members_agree_with_themselves(exact, search):
     config = FusionConfig(exact=exact, search=search, trust_radius=1e-4)
     fused = DeepenFusion([space, space], 0, config).fuse([logprobs, logprobs], EVEN)
     torch.testing.assert_close(fused.exp(), logprobs.exp(), atol=2e-4, rtol=0)
-
-
-class TestRelativeSpace:
-    def test_rows_equal_the_dense_matrix(self):
-        (space, _) = spaces()
-        ids = torch.tensor([[0, 70, 99], [95, 3, 70]])
-        rows = space.rows(ids)
-        dense = torch.stack([rows.project(torch.eye(3)[i].expand(2, 3)) for i in range(3)], 1)
-        torch.testing.assert_close(dense[..., :-2], space.dense()[ids], atol=1e-6, rtol=0)
-        assert float(dense[..., -2:].max()) == 0.0  # all entries are kept
-
-    def test_kept_entries_are_the_largest_and_no_mass_is_lost(self):
-        (space, _) = spaces(entries=7, temperature=10.0)
-        rows, dense = space.rows(torch.arange(MAIN)), space.dense()
-        torch.testing.assert_close(rows.value.sum(-1) + rows.spread, torch.ones(MAIN))
-        torch.testing.assert_close(rows.value[:80].sum(-1), dense[:80].topk(7).values.sum(-1))
-        assert float(rows.spread[:80].min()) > 0
-
-    def test_rows_do_not_depend_on_when_they_are_built(self):
-        (at_once, _), (one_by_one, _) = spaces(entries=7), spaces(entries=7)
-        whole = at_once.rows(torch.arange(MAIN))
-        for token_id in reversed(range(MAIN)):
-            one_by_one.rows(torch.tensor([token_id]))
-        again = one_by_one.rows(torch.arange(MAIN))
-        assert torch.equal(whole.index, again.index)
-        torch.testing.assert_close(whole.value, again.value)
-
-    def test_entries_equal_the_same_arithmetic_on_all_columns(self):
-        """`EntryRows` against the dense matrix of the very same rows: projecting, lifting, twice."""
-        (space, _) = spaces(entries=7, temperature=10.0)
-        sparse, random = space.rows(torch.arange(MAIN).expand(2, MAIN)), torch.Generator().manual_seed(4)
-        dense = DenseRows(torch.stack([sparse.project(torch.eye(MAIN)[i].expand(2, MAIN))[0] for i in range(MAIN)]))
-        rows = EntryRows(sparse)
-        probs = torch.softmax(torch.randn(2, MAIN, generator=random), -1)
-        columns = torch.rand(2, ANCHORS + 4, generator=random)
-        for _ in range(2):
-            torch.testing.assert_close(rows.project(probs), rows.take(dense.project(probs)))
-            torch.testing.assert_close(rows.lift(rows.take(columns)), dense.lift(columns))
-
-    @pytest.mark.parametrize("target", [0.3, 0.9])
-    def test_calibration_reaches_its_target(self, target):
-        random = torch.Generator().manual_seed(5)
-        embeddings = torch.randn(300, 32, generator=random) + 0.8  # a common component, as real embeddings have
-        fixed = torch.full((300,), -1, dtype=torch.int32)
-        space = RelativeSpace(embeddings, torch.arange(200), fixed=fixed, target_self_mass=target)
-        own = relative_matrix(embeddings, torch.arange(200), space.temperature)[:200].diagonal()
-        assert float(own.median()) == pytest.approx(target, abs=0.01)
-        assert space.self_mass == pytest.approx(target, abs=0.01)
-
-    def test_untrained_tokens_do_not_drive_the_calibration(self):
-        random = torch.Generator().manual_seed(6)
-        embeddings = torch.randn(300, 32, generator=random)
-        fixed = torch.full((300,), -1, dtype=torch.int32)
-        sound = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
-        embeddings[100:160] = embeddings[100] + 1e-4 * torch.randn(60, 32, generator=random)
-        spoiled = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
-        assert spoiled.temperature < 1.6 * sound.temperature
-
-    def test_memory_is_reported_and_far_below_the_matrix(self):
-        random = torch.Generator().manual_seed(7)
-        embeddings = torch.randn(4000, 16, generator=random)
-        space = RelativeSpace(
-            embeddings, torch.arange(3000), fixed=torch.full((4000,), -1, dtype=torch.int32), entries=32
-        )
-        space.rows(torch.arange(0, 4000, 4))
-        assert space.bytes_held < 0.02 * 4000 * 3000 * 4
-        assert space.bytes_held > 3000 * 16 * 4

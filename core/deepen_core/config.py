@@ -107,15 +107,23 @@ class FusionConfig(_Options):
     trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
     """The paper's learning rate, for "adamw": a logit moves at most about 4.5 times this in 5 steps."""
     candidates: int = Field(default=512, ge=8)
-    """At most so many of a member's tokens are projected and searched; the others are one rest token."""
+    """At most so many of a member's tokens have a row of their own in a step; all others go with their column."""
     images: int = Field(default=64, ge=0)
-    """So many of the other members' top anchors become candidates of the main member as well."""
+    """So many of another member's most probable tokens make main's tokens for them candidates as well."""
     row_entries: int = Field(default=16, ge=1)
-    """Entries kept of a relative row; the mass below them is spread evenly."""
-    row_floor: float = Field(default=1e-5, ge=0.0, le=1.0)
-    """A shared token that a member finds less probable has all its mass on its own anchor, and needs no row."""
+    """Entries kept of a relative row; the mass below them is spread evenly over all anchors."""
+    row_floor: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Tokens less probable than this are no candidates of their own account. If not given, 1e-3, or 1e-4 where other
+    tokens could not follow the average: with "adamw", or with tokens that go by their embedding."""
     exact: bool = False
     """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
+
+    @property
+    def floor(self) -> float:
+        """`row_floor`, or what it is for this search if not given."""
+        if self.row_floor is not None:
+            return self.row_floor
+        return 1e-3 if (self.search, self.unshared) == ("em", "prefix") else 1e-4
 
     @field_validator("temperature")
     @classmethod

@@ -25,20 +25,20 @@ class Healing:
 
     Attributes:
         finished: Share of the member's mass that goes on behind its last token as it stands, [rows].
-        open: Mass on columns for tokens of which the last one is only the beginning, [rows, anchors + 4].
+        open: Mass on columns for tokens of which the last one is only the beginning, [rows, anchors + 2].
     """
 
     finished: torch.Tensor
     open: torch.Tensor
 
-    def taken(self, rows: torch.Tensor) -> Healing:
+    def taken(self, rows: torch.Tensor | slice) -> Healing:
         """The correction of some of the rows."""
-        at = rows.to(self.finished.device)
+        at = rows if isinstance(rows, slice) else rows.to(self.finished.device)
         return Healing(self.finished[at], self.open[at])
 
     def applied(self, mass: torch.Tensor) -> torch.Tensor:
-        """Corrects projected mass [rows, columns]; whole matrices have fewer columns."""
-        return self.finished[:, None] * mass + self.open[:, : mass.shape[-1]]
+        """Corrects projected mass [rows, anchors + 2]."""
+        return self.finished[:, None] * mass + self.open
 
 
 class Healer:
@@ -77,7 +77,7 @@ class Healer:
             shares = torch.softmax(logits, dim=-1)
             if finished is None or opened is None:
                 finished = shares.new_ones(len(rows))
-                opened = shares.new_zeros(len(rows), self._anchors + 4)
+                opened = shares.new_zeros(len(rows), self._anchors + 2)
             if float(shares[-1]) > 1 - _NEGLIGIBLE:
                 continue
             finished[row] = shares[-1]
@@ -100,6 +100,6 @@ class Healer:
         return self._found[token_id]
 
     def _column(self, left: bytes) -> int:
-        """The longest anchor that some bytes begin with, or the tail column."""
+        """The longest anchor that some bytes begin with, or the unknown column."""
         starts = (left[:n] for n in range(len(left), 0, -1))
-        return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 2)
+        return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 1)

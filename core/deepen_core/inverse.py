@@ -54,7 +54,12 @@ def expectation_maximisation(probs: torch.Tensor, rows: Rows, target: torch.Tens
 
 
 def adamw(
-    logits: torch.Tensor, rows: Rows, target: torch.Tensor, learning_rate: float, steps: int, columns: int
+    logits: torch.Tensor,
+    rows: Rows,
+    target: torch.Tensor,
+    learning_rate: float,
+    steps: int,
+    rest: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The paper's search: AdamW on the logits, with the gradient in closed form.
 
@@ -65,19 +70,25 @@ def adamw(
 
     Args:
         logits: Start [..., tokens]; entries of -infinity stay.
-        rows: The relative rows of these tokens.
+        rows: The relative rows of these tokens, and behind them of those in `rest`.
         target: `q` [..., columns].
         learning_rate: The trust radius; a logit moves about 4.5 times as much at most in 5 steps.
         steps: Iterations.
-        columns: How many columns the mean runs over.
+        rest: Exponentials of the logits of tokens that do not move [..., others].
     """
+    columns, tokens = target.shape[-1], logits.shape[-1]
+    still = logits[..., :0] if rest is None else rest.sum(-1, keepdim=True)  # [..., 0 or 1]
     beta1, beta2, eps, decay = 0.9, 0.999, 1e-8, 0.01
     first, second = torch.zeros_like(logits), torch.zeros_like(logits)
     for step in range(steps):
         rate = learning_rate * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 10)) / 2)
-        probs = torch.softmax(logits, dim=-1)
-        ratio = target / rows.project(probs).clamp_min(_TINY)
-        gradient = -(probs / columns) * (rows.lift(ratio) - 1.0)
+        shares = torch.softmax(torch.cat([logits, still.log()], dim=-1), dim=-1)
+        probs = shares[..., :tokens]
+        every = (
+            probs if rest is None else torch.cat([probs, rest * (shares[..., -1:] / still.clamp_min(_TINY))], dim=-1)
+        )
+        ratio = target / rows.project(every).clamp_min(_TINY)
+        gradient = -(probs / columns) * (rows.lift(ratio)[..., :tokens] - 1.0)
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient.square()
         mean = first / (1 - beta1 ** (step + 1))
@@ -101,7 +112,7 @@ def adamw_search(
     Returns:
         Logits, float32 [vocabulary].
     """
-    return adamw(main_logits.float(), DenseRows(matrix), target, learning_rate, steps, matrix.shape[-1])
+    return adamw(main_logits.float(), DenseRows(matrix), target, learning_rate, steps)
 
 
 def em_search(main_probs: torch.Tensor, matrix: torch.Tensor, target: torch.Tensor, steps: int) -> torch.Tensor:

@@ -1,25 +1,21 @@
 """The relative space: what a token means, told by how near it is to each anchor (DESIGN.md 5.2).
 
-A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Columns
-are added behind the anchors:
-
-- **stop**: every token that ends a text has all its mass there;
-- **unknown**: tokens that no other member can know (control tokens, ids without a token);
-- in sparse rows, **tail** for the improbable tokens of a distribution and **spread** for the low part of the rows.
-
-Which tokens have a row from embeddings, and which all their mass on one column, is decided by `Anchors.fixed_columns`.
+A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Behind
+the anchors come the columns stop and unknown, see `deepen_core.sparse_rows`. Which tokens have a row from embeddings,
+and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
+
+from deepen_core.sparse_rows import SparseRows
 
 _CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
 _CALIBRATION_ANCHORS = 128
@@ -58,66 +54,6 @@ def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperat
     rows = max(1, _CHUNK_FLOATS // max(1, len(unit_anchors)))
     parts = [torch.softmax(temperature * _relative_logits(u, unit_anchors), dim=-1) for u in units.split(rows)]
     return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class SparseRows:
-    """Rows of the relative matrix by their largest entries.
-
-    What lies below the entries of a row is spread thinly over all anchors, much alike for all tokens. As a single
-    column, **spread**, it does what it does as many: it keeps the mass, and speaks for nobody in particular. It is not
-    the tail column, or the tail of a distribution would grow wherever one member's rows are less sharp than another's.
-
-    Attributes:
-        index: int64 [..., tokens, entries], columns.
-        value: float32 [..., tokens, entries], mass on these columns.
-        spread: float32 [..., tokens], mass below the entries.
-        anchors: Number of anchors; behind them come the columns stop, unknown, tail and spread.
-    """
-
-    index: torch.Tensor
-    value: torch.Tensor
-    spread: torch.Tensor
-    anchors: int
-
-    def project(self, probs: torch.Tensor) -> torch.Tensor:
-        """`p R`: from probabilities of the tokens [..., tokens] to mass per column [..., anchors + 4]."""
-        columns = probs.new_zeros(*probs.shape[:-1], self.anchors + 4)
-        columns.scatter_add_(-1, self.index.flatten(-2), (probs.unsqueeze(-1) * self.value).flatten(-2))
-        columns[..., -1] = (probs * self.spread).sum(-1)
-        return columns
-
-
-class EntryRows:
-    """`SparseRows` for a search: columns are looked at only where one of the rows has an entry.
-
-    What `Rows` calls columns is here one number for each entry of each row, and a last one for the spread column. A
-    column that two rows share stands there twice with the same value, which element-wise arithmetic does not mind.
-
-    Args:
-        rows: The rows [rows of the batch, tokens, entries].
-    """
-
-    def __init__(self, rows: SparseRows) -> None:
-        self._at = rows.index.flatten(-2)  # [batch, tokens * entries]
-        self._value, self._spread = rows.value, rows.spread
-        self._scratch = rows.value.new_zeros(len(rows.value), rows.anchors + 3)  # all zero between calls
-
-    def project(self, probs: torch.Tensor) -> torch.Tensor:
-        """`p R` at the entries, [batch, tokens] -> [batch, tokens * entries + 1]."""
-        mass = (probs.unsqueeze(-1) * self._value).flatten(-2)
-        found = self._scratch.scatter_add_(-1, self._at, mass).gather(-1, self._at)
-        self._scratch.scatter_(-1, self._at, 0.0)
-        return torch.cat([found, (probs * self._spread).sum(-1, keepdim=True)], dim=-1)
-
-    def lift(self, columns: torch.Tensor) -> torch.Tensor:
-        """`R x`, [batch, tokens * entries + 1] -> [batch, tokens]."""
-        taken = (columns[..., :-1].view(self._value.shape) * self._value).sum(-1)
-        return taken + self._spread * columns[..., -1:]
-
-    def take(self, columns: torch.Tensor) -> torch.Tensor:
-        """All columns [batch, anchors + 4] at the entries, [batch, tokens * entries + 1]."""
-        return torch.cat([columns.gather(-1, self._at), columns[..., -1:]], dim=-1)
 
 
 class RelativeSpace:
@@ -166,8 +102,12 @@ class RelativeSpace:
         self.temperature = float(temperature)
         self.self_mass = _self_mass(logits, sample, self.temperature)
 
-        self._own = self.fixed.clone()  # the one column that stands for a token, or -1 if there is none
-        self._own[self.anchor_ids] = torch.arange(self.anchors, dtype=torch.int32, device=device)
+        column = torch.where(self.fixed < 0, self.anchors + 2, self.fixed.long())  # what a token stands for
+        column[self.anchor_ids] = torch.arange(self.anchors, device=device)
+        self._column = column
+        is_anchor = torch.zeros(len(embeddings), dtype=torch.bool, device=device).index_fill_(0, self.anchor_ids, True)
+        self._others = (~is_anchor).nonzero()[:, 0]
+        self._other_columns = column[self._others]
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self.entries, dtype=torch.int32, device=device)
         self._value = torch.empty(0, self.entries, dtype=torch.float32, device=device)
@@ -193,7 +133,8 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        held = (self._unit_anchors, self.fixed, self._own, self._slot, self._index, self._value, self._spread)
+        columns = (self.fixed, self._column, self._others, self._other_columns)
+        held = (self._unit_anchors, *columns, self._slot, self._index, self._value, self._spread)
         return sum(t.numel() * t.element_size() for t in held)
 
     def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
@@ -201,21 +142,37 @@ class RelativeSpace:
 
         Args:
             token_ids: int64 [..., tokens].
-            wanted: bool [..., tokens]; where it is false, a shared token has all its mass on its own anchor, whether
-                its row is built already or not. All are wanted if not given.
+            wanted: bool [..., tokens]; what stands where it is false is of no use. All are wanted if not given.
         """
-        own = self._own[token_ids]
-        computed = self.fixed[token_ids] < 0
-        if wanted is not None:
-            computed &= wanted | (own < 0)
+        from_embeddings = self.fixed[token_ids] < 0
+        computed = from_embeddings if wanted is None else wanted & from_embeddings
         slots = self._slot[token_ids].masked_fill(~computed, 0)  # slot 0 is a row with a single entry
         if bool((slots < 0).any()):
             self._build(torch.unique(token_ids[slots < 0]))
             slots = torch.where(computed, self._slot[token_ids], slots)
         at = slots.long()
         index = self._index[at].long()  # [..., tokens, entries]
-        index[..., 0] = torch.where(computed, index[..., 0], own.long())
-        return SparseRows(index, self._value[at], self._spread[at], self.anchors)
+        fixed = self._column[token_ids].masked_fill(from_embeddings, 0)
+        index[..., 0] = torch.where(computed, index[..., 0], fixed)
+        return SparseRows(index, self._value[at], self._spread[at])
+
+    def gathered(self, probs: torch.Tensor) -> torch.Tensor:
+        """The sum of the tokens that stand for each column, and of those that stand for none.
+
+        Args:
+            probs: float32 [rows, vocabulary].
+
+        Returns:
+            float32 [rows, anchors + 3].
+        """
+        columns = probs.new_zeros(len(probs), self.anchors + 3)
+        columns[:, : self.anchors] = probs.index_select(-1, self.anchor_ids)
+        others = probs.index_select(-1, self._others)
+        return columns.scatter_add_(-1, self._other_columns.expand(len(probs), -1), others)
+
+    def told(self, columns: torch.Tensor) -> torch.Tensor:
+        """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""
+        return columns.index_select(-1, self._column)
 
     def build(self, progress: bool = False) -> None:
         """Builds the rows of all tokens ahead of time."""

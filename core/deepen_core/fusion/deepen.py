@@ -1,24 +1,59 @@
 """DeePEn: average in the relative space, then search main's distribution that projects to the average.
 
-Nothing of size vocabulary x anchors is touched for a token. Of each member only its most probable tokens are
-projected, and only main's most probable tokens, with the images of what the others favour, are searched; all else is
-one tail token on the tail column, so that no mass is lost. Control tokens, which no other member can know, are for main
-to decide: a member that speaks of its own has no say in that step.
+Nothing of size vocabulary x anchors is touched for a token. Only tokens that matter have a row of their own in a step:
+each member's most probable ones, and main's tokens for what the others favour (their images). All others are gathered
+by the column they stand for, so that no mass is lost and nothing is cut off. Control tokens, which no other member can
+know, are for main to decide: a member that speaks of its own has no say in that step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from deepen_core.config import FusionConfig
 from deepen_core.healing import Healing
-from deepen_core.inverse import DenseRows, Rows, adamw, expectation_maximisation
-from deepen_core.relative import EntryRows, RelativeSpace, SparseRows
+from deepen_core.inverse import DenseRows, adamw, expectation_maximisation
+from deepen_core.relative import RelativeSpace
+from deepen_core.sparse_rows import SparseRows, TokenRows
 
-_SMALL_TAIL = 1e-2
 _TINY = 1e-20
+_CPU_PART = 2**18  # floats of a vocabulary-wide tensor that stay in a core's cache
+_GPU_PART = 2**27
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The tokens of a member that have a row of their own in a step.
+
+    Attributes:
+        ids: int64 [rows, tokens].
+        live: bool [rows, tokens]; the other places only fill the tensor up.
+        rows: Their relative rows [rows, tokens, entries].
+    """
+
+    ids: torch.Tensor
+    live: torch.Tensor
+    rows: SparseRows
+
+    def taken(self, part: slice) -> _Listed:
+        """Those of some rows of the batch, with no more places than they need."""
+        tokens = max(1, int(self.live[part].sum(-1).amax()))
+        return _Listed(self.ids[part, :tokens], self.live[part, :tokens], self.rows.taken(part, tokens))
+
+    def split(self, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities [rows, vocabulary] as those of the listed tokens [rows, tokens] and those of all others."""
+        own = probs.gather(-1, self.ids).masked_fill(~self.live, 0.0)
+        return own, self.written(probs, torch.zeros_like(own))
+
+    def written(self, values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Overwrites values [rows, vocabulary] with new ones [rows, tokens] at the listed tokens."""
+        new = torch.where(self.live, new, values.gather(-1, self.ids))
+        # What fills up may name a token twice: it all writes what the first place does.
+        ids, new = (torch.where(self.live, x, x[:, :1]) for x in (self.ids, new))
+        return values.scatter_(-1, ids, new)
 
 
 class DeepenFusion:
@@ -57,7 +92,7 @@ class DeepenFusion:
         rows = mixed.to(main.device)
         chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
         healed = [None if h is None else h.taken(mixed) for h in healing] or [None] * len(logprobs)
-        combine = self._fuse_whole if self._config.exact else self._fuse_candidates
+        combine = self._fuse_whole if self._config.exact else self._fuse_sparse
         fused = combine(chosen, shares[mixed], healed)
         return fused if len(mixed) == len(main) else main.index_copy(0, rows, fused)
 
@@ -65,26 +100,129 @@ class DeepenFusion:
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
         """With whole matrices and all tokens."""
+        main, config, rows = self._of_main(logprobs), self._config, self._dense[self._main]
+        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
+        target = self._target(projected, shares, healing)
+        if config.search == "adamw":
+            found = adamw(main, rows, target, config.trust_radius, config.steps)
+        else:
+            found = expectation_maximisation(main.exp(), rows, target, config.steps).log()
+        return _normalised(found, main)
+
+    def _fuse_sparse(
+        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
+    ) -> torch.Tensor:
+        """With rows for the tokens that matter."""
+        main = self._of_main(logprobs)
+        # 1) Which tokens matter; rows that are missing are built for the whole batch at once.
+        listed = [None if p is None else self._probable(i, p) for i, p in enumerate(logprobs)]
+        listed[self._main] = self._with_images(listed)
+        # 2) Few rows of the batch at a time, as many as stay in the cache.
+        done = [
+            self._fuse_part(
+                [None if p is None else p[part] for p in logprobs],
+                [None if x is None else x.taken(part) for x in listed],
+                shares[part],
+                [None if h is None else h.taken(part) for h in healing],
+            )
+            for part in _parts(main)
+        ]
+        return torch.cat(done)
+
+    def _fuse_part(
+        self,
+        logprobs: Sequence[torch.Tensor | None],
+        listed: Sequence[_Listed | None],
+        shares: torch.Tensor,
+        healing: Sequence[Healing | None],
+    ) -> torch.Tensor:
+        main, config, space = self._of_main(logprobs), self._config, self._spaces[self._main]
+        mine = listed[self._main]
+        assert mine is not None
+        # 1) Every member's mass in the relative space, and the average.
+        masses = [
+            None if p is None or x is None else self._mass(member, x, p.exp())
+            for member, (p, x) in enumerate(zip(logprobs, listed, strict=True))
+        ]
+        rows = [None if x is None else self._token_rows(member, x) for member, x in enumerate(listed)]
+        projected = [None if r is None or m is None else r.project(m) for r, m in zip(rows, masses, strict=True)]
+        target = self._target(projected, shares, healing)
+
+        # 2) Main's tokens that matter move each on its own.
+        start, search, tokens = masses[self._main], rows[self._main], mine.ids.shape[-1]
+        assert start is not None and search is not None  # noqa: PT018 (one condition)
+        if config.search == "adamw":
+            own = main.gather(-1, mine.ids).masked_fill(~mine.live, -torch.inf)
+            found = adamw(own, search, target, config.trust_radius, config.steps, start[:, tokens:])
+            return _normalised(mine.written(main.clone(), found), main)
+        end = expectation_maximisation(start, search, target, config.steps)
+
+        # 3) All others go with their column.
+        gathered = start[:, tokens:]
+        factor = torch.where(gathered > 0, end[:, tokens:] / gathered, 1.0)
+        fused = main + space.told(factor.log())
+        return _normalised(mine.written(fused, end[:, :tokens].log()), main)
+
+    def _of_main(self, logprobs: Sequence[torch.Tensor | None]) -> torch.Tensor:
         main = logprobs[self._main]
         assert main is not None
-        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
-        found = self._search(main, self._dense[self._main], self._target(projected, shares, healing))
-        return torch.log_softmax(_alive(found, main), dim=-1)
+        return main
+
+    def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
+        """A member's tokens that are probable enough to need their row."""
+        config, space = self._config, self._spaces[member]
+        top = logprobs.topk(min(config.candidates, logprobs.shape[-1]), dim=-1)
+        live = top.values.exp() >= config.floor
+        tokens = max(1, int(live.sum(-1).amax()))
+        ids, live = top.indices[:, :tokens].contiguous(), live[:, :tokens]
+        return _Listed(ids, live, space.rows(ids, live))
+
+    def _with_images(self, listed: Sequence[_Listed | None]) -> _Listed:
+        """Main's probable tokens and its tokens for what the others favour, each once."""
+        space, mine = self._spaces[self._main], listed[self._main]
+        assert mine is not None
+        images = [mine.ids[:, :0]]
+        for member, theirs in enumerate(listed):
+            if member == self._main or theirs is None:
+                continue
+            most = self._config.images
+            columns, live = (
+                theirs.rows.index[:, :most, 0].to(mine.ids.device),
+                theirs.live[:, :most].to(mine.ids.device),
+            )
+            named = live & (columns < space.anchors)
+            # What is no image names main's best token, which is there already.
+            images.append(torch.where(named, space.anchor_ids[columns.masked_fill(~named, 0)], mine.ids[:, :1]))
+        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
+        new = ~_is_among(more, mine.ids.sort(dim=-1).values)
+        new[:, 1:] &= more[:, 1:] != more[:, :-1]
+        live = torch.cat([mine.live | _is_among(mine.ids, more), new], dim=-1)
+        live, order = live.sort(dim=-1, descending=True, stable=True)
+        ids = torch.cat([mine.ids, more], dim=-1).gather(-1, order)
+        return _Listed(ids, live, space.rows(ids, live))
+
+    def _token_rows(self, member: int, listed: _Listed) -> TokenRows:
+        space = self._spaces[member]
+        return TokenRows(listed.rows, space.anchors, space.self_mass)
+
+    def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
+        """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + anchors + 3]."""
+        own, others = listed.split(probs)
+        return torch.cat([own, self._spaces[member].gathered(others)], dim=-1)
 
     def _target(
         self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """The weighted average of the members' columns [rows, columns] over what all of them can know.
+        """The weighted average of the members' columns [rows, anchors + 2] over what all of them can know.
 
         Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
         main's distribution instead, in that member's share.
         """
         own = projected[self._main]
         assert own is not None
-        unknown = self._spaces[self._main].anchors + 1
-        kept = own[:, unknown, None]
+        kept = own[:, -1:].clone()
         known = own.clone()
-        known[:, unknown] = 0.0
+        known[:, -1] = 0.0
         room = known.sum(-1, keepdim=True)
         left = shares[:, self._main, None].to(own.device)
         average = torch.zeros_like(own)
@@ -93,98 +231,25 @@ class DeepenFusion:
                 correction = healing[member]
                 meant = mass if correction is None else correction.applied(mass)
                 told = _where(shares[:, member, None].to(own.device), meant.to(own.device))
-                left = left + told[:, unknown, None]
+                left = left + told[:, -1:]
                 average += told
-        average[:, unknown] = 0.0
+        average[:, -1] = 0.0
         average += left * known / room.clamp_min(_TINY)
         average *= room / average.sum(-1, keepdim=True).clamp_min(_TINY)
-        average[:, unknown] = kept[:, 0]
+        average[:, -1:] = kept
         return average
 
-    def _fuse_candidates(
-        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
-    ) -> torch.Tensor:
-        """With the tokens that matter."""
-        main = logprobs[self._main]
-        assert main is not None
-        space, config = self._spaces[self._main], self._config
-        projected: list[torch.Tensor | None] = [None] * len(logprobs)  # each [rows, anchors + 4]
-        images = [space.stop_ids.expand(len(main), -1)]
-        for member, values in enumerate(logprobs):
-            if values is None or member == self._main:
-                continue
-            top = values.topk(min(config.candidates, values.shape[-1]), dim=-1)
-            probable = top.values.exp() >= config.row_floor
-            rows = self._spaces[member].rows(top.indices, probable)
-            projected[member] = _projected(top.values.exp(), rows)
-            favoured = rows.index[:, : config.images, 0].masked_fill(~probable[:, : config.images], -1)
-            images.append(self._images(favoured.to(main.device)))
 
-        # 1) Candidates: main's best tokens, its tokens for what the others favour, and its stop tokens.
-        best = main.topk(min(config.candidates, main.shape[-1]), dim=-1)
-        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
-        start = main.gather(-1, more)
-        known = _is_among(more, best.indices.sort(dim=-1).values)
-        known[:, 1:] |= more[:, 1:] == more[:, :-1]
-        wanted = (best.values.exp() >= config.row_floor) | _is_among(best.indices, more)
-        best_rows = space.rows(best.indices, wanted)
-        projected[self._main] = _projected(best.values.exp(), best_rows)
-        start = torch.cat([best.values, start.masked_fill(known, -torch.inf)], dim=-1)  # [rows, best + images]
-
-        # 2) All other tokens as one on the tail column.
-        tail = _tail(main, start, best.indices, more)  # [rows, 1]
-        start = torch.cat([start, tail], dim=-1)
-        entries = EntryRows(_joined(best_rows, space.rows(more)))
-        found = self._search(start, entries, entries.take(self._target(projected, shares, healing)))
-        found = torch.log_softmax(_alive(found, start), dim=-1)
-
-        # 3) Candidates take their new log-probability, the others keep their proportions among each other.
-        fused = main + torch.where(torch.isfinite(tail), found[:, -1:] - tail, 0.0)
-        more_new = torch.where(known, fused.gather(-1, more), found[:, best.values.shape[-1] : -1])
-        # A known image is written with what stands there; if that is one of the best, the next line sets it right.
-        fused.scatter_(-1, more, _first_of_equals(more, more_new))
-        return fused.scatter_(-1, best.indices, found[:, : best.values.shape[-1]])
-
-    def _images(self, columns: torch.Tensor) -> torch.Tensor:
-        """Main's tokens for some columns [rows, images]; the first anchor's where a column is not one of an anchor."""
-        space = self._spaces[self._main]
-        return space.anchor_ids[torch.where(columns < space.anchors, columns, 0).clamp_min(0)]
-
-    def _search(self, logprobs: torch.Tensor, rows: Rows, target: torch.Tensor) -> torch.Tensor:
-        """From main's log-probabilities of some tokens to the fused ones, not normalised."""
-        config = self._config
-        if config.search == "adamw":
-            columns = self._spaces[self._main].anchors + 2
-            return adamw(logprobs, rows, target, config.trust_radius, config.steps, columns)
-        return expectation_maximisation(logprobs.exp(), rows, target, config.steps).log()
+def _parts(batch: torch.Tensor) -> Iterator[slice]:
+    """Slices of a batch [rows, vocabulary] that are worked on at a time."""
+    rows = max(1, (_CPU_PART if batch.device.type == "cpu" else _GPU_PART) // batch.shape[-1])
+    return (slice(start, start + rows) for start in range(0, len(batch), rows))
 
 
-def _projected(probs: torch.Tensor, rows: SparseRows) -> torch.Tensor:
-    """A member's most probable tokens in the relative space, all others on the tail column, [rows, anchors + 4]."""
-    mass = rows.project(probs)
-    mass[:, rows.anchors + 2] = (1.0 - probs.sum(-1)).clamp_min(0.0)
-    return mass
-
-
-def _tail(main: torch.Tensor, taken: torch.Tensor, best: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-    """Log-probability [rows, 1] of all of main's tokens but the taken ones, whose ids are `best` and `more`.
-
-    One minus the taken mass is off by float32's resolution of one, which is more than a small tail has: there the tail
-    itself is summed.
-    """
-    mass = 1.0 - taken.exp().sum(-1, keepdim=True)
-    small = (mass[:, 0] < _SMALL_TAIL).nonzero()[:, 0]
-    tail = mass.clamp_min(_SMALL_TAIL).log()
-    if len(small):
-        left = main[small].scatter(-1, best[small], -torch.inf).scatter(-1, more[small], -torch.inf)
-        tail = tail.index_copy(0, small, torch.logsumexp(left, dim=-1, keepdim=True))
-    return tail
-
-
-def _alive(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """What a search has found, or its start in rows where nothing main can say is near the target."""
+def _normalised(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities that sum to one; the start in rows where nothing main can say is near the target."""
     best = found.amax(-1, keepdim=True)
-    return torch.where(torch.isfinite(best), found, start)
+    return torch.log_softmax(torch.where(torch.isfinite(best), found, start), dim=-1)
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
@@ -198,22 +263,3 @@ def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
 def _where(share: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
     """`share * mass`, and zero where the share is zero whatever the mass is."""
     return torch.where(share > 0, share * mass, torch.zeros_like(mass))
-
-
-def _first_of_equals(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values of sorted ids [rows, ids], equal ids with the value of the first: the order of writing is no matter."""
-    first = torch.searchsorted(ids, ids)
-    return values.gather(-1, first)
-
-
-def _joined(best: SparseRows, more: SparseRows) -> SparseRows:
-    """The rows of main's best tokens, those of the images, and one token with all its mass on the tail column."""
-    index = best.index.new_zeros(len(best.index), 1, best.index.shape[-1])
-    value = best.value.new_zeros(index.shape)
-    index[..., 0], value[..., 0] = best.anchors + 2, 1.0
-    return SparseRows(
-        torch.cat([best.index, more.index, index], dim=-2),
-        torch.cat([best.value, more.value, value], dim=-2),
-        torch.cat([best.spread, more.spread, best.spread.new_zeros(len(best.spread), 1)], dim=-1),
-        best.anchors,
-    )

@@ -1,0 +1,73 @@
+"""Rows of a relative matrix without the matrix: some by their largest entries, all others by one column.
+
+Columns are the anchors and behind them **stop**, where every token that ends a text has all its mass, and **unknown**,
+for tokens that no other member can know (control tokens, ids without a token).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows by their largest entries; what lies below them is spread evenly over all anchors.
+
+    Attributes:
+        index: int64 [..., tokens, entries], columns.
+        value: float32 [..., tokens, entries], mass on these columns.
+        spread: float32 [..., tokens], mass below the entries.
+    """
+
+    index: torch.Tensor
+    value: torch.Tensor
+    spread: torch.Tensor
+
+    def taken(self, rows: slice, tokens: int) -> SparseRows:
+        """The first tokens of some rows of the batch."""
+        return SparseRows(
+            self.index[rows, :tokens].contiguous(),
+            self.value[rows, :tokens].contiguous(),
+            self.spread[rows, :tokens].contiguous(),
+        )
+
+
+class TokenRows:
+    """All tokens of a vocabulary: some with rows of their own, the others gathered by the column they stand for.
+
+    Probabilities [batch, some + anchors + 3] are those of the tokens with rows, then the sum of all other tokens of
+    each column, then the sum of the tokens that have neither. A token that stands for an anchor keeps `keeps` of its
+    mass there and spreads the rest, as the median row does; one with neither row nor column spreads all.
+
+    Args:
+        rows: Of some tokens [batch, some].
+        anchors: Number of anchors.
+        keeps: Self-mass of tokens without a row.
+    """
+
+    def __init__(self, rows: SparseRows, anchors: int, keeps: float) -> None:
+        self._at = rows.index.flatten(-2)  # [batch, some * entries]
+        self._value, self._spread = rows.value, rows.spread
+        self._anchors, self._keeps = anchors, keeps
+
+    def project(self, probs: torch.Tensor) -> torch.Tensor:
+        """`p R`, [batch, some + anchors + 3] -> [batch, anchors + 2]."""
+        some = self._spread.shape[-1]
+        one, rest = probs[:, :some], probs[:, some:]
+        columns = rest[:, :-1].clone()
+        even = (1 - self._keeps) * columns[:, : self._anchors].sum(-1, keepdim=True)
+        even += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
+        columns[:, : self._anchors] *= self._keeps
+        columns[:, : self._anchors] += even / self._anchors
+        return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
+
+    def lift(self, columns: torch.Tensor) -> torch.Tensor:
+        """`R x`, [batch, anchors + 2] -> [batch, some + anchors + 3]."""
+        mean = columns[:, : self._anchors].mean(-1, keepdim=True)
+        one = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1) + self._spread * mean
+        lifted = torch.cat([one, columns, mean], dim=-1)
+        anchors = lifted[:, one.shape[-1] : one.shape[-1] + self._anchors]
+        anchors.mul_(self._keeps).add_((1 - self._keeps) * mean)
+        return lifted

@@ -1,0 +1,123 @@
+"""The relative space: sparse rows against the whole matrix, the columns of all other tokens, calibration, memory."""
+
+import pytest
+import torch
+from space_parts import ANCHORS, MAIN, spaces
+
+from deepen_core.relative import RelativeSpace, relative_matrix
+from deepen_core.sparse_rows import SparseRows, TokenRows
+
+
+def whole(rows, tokens):
+    """Sparse rows of one batch row as a matrix [tokens, anchors + 2], by plain loops."""
+    matrix = torch.zeros(tokens, ANCHORS + 2, dtype=torch.float64)
+    for token in range(tokens):
+        for column, value in zip(rows.index[token].tolist(), rows.value[token].tolist(), strict=True):
+            matrix[token, column] += value
+        matrix[token, :ANCHORS] += float(rows.spread[token]) / ANCHORS
+    return matrix
+
+
+def test_rows_equal_the_dense_matrix():
+    (space, _) = spaces()
+    rows = space.rows(torch.arange(MAIN))
+    torch.testing.assert_close(whole(rows, MAIN).float(), space.dense(), atol=1e-6, rtol=0)
+    assert float(rows.spread.max()) == 0.0  # all entries are kept
+
+
+def test_rows_that_are_not_wanted_are_not_built():
+    (space, _) = spaces()
+    rows = space.rows(torch.tensor([[3, 4, 99]]), torch.tensor([[True, False, False]]))
+    assert space.rows_built == 1
+    torch.testing.assert_close(rows.value[0, 0].sum(), torch.tensor(1.0))
+    assert int(rows.index.max()) < ANCHORS + 2
+
+
+def test_kept_entries_are_the_largest_and_no_mass_is_lost():
+    (space, _) = spaces(entries=7, temperature=10.0)
+    rows, dense = space.rows(torch.arange(MAIN)), space.dense()
+    torch.testing.assert_close(rows.value.sum(-1) + rows.spread, torch.ones(MAIN))
+    torch.testing.assert_close(rows.value[:80].sum(-1), dense[:80].topk(7).values.sum(-1))
+    assert float(rows.spread[:80].min()) > 0
+
+
+def test_rows_do_not_depend_on_when_they_are_built():
+    (at_once, _), (one_by_one, _) = spaces(entries=7), spaces(entries=7)
+    whole = at_once.rows(torch.arange(MAIN))
+    for token_id in reversed(range(MAIN)):
+        one_by_one.rows(torch.tensor([token_id]))
+    again = one_by_one.rows(torch.arange(MAIN))
+    assert torch.equal(whole.index, again.index)
+    torch.testing.assert_close(whole.value, again.value)
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.8, 1.0])
+def test_token_rows_are_the_matrix_that_they_stand_for(keeps):
+    """Projecting and lifting against a matrix written out by its definition, in double precision."""
+    (space, _), random = spaces(entries=7, temperature=10.0), torch.Generator().manual_seed(4)
+    ids = torch.stack([torch.randperm(MAIN, generator=random)[:30] for _ in range(2)])
+    sparse = space.rows(ids)
+    rows = TokenRows(sparse, ANCHORS, keeps)
+    even = torch.cat([torch.full((ANCHORS,), 1 / ANCHORS), torch.zeros(2)]).double()
+    columns = torch.eye(ANCHORS + 2).double()
+    columns[:ANCHORS] = keeps * columns[:ANCHORS] + (1 - keeps) * even
+    for place in range(2):
+        one = SparseRows(sparse.index[place], sparse.value[place].double(), sparse.spread[place].double())
+        matrix = torch.cat([whole(one, 30), columns, even[None]])
+        torch.testing.assert_close(matrix.sum(-1), torch.ones(len(matrix)).double())
+        probs = torch.softmax(torch.randn(2, len(matrix), generator=random), -1)
+        torch.testing.assert_close(rows.project(probs)[place], (probs[place].double() @ matrix).float())
+        across = torch.rand(2, ANCHORS + 2, generator=random)
+        torch.testing.assert_close(rows.lift(across)[place], (matrix @ across[place].double()).float())
+
+
+def test_gathered_tokens_are_the_sums_of_their_columns():
+    (space, _) = spaces()
+    probs = torch.softmax(torch.randn(3, MAIN, generator=torch.Generator().manual_seed(9)), -1)
+    columns = space.gathered(probs)
+    assert columns.shape == (3, ANCHORS + 3)
+    torch.testing.assert_close(columns[:, :ANCHORS], probs[:, :ANCHORS])  # anchors come first in this vocabulary
+    torch.testing.assert_close(columns[:, ANCHORS], probs[:, MAIN - 5])  # the token that ends a text
+    torch.testing.assert_close(columns[:, ANCHORS + 1], probs[:, MAIN - 4 :].sum(-1))  # control tokens
+    torch.testing.assert_close(columns[:, ANCHORS + 2], probs[:, ANCHORS : MAIN - 5].sum(-1))  # shared with nobody
+    told = space.told(columns)
+    torch.testing.assert_close(told[:, :ANCHORS], columns[:, :ANCHORS])
+    torch.testing.assert_close(told[:, MAIN - 4 :], columns[:, ANCHORS + 1, None].expand(3, 4))
+
+
+def test_tokens_that_go_by_their_beginning_are_gathered_there():
+    embeddings = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    fixed = torch.tensor([-1, -1, 1, 1, 2], dtype=torch.int32)  # two anchors, two that begin as the second, an end
+    space = RelativeSpace(embeddings, torch.tensor([0, 1]), fixed=fixed)
+    columns = space.gathered(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]))
+    torch.testing.assert_close(columns, torch.tensor([[0.1, 0.65, 0.25, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("target", [0.3, 0.9])
+def test_calibration_reaches_its_target(target):
+    random = torch.Generator().manual_seed(5)
+    embeddings = torch.randn(300, 32, generator=random) + 0.8  # a common component, as real embeddings have
+    fixed = torch.full((300,), -1, dtype=torch.int32)
+    space = RelativeSpace(embeddings, torch.arange(200), fixed=fixed, target_self_mass=target)
+    own = relative_matrix(embeddings, torch.arange(200), space.temperature)[:200].diagonal()
+    assert float(own.median()) == pytest.approx(target, abs=0.01)
+    assert space.self_mass == pytest.approx(target, abs=0.01)
+
+
+def test_untrained_tokens_do_not_drive_the_calibration():
+    random = torch.Generator().manual_seed(6)
+    embeddings = torch.randn(300, 32, generator=random)
+    fixed = torch.full((300,), -1, dtype=torch.int32)
+    sound = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
+    embeddings[100:160] = embeddings[100] + 1e-4 * torch.randn(60, 32, generator=random)
+    spoiled = RelativeSpace(embeddings, torch.arange(200), fixed=fixed)
+    assert spoiled.temperature < 1.6 * sound.temperature
+
+
+def test_memory_is_reported_and_far_below_the_matrix():
+    random = torch.Generator().manual_seed(7)
+    embeddings = torch.randn(4000, 16, generator=random)
+    space = RelativeSpace(embeddings, torch.arange(3000), fixed=torch.full((4000,), -1, dtype=torch.int32), entries=32)
+    space.rows(torch.arange(0, 4000, 4))
+    assert space.bytes_held < 0.02 * 4000 * 3000 * 4
+    assert space.bytes_held > 3000 * 16 * 4
