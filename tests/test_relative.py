@@ -74,8 +74,8 @@ def test_token_rows_are_the_matrix_that_they_stand_for(keeps):
 def test_gathered_tokens_are_the_sums_of_their_columns():
     (space, _) = spaces()
     probs = torch.softmax(torch.randn(3, MAIN, generator=torch.Generator().manual_seed(9)), -1)
-    columns = space.gathered(probs)
-    assert columns.shape == (3, ANCHORS + 3)
+    columns = torch.full((3, ANCHORS + 3), torch.nan)
+    space.gather(probs, into=columns)
     torch.testing.assert_close(columns[:, :ANCHORS], probs[:, :ANCHORS])  # anchors come first in this vocabulary
     torch.testing.assert_close(columns[:, ANCHORS], probs[:, MAIN - 5])  # the token that ends a text
     torch.testing.assert_close(columns[:, ANCHORS + 1], probs[:, MAIN - 4 :].sum(-1))  # control tokens
@@ -89,7 +89,8 @@ def test_tokens_that_go_by_their_beginning_are_gathered_there():
     embeddings = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     fixed = torch.tensor([-1, -1, 1, 1, 2], dtype=torch.int32)  # two anchors, two that begin as the second, an end
     space = RelativeSpace(embeddings, torch.tensor([0, 1]), fixed=fixed)
-    columns = space.gathered(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]))
+    columns = torch.empty(1, 5)
+    space.gather(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]), into=columns)
     torch.testing.assert_close(columns, torch.tensor([[0.1, 0.65, 0.25, 0.0, 0.0]]))
 
 

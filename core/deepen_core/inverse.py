@@ -12,7 +12,7 @@ _TINY = 1e-20  # keeps a column that nothing projects to out of the quotient
 
 
 class Rows(Protocol):
-    """Rows of a relative matrix `R`, however they and its columns are stored."""
+    """Rows of a relative matrix `R`, however they are stored. Results are new tensors, which a search may overwrite."""
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [..., tokens] -> [..., columns]."""
@@ -21,6 +21,12 @@ class Rows(Protocol):
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
         """`R x`, [..., columns] -> [..., tokens]."""
         ...
+
+
+def _ratio(target: torch.Tensor, probs: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """`q / (p R)`, [..., columns]."""
+    projected = rows.project(probs).clamp_min_(_TINY)
+    return torch.div(target, projected, out=projected)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,7 @@ def expectation_maximisation(probs: torch.Tensor, rows: Rows, target: torch.Tens
         steps: Iterations.
     """
     for _ in range(steps):
-        ratio = target / rows.project(probs).clamp_min(_TINY)
-        probs = probs * rows.lift(ratio)
+        probs = rows.lift(_ratio(target, probs, rows)).mul_(probs)
     return probs
 
 
@@ -87,8 +92,8 @@ def adamw(
         every = (
             probs if rest is None else torch.cat([probs, rest * (shares[..., -1:] / still.clamp_min(_TINY))], dim=-1)
         )
-        ratio = target / rows.project(every).clamp_min(_TINY)
-        gradient = -(probs / columns) * (rows.lift(ratio)[..., :tokens] - 1.0)
+        lifted = rows.lift(_ratio(target, every, rows))[..., :tokens]
+        gradient = -(probs / columns) * (lifted - 1.0)
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient.square()
         mean = first / (1 - beta1 ** (step + 1))

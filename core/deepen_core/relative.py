@@ -156,19 +156,17 @@ class RelativeSpace:
         index[..., 0] = torch.where(computed, index[..., 0], fixed)
         return SparseRows(index, self._value[at], self._spread[at])
 
-    def gathered(self, probs: torch.Tensor) -> torch.Tensor:
-        """The sum of the tokens that stand for each column, and of those that stand for none.
+    def gather(self, probs: torch.Tensor, into: torch.Tensor) -> None:
+        """Sums the tokens that stand for each column, and those that stand for none.
 
         Args:
             probs: float32 [rows, vocabulary].
-
-        Returns:
-            float32 [rows, anchors + 3].
+            into: Overwritten, float32 [rows, anchors + 3].
         """
-        columns = probs.new_zeros(len(probs), self.anchors + 3)
-        columns[:, : self.anchors] = probs.index_select(-1, self.anchor_ids)
+        into[:, : self.anchors] = probs.index_select(-1, self.anchor_ids)
+        into[:, self.anchors :] = 0.0
         others = probs.index_select(-1, self._others)
-        return columns.scatter_add_(-1, self._other_columns.expand(len(probs), -1), others)
+        into.scatter_add_(-1, self._other_columns.expand(len(probs), -1), others)
 
     def told(self, columns: torch.Tensor) -> torch.Tensor:
         """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""

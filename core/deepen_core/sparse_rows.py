@@ -54,20 +54,25 @@ class TokenRows:
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [batch, some + anchors + 3] -> [batch, anchors + 2]."""
-        some = self._spread.shape[-1]
+        some, anchors = self._spread.shape[-1], self._anchors
         one, rest = probs[:, :some], probs[:, some:]
-        columns = rest[:, :-1].clone()
-        even = (1 - self._keeps) * columns[:, : self._anchors].sum(-1, keepdim=True)
+        even = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
         even += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
-        columns[:, : self._anchors] *= self._keeps
-        columns[:, : self._anchors] += even / self._anchors
+        columns = rest.new_empty(len(rest), anchors + 2)
+        torch.add(even / anchors, rest[:, :anchors], alpha=self._keeps, out=columns[:, :anchors])
+        columns[:, anchors:] = rest[:, anchors:-1]
         return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
 
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
         """`R x`, [batch, anchors + 2] -> [batch, some + anchors + 3]."""
-        mean = columns[:, : self._anchors].mean(-1, keepdim=True)
-        one = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1) + self._spread * mean
-        lifted = torch.cat([one, columns, mean], dim=-1)
-        anchors = lifted[:, one.shape[-1] : one.shape[-1] + self._anchors]
-        anchors.mul_(self._keeps).add_((1 - self._keeps) * mean)
+        some, anchors = self._spread.shape[-1], self._anchors
+        mean = columns[:, :anchors].mean(-1, keepdim=True)
+        lifted = columns.new_empty(len(columns), some + anchors + 3)
+        taken = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1)
+        torch.addcmul(taken, self._spread, mean, out=lifted[:, :some])
+        torch.add(
+            (1 - self._keeps) * mean, columns[:, :anchors], alpha=self._keeps, out=lifted[:, some : some + anchors]
+        )
+        lifted[:, some + anchors : -1] = columns[:, anchors:]
+        lifted[:, -1:] = mean
         return lifted

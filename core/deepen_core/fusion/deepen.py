@@ -8,6 +8,7 @@ know, are for main to decide: a member that speaks of its own has no say in that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,12 +90,13 @@ class DeepenFusion:
         mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
         if len(mixed) == 0:
             return main
-        rows = mixed.to(main.device)
-        chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
-        healed = [None if h is None else h.taken(mixed) for h in healing] or [None] * len(logprobs)
         combine = self._fuse_whole if self._config.exact else self._fuse_sparse
-        fused = combine(chosen, shares[mixed], healed)
-        return fused if len(mixed) == len(main) else main.index_copy(0, rows, fused)
+        healed = list(healing) or [None] * len(logprobs)
+        if len(mixed) == len(main):
+            return combine(logprobs, shares, healed)
+        chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
+        fused = combine(chosen, shares[mixed], [None if h is None else h.taken(mixed) for h in healed])
+        return main.index_copy(0, mixed.to(main.device), fused)
 
     def _fuse_whole(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
@@ -169,12 +171,9 @@ class DeepenFusion:
         return main
 
     def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
-        """A member's tokens that are probable enough to need their row."""
+        """A member's tokens that are probable enough to need their row, the most probable first."""
         config, space = self._config, self._spaces[member]
-        top = logprobs.topk(min(config.candidates, logprobs.shape[-1]), dim=-1)
-        live = top.values.exp() >= config.floor
-        tokens = max(1, int(live.sum(-1).amax()))
-        ids, live = top.indices[:, :tokens].contiguous(), live[:, :tokens]
+        ids, live = _largest(logprobs, config.floor, config.candidates)
         return _Listed(ids, live, space.rows(ids, live))
 
     def _with_images(self, listed: Sequence[_Listed | None]) -> _Listed:
@@ -191,12 +190,12 @@ class DeepenFusion:
                 theirs.live[:, :most].to(mine.ids.device),
             )
             named = live & (columns < space.anchors)
-            # What is no image names main's best token, which is there already.
+            # What is no image names main's best token instead, which counts once.
             images.append(torch.where(named, space.anchor_ids[columns.masked_fill(~named, 0)], mine.ids[:, :1]))
         more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
-        new = ~_is_among(more, mine.ids.sort(dim=-1).values)
+        new = ~_is_among(more, mine.ids.masked_fill(~mine.live, -1).sort(dim=-1).values)
         new[:, 1:] &= more[:, 1:] != more[:, :-1]
-        live = torch.cat([mine.live | _is_among(mine.ids, more), new], dim=-1)
+        live = torch.cat([mine.live, new], dim=-1)
         live, order = live.sort(dim=-1, descending=True, stable=True)
         ids = torch.cat([mine.ids, more], dim=-1).gather(-1, order)
         return _Listed(ids, live, space.rows(ids, live))
@@ -207,8 +206,11 @@ class DeepenFusion:
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
         """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + anchors + 3]."""
-        own, others = listed.split(probs)
-        return torch.cat([own, self._spaces[member].gathered(others)], dim=-1)
+        space, tokens = self._spaces[member], listed.ids.shape[-1]
+        mass = probs.new_empty(len(probs), tokens + space.anchors + 3)
+        mass[:, :tokens], others = listed.split(probs)
+        space.gather(others, into=mass[:, tokens:])
+        return mass
 
     def _target(
         self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
@@ -220,23 +222,21 @@ class DeepenFusion:
         """
         own = projected[self._main]
         assert own is not None
-        kept = own[:, -1:].clone()
-        known = own.clone()
-        known[:, -1] = 0.0
-        room = known.sum(-1, keepdim=True)
+        known, room = own[:, :-1], own[:, :-1].sum(-1, keepdim=True)
         left = shares[:, self._main, None].to(own.device)
         average = torch.zeros_like(own)
         for member, mass in enumerate(projected):
-            if mass is not None and member != self._main:
-                correction = healing[member]
-                meant = mass if correction is None else correction.applied(mass)
-                told = _where(shares[:, member, None].to(own.device), meant.to(own.device))
-                left = left + told[:, -1:]
-                average += told
-        average[:, -1] = 0.0
-        average += left * known / room.clamp_min(_TINY)
-        average *= room / average.sum(-1, keepdim=True).clamp_min(_TINY)
-        average[:, -1:] = kept
+            if mass is None or member == self._main:
+                continue
+            correction, share = healing[member], shares[:, member, None]
+            told = (mass if correction is None else correction.applied(mass)).to(own.device)
+            if bool((share == 0).any()):  # whatever stands in a row where a member abstains
+                told = told.masked_fill((share == 0).to(own.device), 0.0)
+            average.addcmul_(told, share.to(own.device))
+            left = left + share.to(own.device) * told[:, -1:]
+        others = average[:, :-1].addcmul_(known, left / room.clamp_min(_TINY))
+        others.mul_(room / others.sum(-1, keepdim=True).clamp_min(_TINY))
+        average[:, -1:] = own[:, -1:]
         return average
 
 
@@ -246,10 +246,34 @@ def _parts(batch: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(batch), rows))
 
 
+def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of a probability of at least `floor`, but at most `most` of them, the most probable first.
+
+    Returns:
+        ids, int64 [rows, tokens], and which of them are meant, bool [rows, tokens]; at least one place.
+    """
+    meant = logprobs >= (math.log(floor) if floor > 0 else -math.inf)
+    counts = meant.sum(-1, keepdim=True)  # [rows, 1]
+    tokens = int(counts.amax())
+    if tokens > most:
+        top = logprobs.topk(most, dim=-1)
+        return top.indices, meant.gather(-1, top.indices)
+    row, ids = meant.nonzero(as_tuple=True)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row, 0]
+    padded = counts.new_zeros(len(logprobs), max(1, tokens))
+    padded[row, place] = ids
+    meant = torch.arange(padded.shape[-1], device=row.device) < counts
+    values = logprobs.gather(-1, padded).masked_fill(~meant, -math.inf)
+    order = values.argsort(dim=-1, descending=True, stable=True)
+    return padded.gather(-1, order), meant.gather(-1, order)
+
+
 def _normalised(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Log-probabilities that sum to one; the start in rows where nothing main can say is near the target."""
-    best = found.amax(-1, keepdim=True)
-    return torch.log_softmax(torch.where(torch.isfinite(best), found, start), dim=-1)
+    lost = ~torch.isfinite(found.amax(-1, keepdim=True))
+    if bool(lost.any()):
+        found = torch.where(lost, start, found)
+    return torch.log_softmax(found, dim=-1)
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
@@ -258,8 +282,3 @@ def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(ids, dtype=torch.bool)
     place = torch.searchsorted(those, ids).clamp_max(those.shape[-1] - 1)
     return those.gather(-1, place) == ids
-
-
-def _where(share: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """`share * mass`, and zero where the share is zero whatever the mass is."""
-    return torch.where(share > 0, share * mass, torch.zeros_like(mass))
