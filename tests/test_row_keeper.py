@@ -1,6 +1,7 @@
 """Rows that outlive an ensemble: found again, never trusted, never in the way."""
 
 import pytest
+import torch
 
 from deepen_core import Ensemble
 from deepen_core.store import RowStore
@@ -93,3 +94,44 @@ def test_nothing_new_is_not_written_again(again, tmp_path):
     with again() as second:
         second.generate(PROMPT, max_new_tokens=5)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows-*.safetensors")} == before
+
+
+def test_rows_of_two_processes_add_up(again):
+    """Each leaves what the other has not built: the later save does not undo the earlier one."""
+    with again() as first, again() as second:
+        first.generate(PROMPT, max_new_tokens=10, ignore_eos=True)
+        second.generate("def mean(values):", max_new_tokens=10, ignore_eos=True)
+        ids = [{int(i) for e in (first, second) for i in (e._fusion.spaces[m]._slot >= 0).nonzero()} for m in (0, 1)]
+        assert [len(i) for i in ids] > rows_built(first)
+    with again() as third:
+        assert [{int(i) for i in (space._slot >= 0).nonzero()} for space in third._fusion.spaces] == ids
+        dense = third._fusion.spaces[0].dense()
+        rows = third._fusion.spaces[0].rows(torch.tensor(sorted(ids[0])))
+        picked = dense[sorted(ids[0])].gather(-1, rows.index)
+        torch.testing.assert_close(picked, rows.value, atol=1e-5, rtol=0)
+
+
+def test_a_long_build_is_kept_as_it_goes(again, monkeypatch):
+    """What a build that is killed has done so far is found by the next one."""
+    monkeypatch.setattr("deepen_core.row_keeper._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("deepen_core.relative._BUILD_CHUNK", 50)
+    saved = []
+    save = RowStore.save
+
+    def save_twice(store, key, tensors):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(len(tensors["spread"]) - 1)
+        return save(store, key, tensors)
+
+    first = again()
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "save", save_twice)
+        with pytest.raises(KeyboardInterrupt):
+            first.prepare(progress=False)
+    assert saved == [50, 100]
+    with again() as second:
+        assert rows_built(second) == [100, 0]
+        second.prepare(progress=False)
+        assert rows_built(second) == [int((space.fixed < 0).sum()) for space in second._fusion.spaces]
+    first.close()

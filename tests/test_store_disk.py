@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from store_parts import SPACE, child, fail, header, made_from, names, put, same, some_rows
 
-from deepen_core.store import RowStore, StoreWarning, default_folder
+from deepen_core.store import FORMAT_VERSION, RowStore, StoreWarning, default_folder
 
 # A disk that refuses
 
@@ -161,7 +161,7 @@ def test_entries_tell_what_is_there(store):
     assert (second.rows, second.bytes) == (7, new.stat().st_size)
     assert second.age_days == pytest.approx(1, abs=0.01)
     assert second.facts == {
-        "format_version": "1",
+        "format_version": str(FORMAT_VERSION),
         "key": SPACE.key,
         "model": "general",
         "tokens": "11",

@@ -8,6 +8,7 @@ import time
 import pytest
 from store_parts import SPACE, child, fail, names, same, some_rows
 
+from deepen_core.store import StoreWarning
 from deepen_core.store import rows as rows_module
 
 HALF_WAY = """
@@ -20,7 +21,7 @@ HALF_WAY = """
 """
 
 
-def test_a_killed_build_leaves_a_file_that_the_next_save_removes(store):
+def test_a_killed_build_leaves_a_file_that_the_next_load_removes_and_tells(store):
     store.save(SPACE, some_rows(seed=1))
     with child(HALF_WAY, store.folder) as process:
         assert process.stdout.readline() == "half way\n"
@@ -30,7 +31,9 @@ def test_a_killed_build_leaves_a_file_that_the_next_save_removes(store):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert len(names(store.folder)) == 2
-    assert same(store.load(SPACE), some_rows(seed=2))
+    with pytest.warns(StoreWarning, match="rows of general were left half written .* by a process that was killed"):
+        assert same(store.load(SPACE), some_rows(seed=2))
+    assert names(store.folder) == [SPACE.file_name]
     assert len(store.entries()) == 1
     assert store.save(SPACE, some_rows(seed=3))
     assert names(store.folder) == [SPACE.file_name]

@@ -304,9 +304,7 @@ class Ensemble:
         """
         with self._lock:
             self._check_open()
-            for space in self._fusion.spaces:
-                space.build(progress)
-            self._keeper.save()
+            self._keeper.build(progress)
 
     def close(self) -> None:
         """Releases the models and keeps new rows. A request under way ends with `ClosedError` at its next step."""
@@ -374,6 +372,8 @@ def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> M
         has_chat_template=tokenizer.reader.has_chat_template,
         temperature=space.temperature,
         self_mass=space.self_mass,
+        effective_support=space.effective_support,
+        rows_built=space.rows_built,
         bytes_per_token=tokenizer.bytes_per_token,
         space_bytes=space.bytes_held,
     )

@@ -7,35 +7,20 @@ and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from deepen_core.calibration import calibrate_temperature, effective_support, self_mass
+from deepen_core.proximity import Proximity
 from deepen_core.sparse_rows import SparseRows
 
 _CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
 _CALIBRATION_ANCHORS = 128
-_CALIBRATION_STEPS = 20
-_MAX_TEMPERATURE = 1e5
-_HALF_ABOVE = 16 * 2**20  # anchor embeddings of more numbers are held in half precision
-_ANCHOR_CHUNK = 8192
-
-
-def _unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to length one as `torch.cosine_similarity` does, in float32."""
-    rows = embeddings.float()
-    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / lengths.clamp_min(1e-8)
-
-
-def _relative_logits(units: torch.Tensor, unit_anchors: torch.Tensor) -> torch.Tensor:
-    """`l2norm(cos)`: what the temperature multiplies. Anchors held in half precision are widened chunk by chunk."""
-    cosines = torch.cat([units @ chunk.to(units.dtype).T for chunk in unit_anchors.split(_ANCHOR_CHUNK)], dim=-1)
-    return F.normalize(cosines, dim=-1, eps=1e-12)  # [rows, anchors]
+_BUILD_CHUNK = 4096
 
 
 def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperature: float = 100.0) -> torch.Tensor:
@@ -49,11 +34,12 @@ def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperat
     Returns:
         float32 [vocabulary, anchors]; each row sums to one.
     """
-    units = _unit_rows(embeddings)
-    unit_anchors = units[anchor_ids.long().to(units.device)]
-    rows = max(1, _CHUNK_FLOATS // max(1, len(unit_anchors)))
-    parts = [torch.softmax(temperature * _relative_logits(u, unit_anchors), dim=-1) for u in units.split(rows)]
-    return torch.cat(parts)
+    units = F.normalize(embeddings.float(), dim=-1, eps=1e-8)
+    anchors = units[anchor_ids.long().to(units.device)]
+    rows = max(1, _CHUNK_FLOATS // max(1, len(anchors)))
+    return torch.cat(
+        [torch.softmax(temperature * F.normalize(u @ anchors.T, dim=-1, eps=1e-12), dim=-1) for u in units.split(rows)]
+    )
 
 
 class RelativeSpace:
@@ -70,6 +56,7 @@ class RelativeSpace:
     Attributes:
         temperature: In use.
         self_mass: Median mass that an anchor's row has on that anchor.
+        effective_support: Median number of anchors that an anchor's row spreads over, the exponential of its entropy.
         entries: How many entries of a row are kept.
         fixed: As given.
     """
@@ -88,26 +75,24 @@ class RelativeSpace:
         device = embeddings.device
         self.anchor_ids = anchor_ids.to(device)
         self.anchors = len(anchor_ids)
-        self._unit_anchors = self._normalised_anchors()  # [anchors, width]
         self.entries = min(entries, self.anchors)
         self.fixed = fixed.to(device)
-        self.stop_ids = (self.fixed == self.anchors).nonzero()[:, 0]
+        self._proximity = Proximity(self._embeddings, self.anchor_ids)
 
-        step = max(1, self.anchors // _CALIBRATION_ANCHORS)
-        sample = torch.arange(0, self.anchors, step, device=device)
-        own = _unit_rows(self._embeddings[self.anchor_ids[sample]])
-        logits = _relative_logits(own, self._unit_anchors)  # [sample, anchors]
+        sample = self.anchor_ids[:: max(1, self.anchors // _CALIBRATION_ANCHORS)]
+        logits = self._proximity.logits(sample)  # [sample, vocabulary]
         if temperature == "auto":
             temperature = calibrate_temperature(logits, sample, target_self_mass)
         self.temperature = float(temperature)
-        self.self_mass = _self_mass(logits, sample, self.temperature)
+        self.self_mass = self_mass(logits, sample, self.temperature)
+        self.effective_support = effective_support(logits, self.temperature)
 
-        column = torch.where(self.fixed < 0, self.anchors + 2, self.fixed.long())  # what a token stands for
+        # What a token stands for: its own anchor, its fixed column, or none.
+        column = torch.where(self.fixed < 0, self.anchors + 2, self.fixed.long())
         column[self.anchor_ids] = torch.arange(self.anchors, device=device)
         self._column = column
-        is_anchor = torch.zeros(len(embeddings), dtype=torch.bool, device=device).index_fill_(0, self.anchor_ids, True)
-        self._others = (~is_anchor).nonzero()[:, 0]
-        self._other_columns = column[self._others]
+        self._other_columns = column[self._proximity.others]
+
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self.entries, dtype=torch.int32, device=device)
         self._value = torch.empty(0, self.entries, dtype=torch.float32, device=device)
@@ -117,14 +102,6 @@ class RelativeSpace:
         one[:, 0] = 1.0
         self._store(None, torch.zeros_like(one, dtype=torch.int32), one, one.new_zeros(1))
 
-    def _normalised_anchors(self) -> torch.Tensor:
-        half = self.anchors * self._embeddings.shape[1] > _HALF_ABOVE
-        shape = (self.anchors, self._embeddings.shape[1])
-        units = torch.empty(shape, dtype=torch.float16 if half else torch.float32, device=self.device)
-        for at in torch.arange(self.anchors, device=self.device).split(_ANCHOR_CHUNK):
-            units[at] = _unit_rows(self._embeddings[self.anchor_ids[at]]).to(units.dtype)
-        return units
-
     @property
     def device(self) -> torch.device:
         """Where rows live."""
@@ -133,9 +110,9 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        columns = (self.fixed, self._column, self._others, self._other_columns)
-        held = (self._unit_anchors, *columns, self._slot, self._index, self._value, self._spread)
-        return sum(t.numel() * t.element_size() for t in held)
+        columns = (self.anchor_ids, self.fixed, self._column, self._other_columns)
+        held = (*columns, self._slot, self._index, self._value, self._spread)
+        return self._proximity.bytes_held + sum(t.numel() * t.element_size() for t in held)
 
     def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
         """The rows of some tokens; missing ones are built by one matrix product.
@@ -165,35 +142,40 @@ class RelativeSpace:
         """
         into[:, : self.anchors] = probs.index_select(-1, self.anchor_ids)
         into[:, self.anchors :] = 0.0
-        others = probs.index_select(-1, self._others)
+        others = probs.index_select(-1, self._proximity.others)
         into.scatter_add_(-1, self._other_columns.expand(len(probs), -1), others)
 
     def told(self, columns: torch.Tensor) -> torch.Tensor:
         """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""
         return columns.index_select(-1, self._column)
 
-    def build(self, progress: bool = False) -> None:
-        """Builds the rows of all tokens ahead of time."""
+    def build(self, progress: bool = False) -> Iterator[int]:
+        """Builds the rows of all tokens ahead of time, a stretch at a time.
+
+        Args:
+            progress: Show a progress bar.
+
+        Yields:
+            How many rows are there, after each stretch.
+        """
         missing = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
-        for chunk in tqdm(missing.split(4096), desc="Building rows", disable=not progress, leave=False):
-            self._build(chunk)
+        with tqdm(total=len(missing), desc="Building rows", unit="row", disable=not progress, leave=False) as bar:
+            for stretch in missing.split(_BUILD_CHUNK):
+                self._build(stretch, bar)
+                yield self.rows_built
 
     def export(self) -> dict[str, torch.Tensor]:
         """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
         parts = {"index": self._index, "value": self._value, "spread": self._spread}
         return {"slot": self._slot.clone(), **{name: t[: self._built].clone() for name, t in parts.items()}}
 
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes over rows that `export` gave, of an equal space."""
-        moved = {name: t.to(self.device) for name, t in tensors.items()}
-        self._slot, self._index = moved["slot"], moved["index"]
-        self._value, self._spread = moved["value"], moved["spread"]
-        self._built = len(self._spread)
-
-    @property
-    def precision(self) -> str:
-        """What decides the rounding of rows."""
-        return f"{self._value.dtype} from {self._unit_anchors.dtype}"
+    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes over the rows that are not built here yet, from what `export` gave of an equal space."""
+        slot = tensors["slot"].to(self.device)
+        ids = ((slot >= 0) & (self._slot < 0)).nonzero()[:, 0]
+        at = slot[ids].long()
+        index, value, spread = (tensors[name].to(self.device)[at] for name in ("index", "value", "spread"))
+        self._store(ids, index, value, spread)
 
     @property
     def rows_built(self) -> int:
@@ -208,14 +190,15 @@ class RelativeSpace:
         matrix[ids, self.fixed[ids].long()] = 1.0
         return matrix
 
-    def _build(self, token_ids: torch.Tensor) -> None:
-        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // self.anchors)):
-            units = _unit_rows(self._embeddings[chunk])
-            mass = torch.softmax(self.temperature * _relative_logits(units, self._unit_anchors), dim=-1)
-            value, index = mass.topk(self.entries, dim=-1)  # [tokens, entries]
+    def _build(self, token_ids: torch.Tensor, bar: tqdm | None = None) -> None:
+        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // len(self._embeddings))):
+            mass = torch.softmax(self._proximity.logits(chunk).mul_(self.temperature), dim=-1)  # [tokens, vocabulary]
+            value, ids = mass.topk(self.entries, dim=-1)  # [tokens, entries]
             whole = self.entries == self.anchors
-            spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min(0.0)
-            self._store(chunk, index.int(), value, spread)
+            spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
+            self._store(chunk, self._column[ids].int(), value, spread)
+            if bar is not None:
+                bar.update(len(chunk))
 
     def _store(
         self, token_ids: torch.Tensor | None, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor
@@ -231,29 +214,3 @@ class RelativeSpace:
         if token_ids is not None:
             self._slot[token_ids] = torch.arange(self._built, need, dtype=torch.int32, device=self.device)
         self._built = need
-
-
-def _self_mass(logits: torch.Tensor, columns: torch.Tensor, temperature: float) -> float:
-    """Median mass of the rows of `logits` [rows, anchors] on their own columns.
-
-    Not the mean: tokens that training never met have nearly equal embeddings, share their mass at any temperature, and
-    would drive it far beyond what the others need.
-    """
-    mass = torch.softmax(temperature * logits, dim=-1)
-    return float(mass.gather(1, columns[:, None]).median())
-
-
-def calibrate_temperature(logits: torch.Tensor, columns: torch.Tensor, target: float) -> float:
-    """The temperature at which anchors keep `target` of their mass for themselves, by bisection.
-
-    Args:
-        logits: `l2norm(cos)` of some anchors [rows, anchors].
-        columns: The column of each of these anchors itself [rows].
-        target: Median self-mass, between 0 and 1. A vocabulary of mostly equal embeddings does not reach it at any
-            temperature; the result is then the largest tried.
-    """
-    low, high = 0.0, math.log(_MAX_TEMPERATURE)
-    for _ in range(_CALIBRATION_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _self_mass(logits, columns, math.exp(middle)) < target else (low, middle)
-    return math.exp(high)

@@ -147,6 +147,10 @@ class MemberInfo:
     """Of the relative representation, after calibration."""
     self_mass: float
     """Median share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
+    effective_support: float
+    """Median number of anchors that an anchor's row spreads over, the exponential of its entropy."""
+    rows_built: int
+    """Rows of the relative space that are there; others are built when they are needed."""
     bytes_per_token: float
     """Mean length of this member's tokens on a sample text."""
     space_bytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from deepen_core.store import Fingerprint, RowStore, fingerprint
 from deepen_core.vocabulary import Vocabulary
 
 _WORTH_KEEPING = 4096  # with fewer anchors, building a row is quicker than finding its file
+_SAVE_EVERY_S = 60.0  # of a long build no more than this is lost if it is killed
 
 
 class RowKeeper:
@@ -35,6 +37,7 @@ class RowKeeper:
         spaces: Sequence[RelativeSpace],
     ) -> None:
         self._store = RowStore(folder)
+        self._spaces = list(spaces)
         self._kept: list[tuple[RelativeSpace, Fingerprint]] = []
         self._saved: dict[str, int] = {}
         if len(anchors) < _WORTH_KEEPING:
@@ -43,18 +46,37 @@ class RowKeeper:
             self._kept.append((space, _fingerprint(member, anchors, space)))
 
     def load(self) -> None:
-        """Takes over the rows that an earlier process has left."""
+        """Takes over the rows that other processes have left."""
         for space, key in self._kept:
-            tensors = self._store.load(key)
-            if tensors is not None:
-                space.restore(tensors)
-            self._saved[key.key] = space.rows_built
+            self._adopt(space, key)
+
+    def build(self, progress: bool = False) -> None:
+        """Builds all rows of all members, and keeps them as it goes.
+
+        Args:
+            progress: Show progress bars.
+        """
+        saved = time.monotonic()
+        for space in self._spaces:
+            for _ in space.build(progress):
+                if time.monotonic() - saved > _SAVE_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
 
     def save(self) -> None:
-        """Leaves the rows to later processes, where new ones were built."""
+        """Leaves the rows to other processes, where new ones were built; those that they have left meanwhile stay."""
         for space, key in self._kept:
-            if space.rows_built > self._saved.get(key.key, 0) and self._store.save(key, space.export()):
-                self._saved[key.key] = space.rows_built
+            if space.rows_built > self._saved.get(key.key, 0):
+                self._adopt(space, key)
+                if self._store.save(key, space.export()):
+                    self._saved[key.key] = space.rows_built
+
+    def _adopt(self, space: RelativeSpace, key: Fingerprint) -> None:
+        tensors = self._store.load(key)
+        if tensors is not None:
+            space.adopt(tensors)
+            self._saved[key.key] = len(tensors["spread"]) - 1
 
 
 def _fingerprint(member: CausalMember, anchors: Anchors, space: RelativeSpace) -> Fingerprint:
@@ -65,7 +87,7 @@ def _fingerprint(member: CausalMember, anchors: Anchors, space: RelativeSpace) -
         anchors=anchors.tokens,
         temperature=space.temperature,
         entries=space.entries,
-        dtype=space.precision,
+        dtype="float32",
         fixed=space.fixed,
     )
 

@@ -26,6 +26,8 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str]] = {
     "chat template": lambda m: "yes" if m.has_chat_template else "no",
     "temperature": lambda m: f"{m.temperature:,.1f}",
     "self-mass": lambda m: f"{m.self_mass:.3f}",
+    "effective support": lambda m: f"{m.effective_support:,.1f} anchors",
+    "rows built": lambda m: f"{m.rows_built:,}",
     "relative space": lambda m: size(m.space_bytes),
 }
 _KNOWN = {"both": "Both know", "half": "Both are in two minds"}

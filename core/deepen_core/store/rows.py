@@ -87,9 +87,17 @@ class RowStore:
         """The tensors that were saved under a fingerprint, on the CPU, bit for bit.
 
         Returns:
-            None if there are none. What is there but not right is removed, with a `StoreWarning`.
+            None if there are none. What is there but not right is removed, with a `StoreWarning`; so is what a process
+            that was killed has left half written.
         """
         path = self.folder / fingerprint.file_name
+        if half := self._sweep(fingerprint.file_name):
+            _say_once(
+                "sweep",
+                path,
+                f"{half / 2**20:.1f} MiB of rows of {fingerprint.model} were left half written in {self.folder} by a "
+                "process that was killed. They are removed, and what is missing is built again.",
+            )
         try:
             with path.open("rb") as file:
                 data, identity = file.read(), os.fstat(file.fileno())
@@ -176,10 +184,14 @@ class RowStore:
                     _say_once("remove", path, f"{path} cannot be removed ({problem}).")
         return freed
 
-    def _sweep(self) -> int:
-        """Removes temporary files that nobody writes any more; returns their bytes."""
+    def _sweep(self, name: str = "rows-*") -> int:
+        """Removes temporary files that nobody writes any more; returns their bytes.
+
+        Args:
+            name: Of the files that they were to become.
+        """
         freed = 0
-        for path in self.folder.glob(".rows-*.tmp"):
+        for path in self.folder.glob(f".{name}.*.tmp"):
             with suppress(OSError):
                 size = path.stat().st_size
                 if _abandoned(path):
@@ -223,7 +235,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _say_once(action: Literal["read", "write", "remove"], path: Path, message: str) -> None:
+def _say_once(action: Literal["sweep", "read", "write", "remove"], path: Path, message: str) -> None:
     """Warns the caller of a public method, once per action, file and process."""
     with _saying:
         if (action, str(path)) in _said:
