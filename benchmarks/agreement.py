@@ -18,7 +18,7 @@ from deepen_core import Ensemble
 from deepen_core.config import resolve_fusion
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
-from deepen_core.fusion import DeepenFusion
+from deepen_core.fusion import Fusion, make_fusion
 from deepen_core.healing import Healing
 from deepen_core.relative import RelativeSpace
 
@@ -33,7 +33,7 @@ class Comparing:
         exact: The same with whole matrices.
     """
 
-    def __init__(self, fast: DeepenFusion, exact: DeepenFusion) -> None:
+    def __init__(self, fast: Fusion, exact: Fusion) -> None:
         self._fast, self._exact = fast, exact
         self.steps = self.equal = self.sure = self.sure_equal = self.cold = 0
         self.distance = 0.0
@@ -72,7 +72,7 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
         with Ensemble.load(models, main=main, fusion=fusion, progress=False, device="cpu") as ensemble:
             config = resolve_fusion(fusion).model_copy(update={"exact": True})
             spaces = list(ensemble._fusion.spaces)
-            both = Comparing(ensemble._fusion, DeepenFusion(spaces, main, config))
+            both = Comparing(ensemble._fusion, make_fusion(spaces, main, config))
             ensemble._decoder._fusion = both
             for place in range(0, len(prompts), 8):
                 if both.steps >= steps:

@@ -21,7 +21,7 @@ from benchmarks.reference import DenseReference
 from benchmarks.report import publish
 from benchmarks.worlds import CLASSES, World, logits, make_world
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import DeepenFusion
+from deepen_core.fusion import make_fusion
 
 SIZES = {
     "32k": ((32_000, 32_000), 24_000, 512),
@@ -65,7 +65,7 @@ def measure_speed(name: str, world: World, config: FusionConfig, repeats: int) -
     rows = []
     for entropy in CLASSES:
         for batch in (1, 16):
-            fusion = DeepenFusion(world.spaces(config.row_entries), 0, config)
+            fusion = make_fusion(world.spaces(config.row_entries), 0, config)
             values = logits(world, entropy, batch, seed=7)
             weights = torch.full((batch, 2), 0.5)
 
@@ -114,8 +114,8 @@ def measure_reference(world: World, warm_ms: float) -> dict[str, Any]:
 
 def measure_agreement(world: World, config: FusionConfig, steps: int) -> list[dict[str, Any]]:
     """Greedy choices and distance from the exact search, by entropy and by how sure main is."""
-    near = DeepenFusion(world.spaces(config.row_entries), 0, config)
-    exact = DeepenFusion(world.spaces(config.row_entries), 0, config.model_copy(update={"exact": True}))
+    near = make_fusion(world.spaces(config.row_entries), 0, config)
+    exact = make_fusion(world.spaces(config.row_entries), 0, config.model_copy(update={"exact": True}))
     rows = []
     for entropy in CLASSES:
         equal, distance, sure, sure_equal, moved = 0, 0.0, 0, 0, 0

@@ -33,6 +33,8 @@ def member(name: str, **changes) -> MemberInfo:
         "has_chat_template": True,
         "temperature": 41.5,
         "self_mass": 0.9,
+        "effective_support": 1.52,
+        "rows_built": 12_345,
         "bytes_per_token": 3.25,
         "space_bytes": 2048,
     }
@@ -340,6 +342,8 @@ def test_info_shows_members_side_by_side(fake):
         "1,234,567",
         "41.5",
         "0.900",
+        "1.5 anchors",
+        "12,345",
         "3.25",
         "1,500 tokens",
         "4 KiB",

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from space_parts import ANCHORS, MAIN, OTHER, spaces
 
+from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import DeepenFusion
+from deepen_core.errors import CompatibilityWarning, ConfigurationError
+from deepen_core.fusion import make_fusion
 from deepen_core.inverse import DenseRows, adamw, em_search, expectation_maximisation
 
 
@@ -25,8 +27,8 @@ def test_all_candidates_equal_whole_matrices(search, temperature):
     """With every token a candidate and every entry kept, the restricted search is the exact one."""
     config = {"search": search, "temperature": temperature, "candidates": 512, "row_entries": 128, "row_floor": 0.0}
     members, logprobs = spaces(temperature=temperature), distributions()
-    near = DeepenFusion(members, 0, FusionConfig(**config)).fuse(logprobs, EVEN)
-    exact = DeepenFusion(members, 0, FusionConfig(**config, exact=True)).fuse(logprobs, EVEN)
+    near = make_fusion(members, 0, FusionConfig(**config)).fuse(logprobs, EVEN)
+    exact = make_fusion(members, 0, FusionConfig(**config, exact=True)).fuse(logprobs, EVEN)
     torch.testing.assert_close(near.exp(), exact.exp(), atol=1e-5, rtol=1e-3)
 
 
@@ -35,8 +37,8 @@ def test_all_candidates_equal_whole_matrices(search, temperature):
 def test_few_candidates_stay_near_whole_matrices(search, unshared):
     members, logprobs = spaces(prefix=unshared == "prefix"), distributions(sharpness=3.0)
     config = FusionConfig(search=search, unshared=unshared, candidates=40, images=20)
-    near = DeepenFusion(members, 0, config).fuse(logprobs, EVEN)
-    exact = DeepenFusion(members, 0, config.model_copy(update={"exact": True})).fuse(logprobs, EVEN)
+    near = make_fusion(members, 0, config).fuse(logprobs, EVEN)
+    exact = make_fusion(members, 0, config.model_copy(update={"exact": True})).fuse(logprobs, EVEN)
     distance = 0.5 * (near.exp() - exact.exp()).abs().sum(-1)
     assert float(distance.mean()) < 0.02
     assert float(distance.max()) < 0.05
@@ -49,7 +51,7 @@ def test_exact_em_equals_em_search():
     for values in logprobs:
         values[:, -4:] = -torch.inf  # control tokens are for main to decide
     logprobs = [torch.log_softmax(values, -1) for values in logprobs]
-    fused = DeepenFusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
+    fused = make_fusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
     matrices = [s.dense() for s in members]
     target = 0.5 * logprobs[0][0].exp() @ matrices[0] + 0.5 * logprobs[1][0].exp() @ matrices[1]
     expected = em_search(logprobs[0][0].exp(), matrices[0], target, 5)
@@ -59,7 +61,7 @@ def test_exact_em_equals_em_search():
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("search", ["em", "adamw"])
 def test_fused_rows_are_distributions(search, exact):
-    fused = DeepenFusion(spaces(), 0, FusionConfig(search=search, exact=exact)).fuse(distributions(), EVEN)
+    fused = make_fusion(spaces(), 0, FusionConfig(search=search, exact=exact)).fuse(distributions(), EVEN)
     torch.testing.assert_close(fused.exp().sum(-1), torch.ones(6), atol=1e-5, rtol=0)
     assert not torch.isnan(fused).any()
 
@@ -68,7 +70,7 @@ def test_main_alone_is_untouched_bit_for_bit():
     logprobs = distributions()
     weights = EVEN.clone()
     weights[[1, 4]] = torch.tensor([1.0, 0.0])
-    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    fusion = make_fusion(spaces(), 0, FusionConfig())
     fused = fusion.fuse(logprobs, weights)
     assert torch.equal(fused[[1, 4]], logprobs[0][[1, 4]])
     assert not torch.equal(fused[0], logprobs[0][0])
@@ -79,7 +81,7 @@ def test_what_stands_where_a_weight_is_zero_does_not_matter():
     logprobs = distributions()
     weights = EVEN.clone()
     weights[2] = torch.tensor([1.0, 0.0])
-    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    fusion = make_fusion(spaces(), 0, FusionConfig())
     before = fusion.fuse(logprobs, weights)
     logprobs[1][2] = 0.0  # what a member that abstains in this row alone leaves there
     assert torch.equal(fusion.fuse(logprobs, weights), before)
@@ -87,16 +89,16 @@ def test_what_stands_where_a_weight_is_zero_does_not_matter():
 
 def test_a_row_does_not_depend_on_its_neighbours():
     logprobs = distributions()
-    together = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse(logprobs, EVEN)
+    together = make_fusion(spaces(), 0, FusionConfig(candidates=40)).fuse(logprobs, EVEN)
     for row in range(6):
-        alone = DeepenFusion(spaces(), 0, FusionConfig(candidates=40)).fuse(
+        alone = make_fusion(spaces(), 0, FusionConfig(candidates=40)).fuse(
             [p[row : row + 1] for p in logprobs], EVEN[:1]
         )
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_weights_need_not_sum_to_one():
-    fusion = DeepenFusion(spaces(), 0, FusionConfig())
+    fusion = make_fusion(spaces(), 0, FusionConfig())
     torch.testing.assert_close(fusion.fuse(distributions(), EVEN), fusion.fuse(distributions(), 3 * EVEN))
 
 
@@ -109,7 +111,7 @@ def test_ending_is_a_joint_decision():
     logits[0][0, stop_main] = 6.5
     logits[1][0, stop_other] = 12.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = DeepenFusion(members, 0, FusionConfig()).fuse(logprobs, EVEN[:1])[0].exp()
+    fused = make_fusion(members, 0, FusionConfig()).fuse(logprobs, EVEN[:1])[0].exp()
     assert int(logprobs[0].argmax()) == 3
     assert int(fused.argmax()) == stop_main
     assert float(fused[stop_main]) == pytest.approx(
@@ -126,7 +128,7 @@ def test_tokens_only_the_other_favours_are_candidates():
     favoured = int(members[1].anchor_ids[55])
     logits[1][0, favoured] = 15.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = DeepenFusion(members, 0, FusionConfig(candidates=10, images=4)).fuse(logprobs, EVEN[:1])
+    fused = make_fusion(members, 0, FusionConfig(candidates=10, images=4)).fuse(logprobs, EVEN[:1])
     assert int(fused.argmax()) == 55
 
 
@@ -136,7 +138,7 @@ def test_minus_infinity_stays(search):
     logits = logprobs[0].clone()
     logits[:, :5] = -torch.inf
     logprobs[0] = torch.log_softmax(logits, -1)
-    fused = DeepenFusion(spaces(), 0, FusionConfig(search=search)).fuse(logprobs, EVEN)
+    fused = make_fusion(spaces(), 0, FusionConfig(search=search)).fuse(logprobs, EVEN)
     assert torch.isneginf(fused[:, :5]).all()
     assert torch.isfinite(fused[:, 5:60]).all()
 
@@ -144,8 +146,8 @@ def test_minus_infinity_stays(search):
 def test_three_members():
     members, logprobs = spaces(), distributions()
     weights = torch.tensor([[0.4, 0.3, 0.3]] * 6)
-    three = DeepenFusion([*members, members[1]], 0, FusionConfig()).fuse([*logprobs, logprobs[1]], weights)
-    two = DeepenFusion(members, 0, FusionConfig()).fuse(logprobs, torch.tensor([[0.4, 0.6]] * 6))
+    three = make_fusion([*members, members[1]], 0, FusionConfig()).fuse([*logprobs, logprobs[1]], weights)
+    two = make_fusion(members, 0, FusionConfig()).fuse(logprobs, torch.tensor([[0.4, 0.6]] * 6))
     torch.testing.assert_close(three, two, atol=1e-5, rtol=0)
 
 
@@ -213,8 +215,8 @@ def test_extremes_give_distributions_near_the_exact_ones(kinds, share, search, c
     logprobs = [_extreme(kind, 3, size, random) for kind, size in zip(kinds, (MAIN, OTHER), strict=True)]
     weights = torch.tensor([[share, 1 - share]] * 3)
     config = FusionConfig(search=search, candidates=candidates, row_floor=0.0, row_entries=ANCHORS)
-    near = DeepenFusion(spaces(), 0, config).fuse(logprobs, weights)
-    exact = DeepenFusion(spaces(), 0, config.model_copy(update={"exact": True})).fuse(logprobs, weights)
+    near = make_fusion(spaces(), 0, config).fuse(logprobs, weights)
+    exact = make_fusion(spaces(), 0, config.model_copy(update={"exact": True})).fuse(logprobs, weights)
     for fused in (near, exact):
         assert not torch.isnan(fused).any()
         torch.testing.assert_close(fused.exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
@@ -229,7 +231,7 @@ def test_what_main_has_no_word_for_has_no_say(exact):
     logits = [torch.randn(1, MAIN, generator=torch.Generator().manual_seed(8)), torch.zeros(1, OTHER)]
     logits[1][0, OTHER - 1] = 20.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = DeepenFusion(spaces(), 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN[:1])
+    fused = make_fusion(spaces(), 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN[:1])
     torch.testing.assert_close(fused.exp(), logprobs[0].exp(), atol=1e-3, rtol=0)
 
 
@@ -239,5 +241,26 @@ def test_equal_members_agree_with_themselves(exact, search):
     """Control tokens included: averaging a distribution with itself changes nothing."""
     (space, _), (logprobs, _) = spaces(), distributions(sharpness=2.0)
     config = FusionConfig(exact=exact, search=search, trust_radius=1e-4)
-    fused = DeepenFusion([space, space], 0, config).fuse([logprobs, logprobs], EVEN)
+    fused = make_fusion([space, space], 0, config).fuse([logprobs, logprobs], EVEN)
     torch.testing.assert_close(fused.exp(), logprobs.exp(), atol=2e-4, rtol=0)
+
+
+def test_whole_matrices_that_cannot_fit_are_refused_before_anything_is_loaded(folders, monkeypatch):
+    monkeypatch.setattr("deepen_core.fusion.exact._memory", lambda device: 2**20)
+    monkeypatch.setattr("deepen_core.ensemble.load_members", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(ConfigurationError, match=r"whole matrices of 420 x \d+ and 520 x .* there are 0.0 GiB"):
+        Ensemble.load([folders["alpha"], folders["beta"]], fusion={"exact": True}, progress=False, device="cpu")
+
+
+def test_a_space_without_signal_is_told_with_its_number(folders):
+    with pytest.warns(CompatibilityWarning) as said:
+        ensemble = Ensemble.load(
+            [folders["alpha"], folders["beta"]], fusion={"temperature": 0.5}, progress=False, device="cpu"
+        )
+    with ensemble:
+        info = ensemble.info
+        assert [str(w.message) for w in said] == info.warnings
+        for member, warning in zip(info.members, info.warnings, strict=True):
+            assert f"{member.name!r} carries little signal: an anchor keeps {member.self_mass:.3f} of its" in warning
+            assert warning.endswith('Use temperature="auto".')
+            assert member.effective_support > 50

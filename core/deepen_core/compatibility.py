@@ -12,6 +12,7 @@ def compatibility_warnings(
     names: Sequence[str],
     *,
     self_mass: Sequence[float],
+    calibrated: bool,
     bytes_per_token: Sequence[float],
     weights: Sequence[float],
 ) -> list[str]:
@@ -20,15 +21,17 @@ def compatibility_warnings(
     Args:
         names: The members' names.
         self_mass: Median mass that an anchor keeps for itself in each member's relative space.
+        calibrated: Whether temperatures were chosen for a self-mass.
         bytes_per_token: Mean token length of each member on the same text.
         weights: Members of weight zero are left out.
     """
     counted = [i for i, w in enumerate(weights) if w > 0]
     if len(counted) < 2:
         return []
+    remedy = "No temperature sharpens embeddings so much alike." if calibrated else 'Use temperature="auto".'
     found = [
         f"The relative space of {names[i]!r} carries little signal: an anchor keeps {self_mass[i]:.3f} of its mass "
-        'in the median. Use temperature="auto".'
+        f"in the median, where {_WEAK_SELF_MASS} is the least that fusion can build on. {remedy}"
         for i in counted
         if self_mass[i] < _WEAK_SELF_MASS
     ]
@@ -37,7 +40,8 @@ def compatibility_warnings(
     if bytes_per_token[long] > _LENGTH_RATIO * bytes_per_token[short]:
         found.append(
             f"Tokens differ much in length ({names[long]!r}: {bytes_per_token[long]:.1f} bytes, {names[short]!r}: "
-            f"{bytes_per_token[short]:.1f}), so the members predict different things at one step, and fusing them may "
-            "be worse than the better one alone."
+            f"{bytes_per_token[short]:.1f}, a ratio of {bytes_per_token[long] / bytes_per_token[short]:.1f} where "
+            f"{_LENGTH_RATIO} is the most without a warning), so the members predict different things at one step, and "
+            "fusing them may be worse than the better one alone."
         )
     return found

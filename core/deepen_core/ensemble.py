@@ -18,7 +18,7 @@ from deepen_core.config import FusionConfig, MemberConfig, SamplingParams, resol
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ContextWindowError, ModelFilesError, PromptError
-from deepen_core.fusion import DeepenFusion
+from deepen_core.fusion import check_room, make_fusion
 from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
@@ -64,7 +64,7 @@ class Ensemble:
         spaces = [_space(m, self._anchors, place, config) for place, m in enumerate(members)]
         self._keeper = RowKeeper(cache_dir, members, self._anchors, spaces)
         self._keeper.load()
-        self._fusion = DeepenFusion(spaces, main, config)
+        self._fusion = make_fusion(spaces, main, config)
         healers = [
             _healer(m, members[main], self._anchors) if config.healing and m is not members[main] else None
             for m in members
@@ -75,6 +75,7 @@ class Ensemble:
         self._warnings = compatibility_warnings(
             names,
             self_mass=[s.self_mass for s in spaces],
+            calibrated=config.temperature == "auto",
             bytes_per_token=[m.tokenizer.bytes_per_token for m in members],
             weights=self._weights,
         )
@@ -117,7 +118,10 @@ class Ensemble:
         shares = normalised_weights([c.weight for c in configs] if weights is None else weights, names)
         config = resolve_fusion(fusion)
         described = [describe(c, device, dtype) for c in configs]
-        Anchors.shared_by([d.tokenizer.vocabulary for d in described], names)
+        vocabularies = [d.tokenizer.vocabulary for d in described]
+        anchors = Anchors.shared_by(vocabularies, names)
+        if config.exact:
+            check_room([v.size for v in vocabularies], [d.device for d in described], len(anchors))
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
         ensemble = cls(load_members(described, progress), spoken, shares, config, label, folder)

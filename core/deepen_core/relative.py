@@ -7,7 +7,7 @@ and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -149,20 +149,18 @@ class RelativeSpace:
         """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""
         return columns.index_select(-1, self._column)
 
-    def build(self, progress: bool = False) -> Iterator[int]:
+    def build(self, progress: bool = False, between: Callable[[], None] = lambda: None) -> None:
         """Builds the rows of all tokens ahead of time, a stretch at a time.
 
         Args:
             progress: Show a progress bar.
-
-        Yields:
-            How many rows are there, after each stretch.
+            between: Called after each stretch, some seconds apart where vocabularies are large.
         """
         missing = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
         with tqdm(total=len(missing), desc="Building rows", unit="row", disable=not progress, leave=False) as bar:
             for stretch in missing.split(_BUILD_CHUNK):
                 self._build(stretch, bar)
-                yield self.rows_built
+                between()
 
     def export(self) -> dict[str, torch.Tensor]:
         """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""

@@ -57,11 +57,15 @@ class RowKeeper:
             progress: Show progress bars.
         """
         saved = time.monotonic()
+
+        def save_now_and_then() -> None:
+            nonlocal saved
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                self.save()
+                saved = time.monotonic()
+
         for space in self._spaces:
-            for _ in space.build(progress):
-                if time.monotonic() - saved > _SAVE_EVERY_S:
-                    self.save()
-                    saved = time.monotonic()
+            space.build(progress, save_now_and_then)
         self.save()
 
     def save(self) -> None:

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from deepen_core.config import FusionConfig
+from deepen_core.fusion.base import AveragingFusion, normalised
 from deepen_core.healing import Healing
-from deepen_core.inverse import DenseRows, adamw, expectation_maximisation
-from deepen_core.relative import RelativeSpace
+from deepen_core.inverse import adamw, expectation_maximisation
 from deepen_core.sparse_rows import SparseRows, TokenRows
 
-_TINY = 1e-20
 _CPU_PART = 2**18  # floats of a vocabulary-wide tensor that stay in a core's cache
 _GPU_PART = 2**27
 
@@ -57,61 +55,13 @@ class _Listed:
         return values.scatter_(-1, ids, new)
 
 
-class DeepenFusion:
+class DeepenFusion(AveragingFusion):
     """The strategies `"deepen"` (EM search) and `"deepen-paper"` (AdamW search).
 
-    Args:
-        spaces: The members' relative spaces over the same anchors.
-        main: Which member's vocabulary is spoken.
-        config: Search and its limits.
+    See `AveragingFusion` for the arguments.
     """
 
-    def __init__(self, spaces: Sequence[RelativeSpace], main: int, config: FusionConfig) -> None:
-        self._spaces = list(spaces)
-        self._main = main
-        self._config = config
-        self._dense = [DenseRows(s.dense()) for s in self._spaces] if config.exact else []
-
-    @property
-    def spaces(self) -> Sequence[RelativeSpace]:
-        """The relative space of each member."""
-        return self._spaces
-
-    def fuse(
-        self,
-        logprobs: Sequence[torch.Tensor | None],
-        weights: torch.Tensor,
-        healing: Sequence[Healing | None] = (),
-    ) -> torch.Tensor:
-        """See `Fusion.fuse`."""
-        main = logprobs[self._main]
-        assert main is not None, "main never abstains"
-        shares = weights / weights.sum(-1, keepdim=True)  # [rows, members]
-        mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
-        if len(mixed) == 0:
-            return main
-        combine = self._fuse_whole if self._config.exact else self._fuse_sparse
-        healed = list(healing) or [None] * len(logprobs)
-        if len(mixed) == len(main):
-            return combine(logprobs, shares, healed)
-        chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
-        fused = combine(chosen, shares[mixed], [None if h is None else h.taken(mixed) for h in healed])
-        return main.index_copy(0, mixed.to(main.device), fused)
-
-    def _fuse_whole(
-        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
-    ) -> torch.Tensor:
-        """With whole matrices and all tokens."""
-        main, config, rows = self._of_main(logprobs), self._config, self._dense[self._main]
-        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
-        target = self._target(projected, shares, healing)
-        if config.search == "adamw":
-            found = adamw(main, rows, target, config.trust_radius, config.steps)
-        else:
-            found = expectation_maximisation(main.exp(), rows, target, config.steps).log()
-        return _normalised(found, main)
-
-    def _fuse_sparse(
+    def _combine(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
         """With rows for the tokens that matter."""
@@ -156,19 +106,14 @@ class DeepenFusion:
         if config.search == "adamw":
             own = main.gather(-1, mine.ids).masked_fill(~mine.live, -torch.inf)
             found = adamw(own, search, target, config.trust_radius, config.steps, start[:, tokens:])
-            return _normalised(mine.written(main.clone(), found), main)
+            return normalised(mine.written(main.clone(), found), main)
         end = expectation_maximisation(start, search, target, config.steps)
 
         # 3) All others go with their column.
         gathered = start[:, tokens:]
         factor = torch.where(gathered > 0, end[:, tokens:] / gathered, 1.0)
         fused = main + space.told(factor.log())
-        return _normalised(mine.written(fused, end[:, :tokens].log()), main)
-
-    def _of_main(self, logprobs: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        main = logprobs[self._main]
-        assert main is not None
-        return main
+        return normalised(mine.written(fused, end[:, :tokens].log()), main)
 
     def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
         """A member's tokens that are probable enough to need their row, the most probable first."""
@@ -212,33 +157,6 @@ class DeepenFusion:
         space.gather(others, into=mass[:, tokens:])
         return mass
 
-    def _target(
-        self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
-    ) -> torch.Tensor:
-        """The weighted average of the members' columns [rows, anchors + 2] over what all of them can know.
-
-        Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
-        main's distribution instead, in that member's share.
-        """
-        own = projected[self._main]
-        assert own is not None
-        known, room = own[:, :-1], own[:, :-1].sum(-1, keepdim=True)
-        left = shares[:, self._main, None].to(own.device)
-        average = torch.zeros_like(own)
-        for member, mass in enumerate(projected):
-            if mass is None or member == self._main:
-                continue
-            correction, share = healing[member], shares[:, member, None]
-            told = (mass if correction is None else correction.applied(mass)).to(own.device)
-            if bool((share == 0).any()):  # whatever stands in a row where a member abstains
-                told = told.masked_fill((share == 0).to(own.device), 0.0)
-            average.addcmul_(told, share.to(own.device))
-            left = left + share.to(own.device) * told[:, -1:]
-        others = average[:, :-1].addcmul_(known, left / room.clamp_min(_TINY))
-        others.mul_(room / others.sum(-1, keepdim=True).clamp_min(_TINY))
-        average[:, -1:] = own[:, -1:]
-        return average
-
 
 def _parts(batch: torch.Tensor) -> Iterator[slice]:
     """Slices of a batch [rows, vocabulary] that are worked on at a time."""
@@ -266,14 +184,6 @@ def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Ten
     values = logprobs.gather(-1, padded).masked_fill(~meant, -math.inf)
     order = values.argsort(dim=-1, descending=True, stable=True)
     return padded.gather(-1, order), meant.gather(-1, order)
-
-
-def _normalised(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities that sum to one; the start in rows where nothing main can say is near the target."""
-    lost = ~torch.isfinite(found.amax(-1, keepdim=True))
-    if bool(lost.any()):
-        found = torch.where(lost, start, found)
-    return torch.log_softmax(found, dim=-1)
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
