@@ -35,7 +35,7 @@ class Comparing:
 
     def __init__(self, fast: Fusion, exact: Fusion) -> None:
         self._fast, self._exact = fast, exact
-        self.steps = self.equal = self.sure = self.sure_equal = self.cold = 0
+        self.steps = self.equal = self.sure = self.sure_equal = self.calls = self.cold = 0
         self.distance = 0.0
 
     @property
@@ -52,6 +52,7 @@ class Comparing:
         """The fast path's answer."""
         built = [s.rows_built for s in self.spaces]
         fast = self._fast.fuse(logprobs, weights, healing)
+        self.calls += 1
         self.cold += int(built != [s.rows_built for s in self.spaces])
         exact = self._exact.fuse(logprobs, weights, healing)
         same = fast.argmax(-1) == exact.argmax(-1)
@@ -87,6 +88,7 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
         "equal choices": both.equal / both.steps,
         "equal where main is sure": both.sure_equal / max(1, both.sure),
         "mean total variation": both.distance / both.steps,
+        "steps that build rows": both.cold / both.calls,
     }
 
 

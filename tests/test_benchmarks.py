@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import agreement, fusion, quality, retokenisation, stories
-from benchmarks.worlds import make_world
+from benchmarks import agreement, fidelity, fusion, quality, retokenisation, stories
+from benchmarks.worlds import make_world, real_world
 from deepen_core.config import FusionConfig
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
@@ -25,14 +25,36 @@ def test_quality():
     assert 0 <= quality.measure(questions()[:3], main=0)["exact match"] <= 1
 
 
+TINY = make_world((300, 320), 200, 16)
+
+
 def test_fusion():
-    world, config = make_world((300, 320), 200, 16), FusionConfig(candidates=32)
-    rows = fusion.measure_speed("tiny", world, config, repeats=1)
-    assert [row["rows"] for row in rows] == [1, 16] * 3
-    assert fusion.measure_build(world, config)["rows"] == 400
+    config = FusionConfig(candidates=32)
+    rows = fusion.measure_speed("tiny", TINY, config, repeats=1)
+    assert [row["rows"] for row in rows] == [1] * 3 + [16] * 3
+    assert fusion.measure_build("tiny", TINY, config)["rows"] == 400
+    assert 0 < fusion.measure_generation("tiny", TINY, config, 10)["steps that build"] <= 1
     with torch.enable_grad(), pytest.warns(UserWarning, match="batchmean"):
-        assert fusion.measure_reference(world, 1.0)["ms"] > 0
-    assert all(row["mean total variation"] < 0.5 for row in fusion.measure_agreement(world, config, 20))
+        assert fusion.measure_reference("tiny", TINY, 1.0)["ratio"] > 0
+
+
+def test_fidelity():
+    rows = fidelity.measure("tiny", TINY, FusionConfig(), 20)
+    assert [row["entropy"] for row in rows] == ["low", "mid", "high", "all"]
+    assert rows[-1]["steps"] == 60
+    assert all(row["mean total variation"] < 0.5 for row in rows)
+    assert len(fidelity.sweep(TINY, 20)) == 3 * sum(map(len, fidelity.SWEEPS.values()))
+    assert 0.8 < fidelity.sharpness((200,), 16)[0]["self-mass"] < 1
+    falling = [row["em"] for row in fidelity.convergence(TINY, 3)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.usefixtures("shared")
+def test_real_vocabularies_have_a_world():
+    world = real_world(("mistral-v1", "gpt-2"), 16)
+    assert [len(e) for e in world.embeddings] == [32_000, 50_257]
+    assert world.anchors == 21_240
+    assert fusion.measure_speed("real", world, FusionConfig(), repeats=1)[0]["ms"] > 0
 
 
 def test_retokenisation(shared):
