@@ -85,27 +85,25 @@ def sweep(world: World, steps: int) -> list[dict[str, Any]]:
     """What each limit of the fast path costs, the others as they are."""
     batches = {entropy: steps_of(world, entropy, steps) for entropy in CLASSES}
     right = {entropy: exact_results(world, FusionConfig(), of_class) for entropy, of_class in batches.items()}
-    rows = []
-    for limit, settings in SWEEPS.items():
-        for setting in settings:
-            config = FusionConfig(**setting)
-            for entropy, of_class in batches.items():
-                near = make_fusion(world.spaces(config.row_entries), 0, config)
-                found = compare(near, right[entropy], of_class)
-                built = make_fusion(world.spaces(config.row_entries), 0, config)
-                built.fuse([x[:1] for x in of_class[0]], torch.full((1, 2), 0.5))
-                rows.append(
-                    {
-                        "limit": limit,
-                        "value": setting[limit],
-                        "entropy": entropy,
-                        "equal choices": found["equal choices"],
-                        "mean total variation": found["mean total variation"],
-                        "rows a cold step": sum(s.rows_built for s in built.spaces),
-                    }
-                )
-            print(rows[-1], flush=True)
-    return rows
+    return [
+        {"limit": limit, "value": setting[limit], "entropy": entropy}
+        | _limited(world, FusionConfig(**setting), right[entropy], batches[entropy])
+        for limit, settings in SWEEPS.items()
+        for setting in settings
+        for entropy in CLASSES
+    ]
+
+
+def _limited(
+    world: World, config: FusionConfig, right: list[torch.Tensor], batches: list[list[torch.Tensor]]
+) -> dict[str, float]:
+    cold = make_fusion(world.spaces(config.row_entries), 0, config)
+    cold.fuse([x[:1] for x in batches[0]], torch.full((1, 2), 0.5))
+    built = sum(space.rows_built for space in cold.spaces)
+    found = compare(cold, right, batches)
+    kept = {name: found[name] for name in ("equal choices", "mean total variation")}
+    print(config, kept, flush=True)
+    return {**kept, "rows a cold step": built}
 
 
 def sharpness(sizes: Sequence[int] = (1_000, 4_000, 16_000, 64_000), width: int = 256) -> list[dict[str, Any]]:
