@@ -132,24 +132,19 @@ def convergence(world: World, rows: int = 40) -> list[dict[str, Any]]:
     values = [torch.log_softmax(x, -1) for x in logits(world, "mid", rows, seed=99)]
     target = sum(0.5 * x.exp() @ m for x, m in zip(values, matrices, strict=True))
     assert isinstance(target, torch.Tensor)
-    mine, found = DenseRows(matrices[0]), []
+    mine = DenseRows(matrices[0])
 
     def divergence(probs: torch.Tensor) -> float:
         projected = mine.project(probs / probs.sum(-1, keepdim=True)).clamp_min(1e-20)
         return float(torch.xlogy(target, target / projected).sum(-1).mean())
 
-    for steps in (1, 2, 3, 5, 10, 20):
-        found.append(
-            {
-                "steps": steps,
-                "em": divergence(expectation_maximisation(values[0].exp(), mine, target, steps)),
-                **{
-                    f"adamw, radius {radius}": divergence(adamw(values[0], mine, target, radius, steps).softmax(-1))
-                    for radius in (0.15, 0.5)
-                },
-            }
-        )
-    return [{"steps": 0, **{name: divergence(values[0].exp()) for name in found[0] if name != "steps"}}, *found]
+    def reached(steps: int) -> dict[str, float]:
+        found = {"em": divergence(expectation_maximisation(values[0].exp(), mine, target, steps))}
+        for radius in (0.15, 0.5):
+            found[f"adamw, radius {radius}"] = divergence(adamw(values[0], mine, target, radius, steps).softmax(-1))
+        return found
+
+    return [{"steps": steps, **reached(steps)} for steps in (0, 1, 2, 3, 5, 10, 20)]
 
 
 def main() -> None:
