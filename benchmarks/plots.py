@@ -1,25 +1,17 @@
-"""Draws the pictures of `docs/fusion.md` from what the benchmarks have published.
-
-Run with `python -m benchmarks.plots` after `benchmarks.fusion` and `benchmarks.fidelity`.
-"""
+"""The pictures of `docs/fusion.md`, from what the benchmarks have published; `benchmarks.page` writes them."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report import read
 from benchmarks.worlds import CLASSES
 
-DOCS = Path(__file__).parents[1] / "docs"
 _COLOURS = {"low": "#4477aa", "mid": "#ee7733", "high": "#aa3377", "other": "#888888"}
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "deepen",  # the same numbers give the same file
     "font.size": 9,
     "axes.spines.top": False,
@@ -128,25 +120,17 @@ def generation(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Writes one SVG file for each picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=DOCS, help="where the pictures go")
-    given = parser.parse_args()
-    fusion, fidelity = read("fusion"), read("fidelity")
-    with mpl.rc_context(_STYLE):
-        pictures = {
-            "speed": speed(fusion),
-            "generation": generation(fusion),
-            "limits": limits(fidelity),
-            "sharpness": sharpness(fidelity),
-            "convergence": convergence(fidelity),
-        }
-        for name, figure in pictures.items():
-            path = given.folder / f"fusion-{name}.svg"
-            figure.savefig(path, metadata={"Date": None})
-            print(path)
+def pictures(fusion: dict[str, Any], fidelity: dict[str, Any]) -> dict[str, Figure]:
+    """Every picture of the page by its name.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        fusion: What `benchmarks.fusion` published.
+        fidelity: What `benchmarks.fidelity` published.
+    """
+    return {
+        "speed": speed(fusion),
+        "generation": generation(fusion),
+        "limits": limits(fidelity),
+        "sharpness": sharpness(fidelity),
+        "convergence": convergence(fidelity),
+    }

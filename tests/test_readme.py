@@ -1,4 +1,4 @@
-"""The README is true: its snippets and commands run, its links and tables fit the code."""
+"""README and docs are true: snippets and commands run, links and tables fit the code and the measurements."""
 
 import os
 import re
@@ -15,11 +15,12 @@ from deepen_core.config import SamplingParams
 from deepen_integrations.cli.commands import commands
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = PAGES[0]) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def shell_commands(program: str) -> list[list[str]]:
@@ -32,7 +33,11 @@ def section(title: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda code: code.strip().splitlines()[-1])
+@pytest.mark.parametrize(
+    "snippet",
+    [snippet for page in PAGES for snippet in blocks("python", page)],
+    ids=lambda code: code.strip().splitlines()[-1],
+)
 def test_snippets_run_in_a_fresh_process(snippet, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
@@ -69,9 +74,17 @@ def test_there_is_something_to_run():
     assert shell_commands("deepen")
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_tables_of_the_page_on_fusion_are_what_was_measured():
+    from benchmarks import page
+
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text, page.tables()) == text, "run: python -m benchmarks.page"
 
 
 def test_every_sampling_option_is_in_the_table():

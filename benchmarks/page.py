@@ -1,0 +1,106 @@
+"""Fills the tables of `docs/fusion.md` with what the benchmarks have published, and draws its pictures.
+
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement` and `store`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from benchmarks import plots
+from benchmarks.report import read
+
+PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A table of some columns.
+
+    Args:
+        rows: Published rows.
+        columns: Each key of the rows that is wanted, and how its numbers are written: a format, or "" for text.
+    """
+    numbers = [bool(form) for form in columns.values()]
+    lines = [list(columns), ["---:" if number else "---" for number in numbers]]
+    lines += [[_written(row[key], form) for key, form in columns.items()] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _written(value: Any, form: str) -> str:
+    return str(value) if isinstance(value, str) or not form else format(value, form)
+
+
+def tables() -> dict[str, str]:
+    """Every table of the page by its name."""
+    fusion, fidelity, agreement, store = (read(n) for n in ("fusion", "fidelity", "agreement_real", "store"))
+    near = {"equal choices": ".2%", "mean total variation": ".4f"}
+    rows = {
+        "fidelity": markdown(
+            fidelity["rows"],
+            {"world": "", "search": "", "entropy": "", "steps": ",.0f", "choices that fusion changes": ".0%"}
+            | {"equal choices": ".2%", "steps where main is sure (>= 0.2)": ",.0f", "equal there": ".2%"}
+            | {"mean total variation": ".4f"},
+        ),
+        "agreement": markdown(
+            agreement["rows"],
+            {"pair": "", "main": "", "fusion": "", "steps": ",d"} | near | {"steps that build rows": ".0%"},
+        ),
+        "speed": markdown(
+            fusion["rows"],
+            {"world": "", "V / V / A / d": "", "rows": "d", "entropy": "", "ms": ".1f", "cold ms": ",.0f"}
+            | {"rows built": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
+        ),
+        "dense": markdown(
+            fusion["the plain way"],
+            {"world": "", "dense GiB": ".1f", "dense ms": ",.0f", "ms": ".1f", "ratio": ",.0f"},
+        ),
+        "generation": markdown(
+            fusion["from a cold start"],
+            {"world": "", "tokens": "d", "steps that build": ".0%", "rows built": ",d", "mean ms": ".1f"}
+            | {"mean ms, first tenth": ".1f", "mean ms, last fifth": ".1f"}
+            | {"rows a step, first tenth": ".1f", "rows a step, last fifth": ".1f"},
+        ),
+        "build": markdown(
+            fusion["built ahead"],
+            {"world": "", "spaces s": ".1f", "build s": ".1f", "rows": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
+        ),
+        "store": markdown(
+            store["rows"],
+            {"embeddings": "", "rows": "", "MiB": ".0f", "save s": ".2f", "fingerprint s": ".2f", "load s": ".2f"}
+            | {"fingerprint + load s": ".2f"},
+        ),
+    }
+    seen = {name: content["machine"] for name, content in (("fusion", fusion), ("fidelity", fidelity))}
+    said = [
+        f"`{n}` on {m['cpu']}, {m['threads']} threads, GPU: {m['gpu']}, torch {m['torch']}" for n, m in seen.items()
+    ]
+    return {**rows, "machine": f"Measured: {'; '.join(said)}."}
+
+
+def filled(page: str, content: Mapping[str, str]) -> str:
+    """The page with each table between its marks."""
+    for name, table in content.items():
+        marks = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        page, found = marks.subn(lambda m, t=table: f"{m[1]}{t}\n{m[2]}", page)  # type: ignore[misc]
+        if found != 1:
+            raise LookupError(f"docs/fusion.md has {found} places for the table {name!r}")
+    return page
+
+
+def main() -> None:
+    """Writes the page and its pictures."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    with mpl.rc_context(plots.STYLE):
+        for name, figure in plots.pictures(read("fusion"), read("fidelity")).items():
+            figure.savefig(PAGE.parent / f"fusion-{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
