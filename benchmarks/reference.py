@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from deepen_core.anchors import Anchors
 from deepen_core.relative import relative_matrix
+from deepen_core.vocabulary import Vocabulary
 
 
 class DenseReference:
@@ -41,3 +46,39 @@ class DenseReference:
             optimizer.step()
             schedule.step()
         return moved.detach()
+
+
+class ReferenceLoop:
+    """Decodes as the published code does: main with a cache, the other member over the whole text for each token.
+
+    Args:
+        paths: Folders of main and of one other member.
+        device: Where everything is.
+    """
+
+    def __init__(self, paths: list[Path], device: str) -> None:
+        self._models = [AutoModelForCausalLM.from_pretrained(path).to(device).eval() for path in paths]
+        self._tokenizers = [AutoTokenizer.from_pretrained(path) for path in paths]
+        vocabularies = [Vocabulary.from_tokenizer(tokenizer) for tokenizer in self._tokenizers]
+        anchors = Anchors.shared_by(vocabularies, [path.name for path in paths])
+        embeddings = [model.get_input_embeddings().weight.detach() for model in self._models]
+        self._fusion = DenseReference(embeddings, [ids.to(device) for ids in anchors.ids])
+        self._device = device
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of the matrices."""
+        return self._fusion.bytes_held
+
+    def generate(self, text: str, tokens: int) -> list[int]:
+        """Main's ids of an answer of so many tokens."""
+        (main, other), (spoken, heard) = self._models, self._tokenizers
+        ids, made, cache = spoken.encode(text), list[int](), DynamicCache()
+        for _ in range(tokens):
+            pending = ids if not made else made[-1:]
+            with torch.no_grad():
+                mine = main(torch.tensor([pending], device=self._device), past_key_values=cache).logits[0, -1]
+                whole = heard.encode(text + spoken.decode(made))
+                theirs = other(torch.tensor([whole], device=self._device), use_cache=False).logits[0, -1]
+            made.append(int(self._fusion.fuse([mine, theirs]).argmax()))
+        return made

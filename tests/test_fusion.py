@@ -45,6 +45,33 @@ def test_few_candidates_stay_near_whole_matrices(search, unshared):
     assert torch.equal(near.argmax(-1), exact.argmax(-1))
 
 
+@pytest.mark.parametrize("search", ["em", "adamw"])
+def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
+    """Main's chance of a token is raised until the exact choice tips over; four entries a row are not enough there."""
+    config = FusionConfig(search=search, row_entries=4, row_floor=0.0)
+    near = make_fusion(spaces(entries=4), 0, config)
+    exact = make_fusion(spaces(), 0, config.model_copy(update={"exact": True}))
+    wrong = {True: 0, False: 0}
+    monkeypatch.setattr("deepen_core.fusion.deepen._CLEAR", 1e-3)
+    monkeypatch.setattr("deepen_core.fusion.deepen._WEIGHTY", 0.0)  # all, as none is much weightier in so small a world
+    for seed in range(40):
+        random = torch.Generator().manual_seed(seed)
+        mine, theirs = (4.0 * torch.randn(1, n, generator=random) for n in (MAIN, OTHER))
+        low, high = 0.0, 20.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            values = [torch.log_softmax(x, -1) for x in (mine + middle * (torch.arange(MAIN) == 7), theirs)]
+            right = int(exact.fuse(values, EVEN[:1]).argmax())
+            low, high = (low, middle) if right == 7 else (middle, high)
+        for closely in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr("deepen_core.fusion.deepen._TIE", 0.5 if closely else -1.0)
+                wrong[closely] += int(near.fuse(values, EVEN[:1]).argmax()) != right
+    assert wrong[False] > 8
+    # AdamW scales gradients to size one, also where they are mere rounding.
+    assert wrong[True] == 0 if search == "em" else wrong[True] <= wrong[False] / 2
+
+
 def test_exact_em_equals_em_search():
     """The strategy against the function, through plain tensors."""
     members, logprobs = spaces(), distributions(rows=1)

@@ -8,20 +8,20 @@ from deepen_core.relative import RelativeSpace, relative_matrix
 from deepen_core.sparse_rows import SparseRows, TokenRows
 
 
-def whole(rows, tokens):
+def whole(rows, tokens, rest):
     """Sparse rows of one batch row as a matrix [tokens, anchors + 2], by plain loops."""
     matrix = torch.zeros(tokens, ANCHORS + 2, dtype=torch.float64)
     for token in range(tokens):
         for column, value in zip(rows.index[token].tolist(), rows.value[token].tolist(), strict=True):
             matrix[token, column] += value
-        matrix[token, :ANCHORS] += float(rows.spread[token]) / ANCHORS
+        matrix[token, :ANCHORS] += float(rows.spread[token]) * rest
     return matrix
 
 
 def test_rows_equal_the_dense_matrix():
     (space, _) = spaces()
     rows = space.rows(torch.arange(MAIN))
-    torch.testing.assert_close(whole(rows, MAIN).float(), space.dense(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole(rows, MAIN, space.rest).float(), space.dense(), atol=1e-6, rtol=0)
     assert float(rows.spread.max()) == 0.0  # all entries are kept
 
 
@@ -51,19 +51,33 @@ def test_rows_do_not_depend_on_when_they_are_built():
     torch.testing.assert_close(whole.value, again.value)
 
 
+def test_rows_looked_at_closely_are_whole():
+    (space, _), random = spaces(entries=7, temperature=10.0), torch.Generator().manual_seed(5)
+    ids = torch.randperm(MAIN - 5, generator=random)[None, :20]
+    places = torch.tensor([2, 7, 11])
+    rows = TokenRows(space.rows(ids), space.rest, 0.9, (places, space.rests(ids[0, places])))
+    dense = space.dense()[ids[0, places]]
+    for place, whole_row in zip(places, dense, strict=True):
+        one = torch.zeros(1, 20 + ANCHORS + 3).index_fill(1, place, 1.0)
+        torch.testing.assert_close(rows.project(one)[0], whole_row, atol=1e-6, rtol=0)
+    columns = torch.rand(1, ANCHORS + 2, generator=random)
+    torch.testing.assert_close(rows.lift(columns)[0, places], (dense @ columns[0]), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("keeps", [0.0, 0.8, 1.0])
 def test_token_rows_are_the_matrix_that_they_stand_for(keeps):
     """Projecting and lifting against a matrix written out by its definition, in double precision."""
     (space, _), random = spaces(entries=7, temperature=10.0), torch.Generator().manual_seed(4)
     ids = torch.stack([torch.randperm(MAIN, generator=random)[:30] for _ in range(2)])
     sparse = space.rows(ids)
-    rows = TokenRows(sparse, ANCHORS, keeps)
-    even = torch.cat([torch.full((ANCHORS,), 1 / ANCHORS), torch.zeros(2)]).double()
+    rest = torch.softmax(torch.randn(ANCHORS, generator=random), -1)
+    rows = TokenRows(sparse, rest, keeps)
+    even = torch.cat([rest, torch.zeros(2)]).double()
     columns = torch.eye(ANCHORS + 2).double()
     columns[:ANCHORS] = keeps * columns[:ANCHORS] + (1 - keeps) * even
     for place in range(2):
         one = SparseRows(sparse.index[place], sparse.value[place].double(), sparse.spread[place].double())
-        matrix = torch.cat([whole(one, 30), columns, even[None]])
+        matrix = torch.cat([whole(one, 30, rest), columns, even[None]])
         torch.testing.assert_close(matrix.sum(-1), torch.ones(len(matrix)).double())
         probs = torch.softmax(torch.randn(2, len(matrix), generator=random), -1)
         torch.testing.assert_close(rows.project(probs)[place], (probs[place].double() @ matrix).float())
@@ -122,3 +136,12 @@ def test_memory_is_reported_and_far_below_the_matrix():
     space.rows(torch.arange(0, 4000, 4))
     assert space.bytes_held < 0.02 * 4000 * 3000 * 4
     assert space.bytes_held > 3000 * 16 * 4
+
+
+def test_the_rest_is_what_rows_have_below_their_entries():
+    """Against whole rows; with all entries kept nothing is below, and it is even."""
+    (space, _) = spaces(entries=7, temperature=10.0)
+    dense = space.dense()[:ANCHORS, :ANCHORS]
+    below = dense.scatter(-1, dense.topk(7).indices, 0.0).sum(0)
+    torch.testing.assert_close(space.rest, below / below.sum())
+    torch.testing.assert_close(spaces()[0].rest, torch.full((ANCHORS,), 1 / ANCHORS))

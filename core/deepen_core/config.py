@@ -111,7 +111,7 @@ class FusionConfig(_Options):
     images: int = Field(default=64, ge=0)
     """So many of another member's most probable tokens make main's tokens for them candidates as well."""
     row_entries: int = Field(default=16, ge=1)
-    """Entries kept of a relative row; the mass below them is spread evenly over all anchors."""
+    """Entries kept of a relative row; the mass below them is spread as the mean row spreads it."""
     row_floor: float | None = Field(default=None, ge=0.0, le=1.0)
     """Tokens less probable than this are no candidates of their own account. If not given, 1e-3, or 1e-4 where other
     tokens could not follow the average: with "adamw", or with tokens that go by their embedding."""

@@ -57,6 +57,7 @@ class RelativeSpace:
         temperature: In use.
         self_mass: Median mass that an anchor's row has on that anchor.
         effective_support: Median number of anchors that an anchor's row spreads over, the exponential of its entropy.
+        rest: How rows spread what lies below their entries, float32 [anchors], summing to one: the mean of the sample.
         entries: How many entries of a row are kept.
         fixed: As given.
     """
@@ -86,6 +87,7 @@ class RelativeSpace:
         self.temperature = float(temperature)
         self.self_mass = self_mass(logits, sample, self.temperature)
         self.effective_support = effective_support(logits, self.temperature)
+        self.rest = self._mean_rest(logits)
 
         # What a token stands for: its own anchor, its fixed column, or none.
         column = torch.where(self.fixed < 0, self.anchors + 2, self.fixed.long())
@@ -102,6 +104,12 @@ class RelativeSpace:
         one[:, 0] = 1.0
         self._store(None, torch.zeros_like(one, dtype=torch.int32), one, one.new_zeros(1))
 
+    def _mean_rest(self, logits: torch.Tensor) -> torch.Tensor:
+        mass = torch.softmax(self.temperature * logits, dim=-1)  # [sample, vocabulary]
+        below = mass.scatter_(-1, mass.topk(self.entries, dim=-1).indices, 0.0).sum(0)[self.anchor_ids]
+        total = below.sum()
+        return torch.where(total > 0, below / total, 1.0 / self.anchors)
+
     @property
     def device(self) -> torch.device:
         """Where rows live."""
@@ -110,7 +118,7 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        columns = (self.anchor_ids, self.fixed, self._column, self._other_columns)
+        columns = (self.anchor_ids, self.rest, self.fixed, self._column, self._other_columns)
         held = (*columns, self._slot, self._index, self._value, self._spread)
         return self._proximity.bytes_held + sum(t.numel() * t.element_size() for t in held)
 
@@ -132,6 +140,15 @@ class RelativeSpace:
         fixed = self._column[token_ids].masked_fill(from_embeddings, 0)
         index[..., 0] = torch.where(computed, index[..., 0], fixed)
         return SparseRows(index, self._value[at], self._spread[at])
+
+    def rests(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What the rows of some tokens have below their entries, computed anew, float32 [tokens, anchors].
+
+        Args:
+            token_ids: int64 [tokens], none with a fixed column.
+        """
+        mass = torch.softmax(self._proximity.logits(token_ids).mul_(self.temperature), dim=-1)
+        return mass.index_select(-1, self.anchor_ids).scatter_(-1, self.rows(token_ids).index, 0.0)
 
     def gather(self, probs: torch.Tensor, into: torch.Tensor) -> None:
         """Sums the tokens that stand for each column, and those that stand for none.

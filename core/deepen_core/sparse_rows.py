@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows by their largest entries; what lies below them is spread evenly over all anchors.
+    """Rows by their largest entries; what lies below them is much alike for all tokens.
 
     Attributes:
         index: int64 [..., tokens, entries], columns.
@@ -39,34 +39,49 @@ class TokenRows:
 
     Probabilities [batch, some + anchors + 3] are those of the tokens with rows, then the sum of all other tokens of
     each column, then the sum of the tokens that have neither. A token that stands for an anchor keeps `keeps` of its
-    mass there and spreads the rest, as the median row does; one with neither row nor column spreads all.
+    mass there, as the median row does. What a row has below its entries, and what such a token does not keep, is
+    spread over the anchors as the mean row spreads it; a token with neither row nor column spreads all.
 
     Args:
         rows: Of some tokens [batch, some].
-        anchors: Number of anchors.
+        rest: How mass is spread, float32 [anchors], summing to one.
         keeps: Self-mass of tokens without a row.
+        closely: Places among `some` and what their rows really have below their entries [places, anchors]. Only for a
+            batch of one.
     """
 
-    def __init__(self, rows: SparseRows, anchors: int, keeps: float) -> None:
+    def __init__(
+        self,
+        rows: SparseRows,
+        rest: torch.Tensor,
+        keeps: float,
+        closely: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         self._at = rows.index.flatten(-2)  # [batch, some * entries]
         self._value, self._spread = rows.value, rows.spread
-        self._anchors, self._keeps = anchors, keeps
+        self._rest, self._anchors, self._keeps = rest, len(rest), keeps
+        self._closely = closely
+        if closely is not None:
+            self._spread = self._spread.index_fill(-1, closely[0], 0.0)
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [batch, some + anchors + 3] -> [batch, anchors + 2]."""
         some, anchors = self._spread.shape[-1], self._anchors
         one, rest = probs[:, :some], probs[:, some:]
-        even = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
-        even += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
+        spread = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
+        spread += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
         columns = rest.new_empty(len(rest), anchors + 2)
-        torch.add(even / anchors, rest[:, :anchors], alpha=self._keeps, out=columns[:, :anchors])
+        torch.mul(rest[:, :anchors], self._keeps, out=columns[:, :anchors]).addcmul_(spread, self._rest)
         columns[:, anchors:] = rest[:, anchors:-1]
+        if self._closely is not None:
+            places, rests = self._closely
+            columns[:, :anchors] += one[:, places] @ rests
         return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
 
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
         """`R x`, [batch, anchors + 2] -> [batch, some + anchors + 3]."""
         some, anchors = self._spread.shape[-1], self._anchors
-        mean = columns[:, :anchors].mean(-1, keepdim=True)
+        mean = columns[:, :anchors] @ self._rest[:, None]  # [batch, 1]
         lifted = columns.new_empty(len(columns), some + anchors + 3)
         taken = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1)
         torch.addcmul(taken, self._spread, mean, out=lifted[:, :some])
@@ -75,4 +90,7 @@ class TokenRows:
         )
         lifted[:, some + anchors : -1] = columns[:, anchors:]
         lifted[:, -1:] = mean
+        if self._closely is not None:
+            places, rests = self._closely
+            lifted[:, places] += columns[:, :anchors] @ rests.T
         return lifted

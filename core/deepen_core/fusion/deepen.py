@@ -2,7 +2,8 @@
 
 Nothing of size vocabulary x anchors is touched for a token. Only tokens that matter have a row of their own in a step:
 each member's most probable ones, and main's tokens for what the others favour (their images). All others are gathered
-by the column they stand for, so that no mass is lost and nothing is cut off. Control tokens, which no other member can
+by the column they stand for, so that no mass is lost and nothing is cut off. What looks like a tie is looked at again
+with whole rows of the few tokens that carry it. Control tokens, which no other member can
 know, are for main to decide: a member that speaks of its own has no say in that step.
 """
 
@@ -21,6 +22,9 @@ from deepen_core.sparse_rows import SparseRows, TokenRows
 
 _CPU_PART = 2**18  # floats of a vocabulary-wide tensor that stay in a core's cache
 _GPU_PART = 2**27
+# The rest of a row is known to about half a percent of a probability: enough but for ties between probable tokens.
+_TIE, _CLEAR = 0.01, 0.1
+_WEIGHTY = 0.03  # tokens whose rests decide a tie
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,22 @@ class DeepenFusion(AveragingFusion):
         # 1) Which tokens matter; rows that are missing are built for the whole batch at once.
         listed = [None if p is None else self._probable(i, p) for i, p in enumerate(logprobs)]
         listed[self._main] = self._with_images(listed)
-        # 2) Few rows of the batch at a time, as many as stay in the cache.
-        done = [
-            self._fuse_part(
+
+        def fuse(part: slice, near: torch.Tensor | None = None) -> torch.Tensor:
+            return self._fuse_part(
                 [None if p is None else p[part] for p in logprobs],
                 [None if x is None else x.taken(part) for x in listed],
                 shares[part],
                 [None if h is None else h.taken(part) for h in healing],
+                near,
             )
-            for part in _parts(main)
-        ]
-        return torch.cat(done)
+
+        # 2) Few rows of the batch at a time, as many as stay in the cache.
+        fused = torch.cat([fuse(part) for part in _parts(main)])
+        # 3) Where two tokens are nearly equal, their rows are looked at whole.
+        for row in _contested(fused):
+            fused[row] = fuse(slice(row, row + 1), fused[row])[0]
+        return fused
 
     def _fuse_part(
         self,
@@ -87,7 +96,9 @@ class DeepenFusion(AveragingFusion):
         listed: Sequence[_Listed | None],
         shares: torch.Tensor,
         healing: Sequence[Healing | None],
+        near: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Fuses some rows, or one of which nearly all is known: its fused log-probabilities [vocabulary]."""
         main, config, space = self._of_main(logprobs), self._config, self._spaces[self._main]
         mine = listed[self._main]
         assert mine is not None
@@ -96,7 +107,10 @@ class DeepenFusion(AveragingFusion):
             None if p is None or x is None else self._mass(member, x, p.exp())
             for member, (p, x) in enumerate(zip(logprobs, listed, strict=True))
         ]
-        rows = [None if x is None else self._token_rows(member, x) for member, x in enumerate(listed)]
+        rows = [
+            None if x is None or m is None else self._token_rows(member, x, m, near)
+            for member, (x, m) in enumerate(zip(listed, masses, strict=True))
+        ]
         projected = [None if r is None or m is None else r.project(m) for r, m in zip(rows, masses, strict=True)]
         target = self._target(projected, shares, healing)
 
@@ -145,9 +159,16 @@ class DeepenFusion(AveragingFusion):
         ids = torch.cat([mine.ids, more], dim=-1).gather(-1, order)
         return _Listed(ids, live, space.rows(ids, live))
 
-    def _token_rows(self, member: int, listed: _Listed) -> TokenRows:
-        space = self._spaces[member]
-        return TokenRows(listed.rows, space.anchors, space.self_mass)
+    def _token_rows(self, member: int, listed: _Listed, mass: torch.Tensor, near: torch.Tensor | None) -> TokenRows:
+        space, closely = self._spaces[member], None
+        if near is not None:
+            probs = mass[0, : listed.ids.shape[-1]]
+            if member == self._main:
+                probs = torch.maximum(probs, near[listed.ids[0]].exp())
+            ids = listed.ids[0]
+            places = ((probs >= _WEIGHTY) & listed.live[0] & (space.fixed[ids] < 0)).nonzero()[:, 0]
+            closely = (places, space.rests(ids[places]))
+        return TokenRows(listed.rows, space.rest, space.self_mass, closely)
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
         """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + anchors + 3]."""
@@ -156,6 +177,13 @@ class DeepenFusion(AveragingFusion):
         mass[:, :tokens], others = listed.split(probs)
         space.gather(others, into=mass[:, tokens:])
         return mass
+
+
+def _contested(fused: torch.Tensor) -> list[int]:
+    """Rows of log-probabilities [rows, vocabulary] in which the two best tokens are probable and nearly equal."""
+    best = fused.topk(min(2, fused.shape[-1]), dim=-1).values
+    close = (best[:, 0] >= math.log(_CLEAR)) & (best[:, 0] - best[:, -1] < _TIE)
+    return [int(row) for row in close.nonzero()[:, 0]]
 
 
 def _parts(batch: torch.Tensor) -> Iterator[slice]:
