@@ -28,6 +28,7 @@ from deepen_core.fusion import Fusion, make_fusion
 WORLDS: dict[str, Callable[[str], World]] = {
     "32k": lambda device: make_world((32_000, 32_000), 24_000, 512, device=device),
     "128k": lambda device: make_world((128_000, 152_000), 110_000, 1024, device=device),
+    "mistral-v1 with gpt-2": lambda device: real_world(("mistral-v1", "gpt-2"), 768, device=device),
     "mistral-v1 with mistral-tekken": lambda d: real_world(("mistral-v1", "mistral-tekken"), 1024, device=d),
     "gpt-2 with falcon": lambda device: real_world(("gpt-2", "falcon"), 768, device=device),
 }
