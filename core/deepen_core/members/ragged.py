@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,8 @@ class RaggedRunner:
             row.release()
             row.cache = self.cache.take()
             row.cached = 0
+            # A row that is dropped without a word gives its slot back too.
+            weakref.finalize(row, row.cache.free).atexit = False
         slot = row.cache
         row.cached = min(row.cached, len(slot.ids))
         if not row.cached:
