@@ -13,7 +13,7 @@ from deepen_core.kv_cache import RaggedCache, Slot
 from deepen_core.members.base import MemberRow, Work
 from deepen_core.members.masks import Masks
 
-# A new row with more ids than this is run alone, so that rows behind it can take over what it holds.
+# A row with more new ids than this is run alone, and those behind it can take over what it holds.
 _LONG = 32
 # Ids of one forward of a row alone.
 _CHUNK = 512
@@ -109,7 +109,7 @@ class RaggedRunner:
     def _admit(self, row: MemberRow) -> Slot:
         """The slot of a row; a row with long text is run up to its last ids, so that the next one may begin with it."""
         slot = self._slot(row)
-        if row.pending > _LONG and not slot.ids[_WORTH_SHARING:]:
+        if row.pending > _LONG:
             self._run_ahead(row, slot, row.pending - 2)
         return slot
 
