@@ -37,6 +37,7 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         weights: how much each member counts.
         fusion: "deepen", "deepen-paper" or a `FusionConfig`.
         device, dtype: for members that name none.
+        max_batch_size: how many requests are decoded together at most.
 
     Instantiate:
         ```python
