@@ -212,6 +212,48 @@ def test_logprobs(pair):
         assert scored.logprobs == pytest.approx([t.logprob for t in answer.logprobs], abs=1e-4)
 
 
+@torch.inference_mode()
+def test_logprobs_of_each_member(pair, folders):
+    """What each member alone thought, against a forward of `transformers` over the whole text up to there."""
+    from transformers import AutoModelForCausalLM
+
+    answer = pair.generate(PROMPT, max_new_tokens=30, logprobs=4, ignore_eos=True, temperature=0.9, seed=8)
+    models = {n: AutoModelForCausalLM.from_pretrained(folders[n]) for n in ("alpha", "beta")}
+    vocabularies = {m.name: m.tokenizer.vocabulary for m in pair._members}
+    abstained = lacking = 0
+    for place, chosen in enumerate(answer.logprobs):
+        said = vocabularies["alpha"].join(answer.token_ids[:place])
+        assert [m.name for m in chosen.members] == ["alpha", "beta"]
+        for member in chosen.members:
+            tokenizer = AutoTokenizer.from_pretrained(folders[member.name])
+            ids = tokenizer(PROMPT)["input_ids"] + answer.token_ids[:place]
+            if member.name == "beta":
+                stream = Utf8Stream()
+                text = stream.feed(said)
+                if stream.waiting:  # main is in the middle of a character
+                    assert (member.logprob, member.top) == (None, ())
+                    abstained += 1
+                    continue
+                ids = tokenizer(PROMPT + text, split_special_tokens=True)["input_ids"]
+            own = torch.log_softmax(models[member.name](torch.tensor([ids])).logits[0, -1], -1)
+            assert member.token_id == vocabularies[member.name].id_of(chosen.token)
+            lacking += member.token_id is None
+            if member.token_id is None:
+                assert member.logprob is None
+            else:
+                assert member.logprob == pytest.approx(float(own[member.token_id]), abs=1e-4)
+            best = own.topk(4)
+            assert [p for _, _, p in member.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert [i for i, _, _ in member.top] == best.indices.tolist()
+    assert abstained
+    assert lacking
+
+
+def test_logprobs_cost_nothing_unless_asked_for(pair, monkeypatch):
+    monkeypatch.setattr("deepen_core.logprobs.TokenReporter.report", lambda *_: pytest.fail("reported"))
+    assert pair.generate(PROMPT, max_new_tokens=3).logprobs is None
+
+
 def test_windows(load, folders):
     with load("alpha", "beta") as ensemble:
         window = ensemble.context_window

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from deepen_core.decoding import Decoder, step_error
 from deepen_core.errors import DeepenError
 from deepen_core.handle import Request
-from deepen_core.members import MemberRow
 from deepen_core.row import Row
 
 _BUDGET = 256  # prompt tokens that a step may run besides the decoding rows
@@ -83,7 +82,7 @@ class Batch:
     def _admit(self) -> None:
         while self._waiting and self.rows_held < self._size:
             request = self._waiting.popleft()
-            request.row.begin()
+            request.row.admit()
             self._reading.append(request)
 
     def _decode(self) -> None:
@@ -126,15 +125,18 @@ class Batch:
     def _next_prompt(self) -> Request:
         oldest = self._reading[0]
         request = oldest if self._oldest_next else min(self._reading, key=lambda r: r.row.pending)
-        side = request.row.main_side
-        if side.cached:
+        if request.row.begun:
             return request
         # A prompt that is being read and begins as this one does comes first, so that its cache can be copied.
-        begun = (r for r in self._reading if r.row.main_side.cached)
-        return next((r for r in begun if _will_share(r.row.main_side, side)), request)
+        begun = (r for r in self._reading if r.row.begun)
+        return next((r for r in begun if _will_share(r.row, request.row)), request)
 
 
-def _will_share(begun: MemberRow, other: MemberRow) -> bool:
-    """Whether a row that is being read will hold more of another's prompt than it does now."""
-    stop = min(len(begun.ids), len(other.ids), begun.cached + _SHARED)
-    return stop == begun.cached + _SHARED and begun.ids[:stop] == other.ids[:stop]
+def _will_share(begun: Row, other: Row) -> bool:
+    """Whether a row that is being read will hold more of another's prompt than it does now, in any member."""
+    for side, its in zip(begun.sides, other.sides, strict=True):
+        if side is not None and its is not None and side.pending > 2:
+            stop = side.cached + _SHARED
+            if min(len(side.ids), len(its.ids)) >= stop and side.ids[:stop] == its.ids[:stop]:
+                return True
+    return False

@@ -64,7 +64,7 @@ class Row:
         self._shown: list[str] = []
         self._fresh_text = ""
         self._fresh_ids: list[int] = []
-        self._begun: float | None = None
+        self._admitted: float | None = None
         self._first_token: float | None = None
         self._ended: float | None = None
 
@@ -86,6 +86,11 @@ class Row:
         return max(side.pending for side in self.sides if side is not None)
 
     @property
+    def begun(self) -> bool:
+        """Whether any of its prompt has been run."""
+        return any(side.cached for side in self.sides if side is not None)
+
+    @property
     def ended(self) -> bool:
         """Whether the row goes on no more."""
         return self.finish_reason is not None or self.error is not None
@@ -95,9 +100,9 @@ class Row:
         """Whether the request's timeout has passed."""
         return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
 
-    def begin(self) -> None:
+    def admit(self) -> None:
         """Notes that the row has left the queue."""
-        self._begun = time.perf_counter()
+        self._admitted = time.perf_counter()
 
     def accept(self, token_id: int) -> None:
         """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller."""
@@ -170,7 +175,7 @@ class Row:
         """The answer of a finished row."""
         assert self.finish_reason is not None, "the row goes on"
         ended = self._ended or self.submitted
-        begun = self._begun or ended
+        admitted = self._admitted or ended
         first = self._first_token or ended
         return Generation(
             text="".join(self._shown) + self._fresh_text,
@@ -178,7 +183,7 @@ class Row:
             finish_reason=self.finish_reason,
             usage=Usage(self.main_side.prompt_tokens, len(self.token_ids)),
             logprobs=list(self.logprobs) if self.params.logprobs is not None else None,
-            timings=Timings(first - begun, ended - first, begun - self.submitted),
+            timings=Timings(first - admitted, ended - first, admitted - self.submitted),
             member_work=[
                 MemberWork(name, side.prompt_tokens, len(side.ids) - side.prompt_tokens, side.tokens_run)
                 for name, side in zip(self._names, self._all_sides, strict=True)
