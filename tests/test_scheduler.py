@@ -163,6 +163,19 @@ class TestWays:
 
         asyncio.run(ask())
 
+    def test_reading_a_long_prompt_lets_other_threads_run(self, ensemble):
+        text = "The quick brown <|eos|> fox jumps over the lazy dog. " * 8000
+        backend = ensemble._members[0].tokenizer.backend
+        thread = threading.Thread(target=backend.encode, args=(text,))
+        thread.start()
+        ticks = 0
+        while thread.is_alive():
+            time.sleep(0.001)
+            ticks += 1
+        assert ticks > 5, "the tokenizer kept the interpreter to itself"
+        piece = text[:7950]
+        assert backend.encode(piece * 2) == backend.encode(piece) * 2
+
 
 class TestBreakingOff:
     """Each leaves the worker idle after two more steps; a third would wait for a permit that does not come."""
