@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 from scheduler_parts import PROMPTS, eventually, hook, rows_held, workers
@@ -472,6 +473,7 @@ class TestLife:
     def test_a_dropped_ensemble_ends_its_worker_and_frees_its_models(self, load):
         ensemble = load("alpha", "beta")
         ensemble.generate(PROMPT, **OPTIONS)
+        ensemble._scheduler.call(partial(id, ensemble)).result()
         model = weakref.ref(ensemble._members[0].model)
         del ensemble
         gc.collect()
@@ -495,6 +497,18 @@ class TestLife:
         ensemble.close()
         gc.collect()
         assert model() is None
+
+    def test_a_request_that_comes_while_the_worker_ends_is_told(self, load, monkeypatch):
+        ensemble = load("alpha", "beta")
+        start = ensemble._scheduler._start
+
+        def start_and_end():
+            start()
+            ensemble.close()
+
+        monkeypatch.setattr(ensemble._scheduler, "_start", start_and_end)
+        with pytest.raises(ClosedError):
+            ensemble.generate(PROMPT)
 
     def test_a_request_that_crosses_close_is_told(self, load):
         """Whatever the moment: nobody waits for ever."""

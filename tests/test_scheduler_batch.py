@@ -147,17 +147,18 @@ def test_neither_short_nor_long_prompts_starve(pair):
 def test_an_equal_prompt_waits_for_the_one_being_read(pair):
     """So that what it shares can be copied; prompts that share nothing do not wait."""
     batch = Batch(pair._decoder, 8, budget=8)
-    first, second = ask(pair, batch, LONG + "One"), ask(pair, batch, LONG)
-    while first.row.pending > 60:
+    more = LONG + "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14"  # so that the second has less left
+    first, second = ask(pair, batch, more), ask(pair, batch, LONG)
+    while first.row.pending > 90:
         batch.step()
         assert not second.row.begun
-    other = ask(pair, batch, "Numbers: 1, 22, 333, 4444, 55555")
+    other = ask(pair, batch, "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14 + 2.71 = 5.85;")
     batch.step()
     batch.step()
     assert other.row.begun
     assert not second.row.begun
     run_out(batch)
-    assert first.mail.answer().token_ids == alone(pair, LONG + "One")
+    assert first.mail.answer().token_ids == alone(pair, more)
     assert second.mail.answer().token_ids == alone(pair, LONG)
 
 

@@ -1,5 +1,7 @@
 """A member that fails: the request it fails for is told or goes on without it, and nobody else notices."""
 
+import weakref
+
 import pytest
 import torch
 from scheduler_parts import FAILING, PROMPTS, fails_at, hook, rows_held
@@ -96,7 +98,7 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     with load("alpha") as alone:
         expected = alone.generate(FAILING, **OPTIONS)
     together = ensemble.generate(FAILING, **OPTIONS)
-    beta = hook(ensemble, 1)
+    alpha, beta = hook(ensemble, 0), hook(ensemble, 1)
     beta.fail = fails_at(beta, FAILING, RuntimeError("a kernel broke"))
     first, other = ask_together(ensemble, [FAILING, PROMPTS[0]], on_member_error="drop")
     answer = first.result()
@@ -106,6 +108,7 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     ]
     assert [w.name for w in answer.member_work] == ["alpha", "beta"]
     assert not other.result().warnings
+    assert alpha.forwards == [2] * OPTIONS["max_new_tokens"], "both are decoded together all the same"
 
     asked = []
     beta.fail = lambda rows: (
@@ -116,6 +119,26 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     assert len(late.token_ids) == OPTIONS["max_new_tokens"]
     assert len(late.warnings) == 1
     assert len(asked) == 4, "a dropped member is not run again"
+
+
+@pytest.mark.parametrize("prompts", [[FAILING], [FAILING, PROMPTS[0]]], ids=["alone", "with another"])
+def test_an_error_holds_nothing_of_the_forward(ensemble, prompts):
+    """Else what did not fit into memory would still fill it while the others are run again."""
+    beta, held = hook(ensemble, 1), []
+    fails = fails_at(beta, FAILING, torch.OutOfMemoryError("no room"))
+
+    def fail(rows):
+        assert all(reference() is None for reference in held), "the next forward finds the last one's tensors"
+        computed = torch.zeros(10)
+        held.append(weakref.ref(computed))
+        fails(rows)
+
+    beta.fail = fail
+    handle, *_ = ask_together(ensemble, prompts)
+    with pytest.raises(MemberError) as caught:
+        handle.result()
+    assert caught.value.__cause__ is not None
+    assert held[0]() is None
 
 
 def test_main_cannot_be_dropped(ensemble):

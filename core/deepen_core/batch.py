@@ -67,6 +67,7 @@ class Batch:
         self._decoding.clear()
 
     def _end_overdue(self) -> None:
+        ended = False
         for request in (*self._waiting, *self._reading, *self._decoding):
             if request.cancelled or request.mail.abandoned:
                 request.row.finish("cancelled")
@@ -75,6 +76,9 @@ class Batch:
             else:
                 continue
             request.deliver()
+            ended = True
+        if not ended:
+            return
         self._waiting = deque(r for r in self._waiting if not r.row.ended)
         self._reading = [r for r in self._reading if not r.row.ended]
         self._decoding = [r for r in self._decoding if not r.row.ended]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -206,6 +207,7 @@ def step_error(problem: Exception) -> DecodingError:
         "max_batch_size=1 and default sampling options tells whether these are to blame."
     )
     error.__cause__ = problem
+    traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
     return error
 
 

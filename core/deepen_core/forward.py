@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,7 @@ class Forward:
         if len(at) == 1:
             self._fail(rows[at[0]], problem)
             return Said([], None)
+        traceback.clear_frames(problem.__traceback__)
         for place in at:
             self._forget(rows[place])
         found: list[torch.Tensor] = []
@@ -136,6 +138,7 @@ class Forward:
         )
 
     def _fail(self, row: Row, problem: Exception) -> None:
+        traceback.clear_frames(problem.__traceback__)  # they hold all that the forward had computed
         error = problem if isinstance(problem, MemberError) else self._error(row, problem)
         policy = row.params.on_member_error or self._policy
         if self._speaks or policy == "raise":
