@@ -198,6 +198,22 @@ def test_a_forward_that_broke_off_half_way_leaves_no_trace(ensemble, number):
     assert not any(a.warnings for a in answers)
 
 
+def test_rows_that_fit_into_memory_one_by_one_are_run_in_smaller_groups(ensemble):
+    expected = ensemble.generate(list(PROMPTS), **OPTIONS)
+    beta, failed = hook(ensemble, 1), []
+
+    def fail(rows):
+        if len(rows) > 2:
+            failed.append(len(rows))
+            raise torch.OutOfMemoryError("no room")
+
+    beta.fail = fail
+    answers = [h.result() for h in ask_together(ensemble, PROMPTS)]
+    assert [a.text for a in answers] == [e.text for e in expected]
+    assert failed == [6, 3, 3], "it is not tried again at every step"
+    assert not any(a.warnings for a in answers)
+
+
 def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
     """Fusion runs all rows at once; the one at fault is found."""
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)

@@ -214,7 +214,8 @@ class Ensemble(Asking):
     @property
     def info(self) -> EnsembleInfo:
         """What the members are and how well they fit together."""
-        present = zip(self._open_members(), self._weights, self._fusion.spaces, strict=True)
+        fusion = self._fusion
+        present = zip(self._open_members(), self._weights, fusion.spaces, strict=True)
         members = [_member_info(m, weight, space) for m, weight, space in present]
         return EnsembleInfo(
             members=members,
@@ -233,13 +234,13 @@ class Ensemble(Asking):
 
     def _open_members(self) -> list[CausalMember]:
         members = list(self._members)
-        if self._closed:  # only now: closing empties the list afterwards
+        if self._closed:  # asked last, since closing lets go of things after it has set this
             raise closed_error()
         return members
 
     def _serving(self) -> tuple[Scheduler, Decoder]:
         serving = self._scheduler, self._decoder
-        if self._closed:
+        if self._closed:  # as above
             raise closed_error()
         return serving
 
@@ -251,8 +252,8 @@ class Ensemble(Asking):
         Args:
             progress: Show progress bars.
         """
-        scheduler, _ = self._serving()
         fusion, keeper = self._fusion, self._keeper
+        scheduler, _ = self._serving()
         for space in fusion.spaces:
             scheduler.call(partial(space.build, progress)).result()
         scheduler.call(keeper.save).result()

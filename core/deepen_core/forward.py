@@ -56,12 +56,16 @@ class Forward:
         self._number = number
         self._speaks = speaks
         self._policy = on_member_error
+        self._width: int | None = None  # so many rows at once have turned out to fit into memory
 
     def run(self, rows: Sequence[Row]) -> Said:
         """Gives logits for the next token of rows, but where the member has no say or fails."""
         at = [place for place, row in enumerate(rows) if self._takes_part(row)]
-        if not at:
-            return Said([], None)
+        width = self._width or max(1, len(at))
+        parts = [self._run_together(rows, at[start : start + width]) for start in range(0, len(at), width)]
+        return _joined(parts)
+
+    def _run_together(self, rows: Sequence[Row], at: list[int]) -> Said:
         try:
             logits = self.member.next_logits([self._side(rows[place]) for place in at])
         except Exception as problem:  # noqa: BLE001 (models raise whatever they like; the request tells it)
@@ -112,6 +116,8 @@ class Forward:
                 answered.append(place)
             except Exception as again:  # noqa: BLE001 (as in `run`)
                 self._fail(rows[place], again)
+        if _is_memory(problem) and len(answered) == len(at):  # each fits, all together do not
+            self._width = max(1, len(at) // 2)
         return self._checked(rows, answered, torch.stack(found)) if found else Said([], None)
 
     def _forget(self, row: Row) -> None:
@@ -151,8 +157,7 @@ class Forward:
             )
 
     def _error(self, row: Row, problem: Exception) -> MemberError:
-        memory = isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(problem)
-        advice = " Lower max_batch_size, or shorten the prompt." if memory else ""
+        advice = " Lower max_batch_size, or shorten the prompt." if _is_memory(problem) else ""
         error = MemberError(
             f"Member {self.member.name!r} failed with {row.main_side.prompt_tokens} prompt tokens and "
             f"{len(row.token_ids)} tokens of the answer: {brief(problem)}.{advice}{self._way_out()}"
@@ -164,3 +169,15 @@ class Forward:
         if self._speaks:
             return " It is the main member, without which no answer can go on."
         return " With on_member_error='drop' requests go on without it."
+
+
+def _is_memory(problem: Exception) -> bool:
+    return isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(problem)
+
+
+def _joined(parts: Sequence[Said]) -> Said:
+    """What was said to several groups of rows."""
+    if len(parts) == 1:
+        return parts[0]
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Said([place for part in parts for place in part.at], torch.cat(logits) if logits else None)
