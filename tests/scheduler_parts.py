@@ -89,7 +89,7 @@ def eventually(condition, seconds=30):
 
 
 def workers():
-    return [thread for thread in threading.enumerate() if thread.name == "deepen-worker"]
+    return {thread for thread in threading.enumerate() if thread.name == "deepen-worker"}
 
 
 class MixedLoad:

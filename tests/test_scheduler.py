@@ -11,7 +11,8 @@ import weakref
 from functools import partial
 
 import pytest
-from scheduler_parts import PROMPTS, eventually, hook, rows_held, workers
+import scheduler_parts
+from scheduler_parts import PROMPTS, eventually, hook, rows_held
 
 from deepen_core.errors import (
     ClosedError,
@@ -26,6 +27,13 @@ from deepen_core.errors import (
 PROMPT = "The quick brown fox"
 OPTIONS = {"max_new_tokens": 12, "ignore_eos": True}
 ENDLESS = {"max_new_tokens": 200, "ignore_eos": True}
+
+
+@pytest.fixture(autouse=True)
+def workers():
+    """The workers that a test has started; other tests' ensembles may have theirs."""
+    before = scheduler_parts.workers()
+    return lambda: scheduler_parts.workers() - before
 
 
 @pytest.fixture
@@ -350,10 +358,10 @@ class TestDeadlines:
         assert len(handle.result().token_ids) == 12
 
     @pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
-    def test_none_at_all(self, ensemble, timeout):
+    def test_none_at_all(self, ensemble, timeout, workers):
         with pytest.raises(SamplingError, match=r"Option 'timeout' is .*give more than 0 seconds, or None"):
             ensemble.submit(PROMPT, timeout=timeout)
-        assert workers() == []
+        assert workers() == set()
 
 
 class TestMistakes:
@@ -401,14 +409,14 @@ class TestMistakes:
 
 
 class TestLife:
-    def test_the_worker_comes_with_the_first_request_and_goes_with_close(self, load):
+    def test_the_worker_comes_with_the_first_request_and_goes_with_close(self, load, workers):
         ensemble = load("alpha", "beta")
-        assert workers() == []
+        assert workers() == set()
         ensemble.generate(PROMPT, **OPTIONS)
         assert len(workers()) == 1
         ensemble.close()
         ensemble.close()
-        assert workers() == []
+        assert workers() == set()
         with pytest.raises(ClosedError, match="load it again"):
             ensemble.submit(PROMPT)
         with pytest.raises(ClosedError):
@@ -423,7 +431,7 @@ class TestLife:
             assert ensemble._scheduler.call(time.thread_time).result() - busy < 0.01
 
     @pytest.mark.parametrize("waiting", [1, 6])
-    def test_close_ends_requests(self, load, waiting):
+    def test_close_ends_requests(self, load, waiting, workers):
         ensemble = load("alpha", "beta", max_batch_size=2)
         handles = [ensemble.submit(PROMPT, **ENDLESS) for _ in range(waiting)]
         next(handles[0])
@@ -432,7 +440,7 @@ class TestLife:
             with pytest.raises(ClosedError, match="load it again"):
                 handle.result()
             assert handle.done
-        assert workers() == []
+        assert workers() == set()
 
     def test_close_from_another_thread_while_streaming(self, load):
         ensemble = load("alpha", "beta")
@@ -452,11 +460,11 @@ class TestLife:
         with pytest.raises(ClosedError):
             list(stream)
 
-    def test_close_on_the_worker(self, load):
+    def test_close_on_the_worker(self, load, workers):
         """As a destructor that happens to run there would."""
         ensemble = load("alpha", "beta")
         ensemble._scheduler.call(ensemble.close).result()
-        eventually(lambda: workers() == [])
+        eventually(lambda: workers() == set())
 
     def test_close_while_a_task_waits(self, load):
         ensemble = load("alpha", "beta")
@@ -470,24 +478,24 @@ class TestLife:
 
         asyncio.run(ask())
 
-    def test_a_dropped_ensemble_ends_its_worker_and_frees_its_models(self, load):
+    def test_a_dropped_ensemble_ends_its_worker_and_frees_its_models(self, load, workers):
         ensemble = load("alpha", "beta")
         ensemble.generate(PROMPT, **OPTIONS)
         ensemble._scheduler.call(partial(id, ensemble)).result()
         model = weakref.ref(ensemble._members[0].model)
         del ensemble
         gc.collect()
-        eventually(lambda: workers() == [])
+        eventually(lambda: workers() == set())
         gc.collect()
         assert model() is None
 
-    def test_a_handle_keeps_its_ensemble(self, load):
+    def test_a_handle_keeps_its_ensemble(self, load, workers):
         handle = load("alpha", "beta").submit(PROMPT, **OPTIONS)
         gc.collect()
         assert len(handle.result().token_ids) == 12
         del handle
         gc.collect()
-        eventually(lambda: workers() == [])
+        eventually(lambda: workers() == set())
 
     def test_close_frees_the_models(self, load):
         ensemble = load("alpha", "beta")
@@ -510,7 +518,7 @@ class TestLife:
         with pytest.raises(ClosedError):
             ensemble.generate(PROMPT)
 
-    def test_a_request_that_crosses_close_is_told(self, load):
+    def test_a_request_that_crosses_close_is_told(self, load, workers):
         """Whatever the moment: nobody waits for ever."""
         for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):
             ensemble = load("alpha", "beta")
@@ -531,7 +539,7 @@ class TestLife:
             for thread in threads:
                 thread.join(30)
             assert ended == [True] * 3
-        assert workers() == []
+        assert workers() == set()
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_a_worker_that_breaks_tells_everybody(self, ensemble, monkeypatch):
