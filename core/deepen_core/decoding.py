@@ -139,13 +139,17 @@ class Decoder:
 
         Raises:
             MemberError: If a member fails.
+            DecodingError: If fusion fails.
         """
         found = []
         for token_id in token_ids:
             said = [forward.run([row]) for forward in self._forwards]
             if row.error is not None:
                 raise row.error
-            _, fused, _ = self._fuse([row], said)
+            try:
+                _, fused, _ = self._fuse([row], said)
+            except Exception as problem:
+                raise step_error(problem) from problem
             found.append(float(fused[0, token_id]))
             row.speak(token_id)
         return found
