@@ -166,7 +166,13 @@ def measure_sharing(ensemble: Ensemble, tokenizer: Any, shared: int, count: int)
         return sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._members) - before
 
     one, many = ran(asked[:1]), ran(asked)
-    return {"prompts": count, "shared tokens": shared, "ids run for one": one, "ids run for all": many, "ratio": many / one}
+    return {
+        "prompts": count,
+        "shared tokens": shared,
+        "ids run for one": one,
+        "ids run for all": many,
+        "ratio": many / one,
+    }
 
 
 def measure_first_chunk(ensemble: Ensemble, text: str, tokens: int, repeats: int) -> dict[str, Any]:

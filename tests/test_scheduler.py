@@ -26,7 +26,7 @@ from deepen_core.errors import (
 
 PROMPT = "The quick brown fox"
 OPTIONS = {"max_new_tokens": 12, "ignore_eos": True}
-ENDLESS = {"max_new_tokens": 200, "ignore_eos": True}
+ENDLESS = {"max_new_tokens": 100, "ignore_eos": True}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ class TestWays:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sum(len(c.token_ids) for c in taken) == 200
+        assert sum(len(c.token_ids) for c in taken) == ENDLESS["max_new_tokens"]
         assert sum(c.generation is not None for c in taken) == 1
 
     def test_callers_share_a_batch_within_its_size(self, held):
@@ -133,7 +133,7 @@ class TestWays:
         assert next(handle).text
         scored = ensemble.score(PROMPT, " jumps over")
         ensemble.prepare(progress=False)
-        assert len(handle.result().token_ids) == 200
+        assert len(handle.result().token_ids) == ENDLESS["max_new_tokens"]
         assert scored.logprobs == pytest.approx(ensemble.score(PROMPT, " jumps over").logprobs, abs=1e-4)
 
     def test_loops_in_several_threads(self, ensemble):
@@ -333,7 +333,7 @@ class TestDeadlines:
             answer = waiting.result()
             assert (answer.finish_reason, answer.text, answer.token_ids) == ("timeout", "", [])
             assert not running.done
-            assert len(running.result().token_ids) == 200
+            assert len(running.result().token_ids) == ENDLESS["max_new_tokens"]
 
     def test_under_way(self, held):
         ensemble, member = held
