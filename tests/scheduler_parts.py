@@ -180,7 +180,8 @@ class MixedLoad:
         self._count("whole")
 
     def _check_part(self, prompt, text):
-        assert self.expected[prompt].text.startswith(text)
+        # One that was to fail may have been broken off before it came to that.
+        assert self.expected[prompt].text.startswith(text) if prompt != FAILING else text == ""
         self._count("cancelled")
 
     def _failed(self, prompt):
