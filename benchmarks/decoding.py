@@ -7,6 +7,7 @@ parameters with vocabularies of 32,000 tokens; tokenizers and stories come from 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import tempfile
@@ -189,6 +190,37 @@ def measure_first_chunk(ensemble: Ensemble, text: str, tokens: int, repeats: int
     return {"tokens": tokens, "first chunk s": first, "of the whole": share}
 
 
+def measure_loop_gap(ensemble: Ensemble, texts: list[str], tokens: int) -> dict[str, Any]:
+    """How long an event loop is held up at most while it streams several answers and one long prompt comes in."""
+
+    async def heartbeat(gaps: list[float]) -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    async def read(text: str) -> None:
+        async for _ in ensemble.astream(text, max_new_tokens=tokens, ignore_eos=True):
+            pass
+
+    async def run() -> list[float]:
+        gaps: list[float] = []
+        beat = asyncio.create_task(heartbeat(gaps))
+        await asyncio.gather(*map(read, texts), read(" ".join(texts)))
+        beat.cancel()
+        return gaps
+
+    gaps = sorted(asyncio.run(run()))
+    return {
+        "streams": len(texts) + 1,
+        "tokens each": tokens,
+        "largest gap ms": 1000 * gaps[-1],
+        "99th percentile ms": 1000 * gaps[len(gaps) * 99 // 100],
+    }
+
+
 def main() -> None:
     """Measures and publishes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -216,9 +248,10 @@ def main() -> None:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(paths[0])
             sharing = [measure_sharing(ensemble, tokenizer, 512, 16)]
             first = [measure_first_chunk(ensemble, prompts(tokenizer, 64, 1)[0], 200, given.repeats)]
+            gap = [measure_loop_gap(ensemble, prompts(tokenizer, 64, 8), 32)]
             about = {m.name: {"parameters": m.parameters, "batching": m.batching} for m in ensemble.info.members}
             anchors = ensemble.info.anchors
-    tables = {"shared beginnings": sharing, "first chunk": first}
+    tables = {"shared beginnings": sharing, "first chunk": first, "event loop": gap}
     publish("decoding", "Decoding end to end", rows, members=about, anchors=anchors, **tables)
 
 
