@@ -112,7 +112,8 @@ def measure_build(name: str, world: World, config: FusionConfig) -> dict[str, An
         spaces = world.spaces(config.row_entries)
         ready = time.perf_counter()
         for space in spaces:
-            space.build()
+            for ids in space.missing():
+                space.build(ids)
         built = time.perf_counter()
     return {
         "world": name,

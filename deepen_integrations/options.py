@@ -49,6 +49,8 @@ class LoadOptions(BaseModel):
     """Torch device of members that name none, such as "cpu" or "cuda:0"; the engine's choice if not given."""
     dtype: str = "auto"
     """Torch dtype of members that name none, such as "bfloat16"."""
+    max_batch_size: int = Field(default=32, ge=1, strict=True)
+    """So many requests are decoded together at most; the others wait, first come first served."""
 
     @field_validator("models", mode="before")
     @classmethod

@@ -218,13 +218,14 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
             pass
 
     monkeypatch.setattr(deepen_core, "Ensemble", Spy, raising=False)
-    assert adapter(models=["a", "b"], main="b", weights=[1, 3], dtype="float32", progress=False).ensemble
+    given = {"main": "b", "weights": (1.0, 3.0), "dtype": "float32", "max_batch_size": 8}
+    assert adapter(models=["a", "b"], progress=False, **given).ensemble
     assert calls.pop() == (
         [MemberConfig(model="a"), MemberConfig(model="b")],
-        {"main": "b", "weights": (1.0, 3.0), "fusion": "deepen", "dtype": "float32", "progress": False},
+        {**given, "fusion": "deepen", "progress": False},
     )
     assert adapter.demo(fusion="deepen-paper").ensemble
-    assert calls.pop() == ("demo", {"main": 0, "fusion": "deepen-paper", "dtype": "auto"})
+    assert calls.pop() == ("demo", {"main": 0, "fusion": "deepen-paper", "dtype": "auto", "max_batch_size": 32})
 
 
 def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):

@@ -1,12 +1,14 @@
 """Every benchmark still runs: the smallest measurement of each, without writing results."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import agreement, fidelity, fusion, quality, retokenisation, stories
+from benchmarks import agreement, decoding, fidelity, fusion, quality, retokenisation, stories
 from benchmarks.worlds import make_world, real_world
+from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
@@ -70,3 +72,24 @@ def test_retokenisation(shared):
 @pytest.mark.usefixtures("shared")
 def test_stories():
     assert stories.measure(["Once upon a time there was a little dog."], 1, "deepen")["together"] > 0
+
+
+def test_decoding(shared, tmp_path):
+    from argparse import Namespace
+
+    paths = decoding.make_members(tmp_path, width=64, layers=1)
+    tokenizer = decoding.tokenizers()[0]
+    given = Namespace(batches=[1, 2], tokens=4, reference_tokens=2, repeats=1, device="cpu")
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = decoding.ReferenceLoop(paths, "cpu")
+        with Ensemble.load(paths, progress=False, device="cpu") as ensemble:
+            rows = decoding.measure(ensemble, reference, paths, 32, given)
+            shares = decoding.measure_sharing(ensemble, tokenizer, 64, 3)
+            first = decoding.measure_first_chunk(ensemble, "Once upon a time", 8, 1)
+            gap = decoding.measure_loop_gap(ensemble, ["Once upon", "a time"], 4)
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert rows[0]["against plain"] > 1
+    assert 1 <= shares["ratio"] < 2
+    assert 0 < first["of the whole"] <= 1
+    assert gap["largest gap ms"] > 0

@@ -39,9 +39,11 @@ def test_stream_equals_generate(load, names, options):
 def test_other_members_hold_canonical_ids_and_a_true_cache(load, folders, names):
     """After a generation with many rewinds: the ids of the whole text, and the logits of a fresh forward over them."""
     with load(*names) as ensemble:
-        (row,) = ensemble._start([PROMPT], SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True))
+        row = ensemble._decoder.start(
+            PROMPT, SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
+        )
         for _ in range(45):
-            ensemble._step([row])
+            ensemble._decoder.step([row])
             side, member = row.sides[1], ensemble._members[1]
             if row.others_behind:
                 continue
@@ -155,7 +157,7 @@ def test_characters_that_take_several_tokens_come_whole(pair):
     """Main is made to speak emoji and CJK in single bytes; nobody sees half a character."""
     text = "né 你好 😀!"
     ids = [pair._members[0].tokenizer.vocabulary.id_of(bytes([b])) for b in text.encode()]
-    (row,) = pair._start([PROMPT], SamplingParams(max_new_tokens=100))
+    row = pair._decoder.start(PROMPT, SamplingParams(max_new_tokens=100))
     chunks, lengths = [], []
     with torch.inference_mode():
         for token_id in ids:
@@ -186,12 +188,12 @@ def test_length_and_ignore_eos(pair):
 
 def test_dummy_space_at_the_very_start_is_no_text(load):
     with load("beta", "alpha") as ensemble:
-        (row,) = ensemble._start([""], SamplingParams(max_new_tokens=5))
+        row = ensemble._decoder.start("", SamplingParams(max_new_tokens=5))
         the = ensemble._members[0].tokenizer.vocabulary.id_of(b" the")
         row.accept(the)
         row.accept(the)
         assert row.take_chunk().text == "the the"
-        (row,) = ensemble._start(["x"], SamplingParams(max_new_tokens=5))
+        row = ensemble._decoder.start("x", SamplingParams(max_new_tokens=5))
         row.accept(the)
         assert row.take_chunk().text == " the"
 
@@ -208,6 +210,48 @@ def test_logprobs(pair):
     scored = pair.score(PROMPT, answer.text)
     if scored.token_ids == answer.token_ids:
         assert scored.logprobs == pytest.approx([t.logprob for t in answer.logprobs], abs=1e-4)
+
+
+@torch.inference_mode()
+def test_logprobs_of_each_member(pair, folders):
+    """What each member alone thought, against a forward of `transformers` over the whole text up to there."""
+    from transformers import AutoModelForCausalLM
+
+    answer = pair.generate(PROMPT, max_new_tokens=30, logprobs=4, ignore_eos=True, temperature=0.9, seed=8)
+    models = {n: AutoModelForCausalLM.from_pretrained(folders[n]) for n in ("alpha", "beta")}
+    vocabularies = {m.name: m.tokenizer.vocabulary for m in pair._members}
+    abstained = lacking = 0
+    for place, chosen in enumerate(answer.logprobs):
+        said = vocabularies["alpha"].join(answer.token_ids[:place])
+        assert [m.name for m in chosen.members] == ["alpha", "beta"]
+        for member in chosen.members:
+            tokenizer = AutoTokenizer.from_pretrained(folders[member.name])
+            ids = tokenizer(PROMPT)["input_ids"] + answer.token_ids[:place]
+            if member.name == "beta":
+                stream = Utf8Stream()
+                text = stream.feed(said)
+                if stream.waiting:  # main is in the middle of a character
+                    assert (member.logprob, member.top) == (None, ())
+                    abstained += 1
+                    continue
+                ids = tokenizer(PROMPT + text, split_special_tokens=True)["input_ids"]
+            own = torch.log_softmax(models[member.name](torch.tensor([ids])).logits[0, -1], -1)
+            assert member.token_id == vocabularies[member.name].id_of(chosen.token)
+            lacking += member.token_id is None
+            if member.token_id is None:
+                assert member.logprob is None
+            else:
+                assert member.logprob == pytest.approx(float(own[member.token_id]), abs=1e-4)
+            best = own.topk(4)
+            assert [p for _, _, p in member.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert [i for i, _, _ in member.top] == best.indices.tolist()
+    assert abstained
+    assert lacking
+
+
+def test_logprobs_cost_nothing_unless_asked_for(pair, monkeypatch):
+    monkeypatch.setattr("deepen_core.logprobs.TokenReporter.report", lambda *_: pytest.fail("reported"))
+    assert pair.generate(PROMPT, max_new_tokens=3).logprobs is None
 
 
 def test_windows(load, folders):
@@ -231,15 +275,6 @@ def test_timeout(pair):
     assert answer.text == ""
 
 
-def test_a_closed_stream_frees_its_caches(pair):
-    stream = pair.stream(PROMPT, max_new_tokens=50, ignore_eos=True)
-    next(stream)
-    row = stream.gi_frame.f_locals["row"]
-    assert row.sides[0].cache is not None
-    stream.close()
-    assert all(side.cache is None for side in row.sides)
-
-
 def test_two_threads_share_an_ensemble(pair):
     expected = {p: pair.generate(p, max_new_tokens=25).text for p in (PROMPT, "Once upon")}
     found = {}
@@ -258,7 +293,7 @@ def test_two_threads_share_an_ensemble(pair):
 def test_non_finite_logits_name_the_member(load):
     with load("alpha", "beta") as ensemble:
         ensemble._members[1].model.model.norm.weight.data[0] = float("nan")
-        with pytest.raises(MemberError, match=r"Member 'beta' returned logits whose largest is \[nan\]"):
+        with pytest.raises(MemberError, match=r"Member 'beta' returned logits whose largest is nan"):
             ensemble.generate(PROMPT, max_new_tokens=2)
 
 
@@ -272,12 +307,12 @@ def test_a_member_of_weight_zero_is_not_run(load):
 
 def test_close(load):
     ensemble = load("alpha", "beta")
-    stream = ensemble.stream(PROMPT, max_new_tokens=20, ignore_eos=True)
+    stream = ensemble.stream(PROMPT, max_new_tokens=200, ignore_eos=True)
     next(stream)
     ensemble.close()
     ensemble.close()
     with pytest.raises(ClosedError, match="load it again"):
-        next(stream)
+        list(stream)
     calls = [lambda: ensemble.generate("a"), lambda: ensemble.score("a", "b"), lambda: ensemble.tokenize("a")]
     facts = ("info", "context_window", "has_chat_template", "main_name")
     for call in (*calls, *(functools.partial(getattr, ensemble, name) for name in facts)):
@@ -399,9 +434,9 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
         MambaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu") as ensemble:
-        (row,) = ensemble._start([PROMPT], SamplingParams(max_new_tokens=20, ignore_eos=True))
+        row = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
         for _ in range(10):
-            ensemble._step([row])
+            ensemble._decoder.step([row])
         with torch.inference_mode():
             found = ensemble._members[1].next_logits([row.sides[1]])[0]
             fresh = ensemble._members[1].model(torch.tensor([row.sides[1].ids])).logits[0, -1]
@@ -416,6 +451,7 @@ def test_prefill_in_pieces_gives_the_same_logits(pair):
     with torch.inference_mode():
         whole = MemberRow(prompt, member.tokenizer, speaks=True)
         expected = member.next_logits([whole])
+        whole.release()  # the next row would take over what it holds
         for limit in (1, 2, 7, 1000):
             row = MemberRow(prompt, member.tokenizer, speaks=True)
             run = []

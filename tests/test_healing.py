@@ -71,12 +71,12 @@ def test_rows_are_healed_each_on_its_own(healer, words):
 def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
     """Kept from earlier steps, thrown away by rewinds, never stale."""
     with load(*names) as ensemble:
-        (row,) = ensemble._start(
-            ["The quick"], SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
+        row = ensemble._decoder.start(
+            "The quick", SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
         )
         known = 0
         for _ in range(40):
-            ensemble._step([row])
+            ensemble._decoder.step([row])
             side, member = row.sides[1], ensemble._members[1]
             if row.others_behind or len(side.ids) > 200:
                 continue

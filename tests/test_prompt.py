@@ -22,7 +22,7 @@ CHAT = [
 
 def start_ids(ensemble, prompt):
     """The ids that each member starts from."""
-    (row,) = ensemble._start([prompt], SamplingParams())
+    row = ensemble._decoder.start(prompt, SamplingParams())
     return [side.ids for side in row.sides]
 
 
@@ -261,9 +261,9 @@ def test_nested_content_reaches_the_template():
 
 def test_generation_continues_the_open_text_of_a_chat(pair, folders):
     """The other member's ids stay those of its rendered chat with the answer behind it."""
-    (row,) = pair._start([CHAT], SamplingParams(max_new_tokens=60, ignore_eos=True, temperature=1.0, seed=4))
+    row = pair._decoder.start(CHAT, SamplingParams(max_new_tokens=60, ignore_eos=True, temperature=1.0, seed=4))
     for _ in range(30):
-        pair._step([row])
+        pair._decoder.step([row])
     if not row.others_behind:
         tokenizer = AutoTokenizer.from_pretrained(folders["beta"])
         rendered = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)

@@ -114,7 +114,7 @@ def test_rows_of_two_processes_add_up(again):
 def test_a_long_build_is_kept_as_it_goes(again, monkeypatch):
     """What a build that is killed has done so far is found by the next one."""
     monkeypatch.setattr("deepen_core.row_keeper._SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr("deepen_core.relative._BUILD_CHUNK", 50)
+    monkeypatch.setattr("deepen_core.relative._CHUNK_FLOATS", 50 * 420)
     saved = []
     save = RowStore.save
 

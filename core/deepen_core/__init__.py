@@ -13,6 +13,7 @@ from deepen_core.results import Chunk, EnsembleInfo, Generation, Score
 
 if TYPE_CHECKING:
     from deepen_core.ensemble import Ensemble
+    from deepen_core.handle import Handle
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "EnsembleInfo",
     "FusionConfig",
     "Generation",
+    "Handle",
     "MemberConfig",
     "SamplingParams",
     "Score",
@@ -35,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from deepen_core.ensemble import Ensemble  # noqa: PLC0415  torch is loaded here, not before
 
         return Ensemble
+    if name == "Handle":
+        from deepen_core.handle import Handle  # noqa: PLC0415  as above
+
+        return Handle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from deepen_core.errors import TokenizerError
 
 SPACE_MARK = "▁"  # SentencePiece writes a space so
+_LONG = 8192  # characters; so many take some ten milliseconds
 _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
@@ -81,11 +82,11 @@ class Backend:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text from its start, without BOS or EOS."""
-        return list(self._first.encode(text, add_special_tokens=False).ids)
+        return _ids(self._first, text)
 
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text that follows a special token."""
-        return list(self._inside.encode(text, add_special_tokens=False).ids)
+        return _ids(self._inside, text)
 
     def cuts(self, text: str) -> list[int]:
         """Where the pre-tokenizer begins a new word in a text."""
@@ -117,3 +118,10 @@ class Backend:
     def spellings(self, token_ids: Iterable[int]) -> list[str]:
         """The token strings of some ids."""
         return [self._first.id_to_token(i) or f"<{i}>" for i in token_ids]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    if len(text) < _LONG:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    # Only for batches does it let other threads run meanwhile; a long prompt would hold up every event loop.
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)

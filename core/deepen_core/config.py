@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deepen_core.errors import ConfigurationError, DeepenError, SamplingError
 
 SearchName = Literal["em", "adamw"]
+MemberErrorPolicy = Literal["raise", "drop"]
 _LEAST_TEMPERATURE = 1e-4
 
 
@@ -161,6 +162,15 @@ def resolve_fusion(fusion: str | FusionConfig | Mapping[str, Any]) -> FusionConf
     return config
 
 
+class ServingConfig(_Options):
+    """How an ensemble serves its requests."""
+
+    max_batch_size: int = Field(default=32, ge=1, strict=True)
+    """So many requests are decoded together at most; the others wait, first come first served."""
+    on_member_error: MemberErrorPolicy = "raise"
+    """The policy of requests that name none, see `SamplingParams.on_member_error`."""
+
+
 class SamplingParams(_Options):
     """Options of one request. Unknown fields are refused."""
 
@@ -182,10 +192,13 @@ class SamplingParams(_Options):
     """The same seed gives the same text. No global random state is touched."""
     logprobs: int | None = Field(default=None, ge=0, le=100)
     """Report the log-probability of each chosen token and of so many alternatives."""
-    timeout: float | None = Field(default=None, gt=0.0)
-    """Seconds after which the request ends with `finish_reason="timeout"` and what it has."""
+    timeout: float | None = None
+    """Seconds from asking after which the request ends with `finish_reason="timeout"` and what it has."""
     ignore_eos: bool = False
     """Go on to `max_new_tokens` although the ensemble would end the text."""
+    on_member_error: MemberErrorPolicy | None = None
+    """What a failing member, other than main, does to this request: "raise" ends it with a `MemberError`, "drop" goes
+    on without the member and says so in `Generation.warnings`; the ensemble's policy if not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -205,6 +218,13 @@ class SamplingParams(_Options):
             raise ValueError(
                 f"use 0 for the most probable token, or at least {_LEAST_TEMPERATURE}: logits divided by less overflow"
             )
+        return value
+
+    @field_validator("timeout")
+    @classmethod
+    def _some_time(cls, value: float | None) -> float | None:
+        if value is not None and not value > 0.0:
+            raise ValueError("it would end the request before its first token; give more than 0 seconds, or None")
         return value
 
     @field_validator("stop", mode="before")

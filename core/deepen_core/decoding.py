@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 import torch
 
-from deepen_core.config import SamplingParams
-from deepen_core.errors import ContextWindowError, NonFiniteLogitsError
+from deepen_core.config import MemberErrorPolicy, SamplingParams
+from deepen_core.errors import ContextWindowError, DecodingError, brief
+from deepen_core.forward import Forward, Said
 from deepen_core.fusion import Fusion
 from deepen_core.healing import Healer, Healing
+from deepen_core.logprobs import TokenReporter
 from deepen_core.members import Member, MemberRow
 from deepen_core.prompt import MemberPrompt, Message
-from deepen_core.results import TokenLogprob
 from deepen_core.row import Row
 
 
@@ -25,6 +27,7 @@ class Decoder:
         weights: How much each counts, summing to one; a member of weight zero is never run, unless it is main.
         fusion: Makes one distribution of several.
         healers: One per member that listens to shorter tokens than its own, None for the others.
+        on_member_error: What a failing member does to requests that do not say so themselves.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Decoder:
         weights: Sequence[float],
         fusion: Fusion,
         healers: Sequence[Healer | None],
+        on_member_error: MemberErrorPolicy = "raise",
     ) -> None:
         self._healers = list(healers)
         self._members = list(members)
@@ -41,6 +45,11 @@ class Decoder:
         self._weights = list(weights)
         self._fusion = fusion
         self._vocabulary = members[main].tokenizer.vocabulary
+        self._reporter = TokenReporter(members, main)
+        self._forwards = [
+            Forward(m, number, speaks=number == main, on_member_error=on_member_error)
+            for number, m in enumerate(members)
+        ]
 
     def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> Row:
         """Makes a row of a prompt; nothing is run yet.
@@ -88,32 +97,64 @@ class Decoder:
         return self._members[self._main].context_window - main.prompt_tokens
 
     @torch.inference_mode()
+    def prefill(self, row: Row, limit: int) -> int:
+        """Runs a part of a row's prompt ahead of its first step, in every member.
+
+        Args:
+            row: The row; it may fail.
+            limit: Ids that each member runs at most.
+
+        Returns:
+            How many ids a member ran at most; 0 if none needs to be run.
+        """
+        return max(forward.prefill(row, limit) for forward in self._forwards)
+
+    @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
-        """Gives each of these unfinished rows its next token, or ends it."""
-        going = [row for row in rows if not self._ends_early(row)]
+        """Gives each of these rows its next token, or ends it; a row in which something fails is ended by its error."""
+        # 1) Every member runs what is pending.
+        going = [row for row in rows if not self._fills_window(row)]
+        said = [forward.run(going) for forward in self._forwards]
+        alive = [place for place, row in enumerate(going) if not row.ended]
+        going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if not going:
             return
-        scores, fused = self._distributions(going)
-        for row, row_scores, row_fused in zip(going, scores, fused, strict=True):
-            history = row.main_side.ids if row.sampler.needs_history else ()
-            token_id = row.sampler.choose(row_scores, history)
-            self._note_logprobs(row, token_id, row_fused)
-            row.accept(token_id)
+        # 2) Their distributions become one.
+        scores, fused, logprobs = self._fuse(going, said)
+        # 3) Each row chooses, and tells the others.
+        for place, row in enumerate(going):
+            try:
+                history = row.main_side.ids if row.sampler.needs_history else ()
+                token_id = row.sampler.choose(scores[place], history)
+                if row.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
+                    own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
+                    row.logprobs.append(self._reporter.report(token_id, row.params.logprobs, fused[place], own))
+                row.accept(token_id)
+            except Exception as problem:  # noqa: BLE001 (what fails in one row must not end the others)
+                row.fail(step_error(problem))
 
     @torch.inference_mode()
     def force(self, row: Row, token_ids: Sequence[int]) -> list[float]:
-        """Speaks given tokens and returns the fused log-probability (nats) of each."""
+        """Speaks given tokens and returns the fused log-probability (nats) of each.
+
+        Raises:
+            MemberError: If a member fails.
+            DecodingError: If fusion fails.
+        """
         found = []
         for token_id in token_ids:
-            _, fused = self._distributions([row])
+            said = [forward.run([row]) for forward in self._forwards]
+            if row.error is not None:
+                raise row.error
+            try:
+                _, fused, _ = self._fuse([row], said)
+            except Exception as problem:
+                raise step_error(problem) from problem
             found.append(float(fused[0, token_id]))
             row.speak(token_id)
         return found
 
-    def _ends_early(self, row: Row) -> bool:
-        if row.out_of_time:
-            row.finish("timeout")
-            return True
+    def _fills_window(self, row: Row) -> bool:
         for member, side in zip(self._members, row.sides, strict=True):
             if side is not None and len(side.ids) > member.context_window:
                 row.warnings.append(
@@ -124,41 +165,31 @@ class Decoder:
                 return True
         return False
 
-    def _distributions(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores to choose by and the fused log-probabilities, both [rows, main's vocabulary].
+    def _fuse(
+        self, rows: Sequence[Row], said: Sequence[Said]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+        """Makes one distribution of what the members said.
 
-        Scores are the log-probabilities shifted to the scale of main's logits, and main's logits themselves where main
-        alone counts: rounding must not decide there what it would not decide in `transformers`.
+        A member that said nothing in a row (bytes of an unfinished character wait, or it was dropped) abstains there:
+        the others' weights are scaled up.
 
-        A member that is behind in a row (bytes of an unfinished character wait) abstains there: it is not run, and the
-        others' weights are scaled up.
+        Returns:
+            Scores to choose by and the fused log-probabilities, both [rows, main's vocabulary], and each member's own
+            log-probabilities [rows, vocabulary]. Scores are the log-probabilities shifted to the scale of main's
+            logits, and main's logits themselves where main alone counts: rounding must not decide there what it would
+            not decide in `transformers`.
         """
-        weights = torch.tensor([self._weights for _ in rows], dtype=torch.float32)  # [rows, members]
-        main_logits: torch.Tensor | None = None
-        logprobs: list[torch.Tensor | None] = []
-        for number, member in enumerate(self._members):
-            speaks = number == self._main
-            takes_part = [speaks or (self._takes_part(number) and not row.others_behind) for row in rows]
-            weights[[i for i, yes in enumerate(takes_part) if not yes], number] = 0.0
-            if not any(takes_part):
-                logprobs.append(None)
-                continue
-            sides = [row.sides[number] for row, yes in zip(rows, takes_part, strict=True) if yes]
-            logits = member.next_logits([s for s in sides if s is not None])
-            self._check_finite(member, logits)
-            values = torch.log_softmax(logits, dim=-1)
-            if speaks:
-                main_logits = logits
-            elif not all(takes_part):
-                at = torch.tensor([i for i, yes in enumerate(takes_part) if yes], device=values.device)
-                values = values.new_zeros(len(rows), values.shape[-1]).index_copy(0, at, values)
-            logprobs.append(values)
-        assert main_logits is not None
+        weights = torch.zeros(len(rows), len(self._members), dtype=torch.float32)  # [rows, members]
+        for number, one in enumerate(said):
+            weights[one.at, number] = self._weights[number]
         weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
+        main_logits = said[self._main].logits
+        assert main_logits is not None, "main has said something in every row that goes on"
+        logprobs = [_spread(one, len(rows)) for one in said]
         fused = self._fusion.fuse(logprobs, weights, [self._heal(i, rows, p) for i, p in enumerate(logprobs)])
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
-        return torch.where(alone[:, None], main_logits, shifted), fused
+        return torch.where(alone[:, None], main_logits, shifted), fused, logprobs
 
     def _heal(self, number: int, rows: Sequence[Row], logprobs: torch.Tensor | None) -> Healing | None:
         """What a listening member may still have meant in each row."""
@@ -166,24 +197,30 @@ class Decoder:
         if healer is None or logprobs is None:
             return None
         sides = [row.sides[number] for row in rows]
-        return healer.heal([(s.ids[-1], s.logits_before) for s in sides if s is not None])
+        return healer.heal([(0, None) if s is None else (s.ids[-1], s.logits_before) for s in sides])
 
     @staticmethod
-    def _check_finite(member: Member, logits: torch.Tensor) -> None:
-        best = logits.amax(-1)  # NaN if any entry is
-        if not bool(torch.isfinite(best).all()):
-            raise NonFiniteLogitsError(
-                f"Member {member.name!r} returned logits whose largest is {[float(b) for b in best]}: its weights are "
-                "damaged, or its dtype overflows (try dtype='float32' or 'bfloat16' for this member)."
-            )
+    def _own(said: Said, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
+        return logprobs[place] if logprobs is not None and place in said.at else None
 
-    def _note_logprobs(self, row: Row, token_id: int, fused: torch.Tensor) -> None:
-        wanted = row.params.logprobs
-        if wanted is None or token_id in self._vocabulary.stop_ids:
-            return
-        best = fused.topk(min(wanted, len(fused)))
-        top = [(int(i), self._spelled(int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True)]
-        row.logprobs.append(TokenLogprob(token_id, self._spelled(token_id), float(fused[token_id]), tuple(top)))
 
-    def _spelled(self, token_id: int) -> bytes:
-        return self._vocabulary.token_bytes(token_id) or b""
+def step_error(problem: Exception) -> DecodingError:
+    """The error of a row whose step failed outside of any member."""
+    error = DecodingError(
+        f"Choosing the next token failed: {brief(problem)}. Ask again; if it fails again, the same request with "
+        "max_batch_size=1 and default sampling options tells whether these are to blame."
+    )
+    error.__cause__ = problem
+    traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
+    return error
+
+
+def _spread(said: Said, rows: int) -> torch.Tensor | None:
+    """A member's log-probabilities [rows, vocabulary]; what stands in rows it said nothing in is not looked at."""
+    if said.logits is None:
+        return None
+    values = torch.log_softmax(said.logits, dim=-1)
+    if len(said.at) == rows:
+        return values
+    at = torch.tensor(said.at, device=values.device)
+    return values.new_zeros(rows, values.shape[-1]).index_copy(0, at, values)

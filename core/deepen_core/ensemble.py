@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings as python_warnings
-from collections.abc import Generator, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
-import torch
 from typing_extensions import Self
 
 from deepen_core.anchors import Anchors
+from deepen_core.asking import Asking
 from deepen_core.compatibility import compatibility_warnings
-from deepen_core.config import FusionConfig, MemberConfig, SamplingParams, resolve_fusion, resolve_sampling
+from deepen_core.config import (
+    FusionConfig,
+    MemberConfig,
+    MemberErrorPolicy,
+    SamplingParams,
+    ServingConfig,
+    resolve_fusion,
+)
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
-from deepen_core.errors import ClosedError, CompatibilityWarning, ContextWindowError, ModelFilesError, PromptError
+from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
 from deepen_core.fusion import check_room, make_fusion
 from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members.causal import CausalMember
-from deepen_core.prompt import Message, check_messages, check_unicode
 from deepen_core.relative import RelativeSpace
-from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, Score
-from deepen_core.row import Row
+from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper
-from deepen_core.scoring import continuation_ids, member_score
+from deepen_core.scheduler import Scheduler, closed_error
+from deepen_core.scoring import check_texts, continuation_ids, member_score
 from deepen_core.weights import normalised_weights
 
-Prompt = str | Sequence[Message]
+_PIECE = 256  # prompt tokens that scoring runs between two steps
 
 
-class Ensemble:
+class Ensemble(Asking):
     r"""Local language models with different tokenizers and architectures that answer as one.
 
-    Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from several threads; steps take turns.
+    Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops, whose
+    requests are decoded together.
 
     Example:
         >>> with Ensemble.demo() as ens:
@@ -51,6 +61,7 @@ class Ensemble:
         config: FusionConfig,
         fusion_name: str,
         cache_dir: Path | None = None,
+        serving: ServingConfig | None = None,
     ) -> None:
         names = [m.name for m in members]
         self._members = list(members)
@@ -69,9 +80,13 @@ class Ensemble:
             _healer(m, members[main], self._anchors) if config.healing and m is not members[main] else None
             for m in members
         ]
-        self._decoder = Decoder(members, main, weights, self._fusion, healers)
-        self._lock = threading.Lock()
+        serving = serving or ServingConfig()
+        self._decoder = Decoder(members, main, weights, self._fusion, healers, serving.on_member_error)
+        self._scheduler = Scheduler(self._decoder, serving.max_batch_size)
+        self._closing = threading.Lock()  # taken by whoever closes, for good
         self._closed = False
+        # The worker knows nothing of the ensemble; one that is dropped ends its worker.
+        weakref.finalize(self, self._scheduler.stop, wait=False)
         self._warnings = compatibility_warnings(
             names,
             self_mass=[s.self_mass for s in spaces],
@@ -91,6 +106,8 @@ class Ensemble:
         device: str | None = None,
         dtype: str = "auto",
         cache_dir: str | Path | None = None,
+        max_batch_size: int = 32,
+        on_member_error: MemberErrorPolicy = "raise",
         progress: bool = True,
     ) -> Ensemble:
         """Loads the members; all options, files and tokenizers are checked before any weights are read.
@@ -104,6 +121,10 @@ class Ensemble:
             dtype: For members without one of their own; "auto" takes the checkpoint's.
             cache_dir: Where rows of large vocabularies are kept for the next process; `DEEPEN_CACHE_DIR`, or a folder
                 in the user's cache, if not given.
+            max_batch_size: So many requests are decoded together at most; the others wait, first come first served.
+            on_member_error: What a member that fails (out of memory, no finite logits) does to a request: "raise" ends
+                it with a `MemberError`, "drop" goes on without the member and says so in `Generation.warnings`. The
+                main member cannot be dropped.
             progress: Show progress bars.
 
         Raises:
@@ -117,6 +138,9 @@ class Ensemble:
         spoken = main_index(main, configs)
         shares = normalised_weights([c.weight for c in configs] if weights is None else weights, names)
         config = resolve_fusion(fusion)
+        serving = ServingConfig.parse(
+            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
+        )
         described = [describe(c, device, dtype) for c in configs]
         vocabularies = [d.tokenizer.vocabulary for d in described]
         anchors = Anchors.shared_by(vocabularies, names)
@@ -124,7 +148,7 @@ class Ensemble:
             check_room([v.size for v in vocabularies], [d.device for d in described], len(anchors))
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
-        ensemble = cls(load_members(described, progress), spoken, shares, config, label, folder)
+        ensemble = cls(load_members(described, progress), spoken, shares, config, label, folder, serving)
         for warning in ensemble._warnings:
             python_warnings.warn(warning, CompatibilityWarning, stacklevel=2)
         return ensemble
@@ -138,83 +162,6 @@ class Ensemble:
         """
         return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
 
-    @overload
-    def generate(self, prompt: str, params: SamplingParams | None = None, **options: Any) -> Generation: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[Message], params: SamplingParams | None = None, **options: Any
-    ) -> Generation: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> list[Generation]: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
-    ) -> list[Generation]: ...
-    def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
-    ) -> Generation | list[Generation]:
-        r"""Answers one prompt, or several together.
-
-        Args:
-            prompt: A text, a conversation (a list of messages, each member renders its own chat template), or a list of
-                either.
-            params: Options of the request.
-            options: The same by keyword, such as `max_new_tokens=64, stop=["\n"]`; they win over `params`.
-
-        Returns:
-            A `Generation`, or a list of them for a list of prompts.
-
-        Raises:
-            SamplingError: For an unknown option or value.
-            PromptError: For an empty prompt or one of unknown shape.
-            ContextWindowError: If a prompt is longer than a member's window.
-            MemberError: If a member fails.
-        """
-        resolved = resolve_sampling(params, options)
-        prompts, single = _as_list(prompt)
-        rows = self._start(prompts, resolved)
-        try:
-            while going := [row for row in rows if row.finish_reason is None]:
-                self._step(going)
-        finally:
-            for row in rows:
-                row.release()
-        answers = [row.generation() for row in rows]
-        return answers[0] if single else answers
-
-    def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> Generator[Chunk, None, None]:
-        """Answers one prompt piece by piece; closing the iterator ends the work.
-
-        Args:
-            prompt: A text or a conversation.
-            params: Options of the request.
-            options: The same by keyword.
-
-        Yields:
-            Pieces of text as they become certain, never half a character or part of a stop string; the last one carries
-            the finish reason and the whole `Generation`.
-        """
-        resolved = resolve_sampling(params, options)
-        prompts, single = _as_list(prompt)
-        if not single:
-            raise PromptError("stream takes one prompt; for a list use generate, or stream each of them.")
-        (row,) = self._start(prompts, resolved)
-        return self._chunks(row)
-
-    def _chunks(self, row: Row) -> Generator[Chunk, None, None]:
-        try:
-            while row.finish_reason is None:
-                self._step([row])
-                chunk = row.take_chunk()
-                if chunk is not None:
-                    yield chunk
-        finally:
-            row.release()
-
     def score(self, prompt: str, continuation: str) -> Score:
         """Log-probabilities of a given continuation, fused and under each member alone.
 
@@ -224,28 +171,25 @@ class Ensemble:
 
         Raises:
             PromptError: If the continuation is empty.
+            ContextWindowError: If the two together are longer than a member's window.
+            MemberError: If a member fails.
         """
-        given: tuple[object, object] = (prompt, continuation)
-        wrong = [type(text).__name__ for text in given if not isinstance(text, str)]
-        if wrong:
-            raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
-        if not continuation:
-            raise PromptError("The continuation is empty: there is nothing to score.")
-        check_unicode(prompt, "The prompt")
-        check_unicode(continuation, "The continuation")
         counted = self._counted()
-        for member in counted:
-            _check_room(member, prompt + continuation)
+        check_texts(prompt, continuation, counted)
+        scheduler, decoder = self._serving()
         ids = continuation_ids(self._open_members()[self._main].tokenizer, prompt, continuation)
-        (row,) = self._start([prompt], SamplingParams())
-        with self._lock:
-            self._check_open()
-            try:
-                logprobs = self._decoder.force(row, ids)
-            finally:
-                row.release()
-            with torch.inference_mode():
-                scores = [member_score(m, prompt, prompt + continuation) for m in counted]
+        row = decoder.start(prompt, SamplingParams())
+        logprobs: list[float] = []
+        try:
+            # In small pieces: the worker decodes for others in between.
+            while scheduler.call(partial(decoder.prefill, row, _PIECE)).result():
+                pass
+            for token_id in ids:
+                logprobs += scheduler.call(partial(decoder.force, row, [token_id])).result()
+            scores = [scheduler.call(partial(member_score, m, prompt, prompt + continuation)).result() for m in counted]
+        finally:
+            with contextlib.suppress(ClosedError):  # then nothing is held any more
+                scheduler.call(row.release)
         return Score(ids, logprobs, len(continuation.encode()), scores)
 
     def tokenize(self, text: str) -> list[int]:
@@ -274,10 +218,9 @@ class Ensemble:
     @property
     def info(self) -> EnsembleInfo:
         """What the members are and how well they fit together."""
-        with self._lock:
-            self._check_open()
-            present = zip(self._members, self._weights, self._fusion.spaces, strict=True)
-            members = [_member_info(m, weight, space) for m, weight, space in present]
+        fusion = self._fusion
+        present = zip(self._open_members(), self._weights, fusion.spaces, strict=True)
+        members = [_member_info(m, weight, space) for m, weight, space in present]
         return EnsembleInfo(
             members=members,
             main=members[self._main].name,
@@ -294,9 +237,16 @@ class Ensemble:
         return [m for i, m in enumerate(members) if i == self._main or self._weights[i] > 0]
 
     def _open_members(self) -> list[CausalMember]:
-        with self._lock:
-            self._check_open()
-            return list(self._members)
+        members = list(self._members)
+        if self._closed:  # asked last, since closing lets go of things after it has set this
+            raise closed_error()
+        return members
+
+    def _serving(self) -> tuple[Scheduler, Decoder]:
+        serving = self._scheduler, self._decoder
+        if self._closed:  # as above
+            raise closed_error()
+        return serving
 
     def prepare(self, progress: bool = True) -> None:
         """Builds every row of the relative spaces now and keeps them, rather than the first time each is needed.
@@ -306,21 +256,22 @@ class Ensemble:
         Args:
             progress: Show progress bars.
         """
-        with self._lock:
-            self._check_open()
-            self._keeper.build(progress)
+        scheduler, _ = self._serving()
+        for stretch in self._keeper.stretches(progress):
+            scheduler.call(stretch).result()
 
     def close(self) -> None:
-        """Releases the models and keeps new rows. A request under way ends with `ClosedError` at its next step."""
-        with self._lock:
-            if self._closed:
-                return
-            self._keeper.save()
-            self._closed = True
-            self._members.clear()
-            self._decoder = None  # type: ignore[assignment]
-            self._fusion = None  # type: ignore[assignment]
-            self._keeper = None  # type: ignore[assignment]
+        """Releases the models and keeps new rows. Requests under way end with `ClosedError`."""
+        first = self._closing.acquire(blocking=False)
+        self._closed = True
+        self._scheduler.stop()
+        if not first:
+            return
+        self._keeper.save()
+        self._members.clear()
+        self._decoder = None  # type: ignore[assignment]
+        self._fusion = None  # type: ignore[assignment]
+        self._keeper = None  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         return self
@@ -329,20 +280,6 @@ class Ensemble:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("This ensemble was closed and its models released: load it again.")
-
-    def _start(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Row]:
-        with self._lock:
-            self._check_open()
-            return [self._decoder.start(p, params) for p in prompts]
-
-    def _step(self, rows: Sequence[Row]) -> None:
-        with self._lock:
-            self._check_open()
-            self._decoder.step(rows)
 
 
 def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionConfig) -> RelativeSpace:
@@ -380,6 +317,7 @@ def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> M
         rows_built=space.rows_built,
         bytes_per_token=tokenizer.bytes_per_token,
         space_bytes=space.bytes_held,
+        batching=member.batching,
     )
 
 
@@ -392,26 +330,3 @@ def _check_matrix(member: CausalMember) -> None:
             f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
             f"model has {rows} embeddings: save it again after model.resize_token_embeddings({max(beyond) + 1})."
         )
-
-
-def _check_room(member: CausalMember, text: str) -> None:
-    start = member.tokenizer.reader.read_text(text)
-    needed = len(start.ids) + len(member.tokenizer.encode(text))
-    if needed > member.context_window:
-        raise ContextWindowError(
-            f"Prompt and continuation have {needed} tokens for member {member.name!r}, whose context window is "
-            f"{member.context_window}: shorten them by at least {needed - member.context_window} tokens."
-        )
-
-
-def _as_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether a single one was given."""
-    if isinstance(prompt, str):
-        return [prompt], True
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
-        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
-    if prompt and isinstance(prompt[0], Mapping):
-        return [check_messages(prompt)], True
-    if any(not isinstance(p, (str, Sequence)) for p in prompt):
-        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
-    return [p if isinstance(p, str) else check_messages(p) for p in prompt], False  # type: ignore[arg-type]

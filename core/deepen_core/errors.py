@@ -55,6 +55,14 @@ class NonFiniteLogitsError(MemberError):
     """A member returned NaN or +infinity, or no finite logit at all."""
 
 
+class DecodingError(DeepenError):
+    """A step failed outside of any member."""
+
+
+class NotDoneError(DeepenError, TimeoutError):
+    """The answer was not there in the time that the caller would wait; the request goes on."""
+
+
 class ClosedError(DeepenError):
     """The ensemble was closed and its models released."""
 

@@ -17,6 +17,7 @@ from deepen_core.backend import Backend
 from deepen_core.errors import ChatTemplateError, PromptError
 
 Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
 
 # Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
 _BREAK = "\ufdd0"  # splits a control token
@@ -250,6 +251,23 @@ def check_unicode(text: str, where: str) -> None:
             f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
             "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
         ) from None
+
+
+def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts that were given, and whether it is a single one.
+
+    Raises:
+        PromptError: If it is neither a text, nor a conversation, nor a list of either.
+    """
+    if isinstance(prompt, str):
+        return [prompt], True
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
+    if prompt and isinstance(prompt[0], Mapping):
+        return [check_messages(prompt)], True
+    if any(not isinstance(p, (str, Sequence)) for p in prompt):
+        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
+    return [p if isinstance(p, str) else check_messages(p) for p in prompt], False  # type: ignore[arg-type]
 
 
 def check_messages(messages: Sequence[Any]) -> list[Message]:

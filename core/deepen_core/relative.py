@@ -7,12 +7,11 @@ and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from deepen_core.calibration import calibrate_temperature, effective_support, self_mass
 from deepen_core.proximity import Proximity
@@ -20,7 +19,6 @@ from deepen_core.sparse_rows import SparseRows
 
 _CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
 _CALIBRATION_ANCHORS = 128
-_BUILD_CHUNK = 4096
 
 
 def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperature: float = 100.0) -> torch.Tensor:
@@ -133,7 +131,7 @@ class RelativeSpace:
         computed = from_embeddings if wanted is None else wanted & from_embeddings
         slots = self._slot[token_ids].masked_fill(~computed, 0)  # slot 0 is a row with a single entry
         if bool((slots < 0).any()):
-            self._build(torch.unique(token_ids[slots < 0]))
+            self.build(torch.unique(token_ids[slots < 0]))
             slots = torch.where(computed, self._slot[token_ids], slots)
         at = slots.long()
         index = self._index[at].long()  # [..., tokens, entries]
@@ -166,18 +164,23 @@ class RelativeSpace:
         """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""
         return columns.index_select(-1, self._column)
 
-    def build(self, progress: bool = False, between: Callable[[], None] = lambda: None) -> None:
-        """Builds the rows of all tokens ahead of time, a stretch at a time.
+    def missing(self) -> Sequence[torch.Tensor]:
+        """Ids of the tokens whose rows are not built yet, in stretches that are one matrix product each."""
+        ids = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
+        return ids.split(max(1, _CHUNK_FLOATS // len(self._embeddings))) if len(ids) else ()
+
+    def build(self, token_ids: torch.Tensor) -> None:
+        """Builds the rows of some tokens, none with a fixed column, as far as they are not built yet.
 
         Args:
-            progress: Show a progress bar.
-            between: Called after each stretch, some seconds apart where vocabularies are large.
+            token_ids: int64 [tokens].
         """
-        missing = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
-        with tqdm(total=len(missing), desc="Building rows", unit="row", disable=not progress, leave=False) as bar:
-            for stretch in missing.split(_BUILD_CHUNK):
-                self._build(stretch, bar)
-                between()
+        for chunk in token_ids[self._slot[token_ids] < 0].split(max(1, _CHUNK_FLOATS // len(self._embeddings))):
+            mass = torch.softmax(self._proximity.logits(chunk).mul_(self.temperature), dim=-1)  # [tokens, vocabulary]
+            value, ids = mass.topk(self.entries, dim=-1)  # [tokens, entries]
+            whole = self.entries == self.anchors
+            spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
+            self._store(chunk, self._column[ids].int(), value, spread)
 
     def export(self) -> dict[str, torch.Tensor]:
         """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
@@ -204,16 +207,6 @@ class RelativeSpace:
         matrix[ids] = 0.0
         matrix[ids, self.fixed[ids].long()] = 1.0
         return matrix
-
-    def _build(self, token_ids: torch.Tensor, bar: tqdm | None = None) -> None:
-        for chunk in token_ids.split(max(1, _CHUNK_FLOATS // len(self._embeddings))):
-            mass = torch.softmax(self._proximity.logits(chunk).mul_(self.temperature), dim=-1)  # [tokens, vocabulary]
-            value, ids = mass.topk(self.entries, dim=-1)  # [tokens, entries]
-            whole = self.entries == self.anchors
-            spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
-            self._store(chunk, self._column[ids].int(), value, spread)
-            if bar is not None:
-                bar.update(len(chunk))
 
     def _store(
         self, token_ids: torch.Tensor | None, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor

@@ -24,6 +24,19 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class MemberTokenLogprob:
+    """What one member alone thought of a chosen token."""
+
+    name: str
+    token_id: int | None
+    """The member's own id of the same bytes; None if it has no such token."""
+    logprob: float | None
+    """Natural logarithm of the member's probability; None if it has no such token or had no say in this step."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """The member's most probable tokens as (id, bytes, log-probability), best first."""
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One chosen token with its fused log-probability and the best alternatives."""
 
@@ -33,6 +46,8 @@ class TokenLogprob:
     """Natural logarithm of the fused probability, before temperature and truncation."""
     top: tuple[tuple[int, bytes, float], ...] = ()
     """The most probable tokens as (id, bytes, log-probability), best first."""
+    members: tuple[MemberTokenLogprob, ...] = ()
+    """The same under each member alone."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,11 @@ class Timings:
     """Wall-clock seconds of one request."""
 
     prefill_s: float
+    """From the first forward to the first token."""
     decode_s: float
+    """From the first token to the end."""
+    queue_s: float = 0.0
+    """Before the first forward, while other requests filled the batch."""
 
     @property
     def total_s(self) -> float:
@@ -76,7 +95,7 @@ class Generation:
     timings: Timings = Timings(0.0, 0.0)
     member_work: list[MemberWork] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """Things the caller should know: a clamped `max_new_tokens`, a member that abstained."""
+    """Things the caller should know: a clamped `max_new_tokens`, a member that failed and was dropped."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,8 @@ class MemberInfo:
     """Mean length of this member's tokens on a sample text."""
     space_bytes: int
     """Memory held by the relative space."""
+    batching: str = "one row at a time"
+    """How it runs the rows of a step: "ragged" is all of them in one forward."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from deepen_core.config import SamplingParams
+from deepen_core.errors import DeepenError
 from deepen_core.members.base import MemberRow
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling import Sampler
@@ -15,7 +16,7 @@ from deepen_core.vocabulary import Vocabulary
 
 
 class Row:
-    """State of one request; `Decoder.step` drives it.
+    """State of one request; `Decoder.step` drives it. One thread at a time may touch it.
 
     Args:
         sides: The row of each member, or None for a member that does not take part.
@@ -26,9 +27,12 @@ class Row:
         starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
 
     Attributes:
+        sides: As given; None as well for a member that failed and was dropped.
         token_ids: Main's ids chosen so far, the end token left out.
         finish_reason: Set once the row has ended.
+        error: Set instead if the row cannot be ended properly.
         warnings: What the caller should know.
+        submitted: When the caller asked (`time.perf_counter`); the request's timeout counts from here.
     """
 
     def __init__(
@@ -47,7 +51,10 @@ class Row:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
+        self.error: DeepenError | None = None
         self.warnings: list[str] = []
+        self.submitted = time.perf_counter()
+        self._all_sides = tuple(sides)
         self._names = list(names)
         self._main = main
         self._vocabulary = vocabulary
@@ -57,7 +64,7 @@ class Row:
         self._shown: list[str] = []
         self._fresh_text = ""
         self._fresh_ids: list[int] = []
-        self._started = time.perf_counter()
+        self._admitted: float | None = None
         self._first_token: float | None = None
         self._ended: float | None = None
 
@@ -74,9 +81,28 @@ class Row:
         return self._utf8.waiting
 
     @property
+    def pending(self) -> int:
+        """Ids that the member with most of them has to run before the next token."""
+        return max(side.pending for side in self.sides if side is not None)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of its prompt has been run."""
+        return any(side.cached for side in self.sides if side is not None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the row goes on no more."""
+        return self.finish_reason is not None or self.error is not None
+
+    @property
     def out_of_time(self) -> bool:
         """Whether the request's timeout has passed."""
-        return self.params.timeout is not None and time.perf_counter() - self._started >= self.params.timeout
+        return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
+
+    def admit(self) -> None:
+        """Notes that the row has left the queue."""
+        self._admitted = time.perf_counter()
 
     def accept(self, token_id: int) -> None:
         """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller."""
@@ -116,6 +142,19 @@ class Row:
         self._ended = time.perf_counter()
         self.release()
 
+    def fail(self, error: DeepenError) -> None:
+        """Ends the row with an error and lets go of its caches."""
+        self.error = error
+        self.release()
+
+    def drop(self, member: int, warning: str) -> None:
+        """Goes on without a member, and says so in the answer."""
+        side = self.sides[member]
+        assert side is not None, "it takes part"
+        side.release()
+        self.sides[member] = None
+        self.warnings.append(warning)
+
     def release(self) -> None:
         """Frees the key/value caches; the row can go on no more."""
         for side in self.sides:
@@ -135,17 +174,19 @@ class Row:
     def generation(self) -> Generation:
         """The answer of a finished row."""
         assert self.finish_reason is not None, "the row goes on"
-        first = self._first_token or self._ended or self._started
+        ended = self._ended or self.submitted
+        admitted = self._admitted or ended
+        first = self._first_token or ended
         return Generation(
             text="".join(self._shown) + self._fresh_text,
             token_ids=list(self.token_ids),
             finish_reason=self.finish_reason,
             usage=Usage(self.main_side.prompt_tokens, len(self.token_ids)),
             logprobs=list(self.logprobs) if self.params.logprobs is not None else None,
-            timings=Timings(first - self._started, (self._ended or first) - first),
+            timings=Timings(first - admitted, ended - first, admitted - self.submitted),
             member_work=[
                 MemberWork(name, side.prompt_tokens, len(side.ids) - side.prompt_tokens, side.tokens_run)
-                for name, side in zip(self._names, self.sides, strict=True)
+                for name, side in zip(self._names, self._all_sides, strict=True)
                 if side is not None
             ],
             warnings=list(self.warnings),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from deepen_core.anchors import Anchors
 from deepen_core.members.causal import CausalMember
@@ -50,23 +53,23 @@ class RowKeeper:
         for space, key in self._kept:
             self._adopt(space, key)
 
-    def build(self, progress: bool = False) -> None:
-        """Builds all rows of all members, and keeps them as it goes.
+    def stretches(self, progress: bool = False) -> Iterator[Callable[[], None]]:
+        """Everything that is to be done for all rows to be built and kept, in pieces of a second at most.
 
         Args:
-            progress: Show progress bars.
+            progress: Show a progress bar.
         """
         saved = time.monotonic()
-
-        def save_now_and_then() -> None:
-            nonlocal saved
-            if time.monotonic() - saved > _SAVE_EVERY_S:
-                self.save()
-                saved = time.monotonic()
-
-        for space in self._spaces:
-            space.build(progress, save_now_and_then)
-        self.save()
+        missing = [(space, ids) for space in self._spaces for ids in space.missing()]
+        total = sum(len(ids) for _, ids in missing)
+        with tqdm(total=total, desc="Building rows", unit="row", disable=not progress, leave=False) as bar:
+            for space, ids in missing:
+                yield partial(space.build, ids)
+                bar.update(len(ids))
+                if time.monotonic() - saved > _SAVE_EVERY_S:
+                    yield self.save
+                    saved = time.monotonic()
+        yield self.save
 
     def save(self) -> None:
         """Leaves the rows to other processes, where new ones were built; those that they have left meanwhile stay."""

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from deepen_core.errors import PromptError
+from collections.abc import Sequence
+
+import torch
+
+from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.members import Member
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.prompt import check_unicode
 from deepen_core.results import MemberScore
 from deepen_core.vocabulary import Vocabulary
 
 _SEAMS = ("a", ".", "\n")
+
+
+def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:
+    """Checks what is to be scored.
+
+    Raises:
+        PromptError: If it is no text, or the continuation is empty.
+        ContextWindowError: If the two together are longer than a member's window.
+    """
+    wrong = [type(text).__name__ for text in (prompt, continuation) if not isinstance(text, str)]
+    if wrong:
+        raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
+    assert isinstance(prompt, str)
+    assert isinstance(continuation, str)
+    if not continuation:
+        raise PromptError("The continuation is empty: there is nothing to score.")
+    check_unicode(prompt, "The prompt")
+    check_unicode(continuation, "The continuation")
+    for member in members:
+        start = member.tokenizer.reader.read_text(prompt + continuation)
+        needed = len(start.ids) + len(member.tokenizer.encode(prompt + continuation))
+        if needed > member.context_window:
+            raise ContextWindowError(
+                f"Prompt and continuation have {needed} tokens for member {member.name!r}, whose context window is "
+                f"{member.context_window}: shorten them by at least {needed - member.context_window} tokens."
+            )
 
 
 def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str) -> list[int]:
@@ -50,6 +81,7 @@ def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
     return ids
 
 
+@torch.inference_mode()
 def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
     """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
 

@@ -29,6 +29,7 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str]] = {
     "effective support": lambda m: f"{m.effective_support:,.1f} anchors",
     "rows built": lambda m: f"{m.rows_built:,}",
     "relative space": lambda m: size(m.space_bytes),
+    "several requests": lambda m: m.batching,
 }
 _KNOWN = {"both": "Both know", "half": "Both are in two minds"}
 

@@ -30,6 +30,7 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         stop: strings before which the answer is cut. A call's own `stop` replaces them.
         timeout: seconds after which an answer ends with `finish_reason="timeout"`.
         logprobs: report the log-probability of each token, and of so many alternatives.
+        on_member_error: "raise", or "drop" to go on without a member that fails.
 
     Key init args, ensemble params:
         models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
@@ -37,6 +38,7 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         weights: how much each member counts.
         fusion: "deepen", "deepen-paper" or a `FusionConfig`.
         device, dtype: for members that name none.
+        max_batch_size: how many requests are decoded together at most.
 
     Instantiate:
         ```python

@@ -52,7 +52,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
     the field's value; `max_tokens` is another name of `max_new_tokens`.
 
     Constructing loads nothing. The first call loads the models, once per process for equal `models`, `main`,
-    `weights`, `fusion`, `device` and `dtype`.
+    `weights`, `fusion`, `device`, `dtype` and `max_batch_size`.
 
     Conversations go to each member through its own chat template. If a member has none, or if
     `messages_to_prompt` was given, all members read the same text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,7 +35,7 @@ class MemberRow:
         cache: What the member holds for it; the member alone looks into it, and `release` frees it.
         prompt_tokens: Ids of the prompt.
         tokens_run: Ids that went through the model after the prompt.
-        started: Whether the prompt has been run.
+        started: Whether the prompt has been run to its end.
     """
 
     def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, speaks: bool) -> None:
@@ -75,12 +76,14 @@ class MemberRow:
         """The ids to run now; afterwards they count as cached.
 
         Args:
-            limit: Take so many at most, and leave the last two pending, so that the logits before the last one become
-                known as well.
+            limit: Take so many at most.
         """
-        start = min(self.cached, len(self.ids) - 1)
-        self.cached = len(self.ids) if limit is None else max(start, min(start + limit, len(self.ids) - 2))
+        start = len(self.ids) - self.pending
+        self.cached = len(self.ids) if limit is None else min(start + limit, len(self.ids))
         self._recent = {n: logits for n, logits in self._recent.items() if start - 2 <= n <= start}
+        if self.started:
+            self.tokens_run += self.cached - start
+        self.started |= self.cached == len(self.ids)
         return self.ids[start : self.cached]
 
     def release(self) -> None:
@@ -90,14 +93,32 @@ class MemberRow:
             self.cache = None
 
     def keep_logits(self, logits: torch.Tensor) -> None:
-        """Notes the logits [1 or 2, vocabulary] at the last places."""
+        """Notes the logits [1 or 2, vocabulary] at the last places that were run."""
         for back, row in enumerate(reversed(logits)):
-            self._recent[len(self.ids) - back] = row
+            self._recent[self.cached - back] = row
 
     @property
     def logits_before(self) -> torch.Tensor | None:
-        """The logits [vocabulary] from which the last id came, if they are at hand."""
-        return self._recent.get(len(self.ids) - 1)
+        """The logits [vocabulary] from which the last id came, in float32, if they are at hand."""
+        logits = self._recent.get(len(self.ids) - 1)
+        return None if logits is None else logits.float()
+
+
+@dataclass
+class Work:
+    """What a member has done since it was loaded, in ids of its own.
+
+    Attributes:
+        forwards: Runs of the model.
+        ids_run: Ids run because they were new, or the last of their row.
+        ids_rerun: Ids run once more beside rows with more new ones.
+        ids_copied: Ids whose keys and values were taken over from another row that begins alike.
+    """
+
+    forwards: int = 0
+    ids_run: int = 0
+    ids_rerun: int = 0
+    ids_copied: int = 0
 
 
 class Member(Protocol):
@@ -106,6 +127,12 @@ class Member(Protocol):
     name: str
     tokenizer: MemberTokenizer
     context_window: int
+    work: Work
+
+    @property
+    def batching(self) -> str:
+        """How it runs several rows: "ragged" (all in one forward) or "one row at a time: <why>"."""
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +143,8 @@ class Member(Protocol):
         """Runs all pending ids of some rows, together.
 
         Returns:
-            Logits of the token after the last id of each row, float32 [rows, vocabulary].
+            Logits of the token after the last id of each row, float32 [rows, vocabulary]. They may share memory with
+            `MemberRow.logits_before`: do not write to them.
         """
         ...
 

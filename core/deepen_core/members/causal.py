@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from deepen_core.members.base import MemberRow
+from deepen_core.members.alone import AloneRunner
+from deepen_core.members.base import MemberRow, Work
+from deepen_core.members.probe import probe
+from deepen_core.members.ragged import RaggedRunner
 from deepen_core.members.tokenizer import MemberTokenizer
 
 
-class OwnCache:
-    """The key/value cache of one row."""
+@dataclass(frozen=True)
+class _Ways:
+    """How rows are run.
 
-    def __init__(self) -> None:
-        self.held = DynamicCache()
+    Attributes:
+        near: Runs rows up to `steady` ids.
+        far: Runs longer ones.
+        steady: None if all rows are alike.
+        batching: See `Member.batching`.
+    """
 
-    def fit(self, length: int) -> DynamicCache:
-        """The cache, shortened to a length."""
-        surplus = self.held.get_seq_length() - length
-        if surplus > 0:
-            self.held.crop(-surplus)
-        return self.held
-
-    def free(self) -> None:
-        """See `RowCache.free`."""
-        self.held = DynamicCache()
+    near: RaggedRunner | AloneRunner
+    far: AloneRunner
+    steady: int | None
+    batching: str
 
 
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
-    Each row has a key/value cache of its own. It keeps every position, also for models with sliding windows, whose
-    masks see to the window, so that it can always be shortened. A model whose state cannot be shortened (a state-space
-    model), or which does not fill the cache it is given, runs the whole text of the row each time: slow, but right.
+    Rows are run together, in a ragged cache, where the model can do that. It is tried when the member is first used; a
+    model that cannot runs its rows one at a time, and one without a cache that can be shortened (a state-space model)
+    the whole text of each: slow, but right. So does a text behind the length from which on a model with rotary
+    positions of that kind stretches them all.
 
     Args:
         name: How it is called in reports.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         context_window: In its own tokens.
+
+    Attributes:
+        work: What it has done.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
@@ -50,9 +55,8 @@ class CausalMember:
         self.model = model
         self.tokenizer = tokenizer
         self.context_window = context_window
-        self._keeps_cache: bool | None = False if getattr(model, "_is_stateful", False) else None
-        accepts = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 2} if "logits_to_keep" in accepts else {}
+        self.work = Work()
+        self._found: _Ways | None = None
 
     @property
     def device(self) -> torch.device:
@@ -68,53 +72,51 @@ class CausalMember:
         assert isinstance(weight, torch.Tensor)
         return weight
 
+    @property
+    def batching(self) -> str:
+        """See `Member.batching`."""
+        return self._ways.batching
+
+    @property
+    def _ways(self) -> _Ways:
+        if self._found is None:
+            self._found = self._probe()
+        return self._found
+
+    def _probe(self) -> _Ways:
+        found = probe(self.model, self.context_window)
+        given = (self.model, len(self.embeddings), self.work)
+        alone = far = AloneRunner(*given, keeps_cache=found.keeps_cache)
+        near: RaggedRunner | AloneRunner = alone
+        batching = f"one row at a time: {found.why_not}"
+        if found.masks is not None:
+            near, batching = RaggedRunner(self.model, found.masks, len(self.embeddings), self.work), "ragged"
+        if found.steady is not None:
+            keeps = found.keeps_cache and found.settles
+            far = AloneRunner(*given, keeps_cache=keeps, in_pieces=False, resets=not found.settles)
+            batching += f" (up to {found.steady} ids, longer ones one at a time: their length changes all positions)"
+        return _Ways(near, far, found.steady, batching)
+
     def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
         """See `Member.next_logits`."""
-        return torch.stack([self._run(row) for row in rows])
+        ways = self._ways
+        far = [self._is_far(row) for row in rows]
+        if not any(far):
+            return ways.near.next_logits(rows)
+        logits = torch.empty(len(rows), len(self.embeddings), device=self.device)
+        for way, part in ((ways.near, False), (ways.far, True)):
+            places = [i for i, is_far in enumerate(far) if is_far is part]
+            if places:
+                logits[places] = way.next_logits([rows[i] for i in places])
+        return logits
 
     def prefill(self, row: MemberRow, limit: int) -> int:
         """See `Member.prefill`."""
-        if row.pending <= 2 or not self._can_cache(row):
-            return 0
-        return len(self._forward(row, row.take_pending(limit))[0])
+        way = self._ways.far if self._is_far(row) else self._ways.near
+        return way.prefill(row, limit)
 
-    def _run(self, row: MemberRow) -> torch.Tensor:
-        if not self._can_cache(row):
-            row.cached = 0
-        pending, output = self._forward(row, row.take_pending())
-        if row.started:
-            row.tokens_run += len(pending)
-        row.started = True
-        return self._logits(row, output)
-
-    def _can_cache(self, row: MemberRow) -> bool:
-        if self._keeps_cache is None:
-            self._keeps_cache = self._tries_cache(row.ids)
-        return self._keeps_cache
-
-    def _forward(self, row: MemberRow, pending: list[int]) -> tuple[list[int], Any]:
-        ids = torch.tensor([pending], device=self.device)
-        if not self._keeps_cache:
-            return pending, self.model(ids, use_cache=False, **self._last_only)
-        if not isinstance(row.cache, OwnCache):
-            row.cache = OwnCache()
-        cache = row.cache.fit(row.cached - len(pending))
-        return pending, self.model(ids, past_key_values=cache, use_cache=True, **self._last_only)
-
-    def _tries_cache(self, ids: Sequence[int]) -> bool:
-        """Whether the model fills a cache that can be shortened; tried once, on the first ids it is given."""
-        cache = DynamicCache()
-        probe = torch.tensor([list(ids)[:2]], device=self.device)
-        try:
-            self.model(probe, past_key_values=cache, use_cache=True, **self._last_only)
-            return bool(cache.get_seq_length() == probe.shape[1])
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # models refuse it in their own ways
-            return False
-
-    def _logits(self, row: MemberRow, output: Any) -> torch.Tensor:
-        logits: torch.Tensor = output.logits[0, -2:, : len(self.embeddings)].float()  # [1 or 2, vocabulary]
-        row.keep_logits(logits)
-        return logits[-1]
+    def _is_far(self, row: MemberRow) -> bool:
+        return self._ways.steady is not None and len(row.ids) > self._ways.steady
 
     def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """See `Member.token_logprobs`."""

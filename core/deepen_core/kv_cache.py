@@ -1,0 +1,273 @@
+"""A key/value cache whose rows have lengths of their own, advance by different counts and are shortened one by one.
+
+Each layer holds its keys and values in two buffers [slots, heads, positions, width]. A row has a slot, a line of these
+buffers; the slots in use are always the first ones, so that neighbours can be attended to as a view, and nothing is
+copied from step to step. A row that ends leaves a gap, into which the last slot moves.
+
+Positions behind the end of a row hold zeros, or what the row held there before it was shortened: numbers that a mask
+turns into nothing, never what another row left (which may be NaN, and no mask hides that).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+# Buffers have room for so many positions at least, and grow by half of what is needed.
+_POSITIONS = 64
+
+
+class Slot:
+    """The place of one row in a `RaggedCache`.
+
+    Attributes:
+        index: Its line in the buffers; may change between forwards.
+        ids: The ids whose keys and values are held, from the first position on.
+    """
+
+    def __init__(self, cache: RaggedCache, index: int) -> None:
+        self._cache = cache
+        self.index = index
+        self.ids: list[int] = []
+        self.reach = 0  # no position from here on was ever written
+
+    def free(self) -> None:
+        """Gives the place back; may be called from any thread, and while the cache is in use."""
+        self._cache.leave(self)
+
+
+class _Plan:
+    """Where the next forward reads and writes; all layers share it.
+
+    Attributes:
+        slots: Lines of the buffers that take part.
+        start: Position of the first new id where all rows agree, else None.
+        places: Indices (line, position) of the new ids, each [rows, ids], where they do not.
+        past: Positions read that are not new in every row.
+        length: Positions read.
+        room: Lines and positions that the buffers must have.
+    """
+
+    def __init__(self) -> None:
+        self.slots = slice(0, 0)
+        self.start: int | None = None
+        self.places: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.past = 0
+        self.length = 0
+        self.room = (1, _POSITIONS)
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer, every position of them: where a layer looks back only so far, the mask says so."""
+
+    is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, plan: _Plan) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._plan = plan
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Makes the buffers for states of these shapes [rows, heads, ids, width]."""
+        lines, positions = self._plan.room
+        self.keys, self.values = (
+            states.new_zeros(lines, states.shape[1], positions, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes new keys and values [rows, heads, ids, width].
+
+        Returns:
+            All that is held for these rows, [rows, heads, positions, width].
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.fit()
+        plan = self._plan
+        for held, new in zip(self._buffers(), (key_states, value_states), strict=True):
+            if plan.start is not None:
+                held[plan.slots, :, plan.start : plan.length] = new
+            else:
+                held.transpose(1, 2)[plan.places] = new.transpose(1, 2)  # [rows, ids, heads, width]
+        keys, values = (held[plan.slots, :, : plan.length] for held in self._buffers())
+        return keys, values
+
+    def fit(self) -> None:
+        """Makes the buffers as large as the plan says, larger or smaller."""
+        if not self.is_initialized or (self.keys.shape[0], self.keys.shape[2]) == self._plan.room:
+            return
+        self.keys, self.values = (self._resized(held) for held in self._buffers())
+
+    def _resized(self, held: torch.Tensor) -> torch.Tensor:
+        lines, positions = self._plan.room
+        resized = held.new_zeros(lines, held.shape[1], positions, held.shape[3])
+        part = held[:lines, :, :positions]
+        resized[: part.shape[0], :, : part.shape[2]] = part
+        return resized
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first positions of one line to another."""
+        self.fit()
+        for held in self._buffers():
+            held[target, :, :length] = held[source, :, :length]
+
+    def clear(self, line: int, start: int, stop: int) -> None:
+        """Forgets some positions of a line."""
+        for held in self._buffers():
+            held[line, :, start:stop] = 0
+
+    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+        return (self.keys, self.values) if self.is_initialized else ()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Positions that a query looks at, and the first of them."""
+        return self._plan.past + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions before the new ones."""
+        return self._plan.past
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class RaggedCache(Cache):
+    """The keys and values of many rows; see the head of this module.
+
+    Whoever uses it does so inside `busy`, one at a time; only `Slot.free` may be called at any time.
+    """
+
+    def __init__(self) -> None:
+        self._plan = _Plan()
+        self._held: list[RaggedLayer] = []
+        super().__init__(layer_class_to_replicate=self._new_layer)  # type: ignore[arg-type]
+        self.slots: list[Slot] = []
+        self._leaving: deque[Slot] = deque()
+        self._lock = threading.Lock()
+
+    def _new_layer(self) -> RaggedLayer:
+        self._held.append(RaggedLayer(self._plan))
+        return self._held[-1]
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Keeps slots where they are until the end; those freed meanwhile leave then."""
+        try:
+            with self._lock:
+                self._settle()
+                yield
+        finally:
+            self._settle_if_idle()
+
+    def between(self, slots: Iterable[Slot]) -> list[Slot]:
+        """All slots from the first to the last of some."""
+        lines = [slot.index for slot in slots]
+        return self.slots[min(lines) : max(lines) + 1]
+
+    def take(self) -> Slot:
+        """A slot for a new row."""
+        slot = Slot(self, len(self.slots))
+        self.slots.append(slot)
+        self._make_room()
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        """See `Slot.free`."""
+        self._leaving.append(slot)
+        self._settle_if_idle()
+
+    def copy(self, source: Slot, target: Slot, length: int) -> None:
+        """Gives a slot the first positions that another one holds."""
+        self._make_room(length)
+        for layer in self._held:
+            layer.copy(source.index, target.index, length)
+        target.ids = source.ids[:length]
+        target.reach = max(target.reach, length)
+
+    def aim(self, slots: Sequence[Slot], starts: Sequence[int], places: torch.Tensor) -> None:
+        """Tells where the next forward writes.
+
+        Args:
+            slots: Neighbours, in their order.
+            starts: Position of the first new id of each.
+            places: Positions of the new ids, [rows, ids].
+        """
+        plan, count = self._plan, places.shape[1]
+        plan.past = max(starts)
+        plan.length = plan.past + count
+        plan.slots = slice(slots[0].index, slots[-1].index + 1)
+        if min(starts) == plan.past:
+            plan.start, plan.places = plan.past, None
+        else:
+            lines = torch.arange(plan.slots.start, plan.slots.stop, device=places.device)
+            plan.start, plan.places = None, (lines[:, None], places)
+        for slot, start in zip(slots, starts, strict=True):
+            slot.reach = max(slot.reach, start + count)
+        self._make_room(plan.length)
+
+    def _make_room(self, positions: int = 0) -> None:
+        """Sees to it that the buffers hold all slots and so many positions; layers follow when they are next used."""
+        lines, room = self._plan.room
+        if len(self.slots) > lines:
+            lines = max(len(self.slots), 2 * lines)
+        if positions > room:
+            room = _generous(positions)
+        self._plan.room = (lines, room)
+
+    def _settle_if_idle(self) -> None:
+        while self._leaving and self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    @torch.inference_mode()
+    def _settle(self) -> None:
+        """Closes the gaps of slots that have left."""
+        while self._leaving:
+            slot = self._leaving.popleft()
+            if slot.index < 0:  # freed twice
+                continue
+            last = self.slots.pop()
+            for layer in self._held if self.slots else ():
+                layer.fit()
+                if last is not slot:
+                    layer.copy(last.index, slot.index, last.reach)
+                    layer.clear(slot.index, last.reach, slot.reach)
+                layer.clear(last.index, 0, last.reach)
+            if last is not slot:
+                self.slots[slot.index], last.index = last, slot.index
+            slot.index = -1
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Gives memory back that is far too large for the rows that are left."""
+        lines, room = self._plan.room
+        if not self.slots:
+            self.layers.clear()
+            self._held.clear()
+            lines, room = 1, _POSITIONS
+        elif lines >= 4 * len(self.slots):
+            lines //= 2
+        longest = max((slot.reach for slot in self.slots), default=0)
+        if room >= 4 * max(longest, _POSITIONS):
+            room = _generous(longest)
+        self._plan.room = (lines, room)
+
+
+def _generous(positions: int) -> int:
+    """Room for so many positions and half as many to come."""
+    return -(-(positions + positions // 2) // _POSITIONS) * _POSITIONS

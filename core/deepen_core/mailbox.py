@@ -1,0 +1,137 @@
+"""What has come out of a request and was not taken yet: one worker puts, threads and event loops take."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from deepen_core.errors import ClosedError, DeepenError
+from deepen_core.results import Chunk, Generation
+
+_LONGEST = 32  # a slow reader finds what came in behind so many pieces joined to one
+
+
+class Mailbox:
+    """The pieces of one answer on their way, and its end.
+
+    Putting never waits for whoever takes. Nothing but a lock is held between calls, so that readers may come from any
+    thread and any event loop; no loop is remembered longer than somebody waits in it.
+
+    Attributes:
+        abandoned: Whether a loop was closed in which somebody waited.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sleepers: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._chunks: deque[Chunk] = deque()
+        self._answer: Generation | None = None
+        self._error: DeepenError | None = None
+        self._process = os.getpid()
+        self.abandoned = False
+
+    def put(self, chunk: Chunk) -> None:
+        """Adds a piece; the last one carries the whole answer."""
+        with self._changed:
+            if len(self._chunks) >= _LONGEST:
+                chunk = _joined(self._chunks.pop(), chunk)
+            self._chunks.append(chunk)
+            self._answer = chunk.generation
+            self._notify()
+
+    def fail(self, error: DeepenError) -> None:
+        """Ends the answer with an error, unless it has ended already."""
+        with self._changed:
+            if not self.ended():
+                self._error = error
+                self._notify()
+
+    def ended(self) -> bool:
+        """Whether nothing more will be put."""
+        return self._answer is not None or self._error is not None
+
+    def has_news(self) -> bool:
+        """Whether `take` would return a piece or raise, or nothing more will come."""
+        return bool(self._chunks) or self.ended()
+
+    def emptied(self) -> bool:
+        """Whether every piece of a whole answer was taken."""
+        return self._answer is not None and not self._chunks
+
+    def take(self) -> Chunk | None:
+        """The next piece, None if there is none now.
+
+        Raises:
+            DeepenError: The one that ended the answer, once all pieces before it were taken.
+        """
+        with self._changed:
+            if self._chunks:
+                return self._chunks.popleft()
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def answer(self) -> Generation:
+        """The whole of an answer that has ended.
+
+        Raises:
+            DeepenError: The one that ended it.
+        """
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None, "the request goes on"
+        return self._answer
+
+    def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Holds a thread up until a condition of this mailbox is met.
+
+        Returns:
+            Whether it was met in time.
+        """
+        self._check_process()
+        with self._changed:
+            return self._changed.wait_for(until, timeout)
+
+    async def sleep(self, until: Callable[[], bool]) -> None:
+        """Holds a task up until a condition of this mailbox is met."""
+        self._check_process()
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._changed:
+                if until():
+                    return
+                woken = loop.create_future()
+                self._sleepers[woken] = loop
+            try:
+                await woken
+            finally:
+                with self._changed:
+                    self._sleepers.pop(woken, None)
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for sleeper, loop in self._sleepers.items():
+            try:
+                loop.call_soon_threadsafe(_wake, sleeper)
+            except RuntimeError:  # the loop is closed, and whoever waited there will never come back
+                self.abandoned = True
+        self._sleepers.clear()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise ClosedError(
+                f"This request was made in process {self._process}, of which this one ({os.getpid()}) is a fork: its "
+                "answer arrives there alone. Load the ensemble and ask again in this process."
+            )
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return Chunk(first.text + second.text, first.token_ids + second.token_ids, second.finish_reason, second.generation)

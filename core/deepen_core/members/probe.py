@@ -1,0 +1,248 @@
+"""Finds out, by trying it, how the rows of a model can be run: together, one at a time, or only from their start.
+
+A name says little about a model: options of its configuration, and code of its own, decide. So a few made-up rows are
+run both ways, in a ragged batch with rows that are shortened, and each whole by itself, and the logits are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from deepen_core.errors import brief
+from deepen_core.kv_cache import RaggedCache
+from deepen_core.members.alone import shortened
+from deepen_core.members.masks import Masks, likely_masks
+from deepen_core.members.ragged import RaggedForward
+
+# Root mean square of what may differ, as a share of that of the logits: rounding, and nothing else.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+# Windows up to this length are tried with real text; longer ones with a made-up past, of so many positions at most.
+_SHORT_WINDOW = 64
+_LONGEST_PAST = 16384
+# A past of so many positions shows windows that the configuration does not speak of.
+_UNDECLARED = 300
+# Ids of one trial of positions.
+_PIECE = 16
+
+# Models refuse what they do not know in their own ways. Lack of memory is a RuntimeError too, and says nothing.
+_REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How a model's rows can be run.
+
+    Attributes:
+        masks: For rows in a ragged cache; None if the model cannot run them so.
+        why_not: The reason, if it cannot.
+        keeps_cache: Whether a row by itself can be continued and shortened.
+        steady: Up to so many ids, where the ids of a text stand does not depend on its length; None if it never does.
+        settles: Whether beyond that length it does not either, other than that.
+    """
+
+    masks: Masks | None
+    why_not: str
+    keeps_cache: bool
+    steady: int | None = None
+    settles: bool = True
+
+
+@torch.inference_mode()
+def probe(model: Any, context_window: int) -> Findings:
+    """Tries a model; neither it nor any random state is changed.
+
+    Args:
+        model: In evaluation mode.
+        context_window: Texts are never longer.
+    """
+    if getattr(model, "_is_stateful", False):
+        return Findings(None, "its state cannot be shortened", keeps_cache=False)
+    trial = _Trial(model, context_window)
+    keeps_cache = not _fault(trial.own_cache, "it does not fill the cache it is given, or reads it in another way")
+    masks, why_not = None, "" if keeps_cache else "it has no key/value cache that can be shortened"
+    for reading in likely_masks(model) if keeps_cache else ():
+        fault = _fault(
+            partial(trial.ragged, reading), "its logits change when rows of different lengths share a forward"
+        )
+        masks = masks or (None if fault else reading)
+        why_not = why_not or fault
+        if masks is not None:
+            break
+    changes = not _fault(partial(trial.length_matters, _PIECE, context_window), "no")
+    if not changes:
+        return Findings(masks, why_not, keeps_cache)
+    steady = _declared_length(model)
+    settles = bool(_fault(partial(trial.length_matters, steady + _PIECE, context_window), "no"))
+    # A model whose positions go on changing notices a shorter text only if it is shorter by one.
+    return Findings(masks, why_not, keeps_cache, steady if settles else steady - 1, settles)
+
+
+def _fault(trial: Callable[[], bool], disagreement: str) -> str:
+    """Why a trial fails; nothing if it does not."""
+    try:
+        return "" if trial() else disagreement
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as problem:
+        return f"it refuses ({brief(problem)})"
+
+
+def _declared_length(model: Any) -> int:
+    """The length of text up to which the configuration says that positions are plain; 0 if it does not say."""
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    parts = [given, *(part for part in given.values() if isinstance(part, dict))]
+    found = [part.get("original_max_position_embeddings") for part in parts]
+    lengths = [n for n in found if isinstance(n, int)] or [getattr(config, "max_position_embeddings", 0)]
+    return min(lengths)
+
+
+class _Trial:
+    """Runs made-up rows through a model."""
+
+    def __init__(self, model: Any, context_window: int) -> None:
+        self._model = model
+        self._window = context_window
+        self._size = len(model.get_input_embeddings().weight)
+
+    def own_cache(self) -> bool:
+        """Whether a row by itself can be continued and shortened."""
+        first, second = self._text(9, seed=1), self._text(9, seed=1, other_from=4)
+        cache = DynamicCache()
+        self._model(self._batch(first[:7]), past_key_values=cache, use_cache=True)
+        output = self._model(self._batch(second[4:]), past_key_values=shortened(cache, 4), use_cache=True)
+        return self._agree(output.logits[0, -2:], second)
+
+    def ragged(self, masks: Masks) -> bool:
+        """Whether rows of different lengths can share forwards, advance by different counts and be shortened."""
+        limits = [n for n in masks.limits if n <= _SHORT_WINDOW]
+        length = min(max(limits, default=0) + 12, self._window - 1)
+        if length < 10:
+            return False
+        return self._short(masks, length) and self._long(masks)
+
+    def _short(self, masks: Masks, length: int) -> bool:
+        cache = RaggedCache()
+        forward = RaggedForward(self._model, cache, masks)
+        one, two, three = (self._text(n, seed) for n, seed in ((length - 1, 1), (length - 3, 2), (5, 3)))
+        good = True
+        with cache.busy():
+            a, b, c = cache.take(), cache.take(), cache.take()
+            for slot, text in ((a, one[:-1]), (b, two[:-3]), (c, three[:-2])):
+                forward.run({slot: text}, len(text), 1)
+            other, last = self._text(length - 1, 1, other_from=length - 5), self._text(4, 3, other_from=2)
+            end = self._text(1, 4)
+            for texts, count in (
+                ({a: one, b: two, c: three}, 3),
+                ({a: other, c: last}, 4),
+                ({a: other + end, b: two + end, c: last + end}, 1),
+            ):
+                slots, logits = forward.run(texts, count, min(count, 2))
+                for slot, text in texts.items():
+                    good = good and self._agree(logits[slots.index(slot)], text)
+        return good
+
+    def _long(self, masks: Masks) -> bool:
+        """Whether the masks are those that the model makes for itself behind a long past."""
+        edges = [n for n in masks.limits if n <= _LONGEST_PAST]
+        past = min(max([*edges, _UNDECLARED]) + 8, self._window - 1)
+        pasts, ids = [past, past - 3], self._text(2, seed=5)
+        places = [torch.tensor([[n]], device=self._model.device) for n in pasts]
+        alone = [
+            self._model(
+                self._batch([token]), position_ids=place, past_key_values=_MadeUpPast([n], edges), use_cache=True
+            )
+            for n, token, place in zip(pasts, ids, places, strict=True)
+        ]
+        together = self._model(
+            self._batch(ids).T,
+            position_ids=torch.cat(places),
+            past_key_values=_MadeUpPast(pasts, edges),
+            attention_mask=masks.make(torch.cat(places), past + 1),
+            use_cache=True,
+        )
+        return self._close(together.logits, torch.cat([output.logits for output in alone]))
+
+    def length_matters(self, own: int, far: int) -> bool:
+        """Whether a row that ends at `own` ids says something else beside one that ends at `far`."""
+        if far <= own or own < _PIECE:
+            return False
+        ids = self._batch(self._text(_PIECE, seed=6)).expand(2, -1)
+        said = []
+        for other in (own, far):
+            ends = torch.tensor([[own], [other]], device=self._model.device)
+            places = ends - _PIECE + torch.arange(_PIECE, device=self._model.device)
+            said.append(self._model(ids, position_ids=places, use_cache=False).logits[0])
+            self._model(ids[:1, :1], use_cache=False)  # models with such positions remember the longest text
+        return not torch.equal(*said)
+
+    def _text(self, length: int, seed: int, other_from: int | None = None) -> list[int]:
+        """Made-up ids, from some place on others than without it."""
+        cut = length if other_from is None else other_from
+        return [(31 * (i + 1) * seed + (i >= cut) + 17) % self._size for i in range(length)]
+
+    def _batch(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(ids)], device=self._model.device)
+
+    def _agree(self, logits: torch.Tensor, text: Sequence[int]) -> bool:
+        """Whether logits [ids, vocabulary] are those at the end of a text that is run whole."""
+        whole = self._model(self._batch(text), use_cache=False).logits[0, -len(logits) :]
+        return self._close(logits, whole)
+
+    def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        found, expected = found.float(), expected.float()
+        off = (found - expected).square().mean().sqrt()
+        size = (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt()
+        return bool(off <= _TOLERANCE[self._model.dtype] * size)
+
+
+class _MadeUpPast(Cache):
+    """A cache that says it holds a long past, and makes it up, layer by layer, when it is asked."""
+
+    def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
+        super().__init__(layer_class_to_replicate=lambda: _MadeUpLayer(pasts, edges))  # type: ignore[arg-type]
+        self._past = max(pasts)
+
+    def get_seq_length(self, *_layer: Any, **_layers: Any) -> int:
+        """Layers are there from the first on, though they are made later."""
+        return self._past
+
+    def get_mask_sizes(self, query_length: int, *_layer: Any, **_layers: Any) -> tuple[int, int]:
+        """See `get_seq_length`."""
+        return self._past + query_length, 0
+
+
+class _MadeUpLayer(DynamicLayer):
+    """Keys of zero, which all look the same, and values that differ where a mask may end."""
+
+    def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._pasts = pasts
+        self._edges = edges
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the past with the new states [rows, heads, 1, width] behind it."""
+        length = max(self._pasts) + 1
+        keys, values = (
+            states.new_zeros(states.shape[0], states.shape[1], length, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        width = torch.arange(values.shape[3], device=values.device)
+        for row, past in enumerate(self._pasts):
+            around = [
+                past - edge + offset for edge in (*self._edges, *range(0, past, past // 8 + 1)) for offset in (-1, 0, 1)
+            ]
+            for place in {n for n in around if 0 <= n < past}:
+                values[row, :, place] = (past * torch.cos(width + place)).to(values.dtype)
+            keys[row, :, past], values[row, :, past] = key_states[row, :, 0], value_states[row, :, 0]
+        return keys, values

@@ -1,0 +1,104 @@
+"""Tiny random models of many architectures, made from their configurations, windows so small that they matter."""
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+VOCABULARY = 97
+WINDOW = 96
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": WINDOW,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": WINDOW,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NO_GROUPS = {k: v for k, v in _COMMON.items() if k not in ("num_key_value_heads",)}
+_FALCON = {k: v for k, v in _NO_GROUPS.items() if k != "intermediate_size"}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 24,
+    "factor": 4.0,
+}
+
+# Name: configuration class and its options.
+CONFIGURATIONS = {
+    "llama": ("LlamaConfig", _COMMON),
+    "mistral": ("MistralConfig", {**_COMMON, "sliding_window": 7}),
+    "qwen2": ("Qwen2Config", {**_COMMON, "use_sliding_window": True, "sliding_window": 6, "layer_types": _MIXED}),
+    "qwen3": ("Qwen3Config", {**_COMMON, "head_dim": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        {**_COMMON, "head_dim": 8, "sliding_window": 5, "layer_types": _MIXED, "query_pre_attn_scalar": 8},
+    ),
+    "gemma3": ("Gemma3TextConfig", {**_COMMON, "head_dim": 8, "sliding_window": 5, "layer_types": _MIXED}),
+    "phi3": ("Phi3Config", {**_COMMON, "sliding_window": 9}),
+    "gpt2": ("GPT2Config", _GPT2),
+    "gpt-neox": ("GPTNeoXConfig", _NO_GROUPS),
+    "falcon-multi-query": ("FalconConfig", {**_FALCON, "multi_query": True, "new_decoder_architecture": False}),
+    "falcon-new": ("FalconConfig", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": ("FalconConfig", {**_FALCON, "alibi": True, "multi_query": False}),
+    "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 6,
+            "max_position_embeddings": WINDOW,
+        },
+    ),
+    "opt": ("OPTConfig", {**_NO_GROUPS, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2}),
+    "rwkv": (
+        "RwkvConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "context_length": WINDOW},
+    ),
+    "xlnet": ("XLNetConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+    "openai-gpt": ("OpenAIGPTConfig", {k: v for k, v in _GPT2.items() if "token_id" not in k}),
+    "longrope": ("Phi3Config", {**_COMMON, "rope_parameters": _LONGROPE, "original_max_position_embeddings": 24}),
+    "dynamic": (
+        "LlamaConfig",
+        {
+            **_COMMON,
+            "max_position_embeddings": 24,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        },
+    ),
+}
+
+
+def build(name, *, dtype=torch.float32, seed=0, **changes):
+    """A random model whose logits tell its ids apart."""
+    kind, options = CONFIGURATIONS[name]
+    config = getattr(transformers, kind)(**{**options, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    weight.mul_(4.0)
+    return model.eval().requires_grad_(False).to(dtype)

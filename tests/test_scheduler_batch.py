@@ -1,0 +1,204 @@
+"""The batch without its thread: whatever joins, leaves and waits, every row's answer is the one it has alone."""
+
+import functools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scheduler_parts import PROMPTS, hook
+
+from deepen_core import SamplingParams
+from deepen_core.batch import Batch
+from deepen_core.handle import Request
+
+OPTIONS = {"max_new_tokens": 6, "ignore_eos": True}
+LONG = "The quick brown fox jumps over the lazy dog. " * 4
+
+
+@functools.cache
+def alone(pair, prompt, **options):
+    return pair.generate(prompt, **{**OPTIONS, **options}).token_ids
+
+
+def ask(ensemble, batch, prompt, **options):
+    request = Request(ensemble._decoder.start(prompt, SamplingParams(**{**OPTIONS, **options})))
+    batch.add(request)
+    return request
+
+
+def run_out(batch):
+    for _ in range(2000):
+        if batch.idle:
+            return
+        batch.step()
+    pytest.fail("the batch does not come to an end")
+
+
+def holds_nothing(request):
+    return all(side is None or side.cache is None for side in request.row.sides)
+
+
+actions = st.one_of(
+    st.tuples(st.just("ask"), st.sampled_from([*PROMPTS, LONG])),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("step"), st.integers(1, 4)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(plan=st.lists(actions, max_size=14), size=st.integers(1, 4), budget=st.sampled_from([1, 7, 256]))
+def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
+    batch = Batch(pair._decoder, size, budget)
+    asked = []
+    for action, value in plan:
+        if action == "ask":
+            asked.append((value, ask(pair, batch, value)))
+        elif action == "cancel" and asked:
+            asked[value % len(asked)][1].cancelled = True
+        elif action == "step":
+            for _ in range(value):
+                batch.step()
+                assert batch.rows_held <= size
+    run_out(batch)
+    for prompt, request in asked:
+        expected, answer = alone(pair, prompt), request.mail.answer()
+        assert answer.token_ids == expected[: len(answer.token_ids)]
+        if answer.finish_reason != "cancelled":
+            assert answer.token_ids == expected
+        assert holds_nothing(request)
+
+
+def test_first_come_first_admitted(pair):
+    batch = Batch(pair._decoder, 2)
+    requests = [ask(pair, batch, prompt) for prompt in PROMPTS]
+    ended = []
+    while not batch.idle:
+        batch.step()
+        ended += [r for r in requests if r.mail.ended() and r not in ended]
+    assert ended == requests
+
+
+def test_a_cancelled_row_is_free_within_two_steps(pair):
+    batch = Batch(pair._decoder, 2, budget=8)
+    running, reading = ask(pair, batch, "The dog", max_new_tokens=50), ask(pair, batch, LONG)
+    waiting, other = ask(pair, batch, "Once"), ask(pair, batch, "Once upon")
+    for _ in range(4):
+        batch.step()
+    assert not holds_nothing(running)
+    assert not holds_nothing(reading)
+    assert batch.rows_held == 2
+    for request in (running, reading, waiting):
+        request.cancelled = True
+    batch.step()
+    for request in (running, reading, waiting):
+        assert request.mail.answer().finish_reason == "cancelled"
+        assert holds_nothing(request)
+    assert running.mail.answer().token_ids
+    assert waiting.mail.answer().token_ids == []
+    run_out(batch)
+    assert other.mail.answer().token_ids == alone(pair, "Once upon")
+
+
+def test_a_long_prompt_does_not_stall_running_rows(load):
+    """While it is read, in pieces within the budget, every running row gets a token at every step."""
+    with load("alpha", "beta") as ensemble:
+        members = [hook(ensemble, 0), hook(ensemble, 1)]
+        batch = Batch(ensemble._decoder, 8, budget=16)
+        running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:3]]
+        while not all(r.row.token_ids for r in running):
+            batch.step()
+        long = ask(ensemble, batch, LONG)
+        steps = 0
+        while not long.row.token_ids:
+            before = [len(r.row.token_ids) for r in running]
+            for member in members:
+                member.prefills.clear()
+            batch.step()
+            steps += 1
+            assert [len(r.row.token_ids) for r in running] == [n + 1 for n in before]
+            assert all(sum(member.prefills) <= 16 for member in members)
+        assert steps >= long.row.main_side.prompt_tokens // 16
+        for request in running:
+            request.cancelled = True
+        run_out(batch)
+        assert long.mail.answer().token_ids == ensemble.generate(LONG, **OPTIONS).token_ids
+
+
+def test_neither_short_nor_long_prompts_starve(pair):
+    """Short prompts that keep coming pass a long one, which is read all the same."""
+    batch = Batch(pair._decoder, 8, budget=8)
+    long = ask(pair, batch, LONG, max_new_tokens=1)
+    batch.step()
+    short = ask(pair, batch, "The quick brown fox jumps over", max_new_tokens=1)
+    steps = 0
+    while not short.mail.ended():
+        batch.step()
+        steps += 1
+    assert not long.row.token_ids
+    assert steps < 8
+    steps = 0
+    while not long.mail.ended():
+        ask(pair, batch, "The lazy dog sleeps over the fox. ", max_new_tokens=1)
+        batch.step()
+        steps += 1
+        assert steps < 60, "the long prompt starves"
+
+
+def test_an_equal_prompt_waits_for_the_one_being_read(pair):
+    """So that what it shares can be copied; prompts that share nothing do not wait."""
+    batch = Batch(pair._decoder, 8, budget=8)
+    more = LONG + "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14"  # so that the second has less left
+    first, second = ask(pair, batch, more), ask(pair, batch, LONG)
+    while first.row.pending > 90:
+        batch.step()
+        assert not second.row.begun
+    other = ask(pair, batch, "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14 + 2.71 = 5.85;")
+    batch.step()
+    batch.step()
+    assert other.row.begun
+    assert not second.row.begun
+    run_out(batch)
+    assert first.mail.answer().token_ids == alone(pair, more)
+    assert second.mail.answer().token_ids == alone(pair, LONG)
+
+
+def test_short_prompts_are_run_with_the_first_step(load):
+    with load("alpha", "beta") as ensemble:
+        member = hook(ensemble, 0)
+        batch = Batch(ensemble._decoder, 8)
+        for prompt in PROMPTS[:2]:
+            ask(ensemble, batch, prompt, max_new_tokens=2)
+        batch.step()
+        batch.step()
+        assert member.prefills == []
+        assert sum(member.forwards) == 2
+
+
+def test_a_timeout_counts_in_the_queue(pair):
+    batch = Batch(pair._decoder, 1)
+    running, waiting = ask(pair, batch, "The dog", max_new_tokens=20), ask(pair, batch, "Once", timeout=3600)
+    batch.step()
+    batch.step()
+    waiting.row.submitted -= 3600
+    batch.step()
+    answer = waiting.mail.answer()
+    assert (answer.finish_reason, answer.text) == ("timeout", "")
+    assert answer.timings.queue_s >= 3600
+    assert not running.mail.ended()
+    running.row.submitted -= 3600
+    run_out(batch)
+    assert running.mail.answer().finish_reason == "length"
+
+
+def test_abandoned_requests_are_told(pair):
+    from deepen_core.scheduler import closed_error
+
+    batch = Batch(pair._decoder, 1)
+    requests = [ask(pair, batch, prompt) for prompt in PROMPTS[:3]]
+    batch.step()
+    batch.abandon(closed_error)
+    assert batch.idle
+    for request in requests:
+        with pytest.raises(RuntimeError, match="load it again"):
+            request.mail.answer()
+        assert holds_nothing(request)

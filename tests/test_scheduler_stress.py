@@ -1,0 +1,60 @@
+"""Many callers of all kinds at once: every answer is the serial one, and nothing is left behind."""
+
+import ctypes
+import gc
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from scheduler_parts import FAILING, MixedLoad, fails_at, hook, rows_held
+
+OPTIONS = {"max_new_tokens": 10, "temperature": 0.9, "seed": 4, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("options", [OPTIONS, {**OPTIONS, "temperature": 0.0}], ids=["sampled", "greedy"])
+def test_mixed_callers_get_the_serial_answers(load, options):
+    before = set(threading.enumerate())
+    with load("alpha", "beta", max_batch_size=6) as ensemble:
+        beta = hook(ensemble, 1)
+        beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
+        mixed = MixedLoad(ensemble, options, cancelled=0.15, failing=0.1)
+        mixed.run(150)
+        assert rows_held(ensemble) == 0
+        assert max(beta.forwards) > 1
+    assert mixed.counts["whole"] > 80
+    assert mixed.counts["cancelled"] > 5
+    assert mixed.counts["failed"] > 3
+    assert sum(mixed.counts.values()) == 150
+    assert set(threading.enumerate()) <= before
+
+
+def _resident():
+    """Bytes of this process in memory, after the allocator has given back what it does not need."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_five_thousand_generations_leave_nothing_behind(load):
+    """Eight threads and four event loops, one in ten cancelled, one in fifty failing."""
+    before = set(threading.enumerate())
+    with load("alpha", "beta", max_batch_size=8) as ensemble:
+        beta = hook(ensemble, 1)
+        beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
+        mixed = MixedLoad(ensemble, {**OPTIONS, "max_new_tokens": 8})
+        mixed.run(996, threads=8, loops=4)  # to warm up
+        warm = _resident()
+        mixed.run(5_004, threads=8, loops=4)
+        grown = _resident() / warm - 1
+        assert rows_held(ensemble) == 0
+        assert all(not member._ways.near.cache.slots for member in ensemble._members)
+    print(f"{mixed.counts}, resident memory {warm / 2**20:.0f} MiB, grown by {grown:.2%}")
+    assert sum(mixed.counts.values()) == 6_000
+    assert mixed.counts["cancelled"] > 300
+    assert mixed.counts["failed"] > 50
+    assert grown < 0.02
+    assert set(threading.enumerate()) <= before
