@@ -137,7 +137,13 @@ class FusionConfig(_Options):
 PRESETS: dict[str, FusionConfig] = {
     "deepen": FusionConfig(),
     "deepen-paper": FusionConfig(
-        search="adamw", temperature=100.0, unshared="embedding", healing=False, trust_radius=0.15, steps=5
+        search="adamw",
+        temperature=100.0,
+        unshared="embedding",
+        healing=False,
+        trust_radius=0.15,
+        steps=5,
+        row_entries=64,  # its rows are less sharp, and the search scales small differences up
     ),
 }
 
