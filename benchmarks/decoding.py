@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -34,7 +35,8 @@ from deepen_core import Ensemble
 
 SHARED = Path(__file__).parents[2] / "shared"
 _VOCABULARY = 32_000
-_SPREAD = 4.0  # standard deviation of the logits, for distributions as sharp as those of trained models
+_SPREAD = 1.5  # standard deviation of the logits of all tokens but the one that the stories go on with
+_SURE = 20.0  # the logit of that one where nothing else speaks for or against it
 
 
 def tokenizers() -> list[PreTrainedTokenizerFast]:
@@ -51,6 +53,16 @@ def tokenizers() -> list[PreTrainedTokenizerFast]:
         PreTrainedTokenizerFast(tokenizer_object=first, bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
         PreTrainedTokenizerFast(tokenizer_object=second, bos_token=end, eos_token=end),
     ]
+
+
+def _successors(tokenizer: Any) -> dict[int, int]:
+    """A circle of all tokens of the stories, in the order in which they appear there.
+
+    Random models that go round it speak real words, so that the other member hears tokens as long as usual.
+    """
+    text = (SHARED / "data" / "tinystories_valid.txt").read_text(encoding="utf-8")
+    ids = list(dict.fromkeys(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return dict(zip(ids, [*ids[1:], ids[0]], strict=True))
 
 
 def make_members(folder: Path, *, width: int = 512, layers: int = 4) -> list[Path]:
@@ -74,7 +86,13 @@ def make_members(folder: Path, *, width: int = 512, layers: int = 4) -> list[Pat
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = kind(config(**shape, **ends))
         with torch.no_grad():
+            for layer in model.model.layers:  # of which the state keeps what the last token was
+                layer.self_attn.o_proj.weight *= 0.1
+                layer.mlp.down_proj.weight *= 0.1
             model.lm_head.weight.normal_(std=_SPREAD / width**0.5)
+            after = _successors(tokenizer)
+            start = model.get_input_embeddings().weight[list(after)]
+            model.lm_head.weight[list(after.values())] += _SURE / width**0.5 * F.normalize(start, dim=-1)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
         paths.append(folder / name)

@@ -11,6 +11,7 @@ from deepen_core.handle import Request
 from deepen_core.row import Row
 
 _BUDGET = 256  # prompt tokens that a step may run besides the decoding rows
+_PATIENCE = 4  # so many times that, where fewer rows wait for it than for their prompt to be read
 _SHORT = 32  # a prompt of so many tokens is run with the first step rather than ahead of it
 _SHARED = 16  # a prefix of so many tokens is worth waiting for
 
@@ -110,7 +111,7 @@ class Batch:
                     self._step_rows([row])
 
     def _prefill(self) -> None:
-        budget = self._budget
+        budget = self._budget * self._patience()
         # Where others decode, every token more than theirs would widen the forward of all of them.
         short = 2 if self._decoding else _SHORT
         self._oldest_next = not self._oldest_next
@@ -125,6 +126,12 @@ class Batch:
             elif not ran or row.pending <= 2:
                 self._prefilling.remove(request)
                 self._decoding.append(request)
+
+    def _patience(self) -> int:
+        """How many times the budget the decoding rows can wait for: larger pieces are read faster."""
+        if not self._decoding:
+            return _PATIENCE
+        return min(max(1, len(self._prefilling) // len(self._decoding)), _PATIENCE)
 
     def _next_prompt(self) -> Request:
         oldest = self._prefilling[0]

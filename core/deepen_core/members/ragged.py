@@ -16,7 +16,7 @@ from deepen_core.members.masks import Masks
 # A row with more new ids than this is run alone, and those behind it can take over what it holds.
 _LONG = 32
 # Ids of one forward of a row alone.
-_CHUNK = 512
+_CHUNK = 1024
 # So many ids cost as much as one more forward: measured on a CPU core; a GPU has room for far more.
 _OVERHEAD = {"cpu": 16, "cuda": 256}
 # Copying what another row holds pays from so many ids on.
