@@ -33,7 +33,7 @@ _UNDECLARED = 300
 _PIECE = 16
 
 # Models refuse what they do not know in their own ways. Lack of memory is a RuntimeError too, and says nothing.
-_REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
