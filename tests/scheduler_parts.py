@@ -6,8 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from deepen_core.errors import MemberError
 
+PROMPT = "The quick brown fox"
+OPTIONS = {"max_new_tokens": 12, "ignore_eos": True}
+ENDLESS = {"max_new_tokens": 100, "ignore_eos": True}
 PROMPTS = (
     "The quick brown fox",
     "Once upon",
@@ -88,8 +93,31 @@ def eventually(condition, seconds=30):
         time.sleep(0.002)
 
 
-def workers():
+def running_workers():
     return {thread for thread in threading.enumerate() if thread.name == "deepen-worker"}
+
+
+class Serving:
+    """What test classes of a running ensemble share."""
+
+    @pytest.fixture(autouse=True)
+    def workers(self):
+        """The workers that a test has started; other tests' ensembles may have theirs."""
+        before = running_workers()
+        return lambda: running_workers() - before
+
+    @pytest.fixture
+    def ensemble(self, load):
+        with load("alpha", "beta", max_batch_size=4) as ensemble:
+            yield ensemble
+
+    @pytest.fixture
+    def held(self, ensemble):
+        """The ensemble whose worker takes a step only when it gets a permit, and the permits."""
+        member = hook(ensemble, 0)
+        member.permits = threading.Semaphore(0)
+        yield ensemble, member
+        member.permits.release(10_000)
 
 
 class MixedLoad:

@@ -1,0 +1,97 @@
+"""Members of unusual kinds: without a cache, with a state, of other dtypes, with a matrix too small."""
+
+import pytest
+import torch
+
+from deepen_core import Ensemble, SamplingParams
+from deepen_core.errors import ModelFilesError
+from deepen_core.members import MemberRow
+
+PROMPT = "The quick brown fox"
+
+
+def test_models_that_ignore_the_cache_run_without_one(tmp_path, folders):
+    """OpenAI GPT takes a cache among its options and does not look at it."""
+    import tiny
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    tokenizer = tiny.byte_level()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = OpenAIGPTConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        model = OpenAIGPTLMHeadModel(config)
+    model.config.update({"eos_token_id": 1, "bos_token_id": 0})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    expected = model.eval().generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=1, use_cache=False)
+    with Ensemble.load([tmp_path], progress=False, device="cpu") as ensemble:
+        found = ensemble.generate(PROMPT, max_new_tokens=12)
+    assert found.token_ids == [t for t in expected[0, ids.shape[1] :].tolist() if t not in (1, 3)]
+
+
+def test_a_tokenizer_larger_than_the_matrix(tmp_path, folders):
+    import tiny
+
+    tokenizer = tiny.byte_level()
+    tiny.save_gpt2(tmp_path, tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelFilesError, match=r"has 1 tokens with ids up to 420, but the model has 420 embeddings"):
+        Ensemble.load([tmp_path, folders["beta"]], progress=False, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes_and_default_dtypes(folders, dtype):
+    """Members of any precision, in a process whose default is another one."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Ensemble.load([folders["alpha"], folders["beta"]], dtype=dtype, progress=False, device="cpu") as ensemble:
+            assert len(ensemble.generate(PROMPT, max_new_tokens=5, ignore_eos=True).token_ids) == 5
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_state_space_members_run_without_a_cache(tmp_path, folders):
+    """A state that cannot be shortened: slow but right."""
+    import tiny
+    from transformers import MambaConfig, MambaForCausalLM
+
+    tokenizer = tiny.byte_level()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, state_size=4, num_hidden_layers=2, eos_token_id=1, bos_token_id=0
+        )
+        MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu") as ensemble:
+        row = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
+        for _ in range(10):
+            ensemble._decoder.step([row])
+        with torch.inference_mode():
+            found = ensemble._members[1].next_logits([row.sides[1]])[0]
+            fresh = ensemble._members[1].model(torch.tensor([row.sides[1].ids])).logits[0, -1]
+        torch.testing.assert_close(found, fresh)
+        assert row.sides[1].tokens_run > 0
+
+
+def test_prefill_in_pieces_gives_the_same_logits(pair):
+    """What is run ahead, in pieces of any size, changes nothing, and nothing is run twice."""
+    member = pair._members[0]
+    prompt = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog. The dog sleeps;")
+    with torch.inference_mode():
+        whole = MemberRow(prompt, member.tokenizer, speaks=True)
+        expected = member.next_logits([whole])
+        whole.release()  # the next row would take over what it holds
+        for limit in (1, 2, 7, 1000):
+            row = MemberRow(prompt, member.tokenizer, speaks=True)
+            run = []
+            while n := member.prefill(row, limit):
+                run.append(n)
+            assert max(run) <= limit
+            assert sum(run) == len(row.ids) - 2
+            assert row.pending == 2
+            torch.testing.assert_close(member.next_logits([row]), expected)
+            torch.testing.assert_close(row.logits_before, whole.logits_before)
+            row.release()

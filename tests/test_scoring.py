@@ -1,0 +1,116 @@
+"""What the members thought: log-probabilities of chosen tokens and of given texts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.scoring import continuation_ids
+from deepen_core.text import Utf8Stream
+
+PROMPT = "The quick brown fox"
+
+
+def test_logprobs(pair):
+    answer = pair.generate(PROMPT, max_new_tokens=8, logprobs=3, ignore_eos=True)
+    assert [t.token_id for t in answer.logprobs] == answer.token_ids
+    for token in answer.logprobs:
+        assert token.top[0][0] == token.token_id
+        assert token.logprob == pytest.approx(token.top[0][2])
+        assert [p for _, _, p in token.top] == sorted((p for _, _, p in token.top), reverse=True)
+        assert len(token.top) == 3
+    assert pair.generate(PROMPT, max_new_tokens=3).logprobs is None
+    scored = pair.score(PROMPT, answer.text)
+    if scored.token_ids == answer.token_ids:
+        assert scored.logprobs == pytest.approx([t.logprob for t in answer.logprobs], abs=1e-4)
+
+
+@torch.inference_mode()
+def test_logprobs_of_each_member(pair, folders):
+    """What each member alone thought, against a forward of `transformers` over the whole text up to there."""
+    from transformers import AutoModelForCausalLM
+
+    answer = pair.generate(PROMPT, max_new_tokens=30, logprobs=4, ignore_eos=True, temperature=0.9, seed=8)
+    models = {n: AutoModelForCausalLM.from_pretrained(folders[n]) for n in ("alpha", "beta")}
+    vocabularies = {m.name: m.tokenizer.vocabulary for m in pair._members}
+    abstained = lacking = 0
+    for place, chosen in enumerate(answer.logprobs):
+        said = vocabularies["alpha"].join(answer.token_ids[:place])
+        assert [m.name for m in chosen.members] == ["alpha", "beta"]
+        for member in chosen.members:
+            tokenizer = AutoTokenizer.from_pretrained(folders[member.name])
+            ids = tokenizer(PROMPT)["input_ids"] + answer.token_ids[:place]
+            if member.name == "beta":
+                stream = Utf8Stream()
+                text = stream.feed(said)
+                if stream.waiting:  # main is in the middle of a character
+                    assert (member.logprob, member.top) == (None, ())
+                    abstained += 1
+                    continue
+                ids = tokenizer(PROMPT + text, split_special_tokens=True)["input_ids"]
+            own = torch.log_softmax(models[member.name](torch.tensor([ids])).logits[0, -1], -1)
+            assert member.token_id == vocabularies[member.name].id_of(chosen.token)
+            lacking += member.token_id is None
+            if member.token_id is None:
+                assert member.logprob is None
+            else:
+                assert member.logprob == pytest.approx(float(own[member.token_id]), abs=1e-4)
+            best = own.topk(4)
+            assert [p for _, _, p in member.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert [i for i, _, _ in member.top] == best.indices.tolist()
+    assert abstained
+    assert lacking
+
+
+def test_logprobs_cost_nothing_unless_asked_for(pair, monkeypatch):
+    monkeypatch.setattr("deepen_core.logprobs.TokenReporter.report", lambda *_: pytest.fail("reported"))
+    assert pair.generate(PROMPT, max_new_tokens=3).logprobs is None
+
+
+def test_score(load, pair, folders):
+    """Fused log-probabilities of one member are its own; members' own are those of one forward."""
+    from transformers import AutoModelForCausalLM
+
+    text = " jumps over the dog"
+    with load("alpha", "beta", weights=[1, 0]) as ensemble:
+        alone = ensemble.score(PROMPT, text)
+    assert [m.name for m in alone.members] == ["alpha"]
+    assert alone.bytes == len(text)
+    both = pair.score(PROMPT, text)
+    for name, logprobs, ids in (
+        ("alpha", alone.logprobs, alone.token_ids),
+        ("alpha", both.members[0].logprobs, both.members[0].token_ids),
+        ("beta", both.members[1].logprobs, both.members[1].token_ids),
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(folders[name])
+        whole = tokenizer(PROMPT + text)["input_ids"]
+        assert whole[-len(ids) :] == ids
+        logits = AutoModelForCausalLM.from_pretrained(folders[name])(torch.tensor([whole])).logits[0]
+        expected = torch.log_softmax(logits, -1)[range(len(whole) - len(ids) - 1, len(whole) - 1), ids]
+        assert logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_score_ends_at_the_window(pair):
+    with pytest.raises(ContextWindowError, match=r"Prompt and continuation have \d+ tokens for member"):
+        pair.score(PROMPT, " dog" * 260)
+    assert len(pair.score(PROMPT, " dog" * 200).logprobs) == 200
+
+
+@pytest.mark.parametrize(
+    "texts", [(None, "x"), ("x", 5), ([{"role": "user", "content": "x"}], "y"), ("x", ""), ("x", "\ud800")]
+)
+def test_score_takes_two_texts(pair, texts):
+    with pytest.raises(PromptError, match=r"score takes two texts|nothing to score|lone surrogate"):
+        pair.score(*texts)
+
+
+@given(
+    prompt=st.sampled_from(["The do", "x", "", "  ", "你", "x\n", "a.", "if:\n"]),
+    text=st.text("thedog \n你", min_size=1, max_size=12),
+)
+@settings(max_examples=40, deadline=None)
+def test_scored_ids_spell_the_continuation(pair, prompt, text):
+    ids = continuation_ids(pair._members[0].tokenizer, prompt, text)
+    assert pair._members[0].tokenizer.vocabulary.join(ids) == text.encode()
