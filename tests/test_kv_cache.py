@@ -129,10 +129,18 @@ def follow(model, member, events):
     return steps
 
 
-def slow_search(examples):
-    # A schedule that fails is told as it is: making it smaller takes minutes.
+def search_schedules(model, member, examples=30):
+    """Follows many schedules."""
+    # One that fails is told as it is: making it smaller takes minutes.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
-    return settings(max_examples=examples, deadline=None, phases=phases, suppress_health_check=list(HealthCheck))
+
+    @settings(max_examples=examples, deadline=None, phases=phases, suppress_health_check=list(HealthCheck))
+    @given(events=_events)
+    def search(events):
+        with torch.inference_mode():
+            follow(model, member, events)
+
+    search()
 
 
 @pytest.mark.slow
@@ -142,13 +150,7 @@ def test_any_schedule_gives_the_logits_of_each_row_alone(name):
     member = member_of(model)
     assert member.batching == "ragged"
 
-    @slow_search(30)
-    @given(events=_events)
-    def search(events):
-        with torch.inference_mode():
-            follow(model, member, events)
-
-    search()
+    search_schedules(model, member)
 
 
 @pytest.mark.slow
@@ -158,13 +160,7 @@ def test_positions_that_depend_on_the_length(name):
     member = member_of(model)
     assert member.batching.startswith("ragged (up to 2")
 
-    @slow_search(30)
-    @given(events=_events)
-    def search(events):
-        with torch.inference_mode():
-            follow(model, member, events)
-
-    search()
+    search_schedules(model, member)
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)

@@ -124,6 +124,22 @@ def test_a_long_prompt_does_not_stall_running_rows(load):
         assert long.mail.answer().token_ids == ensemble.generate(LONG, **OPTIONS).token_ids
 
 
+@pytest.mark.parametrize(("running", "long", "most"), [(0, 1, 32), (1, 1, 8), (1, 3, 24), (1, 6, 32), (3, 3, 8)])
+def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, long, most):
+    """Up to four times the budget: larger pieces are read faster, and hold up few."""
+    with load("alpha", "beta") as ensemble:
+        alpha, batch = hook(ensemble, 0), Batch(ensemble._decoder, 16, budget=8)
+        rows = [ask(ensemble, batch, prompt, max_new_tokens=100).row for prompt in PROMPTS[:running]]
+        while not all(row.token_ids for row in rows):
+            batch.step()
+        for number in range(long):
+            ask(ensemble, batch, f"{number}. {LONG}")
+        alpha.prefills.clear()
+        batch.step()
+        assert sum(alpha.prefills) <= most
+        assert sum(alpha.prefills) > most - 8
+
+
 def test_neither_short_nor_long_prompts_starve(pair):
     """Short prompts that keep coming pass a long one, which is read all the same."""
     batch = Batch(pair._decoder, 8, budget=8)

@@ -71,8 +71,7 @@ class AveragingFusion(ABC):
         healing: Sequence[Healing | None] = (),
     ) -> torch.Tensor:
         """See `Fusion.fuse`."""
-        main = logprobs[self._main]
-        assert main is not None, "main never abstains"
+        main = self._of_main(logprobs)
         shares = weights / weights.sum(-1, keepdim=True)  # [rows, members]
         mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
         if len(mixed) == 0:

@@ -3,8 +3,8 @@
 Nothing of size vocabulary x anchors is touched for a token. Only tokens that matter have a row of their own in a step:
 each member's most probable ones, and main's tokens for what the others favour (their images). All others are gathered
 by the column they stand for, so that no mass is lost and nothing is cut off. What looks like a tie is looked at again
-with whole rows of the few tokens that carry it. Control tokens, which no other member can
-know, are for main to decide: a member that speaks of its own has no say in that step.
+with whole rows of the few tokens that carry it. Control tokens, which no other member can know, are for main to decide:
+a member that speaks of its own has no say in that step.
 """
 
 from __future__ import annotations
