@@ -178,6 +178,17 @@ def test_three_members():
     torch.testing.assert_close(three, two, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_an_abstaining_member_leaves_is_not_looked_at(exact):
+    """Not even where the others share a row without it."""
+    members, logprobs = spaces(), distributions()
+    left = torch.full_like(logprobs[1], torch.nan)
+    fusion = make_fusion([*members, members[1]], 0, FusionConfig(exact=exact))
+    three = fusion.fuse([*logprobs, left], torch.tensor([[0.5, 0.5, 0.0]] * 6))
+    two = make_fusion(members, 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN)
+    torch.testing.assert_close(three, two)
+
+
 def test_adamw_equals_autograd_in_double():
     """The closed-form gradient against torch's own optimizer and loss."""
     random = torch.Generator().manual_seed(2)
@@ -194,6 +205,25 @@ def test_adamw_equals_autograd_in_double():
         optimizer.step()
         schedule.step()
     found = adamw(logits, DenseRows(matrix), target, 0.15, 7)
+    torch.testing.assert_close(found, moved.detach(), atol=1e-9, rtol=0)
+
+
+def test_adamw_with_tokens_that_do_not_move_equals_autograd_in_double():
+    """The others keep their logits and lose or gain only by the normalisation."""
+    random = torch.Generator().manual_seed(6)
+    matrix = torch.softmax(3 * torch.randn(40, 25, generator=random, dtype=torch.float64), -1)
+    logits = torch.randn(40, generator=random, dtype=torch.float64)
+    target = torch.softmax(2 * torch.randn(25, generator=random, dtype=torch.float64), -1)
+    moved = logits[:15].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([moved], lr=0.8)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.2)
+    for _ in range(7):
+        optimizer.zero_grad()
+        projected = torch.softmax(torch.cat([moved, logits[15:]]), -1) @ matrix
+        (torch.xlogy(target, target / projected).sum() / len(target)).backward()
+        optimizer.step()
+        schedule.step()
+    found = adamw(logits[:15], DenseRows(matrix), target, 0.8, 7, logits[15:].exp())
     torch.testing.assert_close(found, moved.detach(), atol=1e-9, rtol=0)
 
 

@@ -53,6 +53,20 @@ def test_mass_goes_to_what_is_left_to_say(healer, words, letters):
     assert float(healing.applied(mass).sum()) == pytest.approx(1.0)
 
 
+def test_what_begins_with_no_shared_token_is_unknown(letters):
+    """Nothing that main can say leads there, least of all the end of the text."""
+    from tokenizers import Tokenizer, decoders, models
+
+    pieces = ["▁", "o", "▁o", "▁oé"]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, []))
+    tokenizer.decoder = decoders.Metaspace()
+    member = Vocabulary.from_tokenizer(tokenizer)
+    anchors = Anchors.shared_by([letters, member], ["main", "member"])
+    healing = Healer(member, letters, anchors, member.size).heal([(member.tokens[b" o"], torch.zeros(member.size))])
+    assert healing.open[0].nonzero()[:, 0].tolist() == [len(anchors) + 1]
+    assert float(healing.open.sum()) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("value", [b"n", b" of", b" out"])
 def test_nothing_is_open_where_no_longer_token_begins_so(healer, words, value):
     assert healer.heal([(words.tokens[value], torch.zeros(words.size))]) is None
