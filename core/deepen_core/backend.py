@@ -55,6 +55,7 @@ class Backend:
         self.pre_tokenizers = list(_types(spec["pre_tokenizer"]))
         self.decoders = list(_types(spec["decoder"]))
         self.model: dict[str, Any] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
+        self._shut(spec, _stand_ins(tokenizer))
         self._first = self._build(spec)
         # A segment after a special token gets no dummy space where only the first one does.
         prepends_first = [p for p in self.pre_tokenizers if p.get("prepend_scheme") == "first"]
@@ -63,6 +64,27 @@ class Backend:
         self._inside = self._build(spec) if prepends_first else self._first
         for part in prepends_first:
             part["prepend_scheme"] = "first"
+
+    def _shut(self, spec: dict[str, Any], stand_ins: set[int]) -> None:
+        """Keeps the tokenizer's model from reading control tokens, or bytes by their names, in text.
+
+        `encode_special_tokens` keeps only the added tokens out. A Unigram model finds every piece of its vocabulary in
+        a text, "</s>" and "<0x41>" too, where SentencePiece itself does not; other models take a whole word that is in
+        the vocabulary. So the first character of such a piece becomes a word of its own.
+        """
+        plain = self._build(spec)
+        suspects = {t["content"]: t["id"] for t in self.added_tokens if t["special"]}
+        suspects = {c: i for c, i in suspects.items() if i not in stand_ins or _BRACKETED.fullmatch(c)}
+        if self.model.get("byte_fallback"):
+            names = (f"<0x{byte:02X}>" for byte in range(256))
+            suspects |= {name: i for name in names if (i := plain.token_to_id(name)) is not None}
+        found = [c for c, i in suspects.items() if len(c) > 1 and i in plain.encode(c, add_special_tokens=False).ids]
+        if not found:
+            return
+        starts = "|".join(f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in found)
+        cut = {"type": "Split", "pattern": {"Regex": starts}, "behavior": "Isolated", "invert": False}
+        usual = [spec["pre_tokenizer"]] if spec["pre_tokenizer"] else []
+        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*usual, cut]}
 
     @staticmethod
     def _build(spec: dict[str, Any]) -> Tokenizer:
@@ -106,10 +128,7 @@ class Backend:
         contents = {t["id"]: t["content"] for t in self.added_tokens}
         special = {t["id"] for t in self.added_tokens if t["special"]}
         special |= set(getattr(tokenizer, "all_special_ids", None) or ())
-        ends = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos")}
-        for token_id in {getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "unk")} - ends:
-            if token_id is None:
-                continue
+        for token_id in _stand_ins(tokenizer):
             content = contents.get(token_id) or self._first.id_to_token(token_id) or ""
             if not _BRACKETED.fullmatch(content) and token_id in self.encode_inside(content)[-1:]:
                 special.discard(token_id)
@@ -118,6 +137,12 @@ class Backend:
     def spellings(self, token_ids: Iterable[int]) -> list[str]:
         """The token strings of some ids."""
         return [self._first.id_to_token(i) or f"<{i}>" for i in token_ids]
+
+
+def _stand_ins(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that only pad or stand for the unknown."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "unk", "bos", "eos")}
+    return {ids["pad"], ids["unk"]} - {ids["bos"], ids["eos"], None}
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
