@@ -142,7 +142,7 @@ class Backend:
 def _stand_ins(tokenizer: Any) -> set[int]:
     """Ids of the tokens that only pad or stand for the unknown."""
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "unk", "bos", "eos")}
-    return {ids["pad"], ids["unk"]} - {ids["bos"], ids["eos"], None}
+    return {i for i in (ids["pad"], ids["unk"]) if i is not None and i not in (ids["bos"], ids["eos"])}
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
