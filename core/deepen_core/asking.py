@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, TypeVar, overload
 
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.decoding import Decoder
-from deepen_core.errors import PromptError
+from deepen_core.errors import DeepenError, PromptError
 from deepen_core.handle import Handle
-from deepen_core.prompt import Message, Prompt, prompt_list
+from deepen_core.prompt import Message, Prompt, check_messages, prompt_list
 from deepen_core.results import Chunk, Generation
 from deepen_core.row import Row
 from deepen_core.scheduler import Scheduler
+
+T = TypeVar("T")
+Outcome = Generation | DeepenError
+"""What a prompt comes to where one that fails does not end the others."""
 
 
 class Asking(ABC):
@@ -35,6 +39,24 @@ class Asking(ABC):
         """
 
     @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: Literal[True],
+        **options: Any,
+    ) -> Outcome: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: Literal[True],
+        **options: Any,
+    ) -> list[Outcome]: ...
+    @overload
     def generate(self, prompt: str, params: SamplingParams | None = None, **options: Any) -> Generation: ...
     @overload
     def generate(
@@ -49,18 +71,27 @@ class Asking(ABC):
         self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
-    ) -> Generation | list[Generation]:
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> Outcome | Sequence[Outcome]:
         r"""Answers one prompt, or several together.
 
         Args:
             prompt: A text, a conversation (a list of messages, each member renders its own chat template), or a list of
                 either.
             params: Options of the request.
+            return_exceptions: Give the error of a prompt in the place of its answer, as `asyncio.gather` does, so that
+                the other prompts of a list are answered all the same. Wrong options still raise, and so does a
+                closed ensemble.
             options: The same by keyword, such as `max_new_tokens=64, stop=["\n"]`; they win over `params`.
 
         Returns:
-            A `Generation`, or a list of them for a list of prompts.
+            A `Generation`, or a list of them for a list of prompts; with `return_exceptions` there may be errors among
+            them.
 
         Raises:
             SamplingError: For an unknown option or value.
@@ -72,13 +103,33 @@ class Asking(ABC):
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
         scheduler, decoder = self._serving()
-        handles = scheduler.submit([decoder.start(p, resolved) for p in prompts], self)
+        rows = [_kept(return_exceptions, partial(_start, decoder, p, resolved)) for p in prompts]
+        handles = scheduler.submit(_readable(rows), self)
         try:
-            answers = [handle.result() for handle in handles]
+            answers = [_kept(return_exceptions, handle.result) for handle in handles]
         finally:
             _cancel(handles)
-        return answers[0] if single else answers
+        outcomes = _in_place(rows, answers)
+        return outcomes[0] if single else outcomes
 
+    @overload
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: Literal[True],
+        **options: Any,
+    ) -> Outcome: ...
+    @overload
+    async def agenerate(
+        self,
+        prompt: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: Literal[True],
+        **options: Any,
+    ) -> list[Outcome]: ...
     @overload
     async def agenerate(self, prompt: str, params: SamplingParams | None = None, **options: Any) -> Generation: ...
     @overload
@@ -94,17 +145,29 @@ class Asking(ABC):
         self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
     ) -> list[Generation]: ...
     async def agenerate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
-    ) -> Generation | list[Generation]:
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> Outcome | Sequence[Outcome]:
         """As `generate`; a task that is cancelled here ends the work."""
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
-        handles = await self._aread_and_submit(prompts, resolved)
+        asked = time.perf_counter()
+        scheduler, decoder = self._serving()
+        reads = [
+            scheduler.call(partial(_kept, return_exceptions, partial(_start, decoder, p, resolved))) for p in prompts
+        ]
+        rows = [await asyncio.wrap_future(read) for read in reads]
+        handles = scheduler.submit(_readable(rows), self, asked)
         try:
-            answers = [await handle.aresult() for handle in handles]
+            answers = [await _akept(return_exceptions, handle.aresult()) for handle in handles]
         finally:
             _cancel(handles)
-        return answers[0] if single else answers
+        outcomes = _in_place(rows, answers)
+        return outcomes[0] if single else outcomes
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
@@ -142,7 +205,7 @@ class Asking(ABC):
         return self._apieces(_only(prompt, "astream"), resolved)
 
     async def _apieces(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Chunk, None]:
-        (handle,) = await self._aread_and_submit([prompt], params)
+        handle = await self._aread_and_submit(prompt, params)
         try:
             async for chunk in handle:
                 yield chunk
@@ -171,15 +234,14 @@ class Asking(ABC):
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
         """As `submit`, for an event loop: a long prompt is read elsewhere."""
         resolved = resolve_sampling(params, options)
-        (handle,) = await self._aread_and_submit([_only(prompt, "asubmit")], resolved)
-        return handle
+        return await self._aread_and_submit(_only(prompt, "asubmit"), resolved)
 
-    async def _aread_and_submit(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Handle]:
+    async def _aread_and_submit(self, prompt: Prompt, params: SamplingParams) -> Handle:
         asked = time.perf_counter()
         scheduler, decoder = self._serving()
-        reads = [scheduler.call(partial(decoder.start, prompt, params)) for prompt in prompts]
-        rows = [await asyncio.wrap_future(read) for read in reads]
-        return scheduler.submit(rows, self, asked)
+        row = await asyncio.wrap_future(scheduler.call(partial(decoder.start, prompt, params)))
+        (handle,) = scheduler.submit([row], self, asked)
+        return handle
 
 
 def _only(prompt: Prompt, way: str) -> Prompt:
@@ -187,6 +249,39 @@ def _only(prompt: Prompt, way: str) -> Prompt:
     if not single:
         raise PromptError(f"{way} takes one prompt; for a list use generate, or {way} each of them.")
     return prompts[0]
+
+
+def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> Row:
+    return decoder.start(prompt if isinstance(prompt, str) else check_messages(prompt), params)
+
+
+def _kept(keep: bool, work: Callable[[], T]) -> T | DeepenError:
+    """What some work comes to; its error, if that is to be kept not raised."""
+    try:
+        return work()
+    except DeepenError as error:
+        if not keep:
+            raise
+        return error
+
+
+async def _akept(keep: bool, work: Awaitable[T]) -> T | DeepenError:
+    try:
+        return await work
+    except DeepenError as error:
+        if not keep:
+            raise
+        return error
+
+
+def _readable(rows: Iterable[Row | DeepenError]) -> list[Row]:
+    return [row for row in rows if isinstance(row, Row)]
+
+
+def _in_place(rows: Iterable[Row | DeepenError], answers: Iterable[Outcome]) -> list[Outcome]:
+    """The answers, and among them the errors of the prompts that could not be read."""
+    coming = iter(answers)
+    return [row if isinstance(row, DeepenError) else next(coming) for row in rows]
 
 
 def _cancel(handles: Sequence[Handle]) -> None:

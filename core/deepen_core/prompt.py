@@ -254,7 +254,7 @@ def check_unicode(text: str, where: str) -> None:
 
 
 def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts that were given, and whether it is a single one.
+    """The prompts that were given, and whether it is a single one. What each of several says is not looked at.
 
     Raises:
         PromptError: If it is neither a text, nor a conversation, nor a list of either.
@@ -267,7 +267,7 @@ def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
         return [check_messages(prompt)], True
     if any(not isinstance(p, (str, Sequence)) for p in prompt):
         raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
-    return [p if isinstance(p, str) else check_messages(p) for p in prompt], False  # type: ignore[arg-type]
+    return list(prompt), False  # type: ignore[arg-type]
 
 
 def check_messages(messages: Sequence[Any]) -> list[Message]:
