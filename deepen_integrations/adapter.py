@@ -75,6 +75,15 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         """
         return self._held().ensemble(self.progress)
 
+    async def aensemble(self) -> Ensemble:
+        """As `ensemble`, for an event loop, which goes on while a thread loads.
+
+        Raises:
+            ClosedError: After `close`.
+            DeepenError: If it cannot be loaded.
+        """
+        return await self._held().aensemble(self.progress)
+
     @property
     def facts(self) -> Facts:
         """The ensemble's window and whether it takes conversations, as far as known without loading it."""

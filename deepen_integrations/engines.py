@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
 import weakref
@@ -58,6 +59,11 @@ class SharedEngine:
                 weakref.finalize(self, ensemble.close)
                 self._take(ensemble)
             return ensemble
+
+    async def aensemble(self, progress: bool) -> Ensemble:
+        """As `ensemble`; the event loop goes on while a thread loads."""
+        loaded = self._loaded
+        return loaded if loaded is not None else await asyncio.to_thread(self.ensemble, progress)
 
     @property
     def facts(self) -> Facts:

@@ -1,5 +1,7 @@
 """Fixtures for the adapters: an ensemble made of rules instead of models, and the real demo."""
 
+import asyncio
+import contextlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import pytest
 
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
+from deepen_core.errors import DeepenError
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 from deepen_core.store import RowStore
 
@@ -20,6 +23,7 @@ class RuleEnsemble:
     Attributes:
         answers: Prompt to answer; `default` for any other.
         failure: Raised in place of an answer, in a stream after the first piece.
+        failures: Prompt to the error that it alone comes to, in a list.
         requests: The prompt and the parameters of every call of generate or stream.
         open_streams: Streams that were begun and not ended.
     """
@@ -32,24 +36,38 @@ class RuleEnsemble:
         self.answers = {}
         self.default = " The answer is Lisbon."
         self.failure = None
+        self.failures = {}
         self.requests = []
         self.open_streams = 0
         self.closed = False
         self.info = SimpleNamespace(members=[SimpleNamespace(name="alpha"), SimpleNamespace(name="beta")])
 
-    def generate(self, prompt, params=None, **options):
+    def generate(self, prompt, params=None, *, return_exceptions=False, **options):
         params = resolve_sampling(params, options)
         self.requests.append((prompt, params))
         if self.failure:
             raise self.failure
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
             return self._answer(prompt, params)
-        return [self._answer(one, params) for one in prompt]
+        outcomes = [self.failures.get(one) or self._answer(one, params) for one in prompt]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, DeepenError)]
+        if failed and not return_exceptions:
+            raise failed[0]
+        return outcomes
+
+    async def agenerate(self, prompt, params=None, **options):
+        return self.generate(prompt, params, **options)
 
     def stream(self, prompt, params=None, **options):
         params = resolve_sampling(params, options)
         self.requests.append((prompt, params))
         return self._pieces(prompt, params)
+
+    async def astream(self, prompt, params=None, **options):
+        with contextlib.closing(self.stream(prompt, params, **options)) as pieces:
+            for piece in pieces:
+                await asyncio.sleep(0)
+                yield piece
 
     def _pieces(self, prompt, params):
         self.open_streams += 1
@@ -86,7 +104,8 @@ class RuleEnsemble:
     def tokenize(self, text):
         return [len(word) for word in words(text)]
 
-    def count_tokens(self, text):
+    def count_tokens(self, prompt):
+        text = prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt)
         return len(self.tokenize(text))
 
     def close(self):

@@ -72,7 +72,7 @@ def test_equal_prompts_and_no_prompts(llm):
 
 
 def test_a_short_answer_list_is_an_error_and_not_a_short_batch(llm, ensemble):
-    ensemble.generate = lambda prompts, params: [ensemble._answer(prompts[0], params)]
+    ensemble.generate = lambda prompts, params, **options: [ensemble._answer(prompts[0], params)]
     with pytest.raises(ValueError, match="zip"):
         llm.batch(["a", "b"])
 
@@ -84,8 +84,12 @@ def test_usage_of_each_prompt_and_of_all(llm):
     result = llm.generate(["a", "b"], max_new_tokens=2)
     infos = [candidates[0].generation_info for candidates in result.generations]
     assert infos == [
-        {"finish_reason": "stop", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}},
-        {"finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}},
+        {
+            "finish_reason": reason,
+            "usage": {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens},
+            "model_name": "alpha+beta",
+        }
+        for reason, tokens in [("stop", 1), ("length", 2)]
     ]
     assert result.llm_output == {
         "token_usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
@@ -105,7 +109,7 @@ def test_logprobs_are_reported_where_asked_for(llm):
 def test_warnings_are_reported(llm, ensemble, monkeypatch):
     answer = ensemble.generate("a")
     warned = type(answer)(**{**vars(answer), "warnings": ["lowered"]})
-    monkeypatch.setattr(ensemble, "generate", lambda prompts, params: [warned])
+    monkeypatch.setattr(ensemble, "generate", lambda prompts, params, **options: [warned])
     assert llm.generate(["a"]).generations[0][0].generation_info["warnings"] == ["lowered"]
 
 

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.decoding import Decoder
@@ -44,7 +44,7 @@ class Asking(ABC):
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        return_exceptions: Literal[True],
+        return_exceptions: bool,
         **options: Any,
     ) -> Outcome: ...
     @overload
@@ -53,7 +53,7 @@ class Asking(ABC):
         prompt: Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
-        return_exceptions: Literal[True],
+        return_exceptions: bool,
         **options: Any,
     ) -> list[Outcome]: ...
     @overload
@@ -118,7 +118,7 @@ class Asking(ABC):
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        return_exceptions: Literal[True],
+        return_exceptions: bool,
         **options: Any,
     ) -> Outcome: ...
     @overload
@@ -127,7 +127,7 @@ class Asking(ABC):
         prompt: Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
-        return_exceptions: Literal[True],
+        return_exceptions: bool,
         **options: Any,
     ) -> list[Outcome]: ...
     @overload

@@ -31,7 +31,9 @@ from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationE
 from deepen_core.fusion import check_room, make_fusion
 from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
+from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
+from deepen_core.prompt import Prompt, check_messages
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper
@@ -196,9 +198,21 @@ class Ensemble(Asking):
         """Main's ids of a text, without BOS; control tokens in it are plain text."""
         return self._open_members()[self._main].tokenizer.encode(text)
 
-    def count_tokens(self, text: str) -> int:
-        """How many of main's tokens a text has, without BOS."""
-        return len(self.tokenize(text))
+    def count_tokens(self, prompt: Prompt) -> int:
+        """How many of main's tokens a text has, without BOS; or a conversation, as main's template renders it.
+
+        Args:
+            prompt: A text, or messages; the opening of the assistant's answer is counted with them.
+
+        Raises:
+            ChatTemplateError: If messages are given, and main has no chat template or it refuses them.
+            PromptError: If they are no conversation.
+        """
+        if isinstance(prompt, str):
+            return len(self.tokenize(prompt))
+        tokenizer = self._open_members()[self._main].tokenizer
+        read = tokenizer.reader.read_messages(check_messages(prompt))
+        return MemberRow(read, tokenizer, speaks=True).prompt_tokens
 
     @property
     def main_name(self) -> str:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, closing
+from typing import Any, cast
 
-from langchain_core.callbacks import CallbackManagerForLLMRun, Callbacks
-from langchain_core.language_models.llms import BaseLLM
-from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.load import dumpd
+from langchain_core.outputs import GenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
+from pydantic import model_validator
 from typing_extensions import Self
 
-from deepen_core.results import Generation as Answer
-from deepen_integrations.adapter import DeepenAdapter, report
+from deepen_core import __version__
+from deepen_core.errors import ConfigurationError
+from deepen_integrations.langchain.batches import ApartBatches, known_outcomes
+from deepen_integrations.langchain.prompts import PromptReader
+from deepen_integrations.langchain.results import generation_chunk, joined_chunks, llm_result
 
-_TRACING = frozenset({"tags", "metadata", "run_name", "run_id"})
-"""Keywords of `BaseLLM.generate` that are for its callbacks and not for the model."""
+_PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"})
+"""Keywords of `generate` that are no options of the engine's: for LangChain's callbacks, and from `batch`."""
+_SERVER_OPTIONS = frozenset({"api_key", "max_retries"})
+"""What users of LangChain set for every model. Without a server they mean nothing: they are taken and forgotten."""
 
 
-class DeepenLLM(BaseLLM, DeepenAdapter):
+class DeepenLLM(ApartBatches, PromptReader):
     r"""Several local language models with different tokenizers, answering as one.
 
     Setup:
@@ -88,6 +98,24 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         ```
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, values: Any) -> Any:
+        """Takes what `save` writes, and what LangChain's users set for every model."""
+        if not isinstance(values, dict):
+            return values
+        values = {name: value for name, value in values.items() if name not in _SERVER_OPTIONS}
+        if "default_stop" in values:
+            if "stop" in values:
+                raise ConfigurationError("Give stop or default_stop, its name in saved options, not both.")
+            values["stop"] = values.pop("default_stop")
+        return values
+
+    @model_validator(mode="after")
+    def _set_deepen_version(self) -> Self:
+        self._add_version("deepen", __version__)
+        return self
+
     @property
     def _llm_type(self) -> str:
         return "deepen"
@@ -97,7 +125,18 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         """Everything that changes an answer, as plain JSON; LangChain calls a call's own strings `stop`."""
         sampling = self.sampling({}).model_dump(mode="json")
         sampling["default_stop"] = sampling.pop("stop")
-        return {**self.loading().model_dump(mode="json"), **sampling}
+        rendering = {"apply_chat_template": self.apply_chat_template}
+        return {**self.loading().model_dump(mode="json"), **sampling, **rendering}
+
+    @property
+    def _serialized(self) -> dict[str, Any]:  # kept once computed in BaseLLM, but options change
+        return cast("dict[str, Any]", dumpd(self))
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return super()._get_ls_params(stop=list(self.stop) if stop is None else stop, **kwargs)
+
+    # Options of a call: LangChain makes its cache keys and traces of the model's own options and not of the call's, so
+    # every way in goes on with a copy that has them as its own.
 
     def generate(
         self,
@@ -107,8 +146,8 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         **kwargs: Any,
     ) -> LLMResult:
         """As `BaseLLM.generate`; options given by keyword become part of the cache key and of the trace."""
-        llm, tracing = self._for_call(kwargs)
-        return super(DeepenLLM, llm).generate(prompts, stop, callbacks, **tracing)
+        llm, passed_on = self._for_call(kwargs)
+        return super(DeepenLLM, llm).generate(prompts, stop, callbacks, **passed_on)
 
     async def agenerate(
         self,
@@ -118,40 +157,81 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         **kwargs: Any,
     ) -> LLMResult:
         """As `BaseLLM.agenerate`; options given by keyword become part of the cache key and of the trace."""
-        llm, tracing = self._for_call(kwargs)
+        llm, passed_on = self._for_call(kwargs)
         # langchain-core 1.7.2 takes an empty list for one of callbacks per prompt and fails.
-        return await super(DeepenLLM, llm).agenerate(prompts, stop, callbacks or None, **tracing)
+        return await super(DeepenLLM, llm).agenerate(prompts, stop, callbacks or None, **passed_on)
 
-    def with_options(self, **options: Any) -> Self:
-        """As `DeepenAdapter.with_options`; the copy's serialized form is its own."""
-        copy = super().with_options(**options)
-        copy.__dict__.pop("_serialized", None)
-        return copy
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        """As `BaseLLM.stream`; options given by keyword become part of the trace."""
+        llm = self.with_options(**kwargs) if kwargs else self
+        yield from super(DeepenLLM, llm).stream(input, config, stop=stop)
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Ids of a text by the main member's tokenizer, without BOS; `get_num_tokens` counts them."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self.ensemble.tokenize(text)
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[str]:
+        """As `BaseLLM.astream`; options given by keyword become part of the trace."""
+        llm = self.with_options(**kwargs) if kwargs else self
+        pieces = cast("AsyncGenerator[str, None]", super(DeepenLLM, llm).astream(input, config, stop=stop))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    def _for_call(self, kwargs: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """A copy that has a call's options as its own, and what is left for LangChain."""
+        passed_on = {name: kwargs[name] for name in _PASSED_ON & kwargs.keys()}
+        options = {name: value for name, value in kwargs.items() if name not in _PASSED_ON}
+        return (self.with_options(**options) if options else self), passed_on
 
     def _generate(
         self,
         prompts: list[str],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002 (without it no option gets here)
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        errors_apart: bool = False,
         **kwargs: Any,
     ) -> LLMResult:
+        if (known := known_outcomes(prompts)) is not None:
+            return llm_result(prompts, known, self.model_name)
+        if len(prompts) == 1 and run_manager is not None and run_manager.handlers:
+            return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
         params = self.sampling({**kwargs, "stop": stop})
-        answers = self.ensemble.generate(prompts, params)
-        told = [report(answer) for answer in answers]
-        totals = {key: sum(one["usage"][key] for one in told) for key in told[0]["usage"]} if told else {}
-        return LLMResult(
-            generations=[
-                [Generation(text=answer.text, generation_info=one)]
-                for _, answer, one in zip(prompts, answers, told, strict=True)
-            ],
-            llm_output={"token_usage": totals, "model_name": self.model_name},
-        )
+        ensemble = self.ensemble
+        read = [self._read(prompt, ensemble) for prompt in prompts]
+        outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
+        return llm_result(prompts, outcomes, self.model_name)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        errors_apart: bool = False,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if (known := known_outcomes(prompts)) is not None:
+            return llm_result(prompts, known, self.model_name)
+        if len(prompts) == 1 and run_manager is not None and run_manager.handlers:
+            async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
+                return joined_chunks([chunk async for chunk in chunks])
+        params = self.sampling({**kwargs, "stop": stop})
+        ensemble = await self.aensemble()
+        read = [self._read(prompt, ensemble) for prompt in prompts]
+        outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
+        return llm_result(prompts, outcomes, self.model_name)
 
     def _stream(
         self,
@@ -161,26 +241,26 @@ class DeepenLLM(BaseLLM, DeepenAdapter):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         params = self.sampling({**kwargs, "stop": stop})
-        pieces = self.ensemble.stream(prompt, params)
-        try:
+        ensemble = self.ensemble
+        with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
             for piece in pieces:
-                chunk = GenerationChunk(text=piece.text, generation_info=self._last_info(piece.generation))
+                chunk = generation_chunk(piece, self.model_name)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            pieces.close()
 
-    def _last_info(self, answer: Answer | None) -> dict[str, Any] | None:
-        """What the last chunk tells. Chunks are merged by adding, so no other one may tell it."""
-        return None if answer is None else {**report(answer), "model_name": self.model_name}
-
-    def _for_call(self, kwargs: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """A copy that has a call's options as its own, and what is left for LangChain.
-
-        LangChain's cache key and traces are made of the model's own options and not of the call's.
-        """
-        tracing = {name: kwargs[name] for name in _TRACING & kwargs.keys()}
-        options = {name: value for name, value in kwargs.items() if name not in _TRACING}
-        llm = self.with_options(**options) if options else self
-        return llm, tracing
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        params = self.sampling({**kwargs, "stop": stop})
+        ensemble = await self.aensemble()
+        async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:
+            async for piece in pieces:
+                chunk = generation_chunk(piece, self.model_name)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
