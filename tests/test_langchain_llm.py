@@ -5,34 +5,15 @@ import json
 import pytest
 import yaml
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import GenerationChunk
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField
+from langchain_parts import Recorder
 
 from deepen_core.demo import questions
 from deepen_core.errors import ContextWindowError, DeepenError, SamplingError
 from deepen_integrations.langchain import DeepenLLM
-
-
-class Recorder(BaseCallbackHandler):
-    raise_error = True
-
-    def __init__(self):
-        self.starts, self.tokens, self.ends, self.errors = [], [], [], []
-
-    def on_llm_start(self, serialized, prompts, **kwargs):
-        self.starts.append(kwargs)
-
-    def on_llm_new_token(self, token, *, chunk=None, **kwargs):
-        self.tokens.append((token, chunk))
-
-    def on_llm_end(self, response, **kwargs):
-        self.ends.append(response)
-
-    def on_llm_error(self, error, **kwargs):
-        self.errors.append(error)
 
 
 @pytest.fixture

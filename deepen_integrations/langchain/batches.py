@@ -80,8 +80,9 @@ class ApartBatches(BaseLLM):
         **kwargs: Any,
     ) -> list[str]:
         """As `BaseLLM.batch`; with `return_exceptions` only the prompts that fail are exceptions."""
-        if not return_exceptions:
-            return super().batch(inputs, config, **kwargs)
+        kwargs.pop("errors_apart", None)  # from here, where a batch comes in slices
+        if not return_exceptions or len(inputs) == 1:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         sorted_ = _SortedInputs(inputs, config, self._convert_input)
         apart = {**kwargs, "errors_apart": True}
         outputs: list[Any] = super().batch(sorted_.values, sorted_.configs, return_exceptions=True, **apart)
@@ -103,8 +104,9 @@ class ApartBatches(BaseLLM):
         **kwargs: Any,
     ) -> list[str]:
         """As `BaseLLM.abatch`; with `return_exceptions` only the prompts that fail are exceptions."""
-        if not return_exceptions:
-            return await super().abatch(inputs, config, **kwargs)
+        kwargs.pop("errors_apart", None)  # from here, where a batch comes in slices
+        if not return_exceptions or len(inputs) == 1:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         sorted_ = _SortedInputs(inputs, config, self._convert_input)
         apart = {**kwargs, "errors_apart": True}
         outputs: list[Any] = await super().abatch(sorted_.values, sorted_.configs, return_exceptions=True, **apart)

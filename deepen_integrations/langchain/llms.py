@@ -205,13 +205,13 @@ class DeepenLLM(ApartBatches, PromptReader):
     ) -> LLMResult:
         if (known := known_outcomes(prompts)) is not None:
             return llm_result(prompts, known, self.model_name)
-        if len(prompts) == 1 and run_manager is not None and run_manager.handlers:
+        if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
             return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
         params = self.sampling({**kwargs, "stop": stop})
         ensemble = self.ensemble
         read = [self._read(prompt, ensemble) for prompt in prompts]
         outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
-        return llm_result(prompts, outcomes, self.model_name)
+        return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     async def _agenerate(
         self,
@@ -224,14 +224,14 @@ class DeepenLLM(ApartBatches, PromptReader):
     ) -> LLMResult:
         if (known := known_outcomes(prompts)) is not None:
             return llm_result(prompts, known, self.model_name)
-        if len(prompts) == 1 and run_manager is not None and run_manager.handlers:
+        if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
             async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                 return joined_chunks([chunk async for chunk in chunks])
         params = self.sampling({**kwargs, "stop": stop})
         ensemble = await self.aensemble()
         read = [self._read(prompt, ensemble) for prompt in prompts]
         outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
-        return llm_result(prompts, outcomes, self.model_name)
+        return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     def _stream(
         self,

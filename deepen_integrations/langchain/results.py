@@ -17,19 +17,22 @@ if TYPE_CHECKING:
     from deepen_core.results import Generation as Answer
 
 
-def llm_result(prompts: Sequence[str], outcomes: Sequence[Outcome], model_name: str) -> LLMResult:
+def llm_result(
+    prompts: Sequence[str], outcomes: Sequence[Outcome], model_name: str, errors_apart: bool = False
+) -> LLMResult:
     """The answers to some prompts, one list of candidates for each.
 
     Args:
         prompts: What was asked.
         outcomes: An answer or an error for each.
         model_name: Who answered.
+        errors_apart: Raise what tells each prompt's error apart, and the first error if not.
 
     Raises:
-        DeepenError: The error of a single prompt, or `PartialFailureError`.
+        DeepenError: If any outcome is an error.
     """
     if errors := [outcome for outcome in outcomes if isinstance(outcome, DeepenError)]:
-        raise errors[0] if len(prompts) == 1 else PartialFailureError(prompts, outcomes)
+        raise PartialFailureError(prompts, outcomes) if errors_apart else errors[0]
     answers = zip(prompts, cast("Sequence[Answer]", outcomes), strict=True)
     return _result([Generation(text=a.text, generation_info=_info(a, model_name)) for _, a in answers], model_name)
 

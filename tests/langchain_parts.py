@@ -1,0 +1,55 @@
+"""A callback handler that remembers, and counters of what reaches the engine."""
+
+from contextlib import contextmanager
+
+from langchain_core.callbacks import BaseCallbackHandler
+
+
+class Recorder(BaseCallbackHandler):
+    """Remembers what LangChain tells.
+
+    Attributes:
+        fail_at: Raises a KeyError at the token of this number.
+    """
+
+    raise_error = True
+
+    def __init__(self, fail_at=None):
+        self.starts, self.prompts, self.tokens, self.ends, self.errors = [], [], [], [], []
+        self.fail_at = fail_at
+        self.after_the_end = 0
+        self.partial = []
+
+    def on_llm_start(self, serialized, prompts, **kwargs):
+        self.starts.append({**kwargs, "serialized": serialized})
+        self.prompts += prompts
+
+    def on_llm_new_token(self, token, *, chunk=None, **kwargs):
+        self.tokens.append((token, chunk))
+        self.after_the_end += bool(self.ends or self.errors)
+        if len(self.tokens) - 1 == self.fail_at:
+            raise KeyError(token)
+
+    def on_llm_end(self, response, **kwargs):
+        self.ends.append(response)
+
+    def on_llm_error(self, error, *, response=None, **kwargs):
+        self.errors.append(error)
+        self.partial.append(response)
+
+
+@contextmanager
+def submissions(ensemble):
+    """How many rows each submission to the scheduler has."""
+    scheduler, sizes = ensemble._scheduler, []
+    submit = scheduler.submit
+
+    def spy(rows, *more):
+        sizes.append(len(rows))
+        return submit(rows, *more)
+
+    scheduler.submit = spy
+    try:
+        yield sizes
+    finally:
+        del scheduler.submit

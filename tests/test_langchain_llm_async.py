@@ -1,0 +1,294 @@
+"""DeepenLLM in event loops, and what ends a request early; points 22 to 27 and 60."""
+
+import asyncio
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from langchain_parts import Recorder
+from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, fails_at, hook, rows_held
+
+from deepen_core.errors import ClosedError, MemberError
+from deepen_integrations import engines
+from deepen_integrations.langchain import DeepenLLM
+
+OPTIONS = {"max_new_tokens": 200, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def demo(needs_demo):
+    with DeepenLLM.demo(**OPTIONS) as llm:
+        llm.invoke(PROMPT, max_new_tokens=2)
+        yield llm
+
+
+async def longest_gap(work):
+    """Seconds for which the event loop stood still at most while something went on, and what it came to."""
+    task, gap = asyncio.ensure_future(work), 0.0
+    while not task.done():
+        start = time.perf_counter()
+        await asyncio.sleep(0.001)
+        gap = max(gap, time.perf_counter() - start)
+    return gap, task.result()
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
+async def test_point_22_the_event_loop_goes_on(demo, way):
+    async def ask():
+        if way == "ainvoke":
+            return await demo.ainvoke(PROMPT)
+        if way == "abatch":
+            return "".join(await demo.abatch([PROMPT] * 4, max_new_tokens=60))
+        return "".join([piece async for piece in demo.astream(PROMPT)])
+
+    gaps = []
+    for _ in range(3):
+        gap, text = await longest_gap(ask())
+        assert len(text) > 100
+        gaps.append(gap)
+    assert min(gaps) < 0.05, gaps
+
+
+async def test_point_22_the_default_executor_stays_free(demo, monkeypatch):
+    def refuse(*arguments):
+        pytest.fail("the executor was used")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "run_in_executor", refuse)
+    assert await demo.ainvoke(PROMPT, max_new_tokens=3)
+    assert await demo.abatch([PROMPT, "Once"], max_new_tokens=3)
+    assert [piece async for piece in demo.astream(PROMPT, max_new_tokens=3)]
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
+async def test_point_22_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, way):
+    load = engines._load
+
+    def slowly(options, progress):
+        time.sleep(0.3)
+        return load(options, progress)
+
+    monkeypatch.setattr(engines, "_load", slowly)
+    llm = DeepenLLM(models=["a"])
+
+    async def ask():
+        if way == "ainvoke":
+            return await llm.ainvoke("q")
+        if way == "abatch":
+            return (await llm.abatch(["q", "r"]))[0]
+        return "".join([piece async for piece in llm.astream("q")])
+
+    gap, text = await longest_gap(ask())
+    assert text == " The answer is Lisbon."
+    assert gap < 0.2
+    assert len(loads) == 1
+
+
+class Interrupted(Serving):
+    """An ensemble whose steps are counted by permits, and a model on it."""
+
+    @pytest.fixture
+    def llm(self, held):
+        ensemble, self.member = held
+        self.ensemble = ensemble
+        self.member.permits.release(3)
+        return DeepenLLM.from_ensemble(ensemble, **ENDLESS)
+
+    async def begun(self, recorder, tokens=1):
+        for _ in range(2000):
+            if len(recorder.tokens) >= tokens:
+                return
+            await asyncio.sleep(0.005)
+        pytest.fail("no token came")
+
+    def check_it_ends_within_two_steps(self, llm):
+        forwards = len(self.member.forwards)
+        self.member.permits.release(2)
+        eventually(lambda: rows_held(self.ensemble) == 0)
+        assert len(self.member.forwards) <= forwards + 2
+        self.member.permits.release(10_000)
+        assert llm.invoke(PROMPT, max_new_tokens=4)
+
+
+class TestPoint23(Interrupted):
+    @pytest.mark.parametrize("way", ["cancel", "wait_for", "aclose", "break"])
+    async def test_point_23_the_row_is_free_within_two_steps(self, llm, way):
+        recorder = Recorder()
+        config = {"callbacks": [recorder]}
+        if way in {"cancel", "wait_for"}:
+            work = llm.ainvoke(PROMPT, config)
+            task = asyncio.ensure_future(asyncio.wait_for(work, 0.3) if way == "wait_for" else work)
+            await self.begun(recorder)
+            if way == "cancel":
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError if way == "cancel" else asyncio.TimeoutError):
+                await task
+        else:
+            stream = llm.astream(PROMPT, config)
+            if way == "aclose":
+                assert await anext(stream)
+                await stream.aclose()
+            else:
+                async for _ in stream:
+                    break
+                del stream
+                await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
+        assert len(recorder.errors) == 1
+        assert recorder.after_the_end == 0
+
+    async def test_point_23_a_cancelled_batch(self, llm):
+        task = asyncio.ensure_future(llm.abatch([PROMPT, "Once"]))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
+
+    def test_point_23_a_closed_stream(self, llm):
+        stream = llm.stream(PROMPT)
+        assert next(stream)
+        stream.close()
+        self.check_it_ends_within_two_steps(llm)
+
+
+class TestPoint24(Interrupted):
+    @pytest.mark.parametrize("way", ["aclose", "close"])
+    async def test_point_24_one_error_with_what_there_was(self, llm, way):
+        recorder = Recorder()
+        config = {"callbacks": [recorder]}
+        if way == "aclose":
+            stream = llm.astream(PROMPT, config)
+            first, _ = await anext(stream), await anext(stream)
+            await stream.aclose()
+        else:
+            stream = llm.stream(PROMPT, config)
+            first, _ = next(stream), next(stream)
+            stream.close()
+        self.member.permits.release(10_000)
+        await asyncio.sleep(0.1)
+        assert [type(error) for error in recorder.errors] == [GeneratorExit]
+        assert recorder.partial[0].generations[0][0].text == first  # LangChain adds a piece once the next is asked for
+        assert recorder.after_the_end == 0
+        assert not recorder.ends
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+async def test_point_25_an_engine_error_comes_through_at_once(load, way):
+    with load("alpha", "beta") as ensemble:
+        member = hook(ensemble, 1)
+        member.fail = fails_at(ensemble._members[1], PROMPT, MemberError("out of memory"), tokens=3)
+        llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=30, ignore_eos=True)
+        recorder = Recorder()
+        start = time.perf_counter()
+        with pytest.raises(MemberError, match="out of memory"):
+            await consume(llm, way, {"callbacks": [recorder]})
+        assert time.perf_counter() - start < 1
+        assert len(recorder.errors) == 1
+        member.fail = lambda rows: None
+        assert llm.invoke(PROMPT, max_new_tokens=4)
+
+
+async def consume(llm, way, config=None, **options):
+    if way == "invoke":
+        return llm.invoke(PROMPT, config, **options)
+    if way == "ainvoke":
+        return await llm.ainvoke(PROMPT, config, **options)
+    if way == "stream":
+        return "".join(llm.stream(PROMPT, config, **options))
+    return "".join([piece async for piece in llm.astream(PROMPT, config, **options)])
+
+
+class TestPoint26(Interrupted):
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+    async def test_point_26_a_failing_callback_frees_the_row(self, llm, way):
+        recorder = Recorder(fail_at=0)
+        with pytest.raises(KeyError):
+            await consume(llm, way, {"callbacks": [recorder]})
+        await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
+        assert len(recorder.tokens) == 1
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+async def test_point_27_a_timeout_ends_the_answer_with_what_there_is(demo, way):
+    recorder = Recorder()
+    start = time.perf_counter()
+    text = await consume(demo, way, {"callbacks": [recorder]}, timeout=0.25, max_new_tokens=100_000)
+    assert time.perf_counter() - start < 3
+    info = recorder.ends[0].generations[0][0].generation_info
+    assert info["finish_reason"] == "timeout"
+    assert text
+    assert demo.with_options(timeout=0.25).timeout == 0.25
+
+
+async def test_point_60_sync_calls_and_sync_callbacks_in_a_running_loop(pair):
+    """As in a notebook."""
+    llm = DeepenLLM.from_ensemble(pair, max_new_tokens=4, ignore_eos=True)
+    recorder = Recorder()
+    text = llm.invoke(PROMPT)
+    assert await llm.ainvoke(PROMPT, {"callbacks": [recorder]}) == text == "".join(llm.stream(PROMPT))
+    assert "".join(token for token, _ in recorder.tokens) == text
+
+
+async def test_point_60_several_loops_at_once(pair):
+    """As servers with several workers have."""
+    llm = DeepenLLM.from_ensemble(pair, max_new_tokens=6, ignore_eos=True)
+    texts = await asyncio.gather(*(asyncio.to_thread(asyncio.run, llm.ainvoke(PROMPT)) for _ in range(5)))
+    assert set(texts) == {await llm.ainvoke(PROMPT)}
+
+
+def _ask_in_child(llm, answers):
+    answers.put(llm.invoke(PROMPT, max_new_tokens=4))
+
+
+@pytest.mark.slow
+def test_point_60_a_spawned_process_loads_its_own(folders):
+    llm = DeepenLLM(models=[folders["alpha"], folders["beta"]], device="cpu", progress=False, ignore_eos=True)
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    child = context.Process(target=_ask_in_child, args=(llm, answers))
+    child.start()
+    told = answers.get(timeout=120)
+    child.join(60)
+    assert child.exitcode == 0
+    with llm:
+        assert llm.invoke(PROMPT, max_new_tokens=4) == told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_point_60_a_fork_is_told_and_does_not_hang(folders):
+    code = f"""
+import os, sys
+from deepen_core.errors import ClosedError
+from deepen_integrations.langchain import DeepenLLM
+llm = DeepenLLM(models={[str(folders[n]) for n in ("alpha", "beta")]!r}, device="cpu", progress=False, max_new_tokens=3)
+fresh = os.fork()  # before the first call: the child loads its own
+if not fresh:
+    llm.invoke("The dog")
+    os._exit(3)
+assert os.waitpid(fresh, 0)[1] == 3 << 8
+llm.invoke("The dog")
+late = os.fork()
+if not late:
+    try:
+        llm.invoke("The dog")
+    except ClosedError as error:
+        os._exit(4 if "fork" in str(error) else 5)
+    os._exit(6)
+assert os.waitpid(late, 0)[1] == 4 << 8
+print("told")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert run.stdout.strip() == "told", run.stderr
+
+
+def test_point_60_a_closed_model_says_so_in_every_way(pair):
+    llm = DeepenLLM.from_ensemble(pair)
+    llm.close()
+    for way in ("invoke", "ainvoke", "stream", "astream"):
+        with pytest.raises(ClosedError, match="DeepenLLM was closed"):
+            asyncio.run(consume(llm, way))

@@ -1,0 +1,168 @@
+"""How DeepenLLM is made, shared, copied, shown and let go of; points 2, 3, 35, 37 and 59."""
+
+import copy
+import gc
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from langchain_core.load import dumpd, dumps
+from langchain_parts import Recorder
+from scheduler_parts import running_workers
+
+from deepen_integrations import engines
+from deepen_integrations.langchain import DeepenLLM
+
+PROMPT = "The quick brown fox"
+
+
+@pytest.fixture
+def options(folders):
+    return {
+        "models": [folders["alpha"], folders["beta"]],
+        "device": "cpu",
+        "progress": False,
+        "max_new_tokens": 4,
+        "ignore_eos": True,
+    }
+
+
+def test_point_02_the_first_call_loads_once_from_many_threads(options, monkeypatch):
+    loaded, load = [], engines._load
+
+    def spy(*arguments):
+        loaded.append(load(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(engines, "_load", spy)
+    llms = [DeepenLLM(**options, temperature=n / 10) for n in range(6)]
+    assert not loaded
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(lambda llm: llm.invoke(PROMPT), llms))
+    assert len(loaded) == 1
+    for llm in llms:
+        llm.close()
+
+
+@pytest.mark.parametrize("ending", ["close", "with", "garbage"])
+def test_point_03_two_share_one_ensemble_and_the_last_frees_it(options, ending):
+    workers = running_workers()
+    first, second = DeepenLLM(**options), DeepenLLM(**options, seed=1)
+    assert first.invoke(PROMPT) == second.invoke(PROMPT)
+    assert first.ensemble is second.ensemble
+    ensemble = weakref.ref(first.ensemble)
+    weights = weakref.ref(next(first.ensemble._members[0].model.parameters()))
+    first.close()
+    assert second.invoke(PROMPT)
+    if ending == "close":
+        second.close()
+    elif ending == "with":
+        with second:
+            pass
+    del first, second
+    gc.collect()
+    assert ensemble() is None
+    assert weights() is None
+    assert running_workers() == workers
+
+
+def test_point_35_pickles_hold_no_weights_and_work(options):
+    with DeepenLLM(**options, stop=["\0"]) as llm:
+        text = llm.invoke(PROMPT)
+        stored = pickle.dumps(llm)
+        assert len(stored) < 10_000
+        again = pickle.loads(stored)
+        assert again.invoke(PROMPT) == text
+        assert again.ensemble is llm.ensemble
+        assert again._identifying_params == llm._identifying_params
+
+
+def test_point_35_a_pickle_loads_in_a_process_that_never_saw_the_models(options, tmp_path):
+    stored = tmp_path / "llm.pickle"
+    with DeepenLLM(**options) as llm:
+        text = llm.invoke(PROMPT)
+        stored.write_bytes(pickle.dumps(llm))
+    code = f"""
+import pickle, pathlib
+llm = pickle.loads(pathlib.Path({str(stored)!r}).read_bytes())
+print(repr(llm.invoke({PROMPT!r})))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == repr(text), run.stderr
+
+
+def test_point_35_copies_share_the_ensemble(options):
+    with DeepenLLM(**options) as llm:
+        text = llm.invoke(PROMPT)
+        for other in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(), llm.model_copy(update={"seed": 3})):
+            assert other.ensemble is llm.ensemble
+            assert other.invoke(PROMPT) == text
+            assert other._engine is llm._engine
+
+
+def test_point_37_what_is_shown_is_small_and_plain(options):
+    """There is no `hf_token` field: models are folders or in the hub's own cache, whose login serves private ones."""
+    with DeepenLLM(**options) as llm:
+        llm.invoke(PROMPT)
+        recorder = Recorder()
+        llm.invoke(PROMPT, {"callbacks": [recorder]})
+        shown = [repr(llm), str(llm), json.dumps(llm._serialized), dumps(llm), json.dumps(dumpd(llm))]
+        shown.append(json.dumps(recorder.starts[0]["invocation_params"]))
+    for text in shown:
+        assert len(text) < 2000
+        assert "tensor" not in text
+        assert "Ensemble object" not in text
+    assert "hf_token" not in DeepenLLM.model_fields
+    assert not DeepenLLM.is_lc_serializable()
+
+
+@pytest.mark.slow
+def test_point_59_a_thousand_calls_leave_nothing_behind(needs_demo):
+    code = """
+import asyncio, gc, os, threading
+from deepen_integrations.langchain import DeepenLLM
+
+def resident():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+llm = DeepenLLM.demo(max_new_tokens=3, ignore_eos=True)
+prompts = [f"Number {n} is" for n in range(10)]
+
+def hundred():
+    for n in range(10):
+        llm.invoke(prompts[n])
+        list(llm.stream(prompts[n], seed=n))
+        next(iter(llm.stream(prompts[n])))
+    llm.batch(prompts * 4)
+    asyncio.run(llm.abatch(prompts * 3))
+
+for _ in range(3):
+    hundred()
+before, threads = resident(), threading.active_count()
+for _ in range(10):
+    hundred()
+print(resident() - before, threading.active_count() - threads)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
+    grown, threads = map(float, run.stdout.split())
+    assert grown < 8, f"{grown} MiB more"
+    assert threads == 0
+    assert run.returncode == 0
+    assert not run.stderr
+
+
+def test_point_59_threads_do_not_grow(pair):
+    llm = DeepenLLM.from_ensemble(pair, max_new_tokens=2, ignore_eos=True)
+    llm.invoke(PROMPT)
+    before = threading.active_count()
+    for seed in range(30):
+        llm.invoke(PROMPT, seed=seed)
+        list(llm.stream(PROMPT, seed=seed))
+    assert threading.active_count() == before
