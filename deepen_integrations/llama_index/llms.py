@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
+    ChatResponseAsyncGen,
     ChatResponseGen,
     CompletionResponse,
+    CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
     LogProb,
@@ -25,8 +28,11 @@ from pydantic import Field
 
 from deepen_core.config import SamplingParams
 from deepen_core.errors import PromptError
-from deepen_core.results import Generation
+from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import DeepenAdapter, report
+
+if TYPE_CHECKING:
+    from deepen_core import Ensemble
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
@@ -105,14 +111,26 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        params = self.sampling(kwargs)
-        return self._answer(self._read_prompt(prompt, formatted), params, _completion)
+        params, ensemble = self.sampling(kwargs), self.ensemble
+        return self._whole(ensemble.generate(self._read_prompt(prompt, formatted), params), _completion)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """As `complete`; the event loop goes on meanwhile, and a cancelled task ends the work."""
+        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        return self._whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params), _completion)
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
-        params = self.sampling(kwargs)
-        pieces = self._pieces(self._read_prompt(prompt, formatted), params, _completion)
+        params, ensemble = self.sampling(kwargs), self.ensemble
+        pieces = self._pieces(ensemble, self._read_prompt(prompt, formatted), params, _completion)
         return _observed(llm_completion_callback(), self, prompt, pieces, kwargs)
+
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """As `stream_complete`, for an event loop."""
+        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        pieces = self._apieces(ensemble, self._read_prompt(prompt, formatted), params, _completion)
+        return await _aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -125,14 +143,26 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        params = self.sampling(kwargs)
-        return self._answer(self._read_messages(messages), params, _chat)
+        params, ensemble = self.sampling(kwargs), self.ensemble
+        return self._whole(ensemble.generate(self._read_messages(messages), params), _chat)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`; the event loop goes on meanwhile, and a cancelled task ends the work."""
+        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        return self._whole(await ensemble.agenerate(self._read_messages(messages), params), _chat)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answers a conversation piece by piece. Arguments and errors are those of `chat`."""
-        params = self.sampling(kwargs)
-        pieces = self._pieces(self._read_messages(messages), params, _chat)
+        params, ensemble = self.sampling(kwargs), self.ensemble
+        pieces = self._pieces(ensemble, self._read_messages(messages), params, _chat)
         return _observed(llm_chat_callback(), self, messages, pieces, kwargs)
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """As `stream_chat`, for an event loop."""
+        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        pieces = self._apieces(ensemble, self._read_messages(messages), params, _chat)
+        return await _aobserved(llm_chat_callback(), self, messages, pieces, kwargs)
 
     def _read_prompt(self, prompt: str, formatted: bool) -> _Prompt:
         if formatted:
@@ -149,21 +179,29 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
             return conversation
         return render(messages)
 
-    def _answer(self, prompt: _Prompt, params: SamplingParams, form: _Form[Response]) -> Response:
-        answer = self.ensemble.generate(prompt, params)
+    def _whole(self, answer: Generation, form: _Form[Response]) -> Response:
         return form(answer.text, None, self._raw(answer))
 
     def _pieces(
-        self, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
+        self, ensemble: Ensemble, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
     ) -> Generator[Response, None, None]:
         text = ""
-        pieces = self.ensemble.stream(prompt, params)
-        try:
+        with closing(ensemble.stream(prompt, params)) as pieces:
             for piece in pieces:
                 text += piece.text
-                yield form(text, piece.text, None if piece.generation is None else self._raw(piece.generation))
-        finally:
-            pieces.close()
+                yield self._piece(text, piece, form)
+
+    async def _apieces(
+        self, ensemble: Ensemble, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
+    ) -> AsyncGenerator[Response, None]:
+        text = ""
+        async with aclosing(ensemble.astream(prompt, params)) as pieces:
+            async for piece in pieces:
+                text += piece.text
+                yield self._piece(text, piece, form)
+
+    def _piece(self, text: str, piece: Chunk, form: _Form[Response]) -> Response:
+        return form(text, piece.text, None if piece.generation is None else self._raw(piece.generation))
 
     def _raw(self, answer: Generation) -> dict[str, Any]:
         """Plain data: LlamaIndex's token counter reads `usage` from it, and exporters write it as JSON."""
@@ -225,5 +263,27 @@ def _observed(
             yield from observed
         finally:
             pieces.close()
+
+    return read()
+
+
+async def _aobserved(
+    callback: Callable[[Callable[..., Any]], Callable[..., Any]],
+    llm: DeepenLLM,
+    request: str | Sequence[ChatMessage],
+    pieces: AsyncGenerator[Response, None],
+    options: Mapping[str, Any],
+) -> AsyncGenerator[Response, None]:
+    """As `_observed`, for a stream of an event loop."""
+
+    async def given(_llm: DeepenLLM, _request: object, **_options: Any) -> AsyncGenerator[Response, None]:
+        return pieces
+
+    observed = await callback(given)(llm, request, **options)
+
+    async def read() -> AsyncGenerator[Response, None]:
+        async with aclosing(pieces):
+            async for response in observed:
+                yield response
 
     return read()
