@@ -100,6 +100,18 @@ def test_tokens_are_counted_by_the_main_member(llm):
     assert DeepenLLM.from_ensemble(llm.ensemble, custom_get_token_ids=lambda text: [0]).get_num_tokens("a b") == 1
 
 
+async def test_the_embedding_is_that_of_the_other_framework():
+    from deepen_integrations.langchain import HashingEmbeddings
+    from deepen_integrations.llama_index import HashingEmbedding
+
+    texts = ["Where does Felix live?", "Felix lives in Lisbon.", ""]
+    embeddings = HashingEmbeddings()
+    vectors = embeddings.embed_documents(texts)
+    assert vectors == [embeddings.embed_query(text) for text in texts] == await embeddings.aembed_documents(texts)
+    assert vectors == [HashingEmbedding().get_text_embedding(text) for text in texts]
+    assert [len(vector) for vector in HashingEmbeddings(dimension=8).embed_documents(texts)] == [8, 8, 8]
+
+
 # Streams
 
 

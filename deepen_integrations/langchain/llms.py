@@ -31,16 +31,18 @@ class DeepenLLM(ApartBatches, PromptReader):
     r"""Several local language models with different tokenizers, answering as one.
 
     Setup:
-        Install `deepen-integrations[langchain]`. No server and no key are needed.
+        Install `deepen-integrations[langchain]`. No server and no key are needed; `api_key` and `max_retries` are
+        accepted and mean nothing.
 
     Key init args, completion params:
         max_new_tokens (or max_tokens): tokens of the main member to generate at most, 256 by default.
         temperature: 0, the default, takes the most probable token; above 0 samples.
         top_k, top_p, min_p, repetition_penalty, seed: how to choose among tokens.
-        stop: strings before which the answer is cut. A call's own `stop` replaces them.
-        timeout: seconds after which an answer ends with `finish_reason="timeout"`.
+        stop: strings before which the answer is cut. A call's own `stop` replaces them, `[]` by none.
+        timeout: seconds after which an answer ends with `finish_reason="timeout"` and what it has.
         logprobs: report the log-probability of each token, and of so many alternatives.
         on_member_error: "raise", or "drop" to go on without a member that fails.
+        apply_chat_template: whether members render messages by their own templates.
 
     Key init args, ensemble params:
         models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
@@ -58,39 +60,50 @@ class DeepenLLM(ApartBatches, PromptReader):
         # or DeepenLLM(models=["./general", "./specialist"], temperature=0.7)
         # or DeepenLLM.from_ensemble(ensemble), where ensemble = Ensemble.load(...)
         ```
-        This loads nothing. The first call loads the models, once per process for equal ensemble params.
+        This loads nothing. The first call loads the models, once per process for equal ensemble params. They are
+        released by `close()`, at the end of a `with` block or with the last model that uses them.
 
     Invoke:
         ```python
         llm.invoke("Question: Where does Mira live?\nAnswer:")
         llm.invoke("Question: Where does Mira live?\nAnswer:", max_new_tokens=4, stop=["\n"])
+        llm.invoke([("system", "Be brief."), ("human", "Where does Mira live?")])
         ```
-        Options of a call replace those of the model, and are part of the key of LangChain's cache.
+        Options of a call replace those of the model, and are part of traces and of the key of LangChain's cache.
+        Messages are rendered by each member's own chat template, if all of them have one. Strings are continued as
+        they are.
 
     Stream:
         ```python
         for text in llm.stream("Question: Where does Mira live?\nAnswer:"):
             print(text, end="")
         ```
+        A stream that is closed or abandoned ends the work.
 
     Batch:
         ```python
         llm.batch(["Mira lives in", "Tomas works as a"])
+        llm.batch(["Mira lives in", "word " * 100_000], return_exceptions=True)
         ```
-        One call of the engine for all prompts.
+        One call of the engine for all prompts, of which only those that fail are exceptions. `max_concurrency` cuts
+        the batch into slices that are decoded one after the other.
 
     Async:
         ```python
         await llm.ainvoke("Mira lives in")
+        async for text in llm.astream("Mira lives in"):
+            print(text, end="")
+        await llm.abatch(["Mira lives in", "Tomas works as a"])
         ```
-        Runs in LangChain's thread pool.
+        No thread is held up, and a task that is cancelled ends the work.
 
     Token usage and response metadata:
         ```python
         llm.generate(["Mira lives in"]).llm_output
         # {"token_usage": {"prompt_tokens": ..., "completion_tokens": ..., ...}, "model_name": ...}
         ```
-        Each generation's `generation_info` holds its own `usage` and `finish_reason`.
+        Each generation's `generation_info`, and that of the last chunk of a stream, holds its own `usage`,
+        `finish_reason` and `model_name`.
 
     Logprobs:
         ```python

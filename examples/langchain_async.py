@@ -1,0 +1,39 @@
+"""Streams in an event loop, on the embedded demo: many at once are decoded together, and one is called off.
+
+python examples/langchain_async.py
+"""
+
+import asyncio
+
+from deepen_core.demo import questions
+from deepen_integrations.langchain import DeepenLLM
+
+
+async def answer(llm: DeepenLLM, question: str) -> str:
+    """Reads one answer piece by piece while the others are read too."""
+    pieces = [piece async for piece in llm.astream(f"Question: {question}\nAnswer:")]
+    print(f"  {question:<42} {''.join(pieces).strip():<12} came in {len(pieces)} pieces")
+    return "".join(pieces)
+
+
+async def main() -> None:
+    llm = DeepenLLM.demo(max_new_tokens=16)
+
+    print("Six streams at once, decoded as one batch")
+    await asyncio.gather(*(answer(llm, question.text) for question in questions()[:6]))
+
+    print("\nA long answer that nobody waits for any longer")
+    try:
+        await asyncio.wait_for(llm.ainvoke("Anna", max_new_tokens=10_000, ignore_eos=True), timeout=0.2)
+    except asyncio.TimeoutError:
+        print("  called off after a fifth of a second; its place in the batch is free again")
+
+    print("\nThe same with an answer, as far as it got")
+    result = await llm.agenerate(["Anna"], max_new_tokens=10_000, ignore_eos=True, timeout=0.2)
+    told = result.generations[0][0].generation_info
+    print(f"  {told['usage']['completion_tokens']} tokens, finish_reason {told['finish_reason']!r}")
+    llm.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
