@@ -17,9 +17,10 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from deepen_core.config import PRESETS, FusionConfig, MemberConfig, explain, member_config, resolve_fusion
+from deepen_core.config import PRESETS, FusionConfig, MemberConfig, member_config, resolve_fusion
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
+from deepen_core.options import explain
 from deepen_core.weights import normalised_weights
 
 DEMO = "demo"

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from deepen_core.errors import ConfigurationError, DeepenError, SamplingError
+from deepen_core.constraining import CONSTRAINTS, ConstraintOptions
+from deepen_core.errors import ConfigurationError, SamplingError
+from deepen_core.options import Options
 
 SearchName = Literal["em", "adamw"]
 MemberErrorPolicy = Literal["raise", "drop"]
 _LEAST_TEMPERATURE = 1e-4
 
 
-class _Options(BaseModel):
-    """Frozen options whose mistakes are told as `DeepenError`, with the nearest field name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], error: type[DeepenError]) -> Any:
-        """Builds the options from plain values.
-
-        Args:
-            values: Field name to value.
-            error: Class to raise.
-
-        Raises:
-            DeepenError: Of class `error`, naming every wrong field and, for an unknown one, the nearest known.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as problem:
-            raise error(explain(problem, cls)) from problem
-
-
-def explain(problem: ValidationError, model: type[BaseModel]) -> str:
-    """Turns a pydantic error into one sentence per field, with a suggestion for an unknown name."""
-    names = list(model.model_fields)
-    sentences = []
-    for item in problem.errors():
-        name = ".".join(str(part) for part in item["loc"]) or model.__name__
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
-            sentences.append(f"Unknown option {name!r}: {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"Option {name!r} is {item['input']!r}: {message}")
-    return " ".join(sentences)
-
-
-class MemberConfig(_Options):
+class MemberConfig(Options):
     """One member of the ensemble and how it is loaded."""
 
     model: str = Field(min_length=1)
@@ -89,7 +52,7 @@ def member_config(entry: object) -> MemberConfig:
     raise ConfigurationError(f"{entry!r} is no member: give a model folder, a hub id or a MemberConfig.")
 
 
-class FusionConfig(_Options):
+class FusionConfig(Options):
     """How distributions are averaged and brought back (DESIGN.md section 5)."""
 
     search: SearchName = "em"
@@ -168,7 +131,7 @@ def resolve_fusion(fusion: str | FusionConfig | Mapping[str, Any]) -> FusionConf
     return config
 
 
-class ServingConfig(_Options):
+class ServingConfig(Options):
     """How an ensemble serves its requests."""
 
     max_batch_size: int = Field(default=32, ge=1, strict=True)
@@ -177,7 +140,7 @@ class ServingConfig(_Options):
     """The policy of requests that name none, see `SamplingParams.on_member_error`."""
 
 
-class SamplingParams(_Options):
+class SamplingParams(ConstraintOptions):
     """Options of one request. Unknown fields are refused."""
 
     max_new_tokens: int = Field(default=256, ge=1)
@@ -197,11 +160,12 @@ class SamplingParams(_Options):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """The same seed gives the same text. No global random state is touched."""
     logprobs: int | None = Field(default=None, ge=0, le=100)
-    """Report the log-probability of each chosen token and of so many alternatives."""
+    """Report the log-probability of each chosen token and of so many alternatives, as they were before a constraint."""
     timeout: float | None = None
     """Seconds from asking after which the request ends with `finish_reason="timeout"` and what it has."""
     ignore_eos: bool = False
-    """Go on to `max_new_tokens` although the ensemble would end the text."""
+    """Go on to `max_new_tokens` although the ensemble would end the text; where a constraint leaves nothing but the
+    end, the text ends."""
     on_member_error: MemberErrorPolicy | None = None
     """What a failing member, other than main, does to this request: "raise" ends it with a `MemberError`, "drop" goes
     on without the member and says so in `Generation.warnings`; the ensemble's policy if not given."""
@@ -263,5 +227,7 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     values = {} if params is None else params.model_dump(exclude_unset=True)
     if "max_tokens" in options:
         values.pop("max_new_tokens", None)
+    if any(options.get(name) is not None for name in CONSTRAINTS):
+        values |= {name: None for name in CONSTRAINTS if name in values}  # one constraint takes the place of another
     merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
     return merged

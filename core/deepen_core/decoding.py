@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +18,9 @@ from deepen_core.logprobs import TokenReporter
 from deepen_core.members import Member, MemberRow
 from deepen_core.prompt import MemberPrompt, Message
 from deepen_core.row import Row
+
+if TYPE_CHECKING:
+    from deepen_core.constraint import Constraints
 
 
 class Decoder:
@@ -58,6 +63,7 @@ class Decoder:
             PromptError: If the prompt is empty where a member cannot start from nothing.
             ChatTemplateError: If a conversation is given and a member cannot read it.
             ContextWindowError: If the prompt leaves no room in a member's context window.
+            SamplingError: If no answer can follow the constraint.
         """
         prompts = [self._read(i, prompt) if self._takes_part(i) else None for i in range(len(self._members))]
         sides = [
@@ -69,12 +75,20 @@ class Decoder:
         spoken = prompts[self._main]
         assert spoken is not None
         names = [m.name for m in self._members]
-        row = Row(sides, names, self._main, self._vocabulary, clamped, starts_text=not spoken.text)
+        starts_text = not spoken.text
+        constraint = self._constraints.start(params, starts_text=starts_text) if params.constraint else None
+        row = Row(sides, names, self._main, self._vocabulary, clamped, constraint, starts_text=starts_text)
         if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
             row.warnings.append(
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
         return row
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        from deepen_core.constraint import Constraints  # noqa: PLC0415  needs an extra
+
+        return Constraints(self._vocabulary)
 
     def _takes_part(self, member: int) -> bool:
         return member == self._main or self._weights[member] > 0
@@ -121,17 +135,18 @@ class Decoder:
             return
         # 2) Their distributions become one.
         scores, fused, logprobs = self._fuse(going, said)
+        own_scores = said[self._main].logits
+        assert own_scores is not None, "main has said something in every row that goes on"
         # 3) Each row chooses, and tells the others.
         for place, row in enumerate(going):
             try:
-                history = row.main_side.ids if row.sampler.needs_history else ()
-                token_id = row.sampler.choose(scores[place], history)
+                token_id = row.choose(scores[place], own_scores[place])
                 if row.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
                     own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
                     row.logprobs.append(self._reporter.report(token_id, row.params.logprobs, fused[place], own))
                 row.accept(token_id)
             except Exception as problem:  # noqa: BLE001 (what fails in one row must not end the others)
-                row.fail(step_error(problem))
+                row.fail(problem if isinstance(problem, DecodingError) else step_error(problem))
 
     @torch.inference_mode()
     def force(self, row: Row, token_ids: Sequence[int]) -> list[float]:

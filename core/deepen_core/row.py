@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
 
 from deepen_core.config import SamplingParams
 from deepen_core.errors import DeepenError
 from deepen_core.members.base import MemberRow
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
-from deepen_core.sampling import Sampler
+from deepen_core.sampling import Sampler, masked
 from deepen_core.stopping import StopMatcher
 from deepen_core.text import Utf8Stream
 from deepen_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from deepen_core.constraint import Constraint
 
 
 class Row:
@@ -24,6 +30,7 @@ class Row:
         main: Which member speaks.
         vocabulary: Main's vocabulary.
         params: The request's options, `max_new_tokens` already clamped to the room there is.
+        constraint: What the answer has to follow, at its start.
         starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
 
     Attributes:
@@ -42,6 +49,7 @@ class Row:
         main: int,
         vocabulary: Vocabulary,
         params: SamplingParams,
+        constraint: Constraint | None = None,
         *,
         starts_text: bool,
     ) -> None:
@@ -60,13 +68,18 @@ class Row:
         self._vocabulary = vocabulary
         self._drop_space = starts_text and vocabulary.starts_with_space
         self._utf8 = Utf8Stream()
-        self._stops = StopMatcher(params.stop)
+        self._constraint = constraint
+        self._stops = StopMatcher(params.stop if params.stops_apply else ())
         self._shown: list[str] = []
         self._fresh_text = ""
         self._fresh_ids: list[int] = []
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._ended: float | None = None
+        if params.stop and not params.stops_apply:
+            self.warnings.append(
+                f"The stop strings were not applied: an answer cut before one would not follow the {params.constraint}."
+            )
 
     @property
     def main_side(self) -> MemberRow:
@@ -104,6 +117,19 @@ class Row:
         """Notes that the row has left the queue."""
         self._admitted = time.perf_counter()
 
+    def choose(self, scores: torch.Tensor, own: torch.Tensor) -> int:
+        """Chooses main's next token, one that the constraint allows if there is one.
+
+        Args:
+            scores: Fused scores [vocabulary].
+            own: Main's own logits [vocabulary].
+        """
+        history = self.main_side.ids if self.sampler.needs_history else ()
+        if self._constraint is None:
+            return self.sampler.choose(scores, history)
+        allowed = self._constraint.allowed(len(scores), scores.device)
+        return self.sampler.choose(masked(scores, own, allowed), history)
+
     def accept(self, token_id: int) -> None:
         """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller."""
         self._first_token = self._first_token or time.perf_counter()
@@ -111,10 +137,17 @@ class Row:
             self.finish("stop")
             return
         self._fresh_text += self._stops.feed(self.speak(token_id))
-        if self._stops.matched is not None:
+        if self._stops.matched is not None or self._completes(token_id):
             self.finish("stop")
         elif len(self.token_ids) >= self.params.max_new_tokens:
             self.finish("length")
+
+    def _completes(self, token_id: int) -> bool:
+        """Whether a token that was said leaves nothing but the end to the constraint."""
+        if self._constraint is None:
+            return False
+        self._constraint.advance(token_id)
+        return self._constraint.complete
 
     def speak(self, token_id: int) -> str:
         """Lets main say a token and the other members hear it, and returns the text that is now certain."""

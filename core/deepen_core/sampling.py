@@ -16,6 +16,8 @@ from transformers.generation.logits_process import (
 
 from deepen_core.config import SamplingParams
 
+_TELLING = 80.0  # nats below the best token; float32 has no exact probabilities from 87 on
+
 
 class Sampler:
     """Chooses the tokens of one request; its randomness is its own.
@@ -76,3 +78,25 @@ class Sampler:
             else:
                 self._generator.manual_seed(self._seed)
         return self._generator
+
+
+def masked(scores: torch.Tensor, own: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Scores to choose by where only some tokens may be chosen.
+
+    Args:
+        scores: Fused scores [vocabulary], log-probabilities up to a shift.
+        own: Main's own logits [vocabulary].
+        allowed: bool [vocabulary], not all false.
+
+    Returns:
+        The scores of what is allowed and -infinity elsewhere. Fusion gives some tokens no probability at all, or one so
+        small that it is rounding and nothing else: where that is so of all that is allowed, main's own logits decide,
+        and where these are -infinity too, any token is as good as another.
+    """
+    kept = scores.masked_fill(~allowed, -torch.inf)
+    if bool(kept.amax() > scores.amax() - _TELLING):
+        return kept
+    kept = own.masked_fill(~allowed, -torch.inf)
+    if bool(kept.amax() > -torch.inf):
+        return kept
+    return torch.zeros_like(scores).masked_fill(~allowed, -torch.inf)

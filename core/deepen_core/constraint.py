@@ -1,0 +1,183 @@
+"""Which of main's tokens may come next in an answer that has to follow a grammar."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from deepen_core.constraining import CONSTRAINTS, ConstraintOptions
+from deepen_core.errors import DecodingError, SamplingError
+from deepen_core.grammar import grammar_of
+from deepen_core.vocabulary import Vocabulary
+
+_KEPT = 64  # compiled constraints
+_END = b"<|end of answer|>"
+
+
+class Lexicon:
+    """Main's tokens as llguidance knows them.
+
+    Tokens without bytes, among them all control tokens, have none here either, so that no grammar can ask for them.
+    Behind the vocabulary stands an end token of our own: it is allowed exactly where an answer is complete, and then
+    stands for all of main's stop tokens.
+
+    Args:
+        vocabulary: Main's.
+        starts_text: Whether the answer starts a text, whose dummy space is no part of it. Then every token that begins
+            with a space has a twin without, in whose place it may come first.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
+        values = [vocabulary.token_bytes(i) or b"" for i in range(vocabulary.size)]
+        spaced = [i for i, value in enumerate(values) if value.startswith(b" ")] if starts_text else []
+        self.end = vocabulary.size
+        self.twins = {i: self.end + 1 + place for place, i in enumerate(spaced)}
+        self.stop_ids = sorted(vocabulary.stop_ids)
+        self.eos_token_id = self.end
+        self.bos_token_id = None
+        self.special_token_ids = [self.end]
+        self.tokens = [*values, _END, *(values[i][1:] for i in spaced)]
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self))
+        self._spaced = torch.tensor(spaced, dtype=torch.long)
+
+    def __call__(self, _text: bytes) -> list[int]:
+        """Asked by llguidance only where it puts tokens in by itself, which it is never told to do."""
+        return []
+
+    def allowed(self, bits: bytes, *, first: bool) -> torch.Tensor:
+        """Reads a mask of llguidance.
+
+        Args:
+            bits: One bit a token.
+            first: Whether the next token is the first one of the answer.
+
+        Returns:
+            bool [vocabulary + 1], of which the last says whether the answer may end.
+        """
+        packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
+        flat = (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).view(-1).bool()
+        allowed = flat[: self.end + 1]
+        if first and len(self._spaced):
+            allowed[self._spaced] = flat[self.end + 1 : self.end + 1 + len(self._spaced)]
+        return allowed
+
+
+class Constraint:
+    """What one answer has to follow. One thread at a time may touch it.
+
+    Args:
+        lexicon: Main's tokens.
+        matcher: At the start of the grammar.
+        name: The option that it came from, for messages.
+    """
+
+    def __init__(self, lexicon: Lexicon, matcher: LLMatcher, name: str) -> None:
+        self._lexicon = lexicon
+        self._matcher = matcher
+        self._name = name
+        self._first = True
+        self._allowed = self._look()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end may follow."""
+        return bool(self._allowed[-1]) and not bool(self._allowed[:-1].any())
+
+    def allowed(self, width: int, device: torch.device) -> torch.Tensor:
+        """Which ids may come next, stop tokens where the answer may end: bool [width].
+
+        Args:
+            width: Of main's logits, which may be wider or narrower than its vocabulary.
+            device: Where the logits are.
+        """
+        known = self._allowed[:-1]
+        mask = known.new_zeros(width)
+        mask[: len(known)] = known[:width]
+        if self._allowed[-1]:
+            mask[[i for i in self._lexicon.stop_ids if i < width]] = True
+        return mask.to(device)
+
+    def advance(self, token_id: int) -> None:
+        """Takes the next token of the answer, which must be one that is allowed and no stop token.
+
+        Raises:
+            DecodingError: If main has no token with which the answer could go on, or the grammar is too complex.
+        """
+        spoken = self._lexicon.twins.get(token_id, token_id) if self._first else token_id
+        self._first = False
+        self._matcher.consume_token(spoken)
+        self._allowed = self._look()
+
+    def _look(self) -> torch.Tensor:
+        bits = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise DecodingError(f"The {self._name} cannot be followed further: {self._matcher.get_error()}")
+        allowed = self._lexicon.allowed(bits, first=self._first)
+        if not bool(allowed.any()):
+            raise DecodingError(
+                f"The {self._name} cannot be followed further: the main member has no token that may come next. Take "
+                "another member as main, or allow other characters."
+            )
+        return allowed
+
+
+class Constraints:
+    """Compiles constraints over main's vocabulary, each once. Any thread may use it.
+
+    Args:
+        vocabulary: Main's.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._lexicons: dict[bool, Lexicon] = {}
+        self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
+
+    def start(self, params: ConstraintOptions, *, starts_text: bool) -> Constraint | None:
+        """The constraint of a new answer, None if it has none.
+
+        Args:
+            params: The options of the request.
+            starts_text: Whether the answer is the very start of a text.
+
+        Raises:
+            SamplingError: If it cannot be followed.
+        """
+        name = params.constraint
+        if name is None:
+            return None
+        lexicon = self._lexicon(starts_text and self._vocabulary.starts_with_space)
+        try:
+            started = Constraint(lexicon, self._matcher(params, lexicon), name)
+        except DecodingError as problem:
+            raise SamplingError(f"No answer can follow this constraint. {problem}") from problem
+        if started.complete:
+            raise SamplingError(f"{name} allows the empty answer only; leave it out.")
+        return started
+
+    def _lexicon(self, starts_text: bool) -> Lexicon:
+        with self._lock:
+            if starts_text not in self._lexicons:
+                self._lexicons[starts_text] = Lexicon(self._vocabulary, starts_text=starts_text)
+            return self._lexicons[starts_text]
+
+    def _matcher(self, params: ConstraintOptions, lexicon: Lexicon) -> LLMatcher:
+        """A fresh matcher, of which the grammar was compiled when it was first asked for."""
+        key = json.dumps([getattr(params, name) for name in CONSTRAINTS]), bool(lexicon.twins)
+        with self._lock:
+            compiled = self._compiled.get(key)
+            if compiled is not None:
+                self._compiled.move_to_end(key)
+        if compiled is None:  # not under the lock: large grammars take a while
+            limits = LLParserLimits(verbose_errors=False)
+            compiled = LLMatcher(lexicon.tokenizer, grammar_of(params), log_level=0, limits=limits)
+            with self._lock:
+                self._compiled[key] = compiled
+                while len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+        return compiled.deep_copy()

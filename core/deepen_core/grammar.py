@@ -1,0 +1,97 @@
+"""From the options that constrain an answer to a grammar, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher, regex_to_lark
+
+from deepen_core.constraining import ConstraintOptions
+from deepen_core.errors import SamplingError
+from deepen_core.schema import check_schema
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions  # there for type checkers only
+
+# One blank at most, where JSON as people write it has one: a model can neither be kept from its habits nor write
+# blanks for ever.
+_COMPACT: JsonCompileOptions = {
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "whitespace_flexible": False,
+    "lenient": False,
+}
+_FREE = '%llguidance {"no_forcing": true}'  # text without a choice may be spelled in any tokens
+_REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
+# A Lark grammar's strings, expressions and comments, in which nothing is looked for, and where JSON begins.
+_LARK_PIECE = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*|(?P<json>%json\s*)(?=\{)')
+
+
+def grammar_of(params: ConstraintOptions) -> str:
+    """The grammar that an answer has to follow, in llguidance's dialect of Lark.
+
+    Args:
+        params: Options of which one constrains the answer.
+
+    Raises:
+        SamplingError: If it cannot be followed: a schema with parts that are not supported or contradict each other,
+            an expression or a grammar with a mistake.
+    """
+    if params.json_schema is not None:
+        return f"start: {json_rule(params.json_schema)}\n{_FREE}"
+    if params.choices is not None:
+        rules = _start("|".join(map(_escaped, params.choices)))
+    elif params.regex is not None:
+        rules = _start(params.regex)
+    else:
+        assert params.grammar is not None, "there is a constraint"
+        rules = _with_compact_json(params.grammar)
+    if problem := _problem(rules):
+        raise SamplingError(f"{params.constraint} cannot be followed: {problem}")
+    return f"{rules}\n{_FREE}"
+
+
+def json_rule(schema: dict[str, Any]) -> str:
+    """What stands for JSON of a schema in a Lark grammar: `%json`, and no needless blanks in it.
+
+    Raises:
+        SamplingError: If the schema cannot be followed, naming the part to blame.
+    """
+    check_schema(schema, _problem_of_schema)
+    compact = {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_COMPACT}}
+    return f"%json {json.dumps(compact, ensure_ascii=False)}"
+
+
+def _start(regex: str) -> str:
+    return f"start: /{regex_to_lark(regex, '')}/"
+
+
+def _escaped(text: str) -> str:
+    return _REGEX_SIGNS.sub(r"\\\g<0>", text)
+
+
+def _problem_of_schema(schema: dict[str, Any]) -> str:
+    return _problem(LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT))
+
+
+def _problem(grammar: str) -> str:
+    """What llguidance says against a grammar; nothing if it is fine."""
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    return " ".join(messages[0].split()) if wrong else ""
+
+
+def _with_compact_json(grammar: str) -> str:
+    """A Lark grammar in which the JSON of its schemas has no needless blanks."""
+    parts, place = [], 0
+    while found := _LARK_PIECE.search(grammar, place):
+        parts.append(grammar[place : found.start() if found["json"] else found.end()])
+        place = found.end()
+        if found["json"]:
+            try:
+                schema, place = json.JSONDecoder().raw_decode(grammar, place)
+            except json.JSONDecodeError as problem:
+                raise SamplingError(f"grammar has a schema that is no JSON: {problem}") from problem
+            parts.append(json_rule(schema))
+    return "".join([*parts, grammar[place:]])
