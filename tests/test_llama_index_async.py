@@ -133,7 +133,9 @@ def test_point_25_an_engine_error_reaches_the_query(ensemble, mode, streaming):
     )
 
     async def ask():
-        response = await index.as_query_engine(llm=llm, response_mode=mode, streaming=streaming).aquery("Where does Mira live?")
+        response = await index.as_query_engine(llm=llm, response_mode=mode, streaming=streaming).aquery(
+            "Where does Mira live?"
+        )
         if streaming:
             await gathered(response.response_gen)
 

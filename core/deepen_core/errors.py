@@ -6,6 +6,8 @@ answer "Empty Response".
 
 from __future__ import annotations
 
+from typing_extensions import Self
+
 
 class DeepenError(RuntimeError):
     """Base of every error that the engine raises on purpose."""
@@ -57,6 +59,30 @@ class NonFiniteLogitsError(MemberError):
 
 class DecodingError(DeepenError):
     """A step failed outside of any member."""
+
+
+class StructuredAnswerError(DeepenError):
+    """An answer that was to be an object is none: it was cut off, or its class asks for more than its schema says."""
+
+    @classmethod
+    def of(cls, wanted: str, text: str, finish_reason: str, problem: Exception) -> Self:
+        """The error of one answer.
+
+        Args:
+            wanted: Name of the class.
+            text: The answer.
+            finish_reason: How it ended.
+            problem: What the class said.
+        """
+        if finish_reason == "stop":
+            return cls(
+                f"The answer is JSON but no {wanted}: {brief(problem)}. Say in the schema what the class checks."
+            )
+        way_out = {"length": "raise max_new_tokens", "timeout": "raise timeout"}.get(finish_reason, "ask again")
+        return cls(
+            f"The answer ended ({finish_reason}) after {len(text)} characters, before its {wanted} was complete: "
+            f"{way_out}, or bound the schema's texts and lists (maxLength, maxItems)."
+        )
 
 
 class NotDoneError(DeepenError, TimeoutError):

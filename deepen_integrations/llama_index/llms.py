@@ -22,7 +22,6 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 from pydantic import Field
 
@@ -30,6 +29,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.errors import PromptError
 from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import DeepenAdapter, report
+from deepen_integrations.llama_index.structured import StructuredPrediction
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
@@ -49,7 +49,7 @@ _ROLES = {
 """Roles of LlamaIndex that chat templates call otherwise."""
 
 
-class DeepenLLM(CustomLLM, DeepenAdapter):
+class DeepenLLM(StructuredPrediction, DeepenAdapter):
     r"""Several local language models with different tokenizers, answering as one.
 
     Install `deepen-integrations[llama-index]`. No server and no key are needed.
