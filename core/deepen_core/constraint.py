@@ -36,17 +36,23 @@ class Lexicon:
         spaced = [i for i, value in enumerate(values) if value.startswith(b" ")] if starts_text else []
         self.end = vocabulary.size
         self.twins = {i: self.end + 1 + place for place, i in enumerate(spaced)}
-        self.stop_ids = sorted(vocabulary.stop_ids)
+        self.stop_ids = torch.tensor(sorted(vocabulary.stop_ids), dtype=torch.long)
         self.eos_token_id = self.end
         self.bos_token_id = None
         self.special_token_ids = [self.end]
         self.tokens = [*values, _END, *(values[i][1:] for i in spaced)]
         self.tokenizer = LLTokenizer(TokenizerWrapper(self))
+        self._lone = [i for i in spaced if values[i] == b" "]
         self._spaced = torch.tensor(spaced, dtype=torch.long)
+        self._speakable = torch.tensor([bool(value) for value in values] + [True])  # [vocabulary + 1]
 
     def __call__(self, _text: bytes) -> list[int]:
         """Asked by llguidance only where it puts tokens in by itself, which it is never told to do."""
         return []
+
+    def is_lost(self, token_id: int) -> bool:
+        """Whether a token adds nothing to the answer if it comes first."""
+        return token_id in self._lone
 
     def allowed(self, bits: bytes, *, first: bool) -> torch.Tensor:
         """Reads a mask of llguidance.
@@ -62,8 +68,10 @@ class Lexicon:
         flat = (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).view(-1).bool()
         allowed = flat[: self.end + 1]
         if first and len(self._spaced):
+            another = flat[self._spaced].any()  # a space that is wanted, behind one that gets lost
             allowed[self._spaced] = flat[self.end + 1 : self.end + 1 + len(self._spaced)]
-        return allowed
+            allowed[self._lone] = another
+        return allowed & self._speakable  # a grammar may name ids
 
 
 class Constraint:
@@ -98,7 +106,8 @@ class Constraint:
         mask = known.new_zeros(width)
         mask[: len(known)] = known[:width]
         if self._allowed[-1]:
-            mask[[i for i in self._lexicon.stop_ids if i < width]] = True
+            stops = self._lexicon.stop_ids
+            mask[stops[stops < width]] = True
         return mask.to(device)
 
     def advance(self, token_id: int) -> None:
@@ -107,17 +116,19 @@ class Constraint:
         Raises:
             DecodingError: If main has no token with which the answer could go on, or the grammar is too complex.
         """
-        spoken = self._lexicon.twins.get(token_id, token_id) if self._first else token_id
-        self._first = False
-        self._matcher.consume_token(spoken)
+        lexicon, first, self._first = self._lexicon, self._first, False
+        if not (first and lexicon.is_lost(token_id)):
+            self._matcher.consume_token(lexicon.twins.get(token_id, token_id) if first else token_id)
         self._allowed = self._look()
 
     def _look(self) -> torch.Tensor:
         bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            raise DecodingError(f"The {self._name} cannot be followed further: {self._matcher.get_error()}")
+        said = _said(self._matcher)
+        stuck = said.startswith("NoExtension")
+        if said and not stuck:
+            raise DecodingError(f"The {self._name} cannot be followed further: {said}")
         allowed = self._lexicon.allowed(bits, first=self._first)
-        if not bool(allowed.any()):
+        if stuck or not bool(allowed.any()):
             raise DecodingError(
                 f"The {self._name} cannot be followed further: the main member has no token that may come next. Take "
                 "another member as main, or allow other characters."
@@ -176,8 +187,15 @@ class Constraints:
         if compiled is None:  # not under the lock: large grammars take a while
             limits = LLParserLimits(verbose_errors=False)
             compiled = LLMatcher(lexicon.tokenizer, grammar_of(params), log_level=0, limits=limits)
+            if said := _said(compiled):
+                raise SamplingError(f"{params.constraint} cannot be followed: {said}")
             with self._lock:
                 self._compiled[key] = compiled
                 while len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
         return compiled.deep_copy()
+
+
+def _said(matcher: LLMatcher) -> str:
+    """What is wrong with a matcher, on one line; nothing if it is fine."""
+    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
