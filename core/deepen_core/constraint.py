@@ -18,6 +18,21 @@ _KEPT = 64  # compiled constraints
 _END = b"<|end of answer|>"
 
 
+class _Tokens:
+    """What llguidance asks of a tokenizer; it keeps hold of this."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], end: int) -> None:
+        self.tokens = tokens
+        self.eos_token_id = end
+        self.special_token_ids = [end]
+
+    def __call__(self, _text: bytes) -> list[int]:
+        """Asked only where llguidance puts tokens in by itself, which it is never told to do."""
+        return []
+
+
 class Lexicon:
     """Main's tokens as llguidance knows them.
 
@@ -29,26 +44,24 @@ class Lexicon:
         vocabulary: Main's.
         starts_text: Whether the answer starts a text, whose dummy space is no part of it. Then every token that begins
             with a space has a twin without, in whose place it may come first.
+
+    Attributes:
+        tokenizer: For llguidance.
+        twins: Id of the twin of each token that has one.
+        stop_ids: Main's, int64.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
         values = [vocabulary.token_bytes(i) or b"" for i in range(vocabulary.size)]
         spaced = [i for i, value in enumerate(values) if value.startswith(b" ")] if starts_text else []
-        self.end = vocabulary.size
-        self.twins = {i: self.end + 1 + place for place, i in enumerate(spaced)}
+        tokens = _Tokens([*values, _END, *(values[i][1:] for i in spaced)], vocabulary.size)
+        self.tokenizer = LLTokenizer(TokenizerWrapper(tokens))
+        self.twins = {i: vocabulary.size + 1 + place for place, i in enumerate(spaced)}
         self.stop_ids = torch.tensor(sorted(vocabulary.stop_ids), dtype=torch.long)
-        self.eos_token_id = self.end
-        self.bos_token_id = None
-        self.special_token_ids = [self.end]
-        self.tokens = [*values, _END, *(values[i][1:] for i in spaced)]
-        self.tokenizer = LLTokenizer(TokenizerWrapper(self))
         self._lone = [i for i in spaced if values[i] == b" "]
         self._spaced = torch.tensor(spaced, dtype=torch.long)
         self._speakable = torch.tensor([bool(value) for value in values] + [True])  # [vocabulary + 1]
-
-    def __call__(self, _text: bytes) -> list[int]:
-        """Asked by llguidance only where it puts tokens in by itself, which it is never told to do."""
-        return []
+        self._shifts = torch.arange(8, dtype=torch.uint8)
 
     def is_lost(self, token_id: int) -> bool:
         """Whether a token adds nothing to the answer if it comes first."""
@@ -65,11 +78,12 @@ class Lexicon:
             bool [vocabulary + 1], of which the last says whether the answer may end.
         """
         packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
-        flat = (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).view(-1).bool()
-        allowed = flat[: self.end + 1]
-        if first and len(self._spaced):
+        flat = (packed[:, None] >> self._shifts & 1).view(-1).bool()  # [tokens, and what fills up the last byte]
+        places = len(self._speakable)
+        allowed = flat[:places]
+        if first and self.twins:
             another = flat[self._spaced].any()  # a space that is wanted, behind one that gets lost
-            allowed[self._spaced] = flat[self.end + 1 : self.end + 1 + len(self._spaced)]
+            allowed[self._spaced] = flat[places : places + len(self._spaced)]
             allowed[self._lone] = another
         return allowed & self._speakable  # a grammar may name ids
 
