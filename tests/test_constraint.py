@@ -2,8 +2,11 @@
 
 import asyncio
 import functools
+import gc
 import json
 import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -157,6 +160,27 @@ async def test_streams_and_async(pair, constraint):
     assert whole.finish_reason == "stop"
     several = await asyncio.gather(*(pair.agenerate(PROMPT, **options) for _ in range(5)))
     assert {a.text for a in several} == {whole.text}
+
+
+def test_many_threads(pair):
+    """They compile and decode at once, equal constraints and others."""
+    asked = [{"regex": f"[a-z]{{{4 + place % 5}}}", "max_new_tokens": 20, "seed": place} for place in range(40)]
+    asked += [{"json_schema": PERSON, "max_new_tokens": 100, "temperature": 1.0, "seed": s} for s in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda options: pair.generate(PROMPT, **options).text, asked))
+    assert found == [pair.generate(PROMPT, **options).text for options in asked]
+
+
+def test_a_closed_ensemble_leaves_nothing(load):
+    with load("beta", "alpha") as ensemble:
+        ensemble.generate(["", PROMPT], choices=["the", "fox"])
+        lexicons = list(map(weakref.ref, ensemble._decoder._constraints._lexicons.values()))
+        tokens = [weakref.ref(t) for t in gc.get_objects() if type(t).__name__ == "_Tokens"]
+    del ensemble
+    gc.collect()
+    assert len(lexicons) == 2
+    assert [reference() for reference in lexicons] == [None] * 2
+    assert sum(reference() is None for reference in tokens) >= 2
 
 
 def test_seeds(pair):

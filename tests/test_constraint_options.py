@@ -219,6 +219,37 @@ def test_annotations_are_no_constraints(pair):
     assert json.loads(pair.generate("a", json_schema=schema, max_new_tokens=200).text)["kind"] in {"cat", "dog"}
 
 
+def sealed(schema):
+    return json.loads(json_rule(schema).removeprefix("%json "))
+
+
+def test_objects_that_name_their_properties_have_no_others(pair):
+    for seed in range(5):
+        options = {"max_new_tokens": 200, "temperature": 2.0, "seed": seed}
+        answer = pair.generate("a", json_schema={"properties": {"a": {"enum": [1, 2]}}, "type": "object"}, **options)
+        assert json.loads(answer.text) in ({}, {"a": 1}, {"a": 2})
+    nested = sealed({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"properties": {"c": {}}}}})
+    assert nested["additionalProperties"] is nested["$defs"]["b"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"properties": {"a": {}}, "additionalProperties": True},
+        {"properties": {"a": {}}, "patternProperties": {"^b": {}}},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}, "required": ["b"]}]},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"properties": {"b": {}}}]},
+        {"properties": {"a": {}}, "type": "object", "required": ["z"]},
+        {"properties": {"allOf": {}, "$ref": {"const": 1}}, "required": ["z"], "type": "object"},
+    ],
+    ids=str,
+)
+def test_but_those_that_may_have_others_stay_open(schema):
+    rule = sealed(schema)
+    assert {name: value for name, value in rule.items() if name != "x-guidance"} == schema
+
+
 def test_a_rule_for_json_is_compact_and_keeps_what_it_was_given():
     rule = json_rule(SCHEMA)
     schema = json.loads(rule.removeprefix("%json "))

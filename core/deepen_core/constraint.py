@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from deepen_core.constraining import CONSTRAINTS, ConstraintOptions
@@ -16,6 +18,24 @@ from deepen_core.vocabulary import Vocabulary
 
 _KEPT = 64  # compiled constraints
 _END = b"<|end of answer|>"
+# What the bits of a byte are as eight bytes. Looking up is faster than shifting, and small enough for one thread.
+_BITS = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.uint8)
+_UNPACKED = _BITS.view(torch.int64)[:, 0]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may come next.
+
+    Attributes:
+        tokens: Which of main's tokens, stop tokens left out: bool [vocabulary].
+        any: Whether there is any.
+        end: Whether the answer may end.
+    """
+
+    tokens: torch.Tensor
+    any: bool
+    end: bool
 
 
 class _Tokens:
@@ -60,32 +80,29 @@ class Lexicon:
         self.stop_ids = torch.tensor(sorted(vocabulary.stop_ids), dtype=torch.long)
         self._lone = [i for i in spaced if values[i] == b" "]
         self._spaced = torch.tensor(spaced, dtype=torch.long)
-        self._speakable = torch.tensor([bool(value) for value in values] + [True])  # [vocabulary + 1]
-        self._shifts = torch.arange(8, dtype=torch.uint8)
+        self._size = vocabulary.size
+        self._speakable = torch.tensor([bool(value) for value in values])
 
     def is_lost(self, token_id: int) -> bool:
         """Whether a token adds nothing to the answer if it comes first."""
         return token_id in self._lone
 
-    def allowed(self, bits: bytes, *, first: bool) -> torch.Tensor:
+    def allowed(self, bits: bytes, *, first: bool) -> Allowed:
         """Reads a mask of llguidance.
 
         Args:
             bits: One bit a token.
             first: Whether the next token is the first one of the answer.
-
-        Returns:
-            bool [vocabulary + 1], of which the last says whether the answer may end.
         """
         packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
-        flat = (packed[:, None] >> self._shifts & 1).view(-1).bool()  # [tokens, and what fills up the last byte]
-        places = len(self._speakable)
-        allowed = flat[:places]
+        flat = _UNPACKED[packed.int()].view(torch.bool)  # [tokens, and what fills up the last byte]
+        tokens, behind = flat[: self._size], flat[self._size + 1 :]
         if first and self.twins:
-            another = flat[self._spaced].any()  # a space that is wanted, behind one that gets lost
-            allowed[self._spaced] = flat[places : places + len(self._spaced)]
-            allowed[self._lone] = another
-        return allowed & self._speakable  # a grammar may name ids
+            another = tokens[self._spaced].any()  # a space that is wanted, behind one that gets lost
+            tokens[self._spaced] = behind[: len(self._spaced)]
+            tokens[self._lone] = another
+        tokens &= self._speakable  # a grammar may name ids
+        return Allowed(tokens, bool(tokens.any()), bool(flat[self._size]))
 
 
 class Constraint:
@@ -107,7 +124,7 @@ class Constraint:
     @property
     def complete(self) -> bool:
         """Whether nothing but the end may follow."""
-        return bool(self._allowed[-1]) and not bool(self._allowed[:-1].any())
+        return self._allowed.end and not self._allowed.any
 
     def allowed(self, width: int, device: torch.device) -> torch.Tensor:
         """Which ids may come next, stop tokens where the answer may end: bool [width].
@@ -116,10 +133,9 @@ class Constraint:
             width: Of main's logits, which may be wider or narrower than its vocabulary.
             device: Where the logits are.
         """
-        known = self._allowed[:-1]
-        mask = known.new_zeros(width)
-        mask[: len(known)] = known[:width]
-        if self._allowed[-1]:
+        tokens = self._allowed.tokens
+        mask = F.pad(tokens, (0, width - len(tokens)))  # always a copy
+        if self._allowed.end:
             stops = self._lexicon.stop_ids
             mask[stops[stops < width]] = True
         return mask.to(device)
@@ -135,14 +151,14 @@ class Constraint:
             self._matcher.consume_token(lexicon.twins.get(token_id, token_id) if first else token_id)
         self._allowed = self._look()
 
-    def _look(self) -> torch.Tensor:
+    def _look(self) -> Allowed:
         bits = self._matcher.compute_bitmask()
         said = _said(self._matcher)
         stuck = said.startswith("NoExtension")
         if said and not stuck:
             raise DecodingError(f"The {self._name} cannot be followed further: {said}")
         allowed = self._lexicon.allowed(bits, first=self._first)
-        if stuck or not bool(allowed.any()):
+        if stuck or not (allowed.any or allowed.end):
             raise DecodingError(
                 f"The {self._name} cannot be followed further: the main member has no token that may come next. Take "
                 "another member as main, or allow other characters."

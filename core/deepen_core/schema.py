@@ -12,6 +12,8 @@ from deepen_core.errors import SamplingError
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+_JOINING = {"$ref", "anyOf", "oneOf"}
+_OPENING = {"additionalProperties", "patternProperties"}
 _IDLE = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}
 _OF_URIS = "#/%:~!$&'()*+,;=@?"
 
@@ -24,7 +26,8 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
         problem: What is wrong with a schema as a whole, nothing if it is fine.
 
     Returns:
-        The same with its references written as URIs are, in ASCII, and without what asks for nothing.
+        The same with its references written as URIs are, in ASCII, and without what asks for nothing. Objects that
+        name their properties have no others unless the schema says so: a model that is unsure would add more and more.
 
     Raises:
         SamplingError: If it cannot be followed, naming the JSON path of the part to blame as far as that can be told.
@@ -40,7 +43,8 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
             part["$ref"] = quote(part["$ref"], safe=_OF_URIS)
     if said := problem(schema):
         raise SamplingError(f"The schema cannot be followed at {_blamed(schema, problem, said)}: {said}")
-    return schema
+    closed = _closed(schema)
+    return schema if problem(closed) else closed
 
 
 def _told(part: dict[str, Any]) -> str:
@@ -53,6 +57,21 @@ def _told(part: dict[str, Any]) -> str:
     if isinstance(least, int) and isinstance(named, (list, tuple)) and least > len(named) + 1:
         return f"minProperties is {least}, but of keys without a name one may be given twice: list them as required."
     return ""
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have only the properties that they name.
+
+    It stays as it is where an object is described in several places, each of which would exclude what the others name.
+    """
+    closed = copy.deepcopy(schema)
+    parts = [part for _, part in _parts(closed, "$")]
+    if any("allOf" in part or ("properties" in part and not _JOINING.isdisjoint(part)) for part in parts):
+        return schema
+    for part in parts:
+        if part.get("properties") and _OPENING.isdisjoint(part):
+            part["additionalProperties"] = False
+    return closed
 
 
 def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], said: str) -> str:
