@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import agreement, decoding, fidelity, fusion, quality, retokenisation, stories
+from benchmarks import agreement, constraints, decoding, fidelity, fusion, quality, retokenisation, stories
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
@@ -93,3 +93,17 @@ def test_decoding(shared, tmp_path):
     assert 1 <= shares["ratio"] < 2
     assert 0 < first["of the whole"] <= 1
     assert gap["largest gap ms"] > 0
+
+
+@pytest.mark.usefixtures("needs_demo")
+def test_constraints():
+    with Ensemble.demo() as ensemble:
+        rows = [constraints.measure(ensemble, ["Once"] * 2, name, 6, 1) for name in constraints.CONSTRAINTS]
+    assert all(0 < row["share of time"] < 1 and row["mask ms a token"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("shared")
+def test_constraints_over_a_real_vocabulary():
+    row = constraints.measure_vocabulary("mistral-v1", "json_schema", 10)
+    assert (row["tokens"], row["later start ms"] < row["first start ms"]) == (32_000, True)
+    assert 0 < row["median"] <= row["largest"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from deepen_core.constraining import CONSTRAINTS, ConstraintOptions
@@ -16,6 +18,39 @@ from deepen_core.vocabulary import Vocabulary
 
 _KEPT = 64  # compiled constraints
 _END = b"<|end of answer|>"
+# What the bits of a byte are as eight bytes. Looking up is faster than shifting, and small enough for one thread.
+_BITS = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.uint8)
+_UNPACKED = _BITS.view(torch.int64)[:, 0]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may come next.
+
+    Attributes:
+        tokens: Which of main's tokens, stop tokens left out: bool [vocabulary].
+        any: Whether there is any.
+        end: Whether the answer may end.
+    """
+
+    tokens: torch.Tensor
+    any: bool
+    end: bool
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer; it keeps hold of this."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], end: int) -> None:
+        self.tokens = tokens
+        self.eos_token_id = end
+        self.special_token_ids = [end]
+
+    def __call__(self, _text: bytes) -> list[int]:
+        """Asked only where llguidance puts tokens in by itself, which it is never told to do."""
+        return []
 
 
 class Lexicon:
@@ -29,41 +64,45 @@ class Lexicon:
         vocabulary: Main's.
         starts_text: Whether the answer starts a text, whose dummy space is no part of it. Then every token that begins
             with a space has a twin without, in whose place it may come first.
+
+    Attributes:
+        tokenizer: For llguidance.
+        twins: Id of the twin of each token that has one.
+        stop_ids: Main's, int64.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
         values = [vocabulary.token_bytes(i) or b"" for i in range(vocabulary.size)]
         spaced = [i for i, value in enumerate(values) if value.startswith(b" ")] if starts_text else []
-        self.end = vocabulary.size
-        self.twins = {i: self.end + 1 + place for place, i in enumerate(spaced)}
-        self.stop_ids = sorted(vocabulary.stop_ids)
-        self.eos_token_id = self.end
-        self.bos_token_id = None
-        self.special_token_ids = [self.end]
-        self.tokens = [*values, _END, *(values[i][1:] for i in spaced)]
-        self.tokenizer = LLTokenizer(TokenizerWrapper(self))
+        tokens = _Tokens([*values, _END, *(values[i][1:] for i in spaced)], vocabulary.size)
+        self.tokenizer = LLTokenizer(TokenizerWrapper(tokens))
+        self.twins = {i: vocabulary.size + 1 + place for place, i in enumerate(spaced)}
+        self.stop_ids = torch.tensor(sorted(vocabulary.stop_ids), dtype=torch.long)
+        self._lone = [i for i in spaced if values[i] == b" "]
         self._spaced = torch.tensor(spaced, dtype=torch.long)
+        self._size = vocabulary.size
+        self._speakable = torch.tensor([bool(value) for value in values])
 
-    def __call__(self, _text: bytes) -> list[int]:
-        """Asked by llguidance only where it puts tokens in by itself, which it is never told to do."""
-        return []
+    def is_lost(self, token_id: int) -> bool:
+        """Whether a token adds nothing to the answer if it comes first."""
+        return token_id in self._lone
 
-    def allowed(self, bits: bytes, *, first: bool) -> torch.Tensor:
+    def allowed(self, bits: bytes, *, first: bool) -> Allowed:
         """Reads a mask of llguidance.
 
         Args:
             bits: One bit a token.
             first: Whether the next token is the first one of the answer.
-
-        Returns:
-            bool [vocabulary + 1], of which the last says whether the answer may end.
         """
         packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
-        flat = (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).view(-1).bool()
-        allowed = flat[: self.end + 1]
-        if first and len(self._spaced):
-            allowed[self._spaced] = flat[self.end + 1 : self.end + 1 + len(self._spaced)]
-        return allowed
+        flat = _UNPACKED[packed.int()].view(torch.bool)  # [tokens, and what fills up the last byte]
+        tokens, behind = flat[: self._size], flat[self._size + 1 :]
+        if first and self.twins:
+            another = tokens[self._spaced].any()  # a space that is wanted, behind one that gets lost
+            tokens[self._spaced] = behind[: len(self._spaced)]
+            tokens[self._lone] = another
+        tokens &= self._speakable  # a grammar may name ids
+        return Allowed(tokens, bool(tokens.any()), bool(flat[self._size]))
 
 
 class Constraint:
@@ -85,7 +124,7 @@ class Constraint:
     @property
     def complete(self) -> bool:
         """Whether nothing but the end may follow."""
-        return bool(self._allowed[-1]) and not bool(self._allowed[:-1].any())
+        return self._allowed.end and not self._allowed.any
 
     def allowed(self, width: int, device: torch.device) -> torch.Tensor:
         """Which ids may come next, stop tokens where the answer may end: bool [width].
@@ -94,11 +133,11 @@ class Constraint:
             width: Of main's logits, which may be wider or narrower than its vocabulary.
             device: Where the logits are.
         """
-        known = self._allowed[:-1]
-        mask = known.new_zeros(width)
-        mask[: len(known)] = known[:width]
-        if self._allowed[-1]:
-            mask[[i for i in self._lexicon.stop_ids if i < width]] = True
+        tokens = self._allowed.tokens
+        mask = F.pad(tokens, (0, width - len(tokens)))  # always a copy
+        if self._allowed.end:
+            stops = self._lexicon.stop_ids
+            mask[stops[stops < width]] = True
         return mask.to(device)
 
     def advance(self, token_id: int) -> None:
@@ -107,17 +146,19 @@ class Constraint:
         Raises:
             DecodingError: If main has no token with which the answer could go on, or the grammar is too complex.
         """
-        spoken = self._lexicon.twins.get(token_id, token_id) if self._first else token_id
-        self._first = False
-        self._matcher.consume_token(spoken)
+        lexicon, first, self._first = self._lexicon, self._first, False
+        if not (first and lexicon.is_lost(token_id)):
+            self._matcher.consume_token(lexicon.twins.get(token_id, token_id) if first else token_id)
         self._allowed = self._look()
 
-    def _look(self) -> torch.Tensor:
+    def _look(self) -> Allowed:
         bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            raise DecodingError(f"The {self._name} cannot be followed further: {self._matcher.get_error()}")
+        said = _said(self._matcher)
+        stuck = said.startswith("NoExtension")
+        if said and not stuck:
+            raise DecodingError(f"The {self._name} cannot be followed further: {said}")
         allowed = self._lexicon.allowed(bits, first=self._first)
-        if not bool(allowed.any()):
+        if stuck or not (allowed.any or allowed.end):
             raise DecodingError(
                 f"The {self._name} cannot be followed further: the main member has no token that may come next. Take "
                 "another member as main, or allow other characters."
@@ -176,8 +217,15 @@ class Constraints:
         if compiled is None:  # not under the lock: large grammars take a while
             limits = LLParserLimits(verbose_errors=False)
             compiled = LLMatcher(lexicon.tokenizer, grammar_of(params), log_level=0, limits=limits)
+            if said := _said(compiled):
+                raise SamplingError(f"{params.constraint} cannot be followed: {said}")
             with self._lock:
                 self._compiled[key] = compiled
                 while len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
         return compiled.deep_copy()
+
+
+def _said(matcher: LLMatcher) -> str:
+    """What is wrong with a matcher, on one line; nothing if it is fine."""
+    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())

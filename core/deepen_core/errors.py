@@ -46,7 +46,7 @@ class ContextWindowError(DeepenError):
 
 
 class SamplingError(DeepenError):
-    """An unknown sampling option, or a value outside its range."""
+    """An unknown sampling option, a value outside its range, or a constraint that cannot be followed."""
 
 
 class MemberError(DeepenError):
@@ -58,7 +58,7 @@ class NonFiniteLogitsError(MemberError):
 
 
 class DecodingError(DeepenError):
-    """A step failed outside of any member."""
+    """A step failed outside of any member, or a constraint left nothing that main could say."""
 
 
 class StructuredAnswerError(DeepenError):

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, regex_to_lark
 
 from deepen_core.constraining import ConstraintOptions
 from deepen_core.errors import SamplingError
-from deepen_core.schema import check_schema
+from deepen_core.schema import checked_schema
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # there for type checkers only
@@ -59,7 +59,7 @@ def json_rule(schema: dict[str, Any]) -> str:
     Raises:
         SamplingError: If the schema cannot be followed, naming the part to blame.
     """
-    check_schema(schema, _problem_of_schema)
+    schema = checked_schema(schema, _problem_of_schema)
     compact = {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_COMPACT}}
     return f"%json {json.dumps(compact, ensure_ascii=False)}"
 

@@ -43,7 +43,7 @@ class TokenLogprob:
     token_id: int
     token: bytes
     logprob: float
-    """Natural logarithm of the fused probability, before temperature and truncation."""
+    """Natural logarithm of the fused probability, before temperature, truncation and a constraint's mask."""
     top: tuple[tuple[int, bytes, float], ...] = ()
     """The most probable tokens as (id, bytes, log-probability), best first."""
     members: tuple[MemberTokenLogprob, ...] = ()
@@ -95,7 +95,8 @@ class Generation:
     timings: Timings = Timings(0.0, 0.0)
     member_work: list[MemberWork] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """Things the caller should know: a clamped `max_new_tokens`, a member that failed and was dropped."""
+    """Things the caller should know: a clamped `max_new_tokens`, a member that failed and was dropped, stop strings
+    that a constraint kept from being applied."""
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,10 @@ def masked(scores: torch.Tensor, own: torch.Tensor, allowed: torch.Tensor) -> to
         small that it is rounding and nothing else: where that is so of all that is allowed, main's own logits decide,
         and where these are -infinity too, any token is as good as another.
     """
-    kept = scores.masked_fill(~allowed, -torch.inf)
+    kept = torch.where(allowed, scores, -torch.inf)
     if bool(kept.amax() > scores.amax() - _TELLING):
         return kept
-    kept = own.masked_fill(~allowed, -torch.inf)
+    kept = torch.where(allowed, own, -torch.inf)
     if bool(kept.amax() > -torch.inf):
         return kept
-    return torch.zeros_like(scores).masked_fill(~allowed, -torch.inf)
+    return torch.where(allowed, torch.zeros_like(scores), -torch.inf)

@@ -1,32 +1,50 @@
-"""Which part of a JSON schema is to blame when it cannot be followed."""
+"""A JSON schema made ready to be followed, or the part of it that is to blame if it cannot be."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from deepen_core.errors import SamplingError
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+_JOINING = {"$ref", "anyOf", "oneOf"}
+_OPENING = {"additionalProperties", "patternProperties"}
+_IDLE = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}
+_OF_URIS = "#/%:~!$&'()*+,;=@?"
 
 
-def check_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str]) -> None:
-    """Refuses a schema that cannot be followed.
+def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Checks a schema.
 
     Args:
         schema: A JSON schema.
         problem: What is wrong with a schema as a whole, nothing if it is fine.
 
+    Returns:
+        The same with its references written as URIs are, in ASCII, and without what asks for nothing. Objects that
+        name their properties have no others unless the schema says so: a model that is unsure would add more and more.
+
     Raises:
-        SamplingError: Naming the JSON path of the part to blame, as far as it can be told.
+        SamplingError: If it cannot be followed, naming the JSON path of the part to blame as far as that can be told.
     """
+    schema = copy.deepcopy(schema)
     for path, part in _parts(schema, "$"):
         if said := _told(part):
-            raise SamplingError(f"json_schema cannot be followed at {path}: {said}")
+            raise SamplingError(f"The schema cannot be followed at {path}: {said}")
+        for keyword, value in _IDLE.items():
+            if part.get(keyword) is value:
+                del part[keyword]
+        if isinstance(part.get("$ref"), str):
+            part["$ref"] = quote(part["$ref"], safe=_OF_URIS)
     if said := problem(schema):
-        raise SamplingError(f"json_schema cannot be followed at {_blamed(schema, problem, said)}: {said}")
+        raise SamplingError(f"The schema cannot be followed at {_blamed(schema, problem, said)}: {said}")
+    closed = _closed(schema)
+    return schema if problem(closed) else closed
 
 
 def _told(part: dict[str, Any]) -> str:
@@ -35,9 +53,25 @@ def _told(part: dict[str, Any]) -> str:
     if isinstance(reference, str) and not reference.startswith("#"):
         return f"{reference!r} lies outside of the schema; put what it refers to under $defs."
     least = part.get("minProperties")
-    if isinstance(least, int) and least > 1 and least > len(part.get("required", ())):
-        return f"minProperties is {least}, but nothing keeps a model from giving one key twice; name the keys instead."
+    named = part.get("required", ())
+    if isinstance(least, int) and isinstance(named, (list, tuple)) and least > len(named) + 1:
+        return f"minProperties is {least}, but of keys without a name one may be given twice: list them as required."
     return ""
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have only the properties that they name.
+
+    It stays as it is where an object is described in several places, each of which would exclude what the others name.
+    """
+    closed = copy.deepcopy(schema)
+    parts = [part for _, part in _parts(closed, "$")]
+    if any("allOf" in part or ("properties" in part and not _JOINING.isdisjoint(part)) for part in parts):
+        return schema
+    for part in parts:
+        if part.get("properties") and _OPENING.isdisjoint(part):
+            part["additionalProperties"] = False
+    return closed
 
 
 def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], said: str) -> str:
@@ -64,10 +98,14 @@ def _parts(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, A
 def _children(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in _NAMED:
         if isinstance(schema.get(key), dict):
-            yield from ((f".{key}.{name}", child) for name, child in schema[key].items())
+            yield from ((f".{key}{_member(name)}", child) for name, child in schema[key].items())
     for key in _LISTED:
         if isinstance(schema.get(key), list):
             yield from ((f".{key}[{place}]", child) for place, child in enumerate(schema[key]))
     for key in _SINGLE:
         if key in schema:
             yield f".{key}", schema[key]
+
+
+def _member(name: str) -> str:
+    return f".{name}" if name.isidentifier() else f"[{name!r}]"
