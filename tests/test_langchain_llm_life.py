@@ -1,11 +1,14 @@
-"""How DeepenLLM is made, shared, copied, shown and let go of; points 2, 3, 35, 37 and 59."""
+"""How DeepenLLM is made, shared, copied, shown and let go of; points 2, 3, 35, 37, 59 and 61."""
 
+import ast
 import copy
 import gc
 import json
 import pickle
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +122,18 @@ def test_point_37_what_is_shown_is_small_and_plain(options):
         assert "Ensemble object" not in text
     assert "hf_token" not in DeepenLLM.model_fields
     assert not DeepenLLM.is_lc_serializable()
+
+
+async def test_point_61_the_docstring_is_true(needs_demo, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", DeepenLLM.__doc__, re.DOTALL)
+    assert len(blocks) >= 7
+    names = {}
+    for block in blocks:
+        code = compile(textwrap.dedent(block), "docstring", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if (awaited := eval(code, names)) is not None:  # noqa: S307 (our own)
+            await awaited
+    assert capsys.readouterr().out
+    names["llm"].close()
 
 
 @pytest.mark.slow
