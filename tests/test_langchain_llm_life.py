@@ -1,4 +1,4 @@
-"""How DeepenLLM is made, shared, copied, shown and let go of; points 2, 3, 35, 37, 59 and 61."""
+"""How DeepenLLM is made, shared, copied, shown and let go of; points 1 to 3, 35, 37, 59 and 61."""
 
 import ast
 import copy
@@ -33,6 +33,20 @@ def options(folders):
         "max_new_tokens": 4,
         "ignore_eos": True,
     }
+
+
+def test_point_01_importing_is_light_and_opens_no_socket():
+    """That a missing extra is told by its name is among the tests of packaging."""
+    code = """
+import socket, sys
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+socket.socket.__init__ = refuse
+import deepen_integrations.langchain as langchain
+langchain.DeepenLLM(models=["no/such", "folder"])
+assert not {"torch", "transformers", "tokenizers", "huggingface_hub"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_point_02_the_first_call_loads_once_from_many_threads(options, monkeypatch):
