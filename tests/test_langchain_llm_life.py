@@ -164,7 +164,7 @@ def resident():
 llm = DeepenLLM.demo(max_new_tokens=3, ignore_eos=True)
 prompts = [f"Number {n} is" for n in range(10)]
 
-def hundred():
+def calls():  # 32, with 100 prompts
     for n in range(10):
         llm.invoke(prompts[n])
         list(llm.stream(prompts[n], seed=n))
@@ -173,10 +173,10 @@ def hundred():
     asyncio.run(llm.abatch(prompts * 3))
 
 for _ in range(3):
-    hundred()
+    calls()
 before, threads = resident(), threading.active_count()
-for _ in range(10):
-    hundred()
+for _ in range(32):
+    calls()
 print(resident() - before, threading.active_count() - threads)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
