@@ -16,6 +16,7 @@ from scheduler_parts import FAILING, PROMPTS, Serving, fails_at, hook
 from deepen_core.demo import questions
 from deepen_core.errors import ClosedError, ContextWindowError, DeepenError, MemberError, PromptError
 from deepen_integrations.langchain import DeepenLLM
+from deepen_integrations.langchain.batches import PartialFailureError, known_outcomes
 
 TOO_LONG = "word " * 500
 ASKED = list(PROMPTS)
@@ -215,6 +216,17 @@ class TestPoint12(Serving):
     def test_point_12_without_it_the_error_is_raised(self, llm, way):
         with pytest.raises(ContextWindowError):
             llm.batch([ASKED[0], TOO_LONG]) if way == "batch" else asyncio.run(llm.abatch([ASKED[0], TOO_LONG]))
+
+
+def test_point_12_equal_prompts_keep_their_own_outcomes():
+    """They differ where answers are sampled."""
+    error = DeepenError("no")
+    failure = PartialFailureError(["a", "b", "a", "a"], ["first", error, "second", "third"])
+    taken = [failure.take(prompt) for prompt in ("a", "a", "b", "a", "a", "c")]
+    assert taken == ["a", "a", "b", "a", "a", "c"]
+    assert [known_outcomes([prompt]) for prompt in taken] == [["first"], ["second"], [error], ["third"], None, None]
+    assert str(failure).startswith("1 of 4 prompts")
+    assert "DeepenError: no" in str(failure)
 
 
 async def test_point_12_a_retry_asks_for_the_failed_prompt_only(llm, pair, alone):

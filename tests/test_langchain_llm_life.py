@@ -1,11 +1,14 @@
-"""How DeepenLLM is made, shared, copied, shown and let go of; points 2, 3, 35, 37 and 59."""
+"""How DeepenLLM is made, shared, copied, shown and let go of; points 1 to 3, 35, 37, 59 and 61."""
 
+import ast
 import copy
 import gc
 import json
 import pickle
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +33,20 @@ def options(folders):
         "max_new_tokens": 4,
         "ignore_eos": True,
     }
+
+
+def test_point_01_importing_is_light_and_opens_no_socket():
+    """That a missing extra is told by its name is among the tests of packaging."""
+    code = """
+import socket, sys
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+socket.socket.__init__ = refuse
+import deepen_integrations.langchain as langchain
+langchain.DeepenLLM(models=["no/such", "folder"])
+assert not {"torch", "transformers", "tokenizers", "huggingface_hub"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_point_02_the_first_call_loads_once_from_many_threads(options, monkeypatch):
@@ -121,6 +138,18 @@ def test_point_37_what_is_shown_is_small_and_plain(options):
     assert not DeepenLLM.is_lc_serializable()
 
 
+async def test_point_61_the_docstring_is_true(needs_demo, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", DeepenLLM.__doc__, re.DOTALL)
+    assert len(blocks) >= 7
+    names = {}
+    for block in blocks:
+        code = compile(textwrap.dedent(block), "docstring", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if (awaited := eval(code, names)) is not None:  # noqa: S307 (our own)
+            await awaited
+    assert capsys.readouterr().out
+    names["llm"].close()
+
+
 @pytest.mark.slow
 def test_point_59_a_thousand_calls_leave_nothing_behind(needs_demo):
     code = """
@@ -135,7 +164,7 @@ def resident():
 llm = DeepenLLM.demo(max_new_tokens=3, ignore_eos=True)
 prompts = [f"Number {n} is" for n in range(10)]
 
-def hundred():
+def calls():  # 32, with 100 prompts
     for n in range(10):
         llm.invoke(prompts[n])
         list(llm.stream(prompts[n], seed=n))
@@ -144,10 +173,10 @@ def hundred():
     asyncio.run(llm.abatch(prompts * 3))
 
 for _ in range(3):
-    hundred()
+    calls()
 before, threads = resident(), threading.active_count()
-for _ in range(10):
-    hundred()
+for _ in range(32):
+    calls()
 print(resident() - before, threading.active_count() - threads)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
