@@ -106,7 +106,7 @@ def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
         logprobs = member.token_logprobs(ids, same)
     except Exception as problem:
         raise MemberError(
-            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}. Shorten the texts, or give it "
-            "the weight 0, with which it has no score."
+            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}. Shorten the texts, or give "
+            "it the weight 0, with which it has no score."
         ) from problem
     return MemberScore(member.name, ids[same:], logprobs)

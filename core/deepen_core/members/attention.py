@@ -1,8 +1,8 @@
 """Attention of several new ids a row where query heads share their keys: no copy of the keys for every head.
 
 Where a mask is given, `transformers` writes every key and value once for each query head that looks at it before it
-runs `scaled_dot_product_attention`, all that is held, in every layer and step: sixteen rows of a thousand ids cost 20 ms
-a layer. It packs the heads that share a key into one head only for a single new id. Here they are packed for any number.
+runs `scaled_dot_product_attention`, all that is held, in every layer and step: sixteen rows of a thousand ids cost 20
+ms a layer. It packs the heads that share a key into one only for a single new id. Here they are packed for a few too.
 """
 
 from __future__ import annotations
