@@ -49,7 +49,7 @@ def packed_attention(
     groups = heads // key.shape[1]
     special = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     if groups == 1 or count > _FEW or attention_mask is None or attention_mask.shape[1] != 1 or special:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     packed = query.reshape(rows, -1, groups * count, width)  # the heads of one key stand next to each other
