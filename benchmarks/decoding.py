@@ -112,7 +112,7 @@ def prompts(tokenizer: Any, tokens: int, count: int) -> list[str]:
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call."""
+    """The least time of a call: on a shared machine all others tell of what else it did."""
     found = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -120,7 +120,7 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    return min(found)
 
 
 def alone(path: Path, text: str, tokens: int, repeats: int, device: str) -> float:
