@@ -111,16 +111,16 @@ def prompts(tokenizer: Any, tokens: int, count: int) -> list[str]:
     return made
 
 
-def rate(call: Callable[[], int], repeats: int) -> float:
-    """Median tokens a second of a call that returns how many it made."""
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    """The least time of a call: on a shared machine all others tell of what else it did."""
     found = []
     for _ in range(repeats):
         began = time.perf_counter()
-        made = call()
+        call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(made / (time.perf_counter() - began))
-    return statistics.median(found)
+        found.append(time.perf_counter() - began)
+    return min(found)
 
 
 def alone(path: Path, text: str, tokens: int, repeats: int, device: str) -> float:
@@ -129,13 +129,13 @@ def alone(path: Path, text: str, tokens: int, repeats: int, device: str) -> floa
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(device)
 
-    def call() -> int:
+    def call() -> None:
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
         )
-        return int(made.shape[1] - ids.shape[1])
+        assert made.shape[1] == ids.shape[1] + tokens
 
-    return rate(call, repeats)
+    return tokens / seconds(call, repeats)
 
 
 def measure(
@@ -147,23 +147,28 @@ def measure(
     limit = 1 / sum(1 / single for single in singles)
     plain = None
     if reference is not None:
-        plain = rate(lambda: len(reference.generate(texts[0], given.reference_tokens)), 1)
+        plain = given.reference_tokens / seconds(lambda: reference.generate(texts[0], given.reference_tokens), 1)
     rows: list[dict[str, Any]] = []
     for batch in given.batches:
 
-        def call(count: int = batch) -> int:
-            answers = ensemble.generate(texts[:count], max_new_tokens=given.tokens, ignore_eos=True)
-            return sum(answer.usage.completion_tokens for answer in answers)
+        def call(tokens: int, count: int = batch) -> None:
+            answers = ensemble.generate(texts[:count], max_new_tokens=tokens, ignore_eos=True)
+            assert all(answer.usage.completion_tokens == tokens for answer in answers)
 
-        call()
-        found = rate(call, given.repeats)
-        one = rows[0]["tokens/s"] if rows else found
+        call(given.tokens)
+        whole = seconds(lambda: call(given.tokens), given.repeats)
+        # Answers twice as long are as many steps more in which all rows decode and no prompt is read.
+        longer = seconds(lambda: call(2 * given.tokens), given.repeats)
+        found, decoding = batch * given.tokens / whole, batch * given.tokens / (longer - whole)
+        first = rows[0] if rows else {"tokens/s": found, "decoding tokens/s": decoding}
         rows.append(
             {
                 "prompt": length,
                 "batch": batch,
                 "tokens/s": found,
-                "against batch 1": found / one,
+                "against batch 1": found / first["tokens/s"],
+                "decoding tokens/s": decoding,
+                "decoding against batch 1": decoding / first["decoding tokens/s"],
                 **{f"{path.name} alone": single for path, single in zip(paths, singles, strict=True)},
                 "of the limit": found / limit if batch == 1 else "",
                 "plain tokens/s": plain if batch == 1 and plain else "",

@@ -1,6 +1,6 @@
-"""Fills the tables of `docs/fusion.md` with what the benchmarks have published, and draws its pictures.
+"""Fills the tables of `docs/` with what the benchmarks have published, and draws the pictures.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement` and `store`.
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `store` and `decoding`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import matplotlib as mpl
 from benchmarks import plots
 from benchmarks.report import read
 
-PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -36,8 +36,8 @@ def _written(value: Any, form: str) -> str:
     return str(value) if isinstance(value, str) or not form else format(value, form)
 
 
-def tables() -> dict[str, str]:
-    """Every table of the page by its name."""
+def fusion_tables() -> dict[str, str]:
+    """Every table of the page on fusion by its name."""
     fusion, fidelity, agreement, store = (read(n) for n in ("fusion", "fidelity", "agreement_real", "store"))
     near = {"equal choices": ".2%", "mean total variation": ".4f"}
     rows = {
@@ -76,11 +76,45 @@ def tables() -> dict[str, str]:
             | {"fingerprint + load s": ".2f"},
         ),
     }
-    seen = {name: content["machine"] for name, content in (("fusion", fusion), ("fidelity", fidelity))}
+    return {**rows, "machine": _measured_on(fusion=fusion, fidelity=fidelity)}
+
+
+def decoding_tables() -> dict[str, str]:
+    """Every table of the page on decoding by its name."""
+    decoding = read("decoding")
+    ratio = {"against batch 1": ".1f", "decoding tokens/s": ".0f", "decoding against batch 1": ".1f"}
+    singles = [row for row in decoding["rows"] if row["batch"] == 1]
+    alone = {name: ".1f" for name in singles[0] if name.endswith(" alone")}
+    return {
+        "alone": markdown(
+            singles,
+            {"prompt": ",d", "tokens/s": ".1f"}
+            | alone
+            | {"of the limit": ".2f", "plain tokens/s": ".2f", "against plain": ".0f"},
+        ),
+        "batches": markdown(decoding["rows"], {"prompt": ",d", "batch": "d", "tokens/s": ".1f"} | ratio),
+        "first": markdown(decoding["first chunk"], {"tokens": "d", "first chunk s": ".3f", "of the whole": ".1%"}),
+        "shared": markdown(
+            decoding["shared beginnings"],
+            {"prompts": "d", "shared tokens": "d", "ids run for one": ",d", "ids run for all": ",d", "ratio": ".2f"},
+        ),
+        "loop": markdown(
+            decoding["event loop"],
+            {"streams": "d", "tokens each": "d", "largest gap ms": ".0f", "99th percentile ms": ".1f"},
+        ),
+        "machine": _measured_on(decoding=decoding),
+    }
+
+
+PAGES = {"fusion.md": fusion_tables, "decoding.md": decoding_tables}
+
+
+def _measured_on(**contents: Mapping[str, Any]) -> str:
+    seen = {name: content["machine"] for name, content in contents.items()}
     said = [
         f"`{n}` on {m['cpu']}, {m['threads']} threads, GPU: {m['gpu']}, torch {m['torch']}" for n, m in seen.items()
     ]
-    return {**rows, "machine": f"Measured: {'; '.join(said)}."}
+    return f"Measured: {'; '.join(said)}."
 
 
 def filled(page: str, content: Mapping[str, str]) -> str:
@@ -89,17 +123,19 @@ def filled(page: str, content: Mapping[str, str]) -> str:
         marks = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         page, found = marks.subn(lambda m, t=table: f"{m[1]}{t}\n{m[2]}", page)  # type: ignore[misc]
         if found != 1:
-            raise LookupError(f"docs/fusion.md has {found} places for the table {name!r}")
+            raise LookupError(f"the page has {found} places for the table {name!r}")
     return page
 
 
 def main() -> None:
-    """Writes the page and its pictures."""
+    """Writes the pages and their pictures."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    for name, tables in PAGES.items():
+        page = DOCS / name
+        page.write_text(filled(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     with mpl.rc_context(plots.STYLE):
         for name, figure in plots.pictures(read("fusion"), read("fidelity")).items():
-            figure.savefig(PAGE.parent / f"fusion-{name}.svg", metadata={"Date": None})
+            figure.savefig(DOCS / f"fusion-{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

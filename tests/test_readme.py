@@ -80,11 +80,12 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_tables_of_the_page_on_fusion_are_what_was_measured():
+@pytest.mark.parametrize("name", ["fusion.md", "decoding.md"])
+def test_tables_of_the_pages_are_what_was_measured(name):
     from benchmarks import page
 
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert page.filled(text, page.tables()) == text, "run: python -m benchmarks.page"
+    text = (page.DOCS / name).read_text(encoding="utf-8")
+    assert page.filled(text, page.PAGES[name]()) == text, "run: python -m benchmarks.page"
 
 
 def test_every_sampling_option_is_in_the_table():

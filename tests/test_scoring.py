@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.errors import ContextWindowError, MemberError, PromptError
 from deepen_core.scoring import continuation_ids
 from deepen_core.text import Utf8Stream
 
@@ -96,6 +96,17 @@ def test_score_ends_at_the_window(pair):
     with pytest.raises(ContextWindowError, match=r"Prompt and continuation have \d+ tokens for member"):
         pair.score(PROMPT, " dog" * 260)
     assert len(pair.score(PROMPT, " dog" * 200).logprobs) == 200
+
+
+def test_a_member_that_fails_to_score(pair, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(pair._members[1], "token_logprobs", fail)
+    with pytest.raises(MemberError, match=r"'beta' failed to score \d+ tokens: RuntimeError: no memory left"):
+        pair.score(PROMPT, " the dog")
+    monkeypatch.undo()
+    assert pair.score(PROMPT, " the dog").logprobs
 
 
 @pytest.mark.parametrize(

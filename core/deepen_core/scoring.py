@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
 from deepen_core.members import Member
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.prompt import check_unicode
@@ -87,6 +87,7 @@ def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
 
     Raises:
         PromptError: If that is the very first token and the member has no BOS token to condition it on.
+        MemberError: If the member fails.
     """
     start = member.tokenizer.reader.read_text(prompt).ids
     before, ids = start + member.tokenizer.encode(prompt), start + member.tokenizer.encode(whole)
@@ -101,4 +102,11 @@ def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
                 "longer prompt."
             )
         ids, same = [bos, *ids], 1
-    return MemberScore(member.name, ids[same:], member.token_logprobs(ids, same))
+    try:
+        logprobs = member.token_logprobs(ids, same)
+    except Exception as problem:
+        raise MemberError(
+            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}. Shorten the texts, or give "
+            "it the weight 0, with which it has no score."
+        ) from problem
+    return MemberScore(member.name, ids[same:], logprobs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from deepen_core.members.alone import AloneRunner
+from deepen_core.members.attention import pack_heads, unpack_heads
 from deepen_core.members.base import MemberRow, Work
 from deepen_core.members.probe import probe
 from deepen_core.members.ragged import RaggedRunner
@@ -84,7 +85,11 @@ class CausalMember:
         return self._found
 
     def _probe(self) -> _Ways:
+        packed = pack_heads(self.model)
         found = probe(self.model, self.context_window)
+        if packed and found.masks is None:  # it may be that which does not suit it
+            unpack_heads(self.model)
+            found = probe(self.model, self.context_window)
         given = (self.model, len(self.embeddings), self.work)
         alone = far = AloneRunner(*given, keeps_cache=found.keeps_cache)
         near: RaggedRunner | AloneRunner = alone
