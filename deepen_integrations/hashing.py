@@ -19,18 +19,22 @@ _ENTRIES = 8
 
 
 def hashed_vector(text: str, dimension: int = DIMENSION) -> list[float]:
-    """A text's vector of length one, or of zeros if no word is left. The same in every process.
+    """A text's vector of length one. The same in every process.
+
+    Function words count only where there are no others, and signs only where there are no words: a vector of zeros
+    would be near to nothing, and its cosine with anything no number.
 
     Args:
         text: Word order and meaning play no role.
         dimension: Entries of the vector.
     """
     vector = [0.0] * dimension
-    for word in _WORD.findall(text.lower()):
-        if word not in _FUNCTION_WORDS:
-            digest = hashlib.blake2b(word.encode(), digest_size=4 * _ENTRIES).digest()
-            for place in range(0, len(digest), 4):
-                number = int.from_bytes(digest[place : place + 4], "big")
-                vector[number // 2 % dimension] += 1 - 2 * (number % 2)
+    words = _WORD.findall(text.lower())
+    telling = [word for word in words if word not in _FUNCTION_WORDS]
+    for word in telling or words or [text.strip()]:
+        digest = hashlib.blake2b(word.encode(), digest_size=4 * _ENTRIES).digest()
+        for place in range(0, len(digest), 4):
+            number = int.from_bytes(digest[place : place + 4], "big")
+            vector[number // 2 % dimension] += 1 - 2 * (number % 2)
     length = math.hypot(*vector) or 1.0
     return [entry / length for entry in vector]

@@ -341,7 +341,8 @@ def test_hashing_embedding_finds_texts_by_their_words():
     )
     assert embedding.similarity(query, mira) > embedding.similarity(query, tomas)
     assert sum(x * x for x in mira) == pytest.approx(1)
-    assert set(embedding.get_text_embedding("...")) == {0.0}
+    for text in ("...", "", "where is it?"):  # no vector is zero: LlamaIndex divides by its length
+        assert embedding.similarity(embedding.get_text_embedding(text), mira) < 0.5
 
 
 def test_hashing_embedding_finds_the_right_document_of_the_demo():
