@@ -263,7 +263,7 @@ def test_wrong_value_that_only_the_model_notices(broken, field, value):
     ("options", "message"),
     [
         ({"temprature": 1.0}, r"Unknown option 'temprature': did you mean 'temperature'\?"),
-        ({"xyz": 1.0}, r"Unknown option 'xyz': known are max_new_tokens"),
+        ({"xyz": 1.0}, r"Unknown option 'xyz': known are .*max_new_tokens"),
         ({"stop": ""}, "an empty stop string"),
         ({"stop": ["a", ""]}, "an empty stop string"),
         ({"temperature": -1}, "Option 'temperature' is -1"),

@@ -228,6 +228,8 @@ def test_objects_that_name_their_properties_have_no_others(pair):
         options = {"max_new_tokens": 200, "temperature": 2.0, "seed": seed}
         answer = pair.generate("a", json_schema={"properties": {"a": {"enum": [1, 2]}}, "type": "object"}, **options)
         assert json.loads(answer.text) in ({}, {"a": 1}, {"a": 2})
+    nothing = {"type": "object", "properties": {}}
+    assert pair.generate("a", json_schema=nothing, max_new_tokens=200).text == "{}", "a tool without arguments"
     nested = sealed({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"properties": {"c": {}}}}})
     assert nested["additionalProperties"] is nested["$defs"]["b"]["additionalProperties"] is False
 

@@ -69,7 +69,7 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     if any("allOf" in part or ("properties" in part and not _JOINING.isdisjoint(part)) for part in parts):
         return schema
     for part in parts:
-        if part.get("properties") and _OPENING.isdisjoint(part):
+        if "properties" in part and _OPENING.isdisjoint(part):
             part["additionalProperties"] = False
     return closed
 
