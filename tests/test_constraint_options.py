@@ -47,6 +47,13 @@ def test_a_pydantic_model_is_its_schema():
     assert parsed(json_schema=Person).json_schema == Person.model_json_schema()
 
 
+def test_references_may_have_letters_of_any_script(pair):
+    schema = {"items": {"$ref": "#/$defs/Größe"}, "type": "array", "minItems": 1, "maxItems": 2}
+    schema["$defs"] = {"Größe": {"enum": [{"$ref": "#/ü"}, 3]}}
+    answer = pair.generate("a", json_schema=schema, max_new_tokens=100, temperature=1.0, seed=1)
+    assert all(value in ({"$ref": "#/ü"}, 3) for value in json.loads(answer.text))
+
+
 def test_a_schema_is_the_requests_own():
     schema = json.loads(json.dumps(SCHEMA))
     params = parsed(json_schema=schema)
