@@ -4,7 +4,13 @@ from deepen_integrations.extras import require
 
 require("llama_index.core", extra="llama-index")
 
+from llama_index.core.llms.loading import RECOGNIZED_LLMS  # noqa: E402 (says first what is missing)
+
 from deepen_integrations.llama_index.embeddings import HashingEmbedding  # noqa: E402 (says first what is missing)
 from deepen_integrations.llama_index.llms import DeepenLLM  # noqa: E402
+from deepen_integrations.llama_index.settings import configure_settings  # noqa: E402
 
-__all__ = ["DeepenLLM", "HashingEmbedding"]
+# Where `load_llm` looks, which restores extractors and the like from their serialized form.
+RECOGNIZED_LLMS[DeepenLLM.class_name()] = DeepenLLM
+
+__all__ = ["DeepenLLM", "HashingEmbedding", "configure_settings"]

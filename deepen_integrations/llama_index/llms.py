@@ -28,7 +28,8 @@ from pydantic import Field
 from deepen_core.config import SamplingParams
 from deepen_core.errors import PromptError
 from deepen_core.results import Chunk, Generation
-from deepen_integrations.adapter import DeepenAdapter, report
+from deepen_integrations.adapter import report
+from deepen_integrations.llama_index.agents import ReActModel
 from deepen_integrations.llama_index.structured import StructuredPrediction
 
 if TYPE_CHECKING:
@@ -49,13 +50,17 @@ _ROLES = {
 """Roles of LlamaIndex that chat templates call otherwise."""
 
 
-class DeepenLLM(StructuredPrediction, DeepenAdapter):
+class DeepenLLM(StructuredPrediction, ReActModel):
     r"""Several local language models with different tokenizers, answering as one.
 
     Install `deepen-integrations[llama-index]`. No server and no key are needed.
 
     Options are fields. Those that say how to answer may be given to a call by keyword too, and then replace
     the field's value; `max_tokens` is another name of `max_new_tokens`.
+
+    `structured_predict`, `as_structured_llm` and `output_cls` of query engines give valid objects whatever the models
+    say, with the extra `structured`. For a `ReActAgent` give `llm.for_react()`. `configure_settings(llm)` makes it the
+    default of everything in LlamaIndex.
 
     Constructing loads nothing. The first call loads the models, once per process for equal `models`, `main`,
     `weights`, `fusion`, `device`, `dtype` and `max_batch_size`.
