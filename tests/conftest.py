@@ -166,3 +166,13 @@ def _own_cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("row-store")))
         yield
+
+
+@pytest.fixture
+def loop_of_llama_index():
+    """LlamaIndex counts tokens on the thread's event loop and leaves open the one that it makes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()

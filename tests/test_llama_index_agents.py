@@ -14,20 +14,13 @@ from deepen_core.demo import member_paths
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
 
 # LlamaIndex's workflows use old names of pydantic and of their own.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("loop_of_llama_index"),
+]
 
 ACTION = 'Thought: I look it up.\nAction: town\nAction Input: {"name": "Mira"}'
 ANSWER = "Thought: I know it now.\nAnswer: Lisbon"
-
-
-@pytest.fixture(autouse=True)
-def loop_of_llama_index():
-    """LlamaIndex counts tokens on the thread's event loop and leaves open the one that it makes."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.fixture

@@ -16,18 +16,10 @@ from deepen_core import Ensemble
 from deepen_core.errors import ContextWindowError, SamplingError
 from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding
 
+pytestmark = pytest.mark.usefixtures("loop_of_llama_index")
+
 TEXT = "Once upon a time"
 USER = [ChatMessage(role="user", content="c")]
-
-
-@pytest.fixture(autouse=True)
-def loop_of_llama_index():
-    """LlamaIndex counts tokens on the thread's event loop and leaves open the one that it makes."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.fixture(params=[False, True], ids=["texts", "chats"])

@@ -1,6 +1,5 @@
 """DeepenLLM in LlamaIndex: completions, conversations, streams, events; and a query engine on the real demo."""
 
-import asyncio
 import json
 import pickle
 
@@ -19,17 +18,9 @@ from deepen_core.demo import documents, questions
 from deepen_core.errors import ClosedError, ContextWindowError, PromptError
 from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding
 
+pytestmark = pytest.mark.usefixtures("loop_of_llama_index")
+
 USER = [ChatMessage(role="user", content="c")]
-
-
-@pytest.fixture(autouse=True)
-def loop_of_llama_index():
-    """LlamaIndex counts tokens on the thread's event loop and leaves open the one that it makes."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.fixture
