@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--tokens", type=int, default=64, help="length of each answer")
     parser.add_argument("--reference-tokens", type=int, default=5, help="length of an answer of the plain way")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip-reference", action="store_true", help="leave out the plain way (6 GiB)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
