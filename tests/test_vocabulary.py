@@ -121,6 +121,20 @@ def test_pieces_that_are_added_tokens_too_mean_what_the_tokenizer_decodes():
         assert tokenizer.decode([token_id]).encode() == text
 
 
+def test_a_piece_of_text_that_pads_is_read_as_before():
+    """Here the model finds it in text by itself, as it finds control tokens, which are kept from it."""
+    tokenizer = tiny.unigram()
+    usual = Backend(tokenizer)
+    pieces = (
+        p for p, i in tokenizer.get_vocab().items() if len(p) > 2 and p.isalpha() and usual.encode_inside(p)[-1:] == [i]
+    )
+    piece = next(pieces)
+    expected = usual.encode(f"a {piece} {piece}</s>")
+    tokenizer.add_special_tokens({"pad_token": piece})
+    assert Backend(tokenizer).encode(f"a {piece} {piece}</s>") == expected
+    assert Vocabulary.from_tokenizer(tokenizer).token_bytes(tokenizer.pad_token_id) == piece.encode()
+
+
 def test_a_text_token_that_pads_is_text():
     tokenizer = tiny.byte_level()
     tokenizer.pad_token = "!"
