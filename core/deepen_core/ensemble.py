@@ -25,6 +25,7 @@ from deepen_core.config import (
     ServingConfig,
     resolve_fusion,
 )
+from deepen_core.conversation import Prompt, check_messages
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
@@ -33,7 +34,6 @@ from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
-from deepen_core.prompt import Prompt, check_messages
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper

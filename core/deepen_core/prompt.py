@@ -14,10 +14,8 @@ from itertools import islice
 from typing import Any
 
 from deepen_core.backend import Backend
+from deepen_core.conversation import Message, check_unicode
 from deepen_core.errors import ChatTemplateError, PromptError
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
 
 # Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
 _BREAK = "\ufdd0"  # splits a control token
@@ -232,79 +230,3 @@ def _default_template(template: Any) -> str | None:
     if isinstance(template, Mapping):
         template = template.get("default") or (next(iter(template.values())) if len(template) == 1 else None)
     return None if template is None else str(template)
-
-
-def check_unicode(text: str, where: str) -> None:
-    """Refuses half characters, which no tokenizer takes.
-
-    Args:
-        text: What is to be encoded.
-        where: What it is, as the start of a sentence.
-
-    Raises:
-        PromptError: If the text holds a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        raise PromptError(
-            f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
-            "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
-        ) from None
-
-
-def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts that were given, and whether it is a single one. What each of several says is not looked at.
-
-    Raises:
-        PromptError: If it is neither a text, nor a conversation, nor a list of either.
-    """
-    if isinstance(prompt, str):
-        return [prompt], True
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
-        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
-    if prompt and isinstance(prompt[0], Mapping):
-        return [check_messages(prompt)], True
-    if any(not isinstance(p, (str, Sequence)) for p in prompt):
-        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
-    return list(prompt), False  # type: ignore[arg-type]
-
-
-def check_messages(messages: Sequence[Any]) -> list[Message]:
-    """Checks the shape of a conversation.
-
-    Raises:
-        PromptError: If it is empty, a message has no role, or its content is nothing that a template can take.
-    """
-    if not messages:
-        raise PromptError(
-            "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."
-        )
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise PromptError(
-                f"Message {number} is {message!r}: each message is a mapping with 'role' and 'content', such as "
-                "{'role': 'user', 'content': 'hi'}."
-            )
-        content = message.get("content")
-        parts = content if isinstance(content, (list, tuple)) else []
-        known = content is None or isinstance(content, (str, list, tuple))
-        if not known or not all(isinstance(part, (str, Mapping)) for part in parts):
-            raise PromptError(
-                f"Message {number} has content {content!r}: it is a text, or a list of texts and of parts such as "
-                "{'type': 'text', 'text': 'hi'}."
-            )
-        _check_strings(message, f"Message {number}")
-    return list(messages)
-
-
-def _check_strings(value: Any, where: str) -> None:
-    if isinstance(value, str):
-        check_unicode(value, where)
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            _check_strings(key, f"{where}, the name of a field")
-            _check_strings(entry, f"{where}, field {key!r}")
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            _check_strings(entry, where)
