@@ -22,9 +22,7 @@ class Takes:
     """What a chat template can render."""
 
     strings: bool
-    """Content as a text."""
-    parts: bool
-    """Content as a list of parts."""
+    """Content as a text; else as a list of parts."""
     system: bool = False
     """A system message at the start."""
     systems: bool = False
@@ -94,23 +92,15 @@ def _part(text: str) -> list[Piece]:
 
 
 def _pieced(message: Message, takes: Takes) -> Message:
-    content = message.get("content")
-    if content is None:
-        alone = takes.tools and takes.calls_alone and message.get("tool_calls")
-        return message if alone else {**message, "content": []}
-    pieces = [content] if isinstance(content, str) else content
-    unchanged = takes.parts and any(not isinstance(piece, str) for piece in pieces)
-    return {**message, "content": list(pieces) if unchanged else [_text(piece) for piece in pieces]}
-
-
-def _text(piece: Piece) -> str:
-    text: str = piece if isinstance(piece, str) else piece["text"]
-    return text
+    alone = message.get("content") is None and message.get("tool_calls") and takes.tools and takes.calls_alone
+    return message if alone else {**message, "content": _flat(message)}
 
 
 def _flat(message: Message) -> list[Piece]:
     """What a message says, with parts that are text as plain texts."""
-    return [_text(piece) if is_text(piece) else piece for piece in message.get("content") or ()]
+    content = message.get("content") or ()
+    pieces: Iterable[Piece] = [content] if isinstance(content, str) else content
+    return [piece["text"] if isinstance(piece, Mapping) and is_text(piece) else piece for piece in pieces]
 
 
 def _says(message: Message) -> bool:

@@ -39,8 +39,6 @@ class ChatTemplate:
         self._template = template
         self._name = name
         self._shielded = shielded
-        self._known_roles: dict[str, bool] = {}
-        self._known_parts: dict[str, bool] = {}
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, ready for the assistant's answer.
@@ -62,7 +60,7 @@ class ChatTemplate:
         They may be "opened" by the template, so that the answer holds no `<think>`; be "optional", begun by the model
         itself; or there are "never" any.
         """
-        if (self._rendering([_USER]) or "").rstrip().endswith("<think>"):
+        if (self._rendering([_USER], self._takes.strings) or "").rstrip().endswith("<think>"):
             return "opened"
         return "optional" if "</think>" in self._template else "never"
 
@@ -76,8 +74,9 @@ class ChatTemplate:
             if lost is not None:
                 partly.append((turns, strings, lost))
         for turns, strings, lost in partly:
-            # Then it is by design that it leaves them out, as where only the last message counts.
-            if all(self._knows(turns[place]["role"]) for place in lost):
+            left_out = [turns[place] for place in lost]
+            # Then it is by design that they are left out, as where only the last message counts.
+            if not any(m.get("tool_calls") for m in left_out) and all(map(self._knows, {m["role"] for m in left_out})):
                 return turns, strings
         if partly and partly[0][0] is messages:
             place = partly[0][2][0]
@@ -90,14 +89,13 @@ class ChatTemplate:
     def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
         yield messages, True
         as_text = replace(self._takes, tools=False)
-        plainest = Takes(self._takes.strings, self._takes.parts)
+        plainest = Takes(self._takes.strings)
         for takes in dict.fromkeys((self._takes, as_text, plainest)):
             yield adapted(messages, takes), takes.strings
 
     @cached_property
     def _takes(self) -> Takes:
-        parts = self._whole({"role": "user", "content": [{"type": "text", "text": "a"}]})
-        strings = self._whole(_USER) or not parts
+        strings = self._whole(_USER) or not self._whole(_USER, strings=False)
 
         def can(*messages: Message) -> bool:
             return self._whole(*messages, strings=strings)
@@ -111,7 +109,6 @@ class ChatTemplate:
         }
         return Takes(
             strings=strings,
-            parts=parts,
             system=can(system, user),
             systems=can(system, system, user),
             late_system=can(user, system) and can(user, assistant, system, user),
@@ -126,15 +123,12 @@ class ChatTemplate:
 
     def _knows(self, role: str) -> bool:
         """Whether the template renders a message of a role anywhere."""
-        if role not in self._known_roles:
-            message = {"role": role, "content": "a"}
-            chats = ([message], [_USER, message], [message, _USER])
-            lost = [self._lost(chat, self._takes.strings) for chat in chats]
-            self._known_roles[role] = any(
-                places is not None and chat.index(message) not in places
-                for chat, places in zip(chats, lost, strict=True)
-            )
-        return self._known_roles[role]
+        message = {"role": role, "content": "a"}
+        chats = ([message], [_USER, message], [message, _USER])
+        lost = [self._lost(chat, self._takes.strings) for chat in chats]
+        return any(
+            places is not None and chat.index(message) not in places for chat, places in zip(chats, lost, strict=True)
+        )
 
     def _check_parts(self, message: Message) -> None:
         content = message.get("content")
@@ -146,13 +140,9 @@ class ChatTemplate:
                 )
 
     def _takes_part(self, part: Mapping[str, Any]) -> bool:
-        kind = str([part.get("type"), *part])
-        if kind not in self._known_parts:
-            text = {"type": "text", "text": "a"}
-            without, with_it = ({"role": "user", "content": content} for content in ([text], [text, part]))
-            shows = self._rendering([without]) != self._rendering([with_it])
-            self._known_parts[kind] = shows and self._whole(with_it)
-        return self._known_parts[kind]
+        text = {"type": "text", "text": "a"}
+        without, with_it = ({"role": "user", "content": content} for content in ([text], [text, part]))
+        return self._whole(with_it) and self._rendering([without]) != self._rendering([with_it])
 
     def _whole(self, *messages: Message, strings: bool = True) -> bool:
         return self._lost(messages, strings) == []
