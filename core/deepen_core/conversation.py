@@ -61,7 +61,8 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
     """Checks the shape of a conversation.
 
     Raises:
-        PromptError: If it is empty, a message has no role, or its content is nothing that a template can take.
+        PromptError: If it is empty, a message has no role, or its content or tool calls are nothing that a template
+            can take.
     """
     if not messages:
         raise PromptError(
@@ -81,8 +82,31 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
                 f"Message {number} has content {content!r}: it is a text, or a list of texts and of parts such as "
                 "{'type': 'text', 'text': 'hi'}."
             )
+        _check_calls(message.get("tool_calls"), number)
         _check_strings(message, f"Message {number}")
     return list(messages)
+
+
+def _check_calls(calls: Any, number: int) -> None:
+    known = calls is None or isinstance(calls, (list, tuple))
+    if not known or not all(isinstance(call, Mapping) and _is_function(called(call)) for call in calls or ()):
+        raise PromptError(
+            f"Message {number} has tool_calls {calls!r}: it is a list of calls such as "
+            "{'function': {'name': 'add', 'arguments': {'a': 1}}}, with the arguments as a mapping or as JSON."
+        )
+
+
+def called(call: Mapping[str, Any]) -> Any:
+    """What one of a message's `tool_calls` calls: `name` and `arguments`, inside `function` or not."""
+    return call.get("function", call)
+
+
+def _is_function(function: Any) -> bool:
+    return (
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), (str, Mapping, type(None)))
+    )
 
 
 def _check_strings(value: Any, where: str) -> None:
