@@ -4,7 +4,7 @@ One syntax for all members, whatever tools their own chat templates know: the me
 where they are about to say the same. It is that of Hermes and Qwen, calls as JSON between `<tool_call>` tags.
 """
 
-from deepen_core.replies.form import ReplyForm, Thinking
+from deepen_core.replies.form import ReplyForm
 from deepen_core.replies.instructions import instructed
 from deepen_core.replies.parser import Call, Part, Reply, ReplyParser, Text, Thought, parse_reply
 from deepen_core.replies.tools import Tool
@@ -16,7 +16,6 @@ __all__ = [
     "ReplyForm",
     "ReplyParser",
     "Text",
-    "Thinking",
     "Thought",
     "Tool",
     "instructed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 from typing_extensions import Self
@@ -14,9 +14,7 @@ from deepen_core.errors import SamplingError
 from deepen_core.replies.parser import ReplyParser
 from deepen_core.replies.rules import reply_rules
 from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
-
-Thinking = Literal["never", "optional", "opened"]
-"""Whether an answer begins with thoughts that `</think>` ends: it does not, it may, or the prompt has begun them."""
+from deepen_core.template import Thinking
 
 
 @dataclass(frozen=True)

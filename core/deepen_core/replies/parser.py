@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deepen_core.template import Thinking
+
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
 
@@ -57,7 +59,7 @@ class ReplyParser:
         thinking: Whether the answer begins with thoughts: "never", "optional", or "opened" if the prompt began them.
     """
 
-    def __init__(self, names: Collection[str] = (), thinking: str = "never") -> None:
+    def __init__(self, names: Collection[str] = (), thinking: Thinking = "never") -> None:
         self._names = frozenset(names)
         states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
         self._state: Literal["start", "thoughts", "text", "call"] = states.get(thinking, "text")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepen_core.replies.tools import CallPolicy, Tool
+from deepen_core.template import Thinking
 
 MOST_CALLS = 16
 """So many calls one answer may hold: a model that is lost would go on calling to the end."""
@@ -20,7 +21,7 @@ _BLANK = r"/\n{0,2}/"  # as models leave one between their thoughts and the answ
 
 
 def reply_rules(
-    tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thinking: str
+    tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thinking: Thinking
 ) -> str:
     """The grammar.
 
