@@ -20,6 +20,16 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def terse_folders(tmp_path_factory):
+    """Two members with long windows whose answers to a schema end; the first one speaks."""
+    root = tmp_path_factory.mktemp("terse")
+    return [
+        tiny.save_terse(root / "brief", tiny.byte_level()),
+        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192),
+    ]
+
+
+@pytest.fixture(scope="session")
 def load(folders):
     """Loads an ensemble of named members."""
 

@@ -188,7 +188,7 @@ def test_stop_strings_cut_texts_only():
         ({"tool_choice": "any"}, "there are no tools"),
         ({"tool_choice": "sub"}, "there is none"),
         ({"tools": TOOLS, "tool_choice": 3}, "is 3: choose"),
-        ({"tools": [NOW, NOW]}, "Two tools are called 'now'"),
+        ({"tools": [NOW, ADD, tool("now", {"x": {}})]}, "Two different tools are called 'now'"),
         ({"tools": [{"name": "now"}]}, "is no tool"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "is no tool"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]}, "no JSON schema"),
@@ -200,6 +200,10 @@ def test_stop_strings_cut_texts_only():
 def test_what_is_no_form_is_refused(arguments, message):
     with pytest.raises(SamplingError, match=message):
         ReplyForm.of(**arguments)
+
+
+def test_a_tool_given_twice_counts_once():
+    assert [tool.name for tool in ReplyForm.of([NOW, ADD, NOW]).tools] == ["now", "add"]
 
 
 def test_two_constraints_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,12 @@ from deepen_core.options import Options
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which one at most may be given."""
+
+
+@cache
+def can_constrain() -> bool:
+    """Whether the extra `structured` is there, which constraints need."""
+    return find_spec("llguidance") is not None
 
 
 class ConstraintOptions(Options):
@@ -75,7 +82,7 @@ class ConstraintOptions(Options):
     def _can_constrain(cls, value: Any) -> Any:
         if value is None:
             return None
-        if find_spec("llguidance") is None:
+        if not can_constrain():
             raise ValueError("constraints need llguidance: pip install 'deepen-integrations[structured]'")
         if any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False)):
             raise ValueError("it holds half a character (a lone surrogate), which no answer can contain")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from importlib.util import find_spec
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -20,6 +19,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
+from deepen_core.constraining import can_constrain
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest, read_form
 from deepen_integrations.langchain.messages import chat_messages
@@ -35,6 +35,9 @@ _MOST_THREADS = 64
 
 class ChatDeepen(StructuredOutput, LangChainOptions):
     """Several local language models with different tokenizers, answering as one."""
+
+    streaming: bool = False
+    """Whether `invoke` streams inside, so that callbacks hear of each piece even where nothing asks LangChain to."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
@@ -54,7 +57,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
 
     def _resolve_model_profile(self) -> ModelProfile:
         """What is known before anything is loaded."""
-        facts, constrains = self.facts, find_spec("llguidance") is not None
+        facts, constrains = self.facts, can_constrain()
         profile = ModelProfile(
             name=self.model_name,
             max_output_tokens=self.max_new_tokens,

@@ -43,7 +43,8 @@ class StructuredOutput(BaseChatModel):
             include_raw: Give a dict of `raw` (the message), `parsed` and `parsing_error` (an error or None), and raise
                 nothing that parsing comes to.
             method: How it is asked: "json_schema", for an answer that follows the schema; "function_calling", for a
-                call of one tool of the schema's name; "json_mode", for any JSON object.
+                call of one tool of the schema's name; "json_mode", for any JSON object, or for the schema's if there is
+                one.
             strict: Taken as other models take it. Answers follow the schema anyway.
             kwargs: Options of each call.
 
@@ -69,7 +70,7 @@ class StructuredOutput(BaseChatModel):
                 else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
             )
         else:
-            response_format = {"type": "json_object"} if method == "json_mode" else _response_format(schema)
+            response_format = {"type": "json_object"} if schema is None else _response_format(schema)
             model = self.bind_tools([], response_format=response_format, **kwargs)
             parser = PydanticOutputParser(pydantic_object=pydantic_class) if pydantic_class else JsonOutputParser()
         parser = RunnableGenerator(_whole, _awhole) | parser

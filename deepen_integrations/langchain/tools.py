@@ -28,5 +28,7 @@ def tool_definition(tool: Mapping[str, Any] | type | Callable[..., Any] | BaseTo
     arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
     if isinstance(arguments, type) and issubclass(arguments, BaseModel):
         # LangChain puts in what references stand for, and loses those of a class to itself.
-        return {**definition, "function": {**definition["function"], "parameters": arguments.model_json_schema()}}
+        told = {"title", "description"}  # by the function
+        parameters = {key: value for key, value in arguments.model_json_schema().items() if key not in told}
+        return {**definition, "function": {**definition["function"], "parameters": parameters}}
     return definition

@@ -63,16 +63,17 @@ class Tool:
 
 
 def read_tools(definitions: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Reads definitions in OpenAI's form.
+    """Reads definitions in OpenAI's form; one that is given twice counts once.
 
     Raises:
-        SamplingError: If one is of another form, or two have one name.
+        SamplingError: If one is of another form, or two different ones have one name.
     """
-    tools = tuple(Tool.of(definition) for definition in definitions)
-    names = [tool.name for tool in tools]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SamplingError(f"Two tools are called {', '.join(sorted(map(repr, twice)))}: give each its own name.")
-    return tools
+    tools: dict[str, Tool] = {}
+    for definition in definitions:
+        tool = Tool.of(definition)
+        if tools.setdefault(tool.name, tool) != tool:
+            raise SamplingError(f"Two different tools are called {tool.name!r}: give each its own name.")
+    return tuple(tools.values())
 
 
 def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | None]:
