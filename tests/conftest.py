@@ -31,6 +31,7 @@ class RuleEnsemble:
     main_name = "alpha"
     context_window = 512
     has_chat_template = False
+    thinking = "never"
 
     def __init__(self):
         self.answers = {}

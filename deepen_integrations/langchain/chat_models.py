@@ -154,8 +154,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        answer = ensemble.generate(request.prompt(), request.params(ensemble))
-        return chat_result(answer, request.parser(ensemble), self.model_name, self.get_num_tokens)
+        answer = ensemble.generate(request.prompt(), request.params(ensemble.thinking))
+        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
 
     async def _agenerate(
         self,
@@ -166,8 +166,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        answer = await ensemble.agenerate(request.prompt(), request.params(ensemble))
-        return chat_result(answer, request.parser(ensemble), self.model_name, self.get_num_tokens)
+        answer = await ensemble.agenerate(request.prompt(), request.params(ensemble.thinking))
+        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
 
     def _stream(
         self,
@@ -178,8 +178,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        chunks = ChatChunks(request.parser(ensemble), self.model_name, self.get_num_tokens)
-        with closing(ensemble.stream(request.prompt(), request.params(ensemble))) as pieces:
+        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        with closing(ensemble.stream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             for piece in pieces:
                 for chunk in chunks.of(piece):
                     if run_manager is not None:
@@ -195,8 +195,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        chunks = ChatChunks(request.parser(ensemble), self.model_name, self.get_num_tokens)
-        async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble))) as pieces:
+        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             async for piece in pieces:
                 for chunk in chunks.of(piece):
                     if run_manager is not None:
