@@ -211,7 +211,9 @@ def test_a_call_without_content():
     assert text.endswith("[three]")
 
 
-@pytest.mark.parametrize(("name", "words"), [("mistral", "Only user and assistant|must alternate"), ("silent", "critic")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("mistral", "Only user and assistant|must alternate"), ("silent", "critic")]
+)
 def test_unknown_roles_are_not_dropped(name, words):
     chat = [said("user", "one"), said("critic", "two")]
     with pytest.raises(ChatTemplateError, match=f"member 'm' .*({words})"):
