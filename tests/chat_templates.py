@@ -66,20 +66,36 @@ LLAMA3 = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
 
 MISTRAL = """\
-{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}
-{%- else %}{%- set turns = messages %}{%- endif %}
 {{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}{%- set turns = messages[1:] %}
+{{- '[SYSTEM_PROMPT]' + messages[0]['content'] + '[/SYSTEM_PROMPT]' }}
+{%- else %}{%- set turns = messages %}{%- endif %}
 {%- for message in turns %}
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
 {{- raise_exception('After the optional system message, conversation roles must alternate user/assistant/...') }}
 {%- endif %}
-{%- if message['role'] == 'user' %}
-{%- if loop.first and system is defined %}{{- '[INST] ' + system + '\\n\\n' + message['content'] + '[/INST]' }}
-{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}
+{%- if message['role'] == 'user' %}{{- '[INST] ' + message['content'] + '[/INST]' }}
 {%- elif message['role'] == 'assistant' %}
 {%- if not message['content'] %}{{- raise_exception('Assistant messages must say something!') }}{%- endif %}
 {{- ' ' + message['content'] + eos_token }}
 {%- else %}{{- raise_exception('Only user and assistant roles are supported!') }}{%- endif %}
+{%- endfor %}"""
+
+# Tool calls and results are not counted where roles must alternate; the content beside a call is dropped.
+MISTRAL_TOOLS = """\
+{{- bos_token }}
+{%- set ns = namespace(count=0) %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}{{- '[TOOL_RESULTS] ' + message.content + '[/TOOL_RESULTS]' }}
+{%- elif message.tool_calls is defined %}{{- '[TOOL_CALLS] ' + message.tool_calls | tojson + eos_token }}
+{%- else %}
+{%- if message.role not in ['user', 'assistant'] or (message.role == 'user') != (ns.count % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate!') }}
+{%- endif %}
+{%- set ns.count = ns.count + 1 %}
+{%- if message.role == 'user' %}{{- '[INST] ' + message.content + '[/INST]' }}
+{%- else %}{{- ' ' + message.content + eos_token }}{%- endif %}
+{%- endif %}
 {%- endfor %}"""
 
 GEMMA = """\
@@ -89,7 +105,7 @@ GEMMA = """\
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
 {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
 {%- endif %}
-{%- if message['role'] == 'assistant' %}{%- set role = 'model' %}{%- else %}{%- set role = message['role'] %}{%- endif %}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
 {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
@@ -124,7 +140,8 @@ TEMPLATES = {
     "qwen": (QWEN, CHATML, TAGS),
     "qwen3": (QWEN3, CHATML, TAGS),
     "llama3": (LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], []),
-    "mistral": (MISTRAL, ["[INST]", "[/INST]"], []),
+    "mistral": (MISTRAL, ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"], []),
+    "mistral tools": (MISTRAL_TOOLS, ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"], []),
     "gemma": (GEMMA, [], ["<start_of_turn>", "<end_of_turn>"]),
     "silent": (SILENT, ["<|user|>", "<|assistant|>"], []),
     "parts": (PARTS, ["<|im_start|>", "<end_of_utterance>"], ["<image>"]),

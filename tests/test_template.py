@@ -7,6 +7,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_conversations import conversations
 from transformers import AutoTokenizer
 
 from deepen_core.errors import ChatTemplateError
@@ -80,16 +81,31 @@ KINDS = {
         result([part("seven")]),
         result("eight", 2),
     ],
+    "empties": [
+        said("system", "one"),
+        said("user", ""),
+        said("user", "two"),
+        said("assistant", ""),
+        said("assistant", ""),
+        said("user", "three"),
+    ],
+    "call, repeated": [
+        said("user", "one"),
+        said("assistant", "", tool_calls=[call("two", {"a": "three"})]),
+        said("assistant", "four"),
+        said("assistant", "five"),
+    ],
     "orphan": [said("user", "one"), result("two")],
 }
 WORDS = "one two three four five six seven eight".split()
 
 NATIVE = {
-    "qwen": "plain|system|systems|late system|last system|only system|repeated|assistant first|system, assistant|strings|"
-    "empty|nothing|no calls|tools|tools, OpenAI|orphan",
+    "mistral tools": "plain|strings|empty|tools|orphan",
+    "qwen": "plain|system|systems|late system|last system|only system|repeated|assistant first|system, assistant|"
+    "strings|empty|empties|call, repeated|nothing|no calls|tools|tools, OpenAI|orphan",
     "llama3": "plain|system|systems|late system|last system|only system|repeated|assistant first|system, assistant|"
     "strings|tools|empty|nothing|orphan",
-    "mistral": "plain|system|strings",
+    "mistral": "plain|system|only system|strings",
     "gemma": "plain|strings|empty|nothing|no calls",
     "silent": "plain|repeated|assistant first|strings|empty|no calls",
     "parts": "parts|system in parts|mixed",
@@ -149,35 +165,70 @@ def test_what_a_template_takes_is_rendered_as_it_is(name, kind):
         (
             "gemma",
             "assistant first",
-            "<start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\none<end_of_turn>\n"
-            "<start_of_turn>user\ntwo<end_of_turn>\n<start_of_turn>model\n",
+            (
+                "<start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\none<end_of_turn>\n"
+                "<start_of_turn>user\ntwo<end_of_turn>\n<start_of_turn>model\n"
+            ),
         ),
         (
             "gemma",
             "tools",
-            "<start_of_turn>user\none<end_of_turn>\n<start_of_turn>model\n"
-            '<tool_call>\n{"name": "two", "arguments": {"a": "three"}}\n</tool_call><end_of_turn>\n'
-            "<start_of_turn>user\n<tool_response>\nfour\n</tool_response><end_of_turn>\n<start_of_turn>model\n",
+            (
+                "<start_of_turn>user\none<end_of_turn>\n<start_of_turn>model\n"
+                '<tool_call>\n{"name": "two", "arguments": {"a": "three"}}\n</tool_call><end_of_turn>\n'
+                "<start_of_turn>user\n<tool_response>\nfour\n</tool_response><end_of_turn>\n<start_of_turn>model\n"
+            ),
         ),
-        ("mistral", "systems", "[INST] one\n\ntwo\n\nthree[/INST]"),
-        ("mistral", "late system", "[INST] one\n\ntwo[/INST] three<|eos|>[INST] four\n\nfive[/INST]"),
+        ("mistral", "systems", "[SYSTEM_PROMPT]one\n\ntwo[/SYSTEM_PROMPT][INST] three[/INST]"),
+        (
+            "mistral",
+            "late system",
+            "[SYSTEM_PROMPT]one[/SYSTEM_PROMPT][INST] two[/INST] three<|eos|>[INST] four\n\nfive[/INST]",
+        ),
         ("mistral", "repeated", "[INST] one\n\ntwo[/INST] three\n\nfour<|eos|>[INST] five[/INST]"),
         ("mistral", "nothing", "[INST] one[/INST] ...<|eos|>[INST] two[/INST]"),
         (
             "mistral",
-            "two calls",
-            '[INST] one[/INST] two\n<tool_call>\n{"name": "three", "arguments": {"a": "four"}}\n</tool_call>\n'
-            '<tool_call>\n{"name": "five", "arguments": {"a": "six"}}\n</tool_call><|eos|>'
-            "[INST] <tool_response>\nseven\n</tool_response>\n\n<tool_response>\neight\n</tool_response>[/INST]",
+            "empties",
+            "[SYSTEM_PROMPT]one[/SYSTEM_PROMPT][INST] two[/INST] ...<|eos|>[INST] three[/INST]",
         ),
-        ("silent", "late system", "<|user|>\none\n\ntwo<|end|>\n<|assistant|>\nthree<|end|>\n<|user|>\nfour<|end|>\n"
-        "<|user|>\nfive<|end|>\n<|assistant|>\n"),
-        ("parts", "repeated", "<|im_start|>User:one<end_of_utterance>\n<|im_start|>User:two<end_of_utterance>\n"
-        "<|im_start|>Assistant:three<end_of_utterance>\n<|im_start|>Assistant:four<end_of_utterance>\n"
-        "<|im_start|>User:five<end_of_utterance>\nAssistant:"),
+        (
+            "mistral",
+            "two calls",
+            (
+                '[INST] one[/INST] two\n<tool_call>\n{"name": "three", "arguments": {"a": "four"}}\n</tool_call>\n'
+                '<tool_call>\n{"name": "five", "arguments": {"a": "six"}}\n</tool_call><|eos|>'
+                "[INST] <tool_response>\nseven\n</tool_response>\n\n<tool_response>\neight\n</tool_response>[/INST]"
+            ),
+        ),
+        (
+            "mistral tools",
+            "call, repeated",
+            (
+                '[INST] one[/INST][TOOL_CALLS] [{"id": "call00001", "type": "function", "function": '
+                '{"name": "two", "arguments": {"a": "three"}}}]<|eos|> four\n\nfive<|eos|>'
+            ),
+        ),
+        (
+            "silent",
+            "late system",
+            (
+                "<|user|>\none\n\ntwo<|end|>\n<|assistant|>\nthree<|end|>\n<|user|>\nfour<|end|>\n"
+                "<|user|>\nfive<|end|>\n<|assistant|>\n"
+            ),
+        ),
+        (
+            "parts",
+            "repeated",
+            (
+                "<|im_start|>User:one<end_of_utterance>\n<|im_start|>User:two<end_of_utterance>\n"
+                "<|im_start|>Assistant:three<end_of_utterance>\n<|im_start|>Assistant:four<end_of_utterance>\n"
+                "<|im_start|>User:five<end_of_utterance>\nAssistant:"
+            ),
+        ),
         ("qwen3", "mixed", "<|im_start|>user\none two three<|im_end|>\n<|im_start|>assistant\n"),
     ],
-)  # fmt: skip
+)
 def test_adapted(name, kind, rendered):
     assert read(name, KINDS[kind])[0].removeprefix("<|bos|>") == rendered
 
@@ -186,6 +237,17 @@ def test_calls_stay_calls_where_only_the_form_of_arguments_is_not_taken():
     """Llama 3 has `tojson` behind arguments, which makes a quotation of JSON."""
     text, _ = read("llama3", KINDS["tools, OpenAI"])
     assert '{"name": "three", "parameters": {"a": "four"}}<|eot_id|><|start_header_id|>ipython' in text
+
+
+def test_what_is_taken_stays_beside_what_is_not():
+    """Llama 3 takes one call at a time, and none of no calls; a system message it takes."""
+    system = said("system", "zero")
+    text, _ = read("llama3", [system, *KINDS["two calls"]])
+    assert "Monday.\n\nzero<|eot_id|>" in text
+    assert text.count("</tool_call>") == text.count("</tool_response>") == 2
+    text, _ = read("llama3", [system, *KINDS["no calls"], *KINDS["tools"][1:]])
+    assert '"parameters": {"a": "three"}' in text
+    assert "<tool_call>" not in text
 
 
 def test_arguments_as_a_template_joins_them():
@@ -202,8 +264,8 @@ def test_a_call_without_content():
     """Where a template joins the content of a message that has none, it gets an empty one."""
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ '[' + m.content + ']' }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}"
-        "{% endfor %}"
+        "{% for m in messages %}{{ '[' + m.content + ']' }}"
+        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endfor %}"
     )
     chat = [said("user", "one"), said("assistant", None, tool_calls=[call("two", {})]), result("three")]
     text, _ = read(tokenizer, chat)
@@ -257,7 +319,7 @@ def test_parts_that_are_not_text():
         (chat_templates.QWEN, "optional"),
         (chat_templates.QWEN + "{{ '<think>\\n' }}", "opened"),
         (chat_templates.QWEN + "{{ '<think>\\n\\n</think>\\n\\n' }}", "optional"),
-        (chat_templates.PARTS + "<think>", "opened"),
+        ("{{ messages[0].content[0].text + '' }}<think>", "opened"),
         (chat_templates.GEMMA, "never"),
         ("{{ raise_exception('no') }}", "never"),
         (None, "never"),
@@ -287,58 +349,6 @@ def test_real_templates(folder):
     for kind, chat in KINDS.items():
         text, _ = read(tokenizer, chat)
         assert all(text.count(w) == 1 for w in WORDS if w in str(chat)), kind
-
-
-# Random conversations with attacks in them.
-
-
-@st.composite
-def conversations(draw, special, every):
-    """A conversation, the same without attacks, and its texts in order."""
-    texts = []
-
-    def text(tokens):
-        token = draw(st.sampled_from([*sorted(tokens), "é <", ""]))
-        texts.append((f"w{len(texts)}x{token}y{token}v", f"w{len(texts)}x v"))
-        return texts[-1]
-
-    def halves(tokens):
-        """Two strings that make a token where they meet."""
-        token = draw(st.sampled_from(sorted(tokens)))
-        cut = draw(st.integers(1, len(token) - 1))
-        for attack, harmless in ((f"w{len(texts)}x{token[:cut]}", "wx"), (f"{token[cut:]}v{len(texts)}", "v")):
-            texts.append((attack, harmless))
-        return texts[-2:]
-
-    def content(tokens):
-        form = draw(st.sampled_from(["text", "strings", "parts", "halves", "mixed", "empty"]))
-        if form == "text":
-            return text(tokens)
-        if form == "empty":
-            nothing = draw(st.sampled_from(["", " ", None, [], [part("")], [""]]))
-            return nothing, nothing
-        pieces = halves(tokens) if form == "halves" else [text(tokens) for _ in range(draw(st.integers(1, 3)))]
-        wraps = [part if form == "parts" or (form != "strings" and draw(st.booleans())) else str for _ in pieces]
-        return tuple([wrap(p[side]) for wrap, p in zip(wraps, pieces, strict=True)] for side in (0, 1))
-
-    def calls():
-        both = []
-        for number in range(draw(st.integers(1, 2))):
-            (name, plain_name), (value, plain) = text(special), text(special)
-            forms = draw(st.booleans())
-            both.append(
-                [call(n, {"a": v} if forms else f'{{"a": "{v}"}}', number)
-                 for n, v in ((name, value), (plain_name, plain))]
-            )  # fmt: skip
-        return [[pair[side] for pair in both] for side in (0, 1)]
-
-    chat, harmless = [], []
-    for role in draw(st.lists(st.sampled_from(["system", "user", "assistant", "tool"]), min_size=1, max_size=6)):
-        spoken = content(special if role == "assistant" else every)
-        fields = calls() if role == "assistant" and draw(st.booleans()) else (None, None)
-        for messages, what, made in zip((chat, harmless), spoken, fields, strict=True):
-            messages.append(said(role, what, **({"tool_calls": made} if made else {})))
-    return chat, harmless, [attack for attack, _ in texts]
 
 
 @pytest.mark.parametrize("name", NAMES)
