@@ -5,6 +5,7 @@ from pathlib import Path
 import chat_templates
 import pytest
 import tiny
+from chat_templates import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_conversations import conversations
@@ -113,18 +114,6 @@ NATIVE = {
     "strings|empty|nothing|no calls|orphan",
 }
 NATIVE["qwen3"] = NATIVE["qwen"]
-
-
-def read(what, messages):
-    """The text that a member starts from, and the control tokens in it; by name of a template, or with a tokenizer."""
-    if isinstance(what, str):
-        tokenizer, side = chat_templates.tokenizer_with(what), chat_templates.member_with(what)
-    else:
-        tokenizer, side = what, MemberTokenizer(what, "m")
-    prompt = side.reader.read_messages(messages)
-    ids = prompt.ids + (prompt.backend or side.backend).encode_inside(prompt.text)
-    added = set(tokenizer.added_tokens_decoder)
-    return tokenizer.decode(ids), [i for i in ids if i in added]
 
 
 def joined(messages):
