@@ -7,7 +7,27 @@ from operator import add
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import message_chunk_to_message
 
-CHAT_WAYS = ("invoke", "ainvoke", "stream", "astream")
+from deepen_integrations.langchain import ChatDeepen, DeepenLLM
+
+MODELS = (DeepenLLM, ChatDeepen)
+WAYS = ("invoke", "ainvoke", "stream", "astream")
+
+
+async def text_of(model, way, prompt, config=None, **options):
+    """What a model of either kind says."""
+    if way == "invoke":
+        return said(model.invoke(prompt, config, **options))
+    if way == "ainvoke":
+        return said(await model.ainvoke(prompt, config, **options))
+    if way == "stream":
+        return "".join(map(said, model.stream(prompt, config, **options)))
+    assert way == "astream"
+    return "".join([said(piece) async for piece in model.astream(prompt, config, **options)])
+
+
+def said(answer):
+    """The text of an answer or a piece of either kind of model."""
+    return answer if isinstance(answer, str) else answer.text
 
 
 async def asked(model, way, prompt, config=None, **options):

@@ -9,7 +9,7 @@ from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
-from langchain_parts import CHAT_WAYS, Recorder, asked, summed
+from langchain_parts import WAYS, Recorder, asked, summed
 from langchain_tests.utils.stream_lifecycle import assert_valid_event_stream
 from langgraph.graph import START, MessagesState, StateGraph
 from scheduler_parts import PROMPTS, hook
@@ -120,7 +120,7 @@ async def test_point_12_only_what_fails_is_an_exception(chat, whole, way):
 # Endings
 
 
-@pytest.mark.parametrize("way", CHAT_WAYS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_point_18_finish_reasons(chat, way):
     async def reason(**options):
         return (await asked(chat, way, PROMPT, **options)).response_metadata["finish_reason"]
@@ -147,7 +147,7 @@ class TestPoint19:
         middle = len(whole) // 2
         return whole[middle - 4 : middle + 4]  # longer than a token
 
-    @pytest.mark.parametrize("way", [*CHAT_WAYS, "batch", "abatch", "bind", "init"])
+    @pytest.mark.parametrize("way", [*WAYS, "batch", "abatch", "bind", "init"])
     async def test_point_19_every_way(self, chat, whole, stop, way):
         if way == "batch":
             (answer, _) = chat.batch([PROMPT, PROMPT], stop=[stop])
@@ -242,7 +242,7 @@ async def test_point_42_one_chunk_tells_and_the_last_is_marked(chat, whole, way,
 async def test_point_42_every_way_says_the_same(pair, version):
     options = {} if version is None else {"output_version": version}
     chat = ChatDeepen.from_ensemble(pair, max_new_tokens=12, ignore_eos=True, logprobs=1, **options)
-    answers = [await asked(chat, way, PROMPT) for way in CHAT_WAYS]
+    answers = [await asked(chat, way, PROMPT) for way in WAYS]
     for answer in answers:
         assert type(answer) is AIMessage
         (block,) = answer.content_blocks
@@ -297,7 +297,7 @@ class TestPoint44:
         assert len({chunk.id for chunk in chunks}) == 1
         assert summed(chunks).text == whole
 
-    @pytest.mark.parametrize("way", CHAT_WAYS)
+    @pytest.mark.parametrize("way", WAYS)
     async def test_point_44_usage_adds_up(self, chat, way):
         handler = UsageMetadataCallbackHandler()
         total = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0)
@@ -358,7 +358,7 @@ async def test_point_40_events_of_a_stream(chat, whole, nested):
     assert told[-1]["data"]["output"].text == whole
 
 
-@pytest.mark.parametrize("way", CHAT_WAYS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_point_30_traces_show_the_options_of_the_call(ensemble, way):
     recorder = Recorder()
     chat = ChatDeepen.from_ensemble(ensemble, stop=["x"])
@@ -384,7 +384,7 @@ async def test_point_55_the_profile_is_the_real_window(folders):
         assert chat.ensemble.context_window == profile["max_input_tokens"]
 
 
-@pytest.mark.parametrize("way", CHAT_WAYS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_point_55_what_is_too_long_is_told_before_decoding(load, way):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble)
@@ -399,7 +399,7 @@ async def test_point_55_what_is_too_long_is_told_before_decoding(load, way):
 # Log-probabilities
 
 
-@pytest.mark.parametrize("way", CHAT_WAYS)
+@pytest.mark.parametrize("way", WAYS)
 async def test_point_57_logprobs_are_those_of_the_fused_distribution(pair, chat, way):
     answer = await asked(chat, way, PROMPT, logprobs=3)
     content = answer.response_metadata["logprobs"]["content"]
