@@ -10,8 +10,8 @@ from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm, ReplyParser, instructed
 
 if TYPE_CHECKING:
-    from deepen_core import Ensemble
     from deepen_core.conversation import Message
+    from deepen_core.template import Thinking
 
 FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """Options of a call that say what its answer has to look like."""
@@ -31,18 +31,25 @@ class ChatRequest:
         """The conversation as every member reads it."""
         return instructed(self.messages, self.form)
 
-    def params(self, ensemble: Ensemble) -> SamplingParams:
+    def params(self, thinking: Thinking) -> SamplingParams:
         """The options of the engine.
+
+        Args:
+            thinking: Whether the answer to the prompt, as it is rendered, begins with thoughts.
 
         Raises:
             SamplingError: If the caller has constrained the answer in a way that contradicts the form.
         """
-        return self.form.params(self.sampling, ensemble.thinking)
+        return self.form.params(self.sampling, thinking)
 
-    def parser(self, ensemble: Ensemble) -> ReplyParser:
-        """What tells the parts of the answer apart."""
+    def parser(self, thinking: Thinking) -> ReplyParser:
+        """What tells the parts of the answer apart.
+
+        Args:
+            thinking: As for `params`.
+        """
         # An answer that the caller has constrained is what the constraint says from its first character on.
-        return self.form.parser("never" if self.sampling.constraint else ensemble.thinking)
+        return self.form.parser("never" if self.sampling.constraint else thinking)
 
 
 def read_form(options: dict[str, Any]) -> ReplyForm:

@@ -85,6 +85,22 @@ class StructuredAnswerError(DeepenError):
         )
 
 
+class NoToolCallError(DeepenError):
+    """An answer that was to call a tool calls none: the model chose not to, or the call was cut off."""
+
+    @classmethod
+    def of(cls, text: str, finish_reason: str) -> Self:
+        """The error of one answer.
+
+        Args:
+            text: What it says instead.
+            finish_reason: How it ended.
+        """
+        said = f"The answer calls no tool. It ended ({finish_reason}) and says {text[:200]!r}: "
+        way_out = {"length": "raise max_new_tokens.", "timeout": "raise timeout."}
+        return cls(said + way_out.get(finish_reason, "give tool_required=True, or a tool_choice, if it has to."))
+
+
 class NotDoneError(DeepenError, TimeoutError):
     """The answer was not there in the time that the caller would wait; the request goes on."""
 

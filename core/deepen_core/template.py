@@ -74,9 +74,8 @@ class ChatTemplate:
             if lost is not None:
                 partly.append((turns, strings, lost))
         for turns, strings, lost in partly:
-            left_out = [turns[place] for place in lost]
             # Then it is by design that they are left out, as where only the last message counts.
-            if not any(m.get("tool_calls") for m in left_out) and all(map(self._knows, {m["role"] for m in left_out})):
+            if all(map(self._knows, {turns[place]["role"] for place in lost})):
                 return turns, strings
         if partly and partly[0][0] is messages:
             place = partly[0][2][0]

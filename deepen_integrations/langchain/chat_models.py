@@ -34,7 +34,109 @@ _MOST_THREADS = 64
 
 
 class ChatDeepen(StructuredOutput, LangChainOptions):
-    """Several local language models with different tokenizers, answering as one."""
+    r"""Several local language models with different tokenizers, chatting as one.
+
+    Setup:
+        Install `deepen-integrations[langchain,structured]`; `structured` is for tools and objects. No server and no key
+        are needed; `api_key` and `max_retries` are accepted and mean nothing. Every member needs a chat template.
+
+    Key init args, completion params:
+        max_new_tokens (or max_tokens): tokens of the main member to generate at most, 256 by default.
+        temperature: 0, the default, takes the most probable token; above 0 samples.
+        top_k, top_p, min_p, repetition_penalty, seed: how to choose among tokens.
+        stop: strings before which the answer is cut. A call's own `stop` replaces them, `[]` by none.
+        timeout: seconds after which an answer ends with `finish_reason="timeout"` and what it has.
+        logprobs: report the log-probability of each token, and of so many alternatives.
+        on_member_error: "raise", or "drop" to go on without a member that fails.
+
+    Key init args, ensemble params:
+        models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
+        main: whose vocabulary is spoken, by index or name.
+        weights: how much each member counts.
+        fusion: "deepen", "deepen-paper" or a `FusionConfig`.
+        device, dtype: for members that name none.
+        max_batch_size: how many requests are decoded together at most.
+
+    Instantiate:
+        ```python
+        from deepen_integrations.langchain import ChatDeepen
+
+        chat = ChatDeepen.demo(max_tokens=32)
+        # or ChatDeepen(models=["./general", "./specialist"], temperature=0.7)
+        # or ChatDeepen.from_ensemble(ensemble), where ensemble = Ensemble.load(...)
+        ```
+        This loads nothing. The first call loads the models, once per process for equal ensemble params.
+
+    Invoke:
+        ```python
+        chat.invoke("Where does Felix live?").content
+        chat.invoke([("system", "Be brief."), ("human", "Where does Felix live?")], max_tokens=4)
+        ```
+        Each member reads the conversation by its own chat template; what a template cannot take is adapted to it.
+        Options of a call replace those of the model. Users' text never turns into control tokens.
+
+    Stream:
+        ```python
+        for chunk in chat.stream("Where does Felix live?"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        await chat.ainvoke("Where does Felix live?")
+        async for chunk in chat.astream("Where does Felix live?"):
+            print(chunk.text, end="")
+        await chat.abatch(["Where does Felix live?", "What does Esther work as?"])
+        ```
+        No thread is held up, and a task that is cancelled ends the work. Conversations of a batch, or of several
+        threads and tasks, are decoded together.
+
+    Tool calling:
+        ```python
+        from typing import Literal
+
+        def look_up(name: Literal["Anna", "Felix"]) -> str:
+            '''Look up what is written about a person.'''
+            return f"{name} lives in Lisbon."
+
+        chat.bind_tools([look_up], tool_choice="any").invoke("Where does Felix live?", max_tokens=64).tool_calls
+        ```
+        Calls follow the tools' schemas while they are decoded, so they are valid whatever the models say; a call that is
+        cut off is none. All members are told of tools in one syntax, whatever their templates know of it.
+
+    Structured output:
+        ```python
+        from pydantic import BaseModel
+
+        class Home(BaseModel):
+            city: Literal["Lisbon", "Oslo"]
+
+        chat.with_structured_output(Home).invoke("Where does Felix live?")
+        ```
+
+    JSON mode:
+        ```python
+        chat.with_structured_output(Home, method="json_mode").invoke("Where does Felix live? Answer as JSON.")
+        ```
+
+    Token usage:
+        ```python
+        chat.invoke("Where does Felix live?").usage_metadata
+        # {"input_tokens": ..., "output_tokens": ..., "total_tokens": ...}
+        ```
+        In a stream the last chunk has it.
+
+    Logprobs:
+        ```python
+        chat.invoke("Where does Felix live?", logprobs=2).response_metadata["logprobs"]["content"]
+        ```
+
+    Response metadata:
+        ```python
+        chat.invoke("Where does Felix live?").response_metadata
+        # {"finish_reason": "stop", "model_name": "atlas-gpt2+almanac-llama", "model_provider": "deepen", ...}
+        ```
+    """
 
     streaming: bool = False
     """Whether `invoke` streams inside, so that callbacks hear of each piece even where nothing asks LangChain to."""
@@ -154,8 +256,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        answer = ensemble.generate(request.prompt(), request.params(ensemble))
-        return chat_result(answer, request.parser(ensemble), self.model_name, self.get_num_tokens)
+        answer = ensemble.generate(request.prompt(), request.params(ensemble.thinking))
+        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
 
     async def _agenerate(
         self,
@@ -166,8 +268,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        answer = await ensemble.agenerate(request.prompt(), request.params(ensemble))
-        return chat_result(answer, request.parser(ensemble), self.model_name, self.get_num_tokens)
+        answer = await ensemble.agenerate(request.prompt(), request.params(ensemble.thinking))
+        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
 
     def _stream(
         self,
@@ -178,8 +280,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        chunks = ChatChunks(request.parser(ensemble), self.model_name, self.get_num_tokens)
-        with closing(ensemble.stream(request.prompt(), request.params(ensemble))) as pieces:
+        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        with closing(ensemble.stream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             for piece in pieces:
                 for chunk in chunks.of(piece):
                     if run_manager is not None:
@@ -195,8 +297,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        chunks = ChatChunks(request.parser(ensemble), self.model_name, self.get_num_tokens)
-        async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble))) as pieces:
+        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             async for piece in pieces:
                 for chunk in chunks.of(piece):
                     if run_manager is not None:
