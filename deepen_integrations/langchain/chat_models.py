@@ -101,8 +101,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
 
         chat.bind_tools([look_up], tool_choice="any").invoke("Where does Felix live?", max_tokens=64).tool_calls
         ```
-        Calls follow the tools' schemas while they are decoded, so they are valid whatever the models say; a call that is
-        cut off is none. All members are told of tools in one syntax, whatever their templates know of it.
+        Calls follow the tools' schemas while they are decoded, so they are valid whatever the models say; a call that
+        is cut off is none. All members are told of tools in one syntax, whatever their templates know of it.
 
     Structured output:
         ```python
