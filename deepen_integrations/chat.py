@@ -27,6 +27,19 @@ class ChatRequest:
     sampling: SamplingParams
     """The caller's options."""
 
+    def check(self) -> None:
+        """Says what is wrong with the request, as far as that can be told before an ensemble is loaded.
+
+        Raises:
+            SamplingError: If a schema or another constraint cannot be followed, or the caller has constrained the
+                answer in a way that contradicts the form.
+        """
+        params = self.params("never")
+        if params.constraint is not None:
+            from deepen_core.grammar import grammar_of  # noqa: PLC0415  needs an extra
+
+            grammar_of(params)
+
     def prompt(self) -> list[Message]:
         """The conversation as every member reads it."""
         return instructed(self.messages, self.form)

@@ -83,7 +83,7 @@ class RuleEnsemble:
             self.open_streams -= 1
 
     def _answer(self, prompt, params):
-        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        asked = prompt if isinstance(prompt, str) else "".join(prompt[-1]["content"])
         whole = self.answers.get(asked, self.default)
         ends = [whole.index(stop) for stop in params.stop if stop in whole]
         text = "".join(words(whole[: min(ends, default=len(whole))])[: params.max_new_tokens])

@@ -30,6 +30,13 @@ def terse_folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def terse(terse_folders):
+    """An ensemble of the two."""
+    with Ensemble.load(terse_folders, progress=False, device="cpu") as ensemble:
+        yield ensemble
+
+
+@pytest.fixture(scope="session")
 def load(folders):
     """Loads an ensemble of named members."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +16,6 @@ CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which one at most may be given."""
 
 
-@cache
 def can_constrain() -> bool:
     """Whether the extra `structured` is there, which constraints need."""
     return find_spec("llguidance") is not None

@@ -201,15 +201,14 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
             kwargs: Options of each call.
 
         Raises:
-            SamplingError: If there is no such tool, or for an unknown option or value.
+            SamplingError: If there is no such tool, if a schema of one cannot be followed, or for an unknown option or
+                value.
         """
         del strict
         bound: dict[str, Any] = {"tools": [tool_definition(tool) for tool in tools], **kwargs}
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         bound |= {name: value for name, value in given.items() if value is not None}
-        options = {name: value for name, value in bound.items() if name not in _FOR_LANGCHAIN}
-        form = read_form(options)
-        form.params(self.sampling(options), "never")
+        self._request((), None, bound)
         return self.bind(**bound)
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -311,6 +310,6 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         """What is asked, checked before anything is loaded."""
         given = {name: value for name, value in options.items() if name not in _FOR_LANGCHAIN}
         form = read_form(given)
-        request = ChatRequest(chat_messages(messages), form, self.sampling({**given, "stop": stop}))
-        form.params(request.sampling, "never")
+        request = ChatRequest(chat_messages(messages), form, self.sampling({"stop": stop, **given}))
+        request.check()
         return request

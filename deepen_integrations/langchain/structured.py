@@ -49,7 +49,8 @@ class StructuredOutput(BaseChatModel):
             kwargs: Options of each call.
 
         Raises:
-            SamplingError: For an unknown method, an unknown option, or no schema where one is needed.
+            SamplingError: For an unknown method, an unknown option, no schema where one is needed, or one that cannot
+                be followed.
         """
         del strict
         if method not in {"json_schema", "function_calling", "json_mode"}:
