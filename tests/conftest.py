@@ -42,6 +42,10 @@ class RuleEnsemble:
         self.closed = False
         self.info = SimpleNamespace(members=[SimpleNamespace(name="alpha"), SimpleNamespace(name="beta")])
 
+    @property
+    def planning_window(self):
+        return self.context_window
+
     def generate(self, prompt, params=None, *, return_exceptions=False, **options):
         params = resolve_sampling(params, options)
         self.requests.append((prompt, params))

@@ -342,9 +342,11 @@ def test_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
     small = member(tmp_path / "small", {"n_positions": 300}, chat_template="{{ messages }}")
     large = member(tmp_path / "large", {"text_config": {"max_position_embeddings": 4096}})
     llm = adapter(models=[large, small])
-    assert (llm.facts.context_window, llm.facts.has_chat_template) == (300, False)
+    assert (llm.facts.context_window, llm.facts.has_chat_template) == (225, False)  # 299 less a quarter
     (large / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    assert adapter(models=[small, large], main=1).facts.has_chat_template
+    talking = adapter(models=[small, large], main=1).facts
+    assert (talking.context_window, talking.has_chat_template) == (198, True)  # 300 less an eighth, less a quarter
+    assert adapter(models=[large]).facts.context_window == 4096 - 128
     assert llm.model_name == "large+small"
     assert not loads
     assert ask(llm)
