@@ -14,7 +14,7 @@ from deepen_core.errors import DeepenError
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 from deepen_core.store import RowStore
 
-pytest_plugins = ["fixtures_engine"]
+pytest_plugins = ["fixtures_engine", "fixtures_llama_index"]
 
 
 class RuleEnsemble:

@@ -12,14 +12,31 @@ from deepen_core.members import Member, MemberRow
 from deepen_core.members.tokenizer import MemberTokenizer
 
 KINDS_OF_TEXT = (
-    'The old library opens at nine. Mira asked, "How many books are there?" and the clerk said: about 48,000. When it '
-    "rains, people stay longer; some read, others wait for the weather to change and look out of the window.\n",
-    "Die alte Bibliothek öffnet um neun. Les élèves français lisent près de la fenêtre, où il fait plus chaud. Mañana "
-    "por la mañana vendrán más niños a la lección.\n",
-    "def mean(values):\n    total = 0\n    for index, value in enumerate(values):\n        if value is not None:\n"
-    "            total += value\n    return total / len(values)\n",
-    "## Results\n----------------\n| year | sales |\n|---|---|\n| 2023 | 48,210.5 |\n"
-    '{"name": "Mira", "ids": [1, 22, 333]}\nhttps://example.com/a?b=1\n',
+    """\
+The old library opens at nine. Mira asked, "How many books are there?" and the clerk said: about 48,000. When it rains,
+people stay longer; some read, others wait for the weather to change and look out of the window.
+""",
+    """\
+Die alte Bibliothek öffnet um neun. Les élèves français lisent près de la fenêtre, où il fait plus chaud. Mañana por la
+mañana vendrán más niños a la lección.
+""",
+    """\
+def mean(values):
+    total = 0
+    for index, value in enumerate(values):
+        if value is not None:
+            total += value
+    return total / len(values)
+""",
+    """\
+## Results
+----------------
+| year | sales |
+|---|---|
+| 2023 | 48,210.5 |
+{"name": "Mira", "ids": [1, 22, 333]}
+https://example.com/a?b=1
+""",
 )
 """Prose, other languages, code and tables: tokenizers differ most in some of these."""
 
@@ -34,8 +51,8 @@ _TURNS = (
 def planning_window(members: Sequence[Member], main: int, *, conversations: bool) -> int:
     """Main's tokens that the text of a prompt and its answer may have together, so that they fit into every member.
 
-    This is the smallest of the members' windows, each less what the member adds to a text, and in main's tokens: divided
-    by how many of the member's tokens stand for one of main's, where they are most. Text of another kind than
+    This is the smallest of the members' windows, each less what the member adds to a text, and in main's tokens:
+    divided by how many of the member's tokens stand for one of main's, where they are most. Text of another kind than
     `KINDS_OF_TEXT`, such as a script that a member writes byte by byte, may still be too long.
 
     Args:
