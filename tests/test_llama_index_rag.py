@@ -1,4 +1,4 @@
-"""Query engines of LlamaIndex on real members: every response mode, from threads and event loops, whole and streaming."""
+"""Query engines of LlamaIndex on real members: all response modes, from threads and event loops, whole and streaming."""
 
 import asyncio
 
@@ -95,11 +95,14 @@ def test_point_31_an_engine_error_is_raised_and_never_an_empty_response(reading_
             response = await engine.aquery(QUESTION)
             return await gathered(response.async_response_gen()) if streaming else str(response)
 
+        def ask_here():
+            response = engine.query(QUESTION)
+            return list(response.response_gen) if streaming else str(response)
+
         with pytest.raises(ClosedError):
             asyncio.run(ask())
         with pytest.raises(ClosedError):
-            response = engine.query(QUESTION)
-            print(list(response.response_gen) if streaming else response)
+            ask_here()
 
 
 def test_point_32_metadata_is_of_the_ensemble(llm):
