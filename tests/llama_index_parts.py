@@ -1,5 +1,7 @@
 """What the tests of LlamaIndex share: a small index, ears for events, and counts by transformers itself."""
 
+import asyncio
+
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -88,3 +90,14 @@ ASYNC_ENDPOINTS = {
     "astream_complete": _astream_complete,
     "astream_chat": _astream_chat,
 }
+
+EIGHT = [*ENDPOINTS, *ASYNC_ENDPOINTS]
+
+
+def called(llm, endpoint, **options):
+    """All responses of a call, from whichever kind of endpoint."""
+    if endpoint in ENDPOINTS:
+        found = ENDPOINTS[endpoint](llm, **options)
+    else:
+        found = asyncio.run(ASYNC_ENDPOINTS[endpoint](llm, **options))
+    return found if isinstance(found, list) else [found]

@@ -1,4 +1,4 @@
-"""Query engines of LlamaIndex on real members: all response modes, from threads and event loops, whole and streaming."""
+"""Query engines of LlamaIndex on real members: all response modes, from threads and loops, whole and streaming."""
 
 import asyncio
 
