@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from deepen_core import __version__
 from deepen_core.constraining import can_constrain
+from deepen_core.conversation import Message, check_messages
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest, read_form
 from deepen_integrations.langchain.messages import chat_messages
@@ -208,7 +209,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         bound: dict[str, Any] = {"tools": [tool_definition(tool) for tool in tools], **kwargs}
         given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
         bound |= {name: value for name, value in given.items() if value is not None}
-        self._request((), None, bound)
+        self._checked((), bound)
         return self.bind(**bound)
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -307,9 +308,12 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     def _request(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: Mapping[str, Any]
     ) -> ChatRequest:
+        return self._checked(check_messages(chat_messages(messages)), {"stop": stop, **options})
+
+    def _checked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatRequest:
         """What is asked, checked before anything is loaded."""
         given = {name: value for name, value in options.items() if name not in _FOR_LANGCHAIN}
         form = read_form(given)
-        request = ChatRequest(chat_messages(messages), form, self.sampling({"stop": stop, **given}))
+        request = ChatRequest(messages, form, self.sampling(given))
         request.check()
         return request

@@ -13,7 +13,6 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
@@ -90,7 +89,8 @@ def _response_format(schema: Any) -> dict[str, Any]:
         function = schema.get("function", schema)
         wanted = function.get("parameters", function)
     else:
-        wanted = convert_to_json_schema(schema)
+        function = tool_definition(schema)["function"]
+        wanted = {"title": function["name"], **function["parameters"]}
     return {"type": "json_schema", "json_schema": {"name": wanted.get("title", "answer"), "schema": wanted}}
 
 

@@ -23,12 +23,22 @@ def tool_definition(tool: Mapping[str, Any] | type | Callable[..., Any] | BaseTo
     """
     try:
         definition = convert_to_openai_tool(tool)
-    except (TypeError, ValueError) as problem:
+    except (AttributeError, TypeError, ValueError) as problem:  # what LangChain does not expect
         raise SamplingError(f"This is no tool: {' '.join(str(problem).split())}") from problem
+    schema = _schema(tool)
+    if schema is None:
+        return definition
+    parameters = {key: value for key, value in schema.items() if key not in {"title", "description"}}
+    return {**definition, "function": {**definition["function"], "parameters": parameters}}
+
+
+def _schema(tool: Any) -> Mapping[str, Any] | None:
+    """The schema of the arguments where LangChain loses some of it: of classes that refer to themselves, of unions."""
     arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
     if isinstance(arguments, type) and issubclass(arguments, BaseModel):
-        # LangChain puts in what references stand for, and loses those of a class to itself.
-        told = {"title", "description"}  # by the function
-        parameters = {key: value for key, value in arguments.model_json_schema().items() if key not in told}
-        return {**definition, "function": {**definition["function"], "parameters": parameters}}
-    return definition
+        return arguments.model_json_schema()
+    if isinstance(tool, BaseTool) and isinstance(arguments, Mapping):
+        return arguments
+    if isinstance(tool, Mapping) and "title" in tool and not {"name", "function"} & tool.keys():
+        return tool
+    return None

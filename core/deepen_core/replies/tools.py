@@ -46,14 +46,15 @@ class Tool:
                 "'description': ..., 'parameters': ...}}."
             )
         parameters = function.get("parameters") or {}
-        if not isinstance(parameters, Mapping):
+        if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
             raise SamplingError(f"The parameters of tool {function['name']!r} are no JSON schema of an object.")
         return cls(function["name"], function.get("description") or "", dict(parameters))
 
     @property
     def schema(self) -> dict[str, Any]:
         """Of the arguments; an object without any if the tool says nothing of them."""
-        return {"properties": {}, **self.parameters, "type": "object"}
+        elsewhere = self.parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}
+        return {**({} if elsewhere else {"properties": {}}), **self.parameters, "type": "object"}
 
     @property
     def described(self) -> str:
