@@ -18,9 +18,9 @@ class House(BaseModel):
     number: int = Field(ge=1, le=99)
 
 
-# That an answer is a House is certain: decoding follows the class's JSON schema. Which one is up to the models. Those of
-# the demo have never seen JSON; they can put a number into it, which looks there as it does in prose, but no word in
-# quotation marks. Instruction-tuned models fill in all kinds of fields.
+# That an answer is a House is certain: decoding follows the class's JSON schema. Which one is up to the models. Those
+# of the demo have never seen JSON; they can put a number into it, which looks there as it does in prose, but no word
+# in quotation marks. Instruction-tuned models fill in all kinds of fields.
 def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=40)
     configure_settings(llm)
