@@ -13,6 +13,12 @@ from deepen_core.demo import member_paths
 from deepen_core.files import declared_window
 from deepen_integrations.options import DEMO, LoadOptions
 
+_TEMPLATE_TOKENS = 128
+"""Allowance for what chat templates add: system prompts of their own and the turns of a short conversation."""
+_TEMPLATE_SHARE = 8
+_TOKENIZER_SHARE = 4
+"""Shares of the window that the allowances take: one eighth for templates at most, a quarter for other tokenizers."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -20,6 +26,13 @@ class Facts:
 
     context_window: int | None
     """Tokens of the smallest window of all members; None if no configuration is on this machine yet."""
+    planning_window: int | None
+    """Main's tokens that the text of a prompt and its answer may have together, so that they fit every member.
+
+    `Ensemble.planning_window` once that is loaded. Before, the smallest window of all members less an allowance: a
+    quarter if there are several members, whose tokenizers may need more tokens than main's, and if they have chat
+    templates 128 tokens or an eighth. None if no configuration is on this machine yet.
+    """
     has_chat_template: bool
     """Whether every member has a chat template."""
 
@@ -29,7 +42,15 @@ def facts_from_files(options: LoadOptions) -> Facts:
     folders = list(_folders(options))
     windows = [window for folder in folders if folder and (window := _context_window(folder))]
     templates = [folder is not None and _has_chat_template(folder) for folder in folders]
-    return Facts(min(windows, default=None), bool(templates) and all(templates))
+    has_chat_template = bool(templates) and all(templates)
+    window = min(windows, default=None)
+    plans = None if window is None else _less_allowances(window, len(folders), has_chat_template)
+    return Facts(window, plans, has_chat_template)
+
+
+def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:
+    room = window - (min(_TEMPLATE_TOKENS, window // _TEMPLATE_SHARE) if has_chat_template else 1)  # 1 is for BOS
+    return room - room // _TOKENIZER_SHARE if members > 1 else room
 
 
 def _folders(options: LoadOptions) -> Iterator[Path | None]:

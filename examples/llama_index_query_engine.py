@@ -3,16 +3,15 @@
 python examples/llama_index_query_engine.py
 """
 
-from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core import Document, VectorStoreIndex
 
 from deepen_core.demo import documents, questions
-from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding
+from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding, configure_settings
 
 
 def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=16)
-    # LlamaIndex plans prompts by counting tokens; let it count the main member's.
-    Settings.tokenizer = llm.ensemble.tokenize
+    configure_settings(llm)  # LlamaIndex fills prompts by counting tokens; let it count the main member's
 
     people = [Document(text=document.text, metadata={"person": document.title}) for document in documents()]
     index = VectorStoreIndex.from_documents(people, embed_model=HashingEmbedding())

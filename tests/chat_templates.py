@@ -164,3 +164,15 @@ def tokenizer_with(name):
 def member_with(name):
     """The text side of a member with one of the templates."""
     return MemberTokenizer(tokenizer_with(name), "m")
+
+
+def read(what, messages):
+    """The text that a member starts from, and the control tokens in it; by name of a template, or with a tokenizer."""
+    if isinstance(what, str):
+        tokenizer, side = tokenizer_with(what), member_with(what)
+    else:
+        tokenizer, side = what, MemberTokenizer(what, "m")
+    prompt = side.reader.read_messages(messages)
+    ids = prompt.ids + (prompt.backend or side.backend).encode_inside(prompt.text)
+    added = set(tokenizer.added_tokens_decoder)
+    return tokenizer.decode(ids), [tokenizer.convert_ids_to_tokens(i) for i in ids if i in added]

@@ -14,7 +14,7 @@ from deepen_core.errors import DeepenError
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 from deepen_core.store import RowStore
 
-pytest_plugins = ["fixtures_engine"]
+pytest_plugins = ["fixtures_engine", "fixtures_llama_index"]
 
 
 class RuleEnsemble:
@@ -42,6 +42,10 @@ class RuleEnsemble:
         self.open_streams = 0
         self.closed = False
         self.info = SimpleNamespace(members=[SimpleNamespace(name="alpha"), SimpleNamespace(name="beta")])
+
+    @property
+    def planning_window(self):
+        return self.context_window
 
     def generate(self, prompt, params=None, *, return_exceptions=False, **options):
         params = resolve_sampling(params, options)

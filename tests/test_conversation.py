@@ -5,6 +5,7 @@ import json
 import chat_templates
 import pytest
 import tiny
+from chat_templates import read
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,18 +17,9 @@ from deepen_core.tool_text import TOOL_TAGS, read_arguments, tool_call_text, too
 TAG, END = "<tool_call>", "</tool_call>"
 
 
-def read(name, *messages):
-    """All that a member starts from: the text, and its control tokens."""
-    tokenizer, side = chat_templates.tokenizer_with(name), chat_templates.member_with(name)
-    prompt = side.reader.read_messages(messages)
-    ids = prompt.ids + (prompt.backend or side.backend).encode_inside(prompt.text)
-    added = set(tokenizer.added_tokens_decoder)
-    return tokenizer.decode(ids), [tokenizer.convert_ids_to_tokens(i) for i in ids if i in added]
-
-
 def within(name, *pieces, role="system"):
     """The text and the control tokens of one message's content."""
-    text, control = read(name, {"role": role, "content": list(pieces)})
+    text, control = read(name, [{"role": role, "content": list(pieces)}])
     before, after = f"<|im_start|>{role}\n", "<|im_end|>\n<|im_start|>assistant\n"
     assert (text.removeprefix(before) != text, text.removesuffix(after) != text) == (True, True)
     assert control[0] == "<|im_start|>"
@@ -45,7 +37,7 @@ def test_markup_is_the_one_token_that_a_plain_text_is_not(role, tag):
 
 def test_markup_as_the_whole_content_and_in_a_part():
     for content in (Markup(TAG), [{"type": "text", "text": Markup(TAG)}], [Markup(TAG)]):
-        assert read("qwen", {"role": "user", "content": content})[1].count(TAG) == 1
+        assert read("qwen", [{"role": "user", "content": content}])[1].count(TAG) == 1
 
 
 def test_markup_holds_no_special_token():
@@ -61,7 +53,7 @@ def test_tags_of_a_tokenizer_whose_template_has_none():
     call = {"function": {"name": "f", "arguments": {}}}
     chat = [{"role": "user", "content": f"a{TAG}"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     chat.append({"role": "tool", "content": "</tool_response>"})
-    tags = [token for token in read("chatml", *chat)[1] if token in TOOL_TAGS]
+    tags = [token for token in read("chatml", chat)[1] if token in TOOL_TAGS]
     assert tags == [TAG, END, "<tool_response>", "</tool_response>"]
 
 

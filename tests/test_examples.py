@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]  # LlamaIndex leaves an event loop open
+OLD_NAMES = ["-W", "ignore::DeprecationWarning"]  # LlamaIndex's agents use old names of pydantic and of their own
 OFFLINE = """
 import runpy, socket, sys
 def refuse(*arguments, **options):
@@ -26,14 +27,26 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 @pytest.mark.usefixtures("needs_demo")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_example_runs_without_a_network(program, tmp_path):
-    command = [sys.executable, *WARNINGS, "-c", OFFLINE, str(EXAMPLES / program)]
+    warnings = WARNINGS + OLD_NAMES if "agent" in program else WARNINGS
+    command = [sys.executable, *warnings, "-c", OFFLINE, str(EXAMPLES / program)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
-    asked = [question for question in questions()[:6] if question.text in run.stdout]
-    assert len(asked) == 6
-    right = sum(bool(re.search(rf"{re.escape(q.text)} +{q.answer}\b", run.stdout)) for q in asked)
-    assert right >= 4, run.stdout
+    right, asked = fields_right(run.stdout) or answers_right(run.stdout)
+    assert asked >= 6
+    assert right >= asked * 2 / 3, run.stdout
     assert not run.stderr
+
+
+def fields_right(output):
+    """What an example that fills objects says of them."""
+    said = re.search(r"^(\d+) of (\d+) fields are what the documents say$", output, re.MULTILINE)
+    return said and tuple(map(int, said.groups()))
+
+
+def answers_right(output):
+    """How many of the demo's questions an example answers rightly, of how many."""
+    asked = [question for question in questions() if question.text in output]
+    return sum(bool(re.search(rf"{re.escape(q.text)} +{q.answer}\b", output)) for q in asked), len(asked)
 
 
 def test_the_list_of_examples_is_complete():

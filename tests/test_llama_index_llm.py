@@ -364,7 +364,9 @@ def test_demo_streams_what_it_completes(demo):
 def test_demo_facts_from_files_are_the_loaded_ones(demo):
     before = DeepenLLM.demo(device="cpu").metadata
     assert demo.complete("Mira lives in").text
-    assert before.model_dump(exclude={"num_output"}) == demo.metadata.model_dump(exclude={"num_output"})
+    guessed = {"num_output", "context_window"}
+    assert before.model_dump(exclude=guessed) == demo.metadata.model_dump(exclude=guessed)
+    assert 1000 < before.context_window < demo.metadata.context_window < demo.ensemble.context_window
 
 
 @pytest.mark.usefixtures("needs_demo")

@@ -5,6 +5,7 @@ from pathlib import Path
 import chat_templates
 import pytest
 import tiny
+from chat_templates import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_conversations import conversations
@@ -113,18 +114,6 @@ NATIVE = {
     "strings|empty|nothing|no calls|orphan",
 }
 NATIVE["qwen3"] = NATIVE["qwen"]
-
-
-def read(what, messages):
-    """The text that a member starts from, and the control tokens in it; by name of a template, or with a tokenizer."""
-    if isinstance(what, str):
-        tokenizer, side = chat_templates.tokenizer_with(what), chat_templates.member_with(what)
-    else:
-        tokenizer, side = what, MemberTokenizer(what, "m")
-    prompt = side.reader.read_messages(messages)
-    ids = prompt.ids + (prompt.backend or side.backend).encode_inside(prompt.text)
-    added = set(tokenizer.added_tokens_decoder)
-    return tokenizer.decode(ids), [i for i in ids if i in added]
 
 
 def joined(messages):
@@ -289,6 +278,20 @@ def test_a_template_that_reads_only_the_last_message():
     assert read(tokenizer, KINDS["plain"])[0] == "three<|end|>"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ {'type': 'text', 'text': m.content} | tojson }}{% endfor %}",
+        "{% for m in messages %}{{ ({'message': m.content} | tojson) | tojson }}{% endfor %}",
+    ],
+)
+def test_a_template_that_renders_json(template):
+    tokenizer = tiny.byte_level()
+    tokenizer.chat_template = template
+    chat = KINDS["plain"]
+    assert read(tokenizer, chat)[0] == tokenizer.apply_chat_template(chat, tokenize=False)
+
+
 def test_thoughts_that_a_template_drops_are_no_loss():
     chat = [said("user", "one"), said("assistant", "<think>\nhm\n</think>\n\ntwo"), said("user", "three")]
     tokenizer = chat_templates.tokenizer_with("qwen")
@@ -332,11 +335,10 @@ def test_whether_an_answer_begins_with_thoughts(template, thinking):
 
 
 def test_the_ensemble_thinks_as_main_does(load):
-    with load("gamma", "alpha") as ensemble:  # without a template
+    with load("gamma", "alpha") as ensemble:  # main has no template
         assert ensemble.thinking == "never"
-    with load("alpha", "gamma") as ensemble:
-        reader = ensemble._members[0].tokenizer.reader
-        reader.__dict__["_chat"].__dict__["thinking"] = "opened"
+    with load("gamma", "alpha", main=1) as ensemble:
+        ensemble._members[1].tokenizer.reader._chat._template += "<think>"
         assert ensemble.thinking == "opened"
 
 

@@ -34,6 +34,7 @@ from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs
 from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
+from deepen_core.planning import planning_window
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper
@@ -238,6 +239,17 @@ class Ensemble(Asking):
     def context_window(self) -> int:
         """Tokens of the smallest window of the members that count."""
         return min(m.context_window for m in self._counted())
+
+    @property
+    def planning_window(self) -> int:
+        """Main's tokens that the text of a prompt and its answer may have together, so that they fit every member.
+
+        Less than `context_window`: chat templates add tokens of their own, and a member may need more tokens than main
+        for the same text. Both are measured, the latter on prose in Latin letters, code and tables.
+        """
+        members = self._counted()
+        main = members.index(self._open_members()[self._main])
+        return planning_window(members, main, conversations=self.has_chat_template)
 
     @property
     def info(self) -> EnsembleInfo:

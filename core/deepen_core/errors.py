@@ -38,7 +38,7 @@ class PromptError(DeepenError):
 
 
 class ChatTemplateError(DeepenError):
-    """A conversation was given, but a member has no chat template or its template refuses the messages."""
+    """A conversation was given, but a member has no chat template, or its template takes it in no form."""
 
 
 class ContextWindowError(DeepenError):

@@ -8,8 +8,9 @@ from typing import Any
 
 from deepen_core.conversation import Message, called
 
-# A marker inside of a quoted quotation, or of a part that was printed as it is, is not rendered.
-_SEEN = re.compile(r"""(?<!\\["'])(?<!["']text["']: ["'])zq(\d+)qz""")
+# Markers of three kinds: in texts, in parts (p), which are not rendered where the part is printed as it is, and in
+# arguments that are JSON (j), which are not where that became a quoted text.
+_SEEN = re.compile(r"""zq(?:t|(?<!["']text["']: ["']zq)p|(?<!\\["']zq)j)(\d+)qz""")
 
 
 class Skeleton:
@@ -31,9 +32,9 @@ class Skeleton:
         seen = {int(number) for number in _SEEN.findall(rendered)}
         return sorted({owner for number, owner in enumerate(self._owners) if number not in seen})
 
-    def _marker(self, owner: int) -> str:
+    def _marker(self, owner: int, kind: str = "t") -> str:
         self._owners.append(owner)
-        return f"zq{len(self._owners) - 1}qz"
+        return f"zq{kind}{len(self._owners) - 1}qz"
 
     def _marked(self, message: Message, place: int) -> Message:
         marked = dict(message)
@@ -46,19 +47,19 @@ class Skeleton:
             marked["tool_calls"] = [self._call(call, place) for call in message["tool_calls"]]
         return marked
 
-    def _text(self, text: str, place: int) -> str:
-        return self._marker(place) if text.strip() else text
+    def _text(self, text: str, place: int, kind: str = "t") -> str:
+        return self._marker(place, kind) if text.strip() else text
 
     def _piece(self, piece: Any, place: int) -> Any:
         if isinstance(piece, str):
             return self._text(piece, place)
-        return {**piece, "text": self._text(piece["text"], place)} if isinstance(piece.get("text"), str) else piece
+        return {**piece, "text": self._text(piece["text"], place, "p")} if isinstance(piece.get("text"), str) else piece
 
     def _call(self, call: Mapping[str, Any], place: int) -> Mapping[str, Any]:
         function = called(call)
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            marked = {**function, "arguments": f'{{"a": "{self._marker(place)}"}}'}
+            marked = {**function, "arguments": f'{{"a": "{self._marker(place, "j")}"}}'}
         elif arguments:
             marked = {**function, "arguments": {"a": self._marker(place)}}
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -39,3 +39,7 @@ class LangChainOptions(DeepenAdapter):
     def told_stop(self, stop: Sequence[str] | None) -> list[str]:
         """The stop strings of a call, for traces: its own, or else the model's."""
         return list(self.stop if stop is None else stop)
+
+    def main_ids(self, text: str, tokenizer: Callable[[str], list[int]] | None) -> list[int]:
+        """Ids of a text by a tokenizer of the user's own, or by the main member's."""
+        return self.ensemble.tokenize(text) if tokenizer is None else tokenizer(text)

@@ -102,9 +102,7 @@ class PromptReader(BaseLLM, LangChainOptions):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of a text by the main member's tokenizer, without BOS; `get_num_tokens` counts them."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self.ensemble.tokenize(text)
+        return self.main_ids(text, self.custom_get_token_ids)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """How many of the main member's tokens these messages are as a prompt.

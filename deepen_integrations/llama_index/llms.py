@@ -71,7 +71,11 @@ class DeepenLLM(StructuredPrediction, ReActModel):
     """
 
     context_window: int | None = Field(default=None, ge=1)
-    """Tokens that a prompt and its answer may have together; the members' smallest window if not given."""
+    """Tokens that the text of a prompt and its answer may have together, which LlamaIndex fills prompts up to.
+
+    If not given, as many of main's tokens as fit every member, less what chat templates add: measured once the ensemble
+    is loaded, and with an allowance before.
+    """
 
     @classmethod
     def class_name(cls) -> str:
@@ -82,9 +86,11 @@ class DeepenLLM(StructuredPrediction, ReActModel):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex plans prompts with. It is known before the models are loaded, and loads nothing."""
         facts = self.facts
+        window = self.context_window or facts.planning_window or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
-            context_window=self.context_window or facts.context_window or DEFAULT_CONTEXT_WINDOW,
-            num_output=self.max_new_tokens,
+            context_window=window,
+            # Answers end where the window is full, so one that may be longer than that takes no more room in plans.
+            num_output=min(self.max_new_tokens, window // 2),
             is_chat_model=facts.has_chat_template,
             model_name=self.model_name,
         )

@@ -1,0 +1,68 @@
+"""A LlamaIndex ReAct agent with two tools on the embedded demo, whose steps are held to ReAct's form by a constraint.
+
+python examples/llama_index_react_agent.py
+"""
+
+import asyncio
+import re
+
+from llama_index.core.agent.react.formatter import ReActChatFormatter
+from llama_index.core.agent.workflow import ReActAgent, ToolCall
+from llama_index.core.tools import FunctionTool
+
+from deepen_core.demo import questions
+from deepen_core.demo.phrases import RELATIONS
+from deepen_integrations.llama_index import DeepenLLM
+
+SUNSHINE = {"Lisbon": 9, "Nairobi": 7, "Geneva": 5}
+
+
+def sunshine(city: str) -> str:
+    """How long the sun shines in a city."""
+    return f"{city}, with {SUNSHINE.get(city, 4)} hours of sunshine today"
+
+
+def working_hours(job: str) -> str:
+    """When people of a trade work."""
+    return f"{job}, who works from {'four to noon' if job == 'baker' else 'eight to five'}"
+
+
+# The demo's models were never taught to use tools and would not write ReAct by themselves; instruction-tuned models do,
+# and need no constraint, only `llm.for_react()`. Here a regular expression holds a step to one of the forms that ReAct
+# has: a thought, a tool and its input, or an answer. Each step begins with a word that says all the rest: a city is
+# looked up in `sunshine`, a trade in `working_hours`, and any other word is the answer. Which word that is, is the
+# ensemble's choice among all 128 of its world, and so is the tool.
+def forms() -> str:
+    """A regular expression that takes the valid steps."""
+    words = {relation.key: [re.escape(value) for value in relation.values] for relation in RELATIONS}
+    cities = [rf' {city}\nAction: sunshine\nAction Input: \{{"city": "{city}"\}}' for city in words.pop("city")]
+    jobs = [rf' {job}\nAction: working_hours\nAction Input: \{{"job": "{job}"\}}' for job in words.pop("job")]
+    answers = [f" {value}" for values in words.values() for value in values]
+    return "|".join([*cities, *jobs, *answers])
+
+
+async def ask(agent: ReActAgent, question: str) -> None:
+    """Prints what the agent says to a question, and which tool it has called."""
+    running = agent.run(question)
+    called = [event async for event in running.stream_events() if isinstance(event, ToolCall)]
+    answer = str(await running).strip()
+    steps = "".join(f"{call.tool_name}({call.tool_kwargs})" for call in called) or "no tool"
+    print(f"{question:<42} {answer:<50} {steps}")
+
+
+async def main() -> None:
+    llm = DeepenLLM.demo(max_new_tokens=80, regex=forms())
+    agent = ReActAgent(
+        # What a tool returns is the agent's answer; the demo's models could not put it into words of their own.
+        tools=[FunctionTool.from_defaults(tool, return_direct=True) for tool in (sunshine, working_hours)],
+        llm=llm.for_react(),
+        # LlamaIndex's usual explanation of tools is a page in English, of which these models know no word.
+        formatter=ReActChatFormatter.from_defaults(system_header="Ask {tool_names}."),
+    )
+    for question in questions()[:11]:
+        await ask(agent, question.text)
+    llm.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

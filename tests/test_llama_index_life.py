@@ -1,0 +1,148 @@
+"""How DeepenLLM of LlamaIndex is made, known, stored, shared and let go of.
+
+That a missing LlamaIndex is told by its extra (point 45) is in `test_adapter_options.py`.
+"""
+
+import copy
+import gc
+import json
+import pickle
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import pytest_socket
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.loading import RECOGNIZED_LLMS, load_llm
+from llama_index_parts import EIGHT, QUESTION, called
+from scheduler_parts import running_workers
+
+from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
+from deepen_integrations.llama_index import DeepenLLM
+
+pytestmark = pytest.mark.usefixtures("loop_of_llama_index")
+
+
+@pytest.fixture
+def options(reading_folders):
+    return {
+        "models": [str(folder) for folder in reading_folders["chats"]],
+        "device": "cpu",
+        "progress": False,
+        "max_new_tokens": 4,
+        "ignore_eos": True,
+    }
+
+
+def test_point_01_and_02_it_is_what_llama_index_looks_for():
+    names = [cls.__name__ for cls in DeepenLLM.__mro__]
+    assert {CustomLLM.__name__, BaseLLM.__name__} < set(names)
+    assert DeepenLLM.class_name() == "DeepenLLM"
+    assert RECOGNIZED_LLMS["DeepenLLM"] is DeepenLLM
+
+
+@pytest.mark.parametrize("endpoint", EIGHT)
+def test_point_03_a_misspelt_option_is_an_error(options, endpoint):
+    with pytest.raises(ConfigurationError, match="did you mean 'temperature'"):
+        DeepenLLM(**options, temprature=1)
+    llm = DeepenLLM(**options)
+    with pytest.raises(SamplingError, match="did you mean 'temperature'"):
+        called(llm, endpoint, temprature=1)
+
+
+def test_point_43_stored_in_every_form_it_answers_the_same(options):
+    with DeepenLLM(**options, stop=["\0"], system_prompt="Be brief.") as llm:
+        text = llm.complete(QUESTION).text
+        forms = {
+            "dict": DeepenLLM.from_dict(llm.to_dict()),
+            "json": DeepenLLM.from_json(llm.to_json()),
+            "loader": load_llm(llm.to_dict()),
+            "pickle": pickle.loads(pickle.dumps(llm)),
+            "copy": copy.deepcopy(llm),
+            "model_copy": llm.model_copy(update={"stop": ["\1"]}),
+        }
+        assert len(pickle.dumps(llm)) < 10_000
+        for form, other in forms.items():
+            assert other.complete(QUESTION).text == text, form
+            assert other.ensemble is llm.ensemble, form
+
+
+def test_point_43_a_pickle_loads_in_a_process_that_never_saw_the_models(options, tmp_path):
+    stored = tmp_path / "llm.pickle"
+    with DeepenLLM(**options) as llm:
+        text = llm.complete(QUESTION).text
+        stored.write_bytes(pickle.dumps(llm))
+    code = f"""
+import pickle, pathlib
+llm = pickle.loads(pathlib.Path({str(stored)!r}).read_bytes())
+print(repr(llm.complete({QUESTION!r}).text))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == repr(text), run.stderr
+
+
+def test_point_44_importing_and_planning_are_light_and_open_no_socket(options):
+    code = f"""
+import socket, sys
+import deepen_core, deepen_integrations
+assert not [name for name in sys.modules if name.startswith("llama_index")]
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+socket.socket.__init__ = refuse
+from deepen_integrations.llama_index import DeepenLLM
+metadata = DeepenLLM(**{options!r}).metadata
+assert metadata.is_chat_model and metadata.context_window < 2200, metadata
+assert not {{"torch", "transformers", "tokenizers", "huggingface_hub"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:A test tried to use socket")
+def test_point_46_the_tests_have_no_network():
+    with pytest.raises(pytest_socket.SocketBlockedError):
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+
+def test_point_47_no_folder_shadows_the_framework():
+    root = Path(__file__).parent
+    assert not [path for path in root.rglob("*") if path.is_dir() and path.name in ("llama_index", "langchain")]
+
+
+@pytest.mark.parametrize("ending", ["close", "with", "garbage"])
+def test_point_48_the_last_one_frees_the_models(options, ending):
+    workers = running_workers()
+    first, second = DeepenLLM(**options), DeepenLLM(**options, temperature=0.5)
+    assert first.complete(QUESTION).text
+    ensemble = weakref.ref(first.ensemble)
+    weights = weakref.ref(next(first.ensemble._members[0].model.parameters()))
+    first.close()
+    assert second.complete(QUESTION).text
+    if ending == "close":
+        second.close()
+    elif ending == "with":
+        with second:
+            pass
+    del first, second
+    gc.collect()
+    assert ensemble() is None
+    assert weights() is None
+    assert running_workers() == workers
+
+
+@pytest.mark.parametrize("endpoint", EIGHT)
+def test_point_48_use_after_close_is_told(options, endpoint):
+    llm = DeepenLLM(**options)
+    llm.close()
+    with pytest.raises(ClosedError, match=r"DeepenLLM was closed\. Construct another one"):
+        called(llm, endpoint)
+
+
+def test_point_48_what_is_stored_of_a_closed_one_is_as_before(options):
+    llm = DeepenLLM(**options)
+    stored = json.loads(llm.to_json())
+    llm.close()
+    assert json.loads(llm.to_json()) == stored

@@ -1,0 +1,158 @@
+"""Query engines of LlamaIndex on real members: all response modes, from threads and loops, whole and streaming."""
+
+import asyncio
+
+import pytest
+from llama_index.core import PromptTemplate, get_response_synthesizer
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index_parts import QUESTION, Counting, gathered, index_of
+
+from deepen_core.demo import documents
+from deepen_core.errors import ClosedError, ContextWindowError
+from deepen_integrations.llama_index import DeepenLLM, configure_settings
+
+pytestmark = pytest.mark.usefixtures("loop_of_llama_index", "fresh_settings")
+
+STREAMING = [mode for mode in ResponseMode if "accumulate" not in mode.value]
+WITHOUT_A_MODEL = (ResponseMode.NO_TEXT, ResponseMode.CONTEXT_ONLY)
+
+
+@pytest.fixture(params=["texts", "chats"])
+def llm(request, reading_ensembles):
+    """Set as LlamaIndex's default. Answers never end early: an empty one says nothing."""
+    llm = DeepenLLM.from_ensemble(reading_ensembles[request.param], max_new_tokens=6, ignore_eos=True)
+    assert llm.metadata.is_chat_model is (request.param == "chats")
+    configure_settings(llm)
+    return llm
+
+
+@pytest.mark.parametrize("mode", ResponseMode)
+def test_point_30_every_mode_answers_alike_in_all_four_ways(llm, events, mode):
+    index = index_of()
+    options = {"llm": llm, "response_mode": mode, "similarity_top_k": 3}
+    whole = index.as_query_engine(**options)
+
+    async def ask():
+        return str(await whole.aquery(QUESTION))
+
+    async def stream():
+        response = await index.as_query_engine(**options, streaming=True).aquery(QUESTION)
+        return "".join(await gathered(response.async_response_gen()))
+
+    answer = str(whole.query(QUESTION))
+    calls = len(events.named("LLMChatEndEvent", "LLMCompletionEndEvent"))
+    assert (calls == 0) is (mode in WITHOUT_A_MODEL)
+    assert (answer == "None") is (mode == ResponseMode.NO_TEXT)  # as LlamaIndex writes no answer
+    assert asyncio.run(ask()) == answer
+    if mode in STREAMING and mode not in WITHOUT_A_MODEL:
+        streamed = index.as_query_engine(**options, streaming=True).query(QUESTION)
+        assert "".join(streamed.response_gen) == answer
+        assert asyncio.run(stream()) == answer
+
+
+def synthesizer(llm, mode, **options):
+    return get_response_synthesizer(llm=llm, response_mode=mode, **options)
+
+
+def nodes(texts):
+    return [NodeWithScore(node=TextNode(text=text), score=1.0) for text in texts]
+
+
+def test_point_24_a_tree_is_summarized_at_once_and_in_a_running_loop(llm, events):
+    """`use_async` starts a loop of its own beside the one that runs; each branch is a request of its own."""
+    llm = llm.with_options(max_new_tokens=40)
+    # Several prompts full of text, and one more for their summaries.
+    texts = [" ".join(document.text for document in documents()[:30])]
+    one_by_one = str(synthesizer(llm, "tree_summarize").synthesize(QUESTION, nodes(texts)))
+    calls = len(events.named("LLMChatEndEvent", "LLMCompletionEndEvent"))
+    assert calls > 2
+
+    async def within_a_loop():
+        return str(synthesizer(llm, "tree_summarize", use_async=True).synthesize(QUESTION, nodes(texts)))
+
+    assert str(synthesizer(llm, "tree_summarize", use_async=True).synthesize(QUESTION, nodes(texts))) == one_by_one
+    assert asyncio.run(within_a_loop()) == one_by_one
+    assert len(events.named("LLMChatEndEvent", "LLMCompletionEndEvent")) == 3 * calls
+
+
+@pytest.mark.parametrize(
+    ("mode", "streaming"),
+    [
+        (mode, streaming)
+        for mode in ResponseMode
+        for streaming in (False, True)
+        if mode not in WITHOUT_A_MODEL and (mode in STREAMING or not streaming)
+    ],
+)
+def test_point_31_an_engine_error_is_raised_and_never_an_empty_response(reading_folders, mode, streaming):
+    with DeepenLLM(models=reading_folders["chats"], max_new_tokens=6, progress=False) as llm:
+        configure_settings(llm)
+        engine = index_of().as_query_engine(llm=llm, response_mode=mode, streaming=streaming)
+        llm.ensemble.close()
+
+        async def ask():
+            response = await engine.aquery(QUESTION)
+            return await gathered(response.async_response_gen()) if streaming else str(response)
+
+        def ask_here():
+            response = engine.query(QUESTION)
+            return list(response.response_gen) if streaming else str(response)
+
+        with pytest.raises(ClosedError):
+            asyncio.run(ask())
+        with pytest.raises(ClosedError):
+            ask_here()
+
+
+def test_point_32_metadata_is_of_the_ensemble(llm):
+    ensemble, metadata = llm.ensemble, llm.metadata
+    assert metadata.model_name == "one+two"
+    assert metadata.context_window == ensemble.planning_window < ensemble.context_window == 2200
+    assert metadata.num_output == 6
+    assert not metadata.is_function_calling_model
+    assert llm.with_options(max_new_tokens=100_000).metadata.num_output < metadata.context_window
+    assert DeepenLLM.from_ensemble(ensemble, context_window=1234).metadata.context_window == 1234
+
+
+class Filled:
+    """Compares every prompt with every member's window, by transformers' own tokenizers."""
+
+    def __init__(self, llm, folders, events):
+        self.windows = [member.context_window for member in llm.ensemble.info.members]
+        self.counting = [Counting(folder) for folder in folders]
+        self.events = events
+
+    def room(self):
+        """The least room that any prompt left in a member."""
+        prompts = [event.messages for event in self.events.named("LLMChatStartEvent")]
+        prompts += [event.prompt for event in self.events.named("LLMCompletionStartEvent")]
+        found = []
+        for prompt in prompts:
+            counts = [counting.prompt(prompt) for counting in self.counting]
+            found += [window - count for window, count in zip(self.windows, counts, strict=True)]
+        return min(found)
+
+
+@pytest.mark.parametrize("mode", ["compact", "tree_summarize", "simple_summarize", "compact_accumulate"])
+def test_point_33_prompts_that_llama_index_fills_fit_every_member(llm, reading_folders, events, mode):
+    """Far more text than fits, cut and packed by LlamaIndex."""
+    filled = Filled(llm, reading_folders["chats" if llm.metadata.is_chat_model else "texts"], events)
+    texts = [" ".join(document.text for document in documents()[:30])]
+    answer = synthesizer(llm, mode).synthesize(QUESTION, nodes(texts))
+    assert str(answer) != "Empty Response"
+    assert 6 <= filled.room() < 1100  # of 2200: compact keeps 500 of main's tokens free
+
+
+def test_point_33_an_over_long_prompt_is_told_with_its_numbers(llm):
+    prompt = PromptTemplate("{text}")
+    with pytest.raises(ContextWindowError, match=r"has \d+ tokens for member 'one', whose context window is 2400"):
+        llm.predict(prompt, text="word " * 2400)
+    with pytest.raises(ContextWindowError, match="shorten it by at least"):
+        list(llm.stream(prompt, text="word " * 2400))
+
+
+def test_point_34_a_prompt_helper_plans_with_what_is_measured(llm, fresh_settings):
+    helper = fresh_settings.prompt_helper
+    assert (helper.context_window, helper.num_output) == (llm.metadata.context_window, 6)
+    assert helper._token_counter.get_string_tokens(QUESTION) == llm.ensemble.count_tokens(QUESTION)

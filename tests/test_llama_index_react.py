@@ -1,0 +1,148 @@
+"""ReAct agents of LlamaIndex on real members of random weights, whose steps are held to a script by constraints."""
+
+import asyncio
+
+import pytest
+import tiny
+from llama_index.core.agent.react.output_parser import ReActOutputParser
+from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, ReActAgent, ToolCallResult
+from llama_index.core.tools import FunctionTool, QueryEngineTool
+from llama_index_parts import QUESTION, index_of
+
+from deepen_core import Ensemble
+from deepen_integrations.llama_index import DeepenLLM, configure_settings
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # agents use old names of pydantic and of their own
+    pytest.mark.usefixtures("loop_of_llama_index", "fresh_settings"),
+]
+
+ACTION = 'Thought: I look it up\\.\nAction: town\nAction Input: \\{"name": "(Mira|Felix)"\\}'
+MADE_UP = ACTION + "\nObservation: made up"
+ANSWER = "Thought: I know it now\\.\nAnswer: (Lisbon|Oslo)"
+NONSENSE = "Thought: hm"
+
+
+@pytest.fixture(scope="module", params=["texts", "chats"])
+def ensemble(request, tmp_path_factory):
+    """LlamaIndex's explanation of tools has 1,700 tokens here."""
+    root, chat = tmp_path_factory.mktemp(request.param), request.param == "chats"
+    members = [
+        tiny.save_gpt2(root / "one", tiny.byte_level(), window=6000, chat=chat),
+        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=6000, chat=chat),
+    ]
+    with Ensemble.load(members, progress=False) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def llm(ensemble):
+    return DeepenLLM.from_ensemble(ensemble, max_new_tokens=120, regex=ACTION).for_react()
+
+
+def tool_that_leads_on(llm, result="{name} lives in Lisbon."):
+    """A tool after which the model can only answer."""
+
+    def town(name: str) -> str:
+        """The town where somebody lives."""
+        llm.regex = ANSWER
+        return result.format(name=name)
+
+    return FunctionTool.from_defaults(town)
+
+
+def run(agent, **options):
+    """What an agent answers, and the events on the way."""
+
+    async def ask():
+        handler = agent.run(QUESTION, **options)
+        seen = [event async for event in handler.stream_events()]
+        return str(await handler).strip(), seen
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_point_36_an_agent_asks_a_tool_and_answers(llm, events, streaming):
+    answer, seen = run(ReActAgent(tools=[tool_that_leads_on(llm)], llm=llm, streaming=streaming))
+    assert answer in ("Lisbon", "Oslo")
+    (asked,) = [event for event in seen if isinstance(event, ToolCallResult)]
+    assert asked.tool_output.content == f"{asked.tool_kwargs['name']} lives in Lisbon."
+    said = "".join(event.delta for event in seen if isinstance(event, AgentStream))
+    steps = events.named("LLMChatEndEvent")
+    assert len(steps) == 2
+    step = steps[0].response.message.content
+    assert said == (f"{step}Thought: I know it now.\nAnswer: {answer}" if streaming else "")
+    told = events.named("LLMChatStartEvent")[-1].messages
+    assert told[-1].content == f"Observation: {asked.tool_output.content}"
+
+
+def test_point_36_an_agent_works_in_a_workflow(llm):
+    agent = ReActAgent(name="guide", tools=[tool_that_leads_on(llm)], llm=llm)
+    answer, seen = run(AgentWorkflow(agents=[agent], root_agent="guide"))
+    assert answer in ("Lisbon", "Oslo")
+    assert any(isinstance(event, ToolCallResult) for event in seen)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_point_37_an_observation_is_never_made_up(llm, streaming):
+    llm.regex = MADE_UP
+    answer, seen = run(ReActAgent(tools=[tool_that_leads_on(llm)], llm=llm, streaming=streaming))
+    assert answer in ("Lisbon", "Oslo")
+    assert "Observation" not in "".join(event.delta for event in seen if isinstance(event, AgentStream))
+    assert any(isinstance(event, ToolCallResult) for event in seen)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_point_36_after_nonsense_an_agent_tries_again(llm, events, streaming):
+    class LeadsOn(ReActOutputParser):
+        """Lets the model answer once it was not understood."""
+
+        def parse(self, output, is_streaming=False):
+            try:
+                return super().parse(output, is_streaming)
+            except ValueError:
+                llm.regex = ANSWER
+                raise
+
+    llm.regex = NONSENSE
+    agent = ReActAgent(tools=[tool_that_leads_on(llm)], llm=llm, streaming=streaming, output_parser=LeadsOn())
+    answer, _ = run(agent)
+    assert answer in ("Lisbon", "Oslo")
+    first, second = (event.messages for event in events.named("LLMChatStartEvent"))
+    assert [message.role.value for message in first] == ["system", "user"]
+    assert [message.role.value for message in second][-3:] == ["user", "assistant", "user"]
+    assert second[-2].content == NONSENSE
+    assert second[-1].content.startswith("Error while parsing the output")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_point_36_an_agent_that_is_stopped_early_answers_with_what_it_has(llm, events, streaming):
+    def town(name: str) -> str:
+        """The town where somebody lives."""
+        return "nobody knows"
+
+    agent = ReActAgent(tools=[FunctionTool.from_defaults(town)], llm=llm, streaming=streaming)
+    answer, seen = run(agent, max_iterations=3, early_stopping_method="generate")
+    assert answer.startswith("Thought: I look it up.")
+    assert len([event for event in seen if isinstance(event, ToolCallResult)]) == 2
+    last = events.named("LLMChatStartEvent")[-1].messages
+    assert last[-1].role.value == "system"
+    assert "3" in last[-1].content
+
+
+def test_point_36_a_tool_may_be_a_query_engine_on_the_same_ensemble(llm):
+    """The engine answers for the agent and for the agent's tool."""
+    reader = DeepenLLM.from_ensemble(llm.ensemble, max_new_tokens=6, ignore_eos=True)
+    configure_settings(reader)
+    tool = QueryEngineTool.from_defaults(
+        index_of().as_query_engine(llm=reader, similarity_top_k=1),
+        name="town",
+        description="Towns.",
+        return_direct=True,
+    )
+    llm.regex = ACTION.replace("name", "input")
+    answer, seen = run(ReActAgent(tools=[tool], llm=llm))
+    (asked,) = [event for event in seen if isinstance(event, ToolCallResult)]
+    assert answer == asked.tool_output.content.strip()
+    assert answer

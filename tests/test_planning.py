@@ -1,0 +1,144 @@
+"""How much of a prompt may be planned: what is filled up to the planning window by main's tokens fits every member."""
+
+import inspect
+from itertools import pairwise
+
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from deepen_core import Ensemble
+from deepen_core.asking import Asking
+from deepen_core.demo import documents
+from deepen_core.errors import ContextWindowError
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.planning import added_tokens, fertility
+
+# Says a good deal by itself, as Llama 3 and Qwen do, and takes no system message.
+TALKATIVE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    "<|turn|>system\nCutting knowledge date: long ago. Today is another day.<|end|>\n"
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Members whose tokens differ in length, with templates and without."""
+    root = tmp_path_factory.mktemp("planned")
+    made = {
+        "bytes": tiny.save_gpt2(root / "bytes", tiny.byte_level(270), window=2000),
+        "words": tiny.save_llama(root / "words", tiny.byte_level(2000), window=1800),
+        "pieces": tiny.save_llama(root / "pieces", tiny.sentencepiece_bpe(), window=2000, seed=3),
+        "texts": tiny.save_llama(root / "texts", tiny.unigram(), window=2000, seed=4, chat=False),
+        "talks": tiny.save_llama(root / "talks", tiny.sentencepiece_bpe(), window=2000, seed=5),
+    }
+    (made["talks"] / "chat_template.jinja").write_text(TALKATIVE, encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def load(folders):
+    loaded = {}
+
+    def load_named(*names, **options):
+        key = (names, str(options))
+        if key not in loaded:
+            loaded[key] = Ensemble.load([folders[n] for n in names], progress=False, device="cpu", **options)
+        return loaded[key]
+
+    yield load_named
+    for ensemble in loaded.values():
+        ensemble.close()
+
+
+def filled(ensemble, words, tokens):
+    """As many of some words or lines, over and over, as have so many of main's tokens."""
+    text, more = "", words[0]
+    between = "\n" if words is CODE else " "
+    place = 0
+    while ensemble.count_tokens(more) <= tokens:
+        text, place = more, place + 1
+        more = f"{text}{between}{words[place % len(words)]}"
+    return text
+
+
+WORDS = " ".join(document.text for document in documents()[:8]).split()
+CODE = inspect.getsource(Asking).split("\n")
+CODE_BLOCKS = inspect.getsource(Asking).split("\n\n")
+
+
+@pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
+@pytest.mark.parametrize("members", [("words", "bytes"), ("bytes", "words"), ("words", "pieces"), ("pieces", "texts")])
+@pytest.mark.parametrize("words", [WORDS, CODE], ids=["prose", "code"])
+@pytest.mark.parametrize("answer", [1, 200])
+def test_what_is_planned_by_mains_tokens_fits_every_member(load, members, words, answer):
+    ensemble = load(*members)
+    text = filled(ensemble, words, ensemble.planning_window - answer)
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+    prompt = talk if ensemble.has_chat_template else text
+    generation = ensemble.generate(prompt, max_new_tokens=1, ignore_eos=True)
+    assert generation.usage.completion_tokens == 1
+    for member, work in zip(ensemble.info.members, generation.member_work, strict=True):
+        assert work.prompt_tokens + answer <= member.context_window
+
+
+@pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
+def test_without_planning_the_same_prompt_does_not_fit(load):
+    ensemble = load("words", "bytes")
+    assert ensemble.planning_window < ensemble.context_window == 1800
+    with pytest.raises(ContextWindowError, match=r"has \d+ tokens for member 'bytes', whose context window is 2000"):
+        ensemble.generate(filled(ensemble, WORDS, 1700), max_new_tokens=1)
+
+
+@pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
+def test_a_member_that_does_not_count_plans_nothing(load):
+    alone = load("words", "words").planning_window
+    assert load("words", "bytes", weights=[1, 0]).planning_window == alone < 1800
+
+
+def test_longer_tokens_than_mains_make_the_window_no_larger(load):
+    alone, together = load("bytes", "bytes").planning_window, load("bytes", "words").planning_window
+    assert together < 1800 < alone
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folders):
+    return lambda name: MemberTokenizer(AutoTokenizer.from_pretrained(folders[name]), name)
+
+
+def test_without_templates_only_bos_is_added(tokenizer):
+    assert added_tokens(tokenizer("texts"), conversations=False) == 1
+    assert added_tokens(MemberTokenizer(tiny.sentencepiece_bpe(bos=False), "none"), conversations=False) == 0
+
+
+def test_what_a_template_says_by_itself_counts_and_what_it_refuses_does_not(tokenizer):
+    usual, talkative = (added_tokens(tokenizer(name), conversations=True) for name in ("pieces", "talks"))
+    said = len(tokenizer("talks").encode("Cutting knowledge date: long ago. Today is another day."))
+    assert talkative > said
+    assert talkative - said < usual + 20
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([d.text for d in documents()] + CODE_BLOCKS), min_size=3, max_size=12))
+def test_texts_of_known_kinds_need_no_more_than_the_fertility(tokenizer, parts):
+    """Over a text of some length; a few words may need more."""
+    names = ("bytes", "words", "pieces", "texts")
+    readers = _readers(tokenizer, names)
+    text = "\n".join(parts)
+    for one, other in (*pairwise(names), *pairwise(reversed(names))):
+        tokens, spoken = readers[one], readers[other]
+        assert len(tokens.encode(text)) <= fertility(tokens, spoken) * len(spoken.encode(text)) + 8
+
+
+_read = {}
+
+
+def _readers(tokenizer, names):
+    for name in names:
+        if name not in _read:
+            _read[name] = tokenizer(name)
+    return _read
