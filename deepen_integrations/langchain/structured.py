@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from operator import itemgetter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
@@ -12,7 +13,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import AddableDict, Runnable, RunnableGenerator, RunnableMap
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
@@ -76,9 +77,7 @@ class StructuredOutput(BaseChatModel):
         parser = RunnableGenerator(_whole, _awhole) | parser
         if not include_raw:
             return model | parser
-        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return RunnableMap(raw=model) | _beside_raw(parser)
 
 
 def _response_format(schema: Any) -> dict[str, Any]:
@@ -110,6 +109,32 @@ async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage
     async for message in messages:
         _check_whole(message)
         yield message
+
+
+def _beside_raw(parser: Runnable[AIMessage, Any]) -> Runnable[dict[str, Any], dict[str, Any]]:
+    """Adds to a message, or to all pieces of one, what it is parsed to or the error that this comes to."""
+
+    def outcome(pieces: Sequence[AIMessage]) -> AddableDict:
+        try:
+            return AddableDict(parsed=parser.invoke(reduce(add, pieces)), parsing_error=None)
+        except Exception as error:  # noqa: BLE001  told, whatever a class raises
+            return AddableDict(parsed=None, parsing_error=error)
+
+    def told(chunks: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
+        pieces = []
+        for chunk in chunks:
+            pieces.append(chunk["raw"])
+            yield AddableDict(chunk)
+        yield outcome(pieces)
+
+    async def atold(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
+        pieces = []
+        async for chunk in chunks:
+            pieces.append(chunk["raw"])
+            yield AddableDict(chunk)
+        yield outcome(pieces)
+
+    return RunnableGenerator(told, atold)
 
 
 def _check_whole(message: AIMessage) -> None:
