@@ -27,6 +27,7 @@ from benchmarks.report import publish
 from deepen_core import Ensemble, SamplingParams
 from deepen_core import row as rows_of_the_engine
 from deepen_core.constraint import Constraint, Constraints
+from deepen_core.replies import ReplyForm
 from deepen_core.vocabulary import Vocabulary
 
 RECORDS = {
@@ -45,9 +46,15 @@ RECORDS = {
         "additionalProperties": False,
     },
 }
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"properties": {"records": RECORDS}}}}
+    for name in ("add", "change", "compare")
+]
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "json_schema": {"json_schema": RECORDS},
     "regex": {"regex": r"([A-Z][a-z]*( [a-z]+){2,12}[.!?] ){100}"},
+    "tools, required": {"grammar": ReplyForm.of(TOOLS, "required").params(SamplingParams(), "never").grammar},
+    "tools, a text": {"grammar": ReplyForm.of(TOOLS, "auto").params(SamplingParams(), "never").grammar},
 }
 
 
@@ -122,7 +129,7 @@ def measure_vocabulary(folder: str, name: str, tokens: int) -> dict[str, Any]:
         allowed = started.allowed(len(scores), scores.device)
         rows_of_the_engine.masked(scores, scores, allowed)
         took = time.perf_counter() - began
-        token_id = dice.choice(allowed.nonzero()[:, 0].tolist())
+        token_id = dice.choice([i for i in allowed.nonzero()[:, 0].tolist() if i not in vocabulary.stop_ids])
         began = time.perf_counter()
         started.advance(token_id)
         times.append(took + time.perf_counter() - began)

@@ -74,7 +74,7 @@ class SharedEngine:
 
     def _take(self, ensemble: Ensemble) -> None:
         self._loaded = ensemble
-        self._facts = Facts(ensemble.planning_window, ensemble.has_chat_template)
+        self._facts = Facts(ensemble.context_window, ensemble.planning_window, ensemble.has_chat_template)
         self.name = "+".join(member.name for member in ensemble.info.members)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -25,6 +25,8 @@ class Facts:
     """What a framework plans prompts with."""
 
     context_window: int | None
+    """Tokens of the smallest window of all members; None if no configuration is on this machine yet."""
+    planning_window: int | None
     """Main's tokens that the text of a prompt and its answer may have together, so that they fit every member.
 
     `Ensemble.planning_window` once that is loaded. Before, the smallest window of all members less an allowance: a
@@ -41,8 +43,9 @@ def facts_from_files(options: LoadOptions) -> Facts:
     windows = [window for folder in folders if folder and (window := _context_window(folder))]
     templates = [folder is not None and _has_chat_template(folder) for folder in folders]
     has_chat_template = bool(templates) and all(templates)
-    window = _less_allowances(min(windows), len(folders), has_chat_template) if windows else None
-    return Facts(window, has_chat_template)
+    window = min(windows, default=None)
+    plans = None if window is None else _less_allowances(window, len(folders), has_chat_template)
+    return Facts(window, plans, has_chat_template)
 
 
 def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:

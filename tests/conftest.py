@@ -31,6 +31,7 @@ class RuleEnsemble:
     main_name = "alpha"
     context_window = 512
     has_chat_template = False
+    thinking = "never"
 
     def __init__(self):
         self.answers = {}
@@ -86,7 +87,7 @@ class RuleEnsemble:
             self.open_streams -= 1
 
     def _answer(self, prompt, params):
-        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        asked = prompt if isinstance(prompt, str) else "".join(prompt[-1]["content"])
         whole = self.answers.get(asked, self.default)
         ends = [whole.index(stop) for stop in params.stop if stop in whole]
         text = "".join(words(whole[: min(ends, default=len(whole))])[: params.max_new_tokens])

@@ -20,6 +20,31 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def terse_folders(tmp_path_factory):
+    """Two members with long windows whose answers to a schema end; the first one speaks."""
+    root = tmp_path_factory.mktemp("terse")
+    return [
+        tiny.save_terse(root / "brief", tiny.byte_level()),
+        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192),
+    ]
+
+
+@pytest.fixture(scope="session")
+def terse(terse_folders):
+    """An ensemble of the two."""
+    with Ensemble.load(terse_folders, progress=False, device="cpu") as ensemble:
+        yield ensemble
+
+
+@pytest.fixture(scope="session")
+def taught_folders(tmp_path_factory):
+    """Two members that know when to call a tool, with what, in a few conversations."""
+    import taught  # of LangChain's tests, which other tests do without
+
+    return taught.save_taught(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="session")
 def load(folders):
     """Loads an ensemble of named members."""
 

@@ -1,8 +1,50 @@
-"""A callback handler that remembers, and counters of what reaches the engine."""
+"""A callback handler that remembers, counters of what reaches the engine, and the ways to ask."""
 
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import message_chunk_to_message
+
+from deepen_integrations.langchain import ChatDeepen, DeepenLLM
+
+MODELS = (DeepenLLM, ChatDeepen)
+WAYS = ("invoke", "ainvoke", "stream", "astream")
+
+
+async def text_of(model, way, prompt, config=None, **options):
+    """What a model of either kind says."""
+    if way == "invoke":
+        return said(model.invoke(prompt, config, **options))
+    if way == "ainvoke":
+        return said(await model.ainvoke(prompt, config, **options))
+    if way == "stream":
+        return "".join(map(said, model.stream(prompt, config, **options)))
+    assert way == "astream"
+    return "".join([said(piece) async for piece in model.astream(prompt, config, **options)])
+
+
+def said(answer):
+    """The text of an answer or a piece of either kind of model."""
+    return answer if isinstance(answer, str) else answer.text
+
+
+async def asked(model, way, prompt, config=None, **options):
+    """The answer of a chat model, or of one that is bound: a stream's pieces are added."""
+    if way == "invoke":
+        return model.invoke(prompt, config, **options)
+    if way == "ainvoke":
+        return await model.ainvoke(prompt, config, **options)
+    if way == "stream":
+        return summed(list(model.stream(prompt, config, **options)))
+    assert way == "astream"
+    return summed([chunk async for chunk in model.astream(prompt, config, **options)])
+
+
+def summed(chunks):
+    """The message that chunks come to when they are added, as frameworks do."""
+    return message_chunk_to_message(reduce(add, chunks))
 
 
 class Recorder(BaseCallbackHandler):

@@ -342,11 +342,12 @@ def test_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
     small = member(tmp_path / "small", {"n_positions": 300}, chat_template="{{ messages }}")
     large = member(tmp_path / "large", {"text_config": {"max_position_embeddings": 4096}})
     llm = adapter(models=[large, small])
-    assert (llm.facts.context_window, llm.facts.has_chat_template) == (225, False)  # 299 less a quarter
+    assert (llm.facts.context_window, llm.facts.has_chat_template) == (300, False)
+    assert llm.facts.planning_window == 225  # 299 less a quarter
     (large / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     talking = adapter(models=[small, large], main=1).facts
-    assert (talking.context_window, talking.has_chat_template) == (198, True)  # 300 less an eighth, less a quarter
-    assert adapter(models=[large]).facts.context_window == 4096 - 128
+    assert (talking.planning_window, talking.has_chat_template) == (198, True)  # 300 less an eighth, less a quarter
+    assert adapter(models=[large]).facts.planning_window == 4096 - 128
     assert llm.model_name == "large+small"
     assert not loads
     assert ask(llm)
@@ -356,7 +357,7 @@ def test_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
 @pytest.mark.parametrize("model", ["nobody/never-downloaded", "/no/such/folder", "not a hub id!"])
 def test_unknown_members_have_no_facts(adapter, model):
     facts = adapter(models=[model]).facts
-    assert (facts.context_window, facts.has_chat_template) == (None, False)
+    assert (facts.context_window, facts.planning_window, facts.has_chat_template) == (None, None, False)
 
 
 def test_damaged_files_have_no_facts(adapter, tmp_path):

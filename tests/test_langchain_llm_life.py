@@ -19,7 +19,7 @@ from langchain_parts import Recorder
 from scheduler_parts import running_workers
 
 from deepen_integrations import engines
-from deepen_integrations.langchain import DeepenLLM
+from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 PROMPT = "The quick brown fox"
 
@@ -138,8 +138,9 @@ def test_point_37_what_is_shown_is_small_and_plain(options):
     assert not DeepenLLM.is_lc_serializable()
 
 
-async def test_point_61_the_docstring_is_true(needs_demo, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", DeepenLLM.__doc__, re.DOTALL)
+@pytest.mark.parametrize(("model", "name"), [(DeepenLLM, "llm"), (ChatDeepen, "chat")])
+async def test_point_61_the_docstring_is_true(needs_demo, capsys, model, name):
+    blocks = re.findall(r"```python\n(.*?)```", model.__doc__, re.DOTALL)
     assert len(blocks) >= 7
     names = {}
     for block in blocks:
@@ -147,7 +148,7 @@ async def test_point_61_the_docstring_is_true(needs_demo, capsys):
         if (awaited := eval(code, names)) is not None:  # noqa: S307 (our own)
             await awaited
     assert capsys.readouterr().out
-    names["llm"].close()
+    names[name].close()
 
 
 @pytest.mark.slow

@@ -205,6 +205,32 @@ def save_gpt2(folder, tokenizer, *, seed=0, window=256, chat=True, width=32, lay
         return _save(GPT2LMHeadModel(config), folder, tokenizer, chat)
 
 
+def save_terse(folder, tokenizer, *, window=8192, seed=3):
+    """A random GPT-2 that ends strings, numbers and lists soon, where a grammar lets it.
+
+    Random weights know no end: the longer an answer to a schema with texts, the surer it is cut off.
+    """
+    closers = [piece for piece in tokenizer.get_vocab() if piece and set(piece) <= set('"}]')]
+    return save_fond(folder, tokenizer, closers, window=window, seed=seed)
+
+
+def save_fond(folder, tokenizer, pieces, *, window=8192, seed=3):
+    """A random GPT-2 that likes to say some tokens.
+
+    Their logits are raised, by a direction that the last layer norm adds and their embeddings have.
+    """
+    save_gpt2(folder, tokenizer, seed=seed, window=window)
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    with torch.no_grad():
+        norm, embeddings = model.transformer.ln_f, model.transformer.wte.weight
+        embeddings[:, 0] = 0.0
+        embeddings[tokenizer.convert_tokens_to_ids(pieces), 0] = 1.0
+        model.transformer.wpe.weight *= 4.0  # or tied embeddings repeat the last token, such as a quote
+        norm.weight[0], norm.bias[0] = 0.0, 6.0
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_llama(folder, tokenizer, *, seed=1, window=256, chat=True, width=32, layers=2, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

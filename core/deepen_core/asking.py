@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.conversation import Message, Prompt, check_messages, prompt_list
 from deepen_core.decoding import Decoder
 from deepen_core.errors import DeepenError, PromptError
 from deepen_core.handle import Handle
-from deepen_core.prompt import Message, Prompt, check_messages, prompt_list
 from deepen_core.results import Chunk, Generation
 from deepen_core.row import Row
 from deepen_core.scheduler import Scheduler

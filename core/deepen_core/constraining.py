@@ -16,6 +16,11 @@ CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which one at most may be given."""
 
 
+def can_constrain() -> bool:
+    """Whether the extra `structured` is there, which constraints need."""
+    return find_spec("llguidance") is not None
+
+
 class ConstraintOptions(Options):
     """What an answer has to follow: at most one of these, which need the extra `structured`."""
 
@@ -75,7 +80,7 @@ class ConstraintOptions(Options):
     def _can_constrain(cls, value: Any) -> Any:
         if value is None:
             return None
-        if find_spec("llguidance") is None:
+        if not can_constrain():
             raise ValueError("constraints need llguidance: pip install 'deepen-integrations[structured]'")
         if any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False)):
             raise ValueError("it holds half a character (a lone surrogate), which no answer can contain")

@@ -7,8 +7,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from deepen_core.constraining import CONSTRAINTS, ConstraintOptions
@@ -18,9 +18,6 @@ from deepen_core.vocabulary import Vocabulary
 
 _KEPT = 64  # compiled constraints
 _END = b"<|end of answer|>"
-# What the bits of a byte are as eight bytes. Looking up is faster than shifting, and small enough for one thread.
-_BITS = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.uint8)
-_UNPACKED = _BITS.view(torch.int64)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,13 @@ class Allowed:
     """What may come next.
 
     Attributes:
-        tokens: Which of main's tokens, stop tokens left out: bool [vocabulary].
+        tokens: Which of main's tokens, stop tokens left out: bool [vocabulary]. An array of numpy's: on tensors of this
+            size several threads work, and where cores are busy they wait for each other longer than the work takes.
         any: Whether there is any.
         end: Whether the answer may end.
     """
 
-    tokens: torch.Tensor
+    tokens: np.ndarray
     any: bool
     end: bool
 
@@ -68,7 +66,7 @@ class Lexicon:
     Attributes:
         tokenizer: For llguidance.
         twins: Id of the twin of each token that has one.
-        stop_ids: Main's, int64.
+        stop_ids: Main's: int64 [stop tokens].
     """
 
     def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
@@ -77,11 +75,11 @@ class Lexicon:
         tokens = _Tokens([*values, _END, *(values[i][1:] for i in spaced)], vocabulary.size)
         self.tokenizer = LLTokenizer(TokenizerWrapper(tokens))
         self.twins = {i: vocabulary.size + 1 + place for place, i in enumerate(spaced)}
-        self.stop_ids = torch.tensor(sorted(vocabulary.stop_ids), dtype=torch.long)
+        self.stop_ids = np.array(sorted(vocabulary.stop_ids), dtype=np.int64)
         self._lone = [i for i in spaced if values[i] == b" "]
-        self._spaced = torch.tensor(spaced, dtype=torch.long)
+        self._spaced = np.array(spaced, dtype=np.int64)
         self._size = vocabulary.size
-        self._speakable = torch.tensor([bool(value) for value in values])
+        self._speakable = np.array([bool(value) for value in values])
 
     def is_lost(self, token_id: int) -> bool:
         """Whether a token adds nothing to the answer if it comes first."""
@@ -94,8 +92,8 @@ class Lexicon:
             bits: One bit a token.
             first: Whether the next token is the first one of the answer.
         """
-        packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
-        flat = _UNPACKED[packed.int()].view(torch.bool)  # [tokens, and what fills up the last byte]
+        packed = np.frombuffer(bits, dtype=np.uint8)
+        flat = np.unpackbits(packed, bitorder="little").view(np.bool_)  # [tokens, and what fills up the last byte]
         tokens, behind = flat[: self._size], flat[self._size + 1 :]
         if first and self.twins:
             another = tokens[self._spaced].any()  # a space that is wanted, behind one that gets lost
@@ -133,12 +131,13 @@ class Constraint:
             width: Of main's logits, which may be wider or narrower than its vocabulary.
             device: Where the logits are.
         """
-        tokens = self._allowed.tokens
-        mask = F.pad(tokens, (0, width - len(tokens)))  # always a copy
+        tokens = self._allowed.tokens[:width]
+        mask = np.zeros(width, dtype=np.bool_)
+        mask[: len(tokens)] = tokens
         if self._allowed.end:
             stops = self._lexicon.stop_ids
             mask[stops[stops < width]] = True
-        return mask.to(device)
+        return torch.from_numpy(mask).to(device)
 
     def advance(self, token_id: int) -> None:
         """Takes the next token of the answer, which must be one that is allowed and no stop token.

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from deepen_core.config import MemberErrorPolicy, SamplingParams
+from deepen_core.conversation import Message
 from deepen_core.errors import ContextWindowError, DecodingError, brief
 from deepen_core.forward import Forward, Said
 from deepen_core.fusion import Fusion
 from deepen_core.healing import Healer, Healing
 from deepen_core.logprobs import TokenReporter
 from deepen_core.members import Member, MemberRow
-from deepen_core.prompt import MemberPrompt, Message
+from deepen_core.prompt import MemberPrompt
 from deepen_core.row import Row
 
 if TYPE_CHECKING:

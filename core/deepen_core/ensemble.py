@@ -25,6 +25,7 @@ from deepen_core.config import (
     ServingConfig,
     resolve_fusion,
 )
+from deepen_core.conversation import Prompt, check_messages
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
@@ -34,12 +35,12 @@ from deepen_core.loading import describe, load_members, main_index, member_confi
 from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
 from deepen_core.planning import planning_window
-from deepen_core.prompt import Prompt, check_messages
 from deepen_core.relative import RelativeSpace
 from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper
 from deepen_core.scheduler import Scheduler, closed_error
 from deepen_core.scoring import check_texts, continuation_ids, member_score
+from deepen_core.template import Thinking
 from deepen_core.weights import normalised_weights
 
 _PIECE = 256  # prompt tokens that scoring runs between two steps
@@ -224,6 +225,15 @@ class Ensemble(Asking):
     def has_chat_template(self) -> bool:
         """Whether every member that counts can read a conversation."""
         return all(m.tokenizer.reader.has_chat_template for m in self._counted())
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether an answer to a conversation begins with thoughts before `</think>`, by main's chat template.
+
+        "opened": it does, and the template has written the `<think>`. "optional": the model may think, and then begins
+        with `<think>` itself. "never": it is no model that thinks, or has no chat template.
+        """
+        return self._open_members()[self._main].tokenizer.reader.thinking
 
     @property
     def context_window(self) -> int:

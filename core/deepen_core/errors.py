@@ -38,7 +38,7 @@ class PromptError(DeepenError):
 
 
 class ChatTemplateError(DeepenError):
-    """A conversation was given, but a member has no chat template or its template refuses the messages."""
+    """A conversation was given, but a member has no chat template, or its template takes it in no form."""
 
 
 class ContextWindowError(DeepenError):
@@ -83,6 +83,22 @@ class StructuredAnswerError(DeepenError):
             f"The answer ended ({finish_reason}) after {len(text)} characters, before its {wanted} was complete: "
             f"{way_out}, or bound the schema's texts and lists (maxLength, maxItems)."
         )
+
+
+class NoToolCallError(DeepenError):
+    """An answer that was to call a tool calls none: the model chose not to, or the call was cut off."""
+
+    @classmethod
+    def of(cls, text: str, finish_reason: str) -> Self:
+        """The error of one answer.
+
+        Args:
+            text: What it says instead.
+            finish_reason: How it ended.
+        """
+        said = f"The answer calls no tool. It ended ({finish_reason}) and says {text[:200]!r}: "
+        way_out = {"length": "raise max_new_tokens.", "timeout": "raise timeout."}
+        return cls(said + way_out.get(finish_reason, "give tool_required=True, or a tool_choice, if it has to."))
 
 
 class NotDoneError(DeepenError, TimeoutError):

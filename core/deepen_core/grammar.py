@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, regex_to_lark
@@ -39,17 +40,24 @@ def grammar_of(params: ConstraintOptions) -> str:
         SamplingError: If it cannot be followed: a schema with parts that are not supported or contradict each other,
             an expression or a grammar with a mistake.
     """
-    if params.json_schema is not None:
-        return f"start: {json_rule(params.json_schema)}\n{_FREE}"
-    if params.choices is not None:
-        rules = _start("|".join(map(_escaped, params.choices)))
-    elif params.regex is not None:
-        rules = _start(params.regex)
+    assert params.constraint is not None
+    return _grammar(params.constraint, json.dumps(getattr(params, params.constraint)))
+
+
+@lru_cache(maxsize=64)
+def _grammar(name: str, said: str) -> str:
+    """Kept, for a request is checked before its ensemble is loaded and compiled after that."""
+    value = json.loads(said)
+    if name == "json_schema":
+        return f"start: {json_rule(value)}\n{_FREE}"
+    if name == "choices":
+        rules = _start("|".join(map(_escaped, value)))
+    elif name == "regex":
+        rules = _start(value)
     else:
-        assert params.grammar is not None, "there is a constraint"
-        rules = _with_compact_json(params.grammar)
+        rules = _with_compact_json(value)
     if problem := _problem(rules):
-        raise SamplingError(f"{params.constraint} cannot be followed: {problem}")
+        raise SamplingError(f"{name} cannot be followed: {problem}")
     return f"{rules}\n{_FREE}"
 
 

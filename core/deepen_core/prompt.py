@@ -8,24 +8,17 @@ only what an assistant said may hold those that are not special (`<think>`), sin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from deepen_core.backend import Backend
+from deepen_core.conversation import Message, check_unicode
 from deepen_core.errors import ChatTemplateError, PromptError
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
-
-# Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
-_BREAK = "\ufdd0"  # splits a control token
-_MARK = "\ufdd1"  # says that the next character is text; a control token of one character cannot be split
-_OURS = str.maketrans("", "", _BREAK + _MARK)
-
-# Fields that templates compare with names of their own.
-_NAMES = frozenset({"role", "type"})
+from deepen_core.shield import MARK, Shield, any_of, unshielded
+from deepen_core.template import ChatTemplate, Thinking, default_template
+from deepen_core.tool_text import TOOL_TAGS
 
 # What `\s` is to the tokenizers library.
 _SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
@@ -45,41 +38,6 @@ class MemberPrompt:
     """Encodes the open text and what follows, where that is not the member's usual one."""
 
 
-class _Shield:
-    """Keeps strings from holding any of some tokens, and from making one up where a template joins them."""
-
-    def __init__(self, tokens: Iterable[str]) -> None:
-        tokens = list(tokens)
-        self._starts = re.compile(f"(?={_any_of(t for t in tokens if len(t) > 1)}).", re.DOTALL)
-        self._single = re.compile(_any_of(t for t in tokens if len(t) == 1))
-        self._openings = {t[:i].rstrip() for t in tokens for i in range(1, len(t))} - {""}
-        self._endings = {t[i:].lstrip() for t in tokens for i in range(1, len(t))} - {""}
-        self._longest = max(map(len, tokens), default=0)
-
-    def split(self, text: str) -> str:
-        """The text with every token in it split."""
-        marked = self._single.sub(lambda found: _MARK + found[0], text.translate(_OURS))
-        return self._starts.sub(lambda found: found[0] + _BREAK, marked)
-
-    def close(self, text: str) -> str:
-        """As `split`, and nothing before or behind the text makes a token of its first or last part.
-
-        The breaks stand inside of white space at the ends, which templates trim.
-        """
-        core = text.translate(_OURS).strip()
-        whole = self.split(text)
-        lead, tail = len(whole) - len(whole.lstrip()), len(whole.rstrip())
-        parts = range(1, self._longest)
-        first = _BREAK if any(core[:n] in self._endings for n in parts) else ""
-        last = _BREAK if core and any(core[-n:] in self._openings for n in parts) else ""
-        return whole[:lead] + first + whole[lead:tail] + last + whole[tail:] if core else whole
-
-
-def _any_of(tokens: Iterable[str]) -> str:
-    """A pattern for the longest of some tokens that stands at a place; without tokens it matches nowhere."""
-    return "(?:" + ("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)") + ")"
-
-
 class PromptReader:
     """Reads prompts for one member.
 
@@ -92,9 +50,8 @@ class PromptReader:
     def __init__(self, tokenizer: Any, backend: Backend, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._template = _default_template(tokenizer.chat_template)
-        self.has_chat_template = self._template is not None
-        named = getattr(tokenizer, "chat_control_tokens", None) or ()
+        template = default_template(tokenizer.chat_template)
+        named = {*(getattr(tokenizer, "chat_control_tokens", None) or ()), *TOOL_TAGS}
         special = backend.control_ids(tokenizer)
         self._control = {
             token.content: (token_id, token)
@@ -102,14 +59,14 @@ class PromptReader:
             if token_id in special
             or (
                 (not token.special and not token.content.isspace())
-                and (token.content in named or token.content in (self._template or ""))
+                and (token.content in named or token.content in (template or ""))
             )
         }
         unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
-        self._pattern = re.compile(f"(?<!{_MARK}){_any_of(self._control)}")
-        self._unmarked = re.compile(_any_of(unmarked))
-        self._shield = _Shield(self._control)
-        self._special_shield = _Shield(set(self._control) - unmarked)
+        self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
+        self._unmarked = re.compile(any_of(unmarked))
+        shield = Shield(set(self._control) - unmarked, unmarked)
+        self._chat = None if template is None else ChatTemplate(tokenizer, template, name, shield.shielded)
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
         self._start_ids = self._read_start_ids()
@@ -126,6 +83,16 @@ class PromptReader:
     def _probes(self) -> Iterator[str]:
         yield "a"
         yield from islice(self._plain.pieces, 1000)  # a vocabulary without Latin letters
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the member can read a conversation."""
+        return self._chat is not None
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether an answer to a conversation begins with thoughts before `</think>`; see `ChatTemplate.thinking`."""
+        return "never" if self._chat is None else self._chat.thinking
 
     def read_text(self, text: str) -> MemberPrompt:
         """A text to be continued.
@@ -154,49 +121,15 @@ class PromptReader:
         """A conversation, rendered by the member's own chat template and ready for the assistant's answer.
 
         Raises:
-            ChatTemplateError: If there is no template, or it refuses the messages.
+            ChatTemplateError: If there is no template, or it refuses the messages in every form.
             PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
-        if not self.has_chat_template:
+        if self._chat is None:
             raise ChatTemplateError(
                 f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use "
                 "an instruction-tuned model, or put a template into its folder (chat_template.jinja)."
             )
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [self._shielded(m, self._special_shield if m.get("role") == "assistant" else None) for m in messages],
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except Exception as problem:  # templates are programs of their own and raise whatever they like
-            roles = ", ".join(str(m.get("role")) for m in messages)
-            raise ChatTemplateError(
-                f"The chat template of member {self._name!r} refuses these messages (roles: {roles}): {problem}"
-            ) from problem
-        return self._started(self._read_rendered(str(rendered)))
-
-    def _shielded(self, value: Any, shield: _Shield | None = None) -> Any:
-        """A copy of a message whose strings cannot put a control token into what a template renders."""
-        shield = shield or self._shield
-        if isinstance(value, str):
-            return shield.close(value)
-        if isinstance(value, Mapping):
-            return {
-                self._shielded_key(key, shield): self._special_shield.split(v)
-                if key in _NAMES and isinstance(v, str)
-                else self._shielded(v, shield)
-                for key, v in value.items()
-            }
-        if isinstance(value, (list, tuple)):
-            return [self._shielded(v, shield) for v in value]
-        return value
-
-    def _shielded_key(self, key: Any, shield: _Shield) -> Any:
-        """Plain words may be fields that the template looks up, so only special tokens are split in such keys."""
-        if not isinstance(key, str):
-            return key
-        return self._special_shield.split(key) if key.isidentifier() else shield.close(key)
+        return self._started(self._read_rendered(self._chat.render(messages)))
 
     def _read_rendered(self, rendered: str) -> MemberPrompt:
         """The ids of a rendered chat, its control tokens read as `transformers` reads them."""
@@ -214,97 +147,12 @@ class PromptReader:
             ids += self._settled(rendered[place:start], inside=place > 0)
             ids.append(token_id)
             place = end
-        text = rendered[place:].translate(_OURS)
+        text = unshielded(rendered[place:])
         backend = self._strict if self._unmarked.search(text) else None
         return MemberPrompt(ids, text, inside=place > 0, backend=backend)
 
     def _settled(self, text: str, *, inside: bool) -> list[int]:
-        text = text.translate(_OURS)
+        text = unshielded(text)
         if not text:
             return []
         return self._strict.encode_inside(text) if inside else self._strict.encode(text)
-
-
-def _default_template(template: Any) -> str | None:
-    """The template for plain conversations, of one or of several that are given by name."""
-    if isinstance(template, (list, tuple)):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, Mapping):
-        template = template.get("default") or (next(iter(template.values())) if len(template) == 1 else None)
-    return None if template is None else str(template)
-
-
-def check_unicode(text: str, where: str) -> None:
-    """Refuses half characters, which no tokenizer takes.
-
-    Args:
-        text: What is to be encoded.
-        where: What it is, as the start of a sentence.
-
-    Raises:
-        PromptError: If the text holds a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        raise PromptError(
-            f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
-            "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
-        ) from None
-
-
-def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts that were given, and whether it is a single one. What each of several says is not looked at.
-
-    Raises:
-        PromptError: If it is neither a text, nor a conversation, nor a list of either.
-    """
-    if isinstance(prompt, str):
-        return [prompt], True
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
-        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
-    if prompt and isinstance(prompt[0], Mapping):
-        return [check_messages(prompt)], True
-    if any(not isinstance(p, (str, Sequence)) for p in prompt):
-        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
-    return list(prompt), False  # type: ignore[arg-type]
-
-
-def check_messages(messages: Sequence[Any]) -> list[Message]:
-    """Checks the shape of a conversation.
-
-    Raises:
-        PromptError: If it is empty, a message has no role, or its content is nothing that a template can take.
-    """
-    if not messages:
-        raise PromptError(
-            "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."
-        )
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise PromptError(
-                f"Message {number} is {message!r}: each message is a mapping with 'role' and 'content', such as "
-                "{'role': 'user', 'content': 'hi'}."
-            )
-        content = message.get("content")
-        parts = content if isinstance(content, (list, tuple)) else []
-        known = content is None or isinstance(content, (str, list, tuple))
-        if not known or not all(isinstance(part, (str, Mapping)) for part in parts):
-            raise PromptError(
-                f"Message {number} has content {content!r}: it is a text, or a list of texts and of parts such as "
-                "{'type': 'text', 'text': 'hi'}."
-            )
-        _check_strings(message, f"Message {number}")
-    return list(messages)
-
-
-def _check_strings(value: Any, where: str) -> None:
-    if isinstance(value, str):
-        check_unicode(value, where)
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            _check_strings(key, f"{where}, the name of a field")
-            _check_strings(entry, f"{where}, field {key!r}")
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            _check_strings(entry, where)

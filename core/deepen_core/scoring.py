@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from deepen_core.conversation import check_unicode
 from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
 from deepen_core.members import Member
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.prompt import check_unicode
 from deepen_core.results import MemberScore
 from deepen_core.vocabulary import Vocabulary
 

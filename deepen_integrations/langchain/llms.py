@@ -16,15 +16,12 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
-from deepen_core.errors import ConfigurationError
 from deepen_integrations.langchain.batches import ApartBatches, known_outcomes
 from deepen_integrations.langchain.prompts import PromptReader
 from deepen_integrations.langchain.results import generation_chunk, joined_chunks, llm_result
 
 _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"})
 """Keywords of `generate` that are no options of the engine's: for LangChain's callbacks, and from `batch`."""
-_SERVER_OPTIONS = frozenset({"api_key", "max_retries"})
-"""What users of LangChain set for every model. Without a server they mean nothing: they are taken and forgotten."""
 
 
 class DeepenLLM(ApartBatches, PromptReader):
@@ -111,19 +108,6 @@ class DeepenLLM(ApartBatches, PromptReader):
         ```
     """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _other_names(cls, values: Any) -> Any:
-        """Takes what `save` writes, and what LangChain's users set for every model."""
-        if not isinstance(values, dict):
-            return values
-        values = {name: value for name, value in values.items() if name not in _SERVER_OPTIONS}
-        if "default_stop" in values:
-            if "stop" in values:
-                raise ConfigurationError("Give stop or default_stop, its name in saved options, not both.")
-            values["stop"] = values.pop("default_stop")
-        return values
-
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
         self._add_version("deepen", __version__)
@@ -135,18 +119,14 @@ class DeepenLLM(ApartBatches, PromptReader):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        """Everything that changes an answer, as plain JSON; LangChain calls a call's own strings `stop`."""
-        sampling = self.sampling({}).model_dump(mode="json")
-        sampling["default_stop"] = sampling.pop("stop")
-        rendering = {"apply_chat_template": self.apply_chat_template}
-        return {**self.loading().model_dump(mode="json"), **sampling, **rendering}
+        return {**self.identifying_params(), "apply_chat_template": self.apply_chat_template}
 
     @property
     def _serialized(self) -> dict[str, Any]:  # kept once computed in BaseLLM, but options change
         return cast("dict[str, Any]", dumpd(self))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return super()._get_ls_params(stop=list(self.stop) if stop is None else stop, **kwargs)
+        return super()._get_ls_params(stop=self.told_stop(stop), **kwargs)
 
     # Options of a call: LangChain makes its cache keys and traces of the model's own options and not of the call's, so
     # every way in goes on with a copy that has them as its own.

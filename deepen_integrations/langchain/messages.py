@@ -1,8 +1,9 @@
-"""LangChain's messages as chat templates take them."""
+"""LangChain's messages as the engine takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
@@ -14,8 +15,13 @@ _ROLES: dict[type[BaseMessage], str] = {
     AIMessage: "assistant",
     ToolMessage: "tool",
 }
-_SPOKEN = {"human": "user", "ai": "assistant"}
-"""LangChain's own names of roles, which a `ChatMessage` may carry."""
+_SPOKEN = {"human": "user", "ai": "assistant", "developer": "system"}
+"""Roles that a `ChatMessage` may carry and that chat templates call otherwise."""
+_TOLD_ELSEWHERE = frozenset(
+    "tool_use tool_call tool_call_chunk invalid_tool_call input_json_delta function_call "
+    "reasoning thinking redacted_thinking non_standard".split()
+)
+"""Blocks of an assistant's content that say again what its calls say, or what it thought: no template shows these."""
 
 
 def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
@@ -27,14 +33,53 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     Raises:
         PromptError: If a message is of another kind, holds anything but text, or calls tools.
     """
-    return [{"role": _role(message), "content": _text(message)} for message in messages]
+    for message in messages:
+        if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
+            raise PromptError("An AIMessage calls tools, which a text-completion model cannot read: use a chat model.")
+    return [{"role": _role(message), "content": _text(message, _blocks(message))} for message in messages]
+
+
+def chat_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Messages in OpenAI's form, with calls of tools and their results.
+
+    Args:
+        messages: A conversation. Results of tools may also stand as blocks in a human message, as Anthropic has it.
+
+    Raises:
+        PromptError: If a message is of another kind, or holds what no text model can read, such as an image.
+    """
+    return [read for message in messages for read in _read(message)]
+
+
+def _read(message: BaseMessage) -> Iterator[dict[str, Any]]:
+    role = _role(message)
+    blocks = _blocks(message)
+    if role == "user":
+        for block in blocks:
+            if isinstance(block, dict) and block.get("type") == "tool_result":
+                yield {"role": "tool", "content": _text(message, _listed(block.get("content")))}
+        blocks = [b for b in blocks if isinstance(b, str) or b.get("type") != "tool_result"]
+        if not blocks and message.content:
+            return  # nothing but results
+    elif role == "assistant":
+        blocks = [b for b in blocks if isinstance(b, str) or b.get("type") not in _TOLD_ELSEWHERE]
+    read: dict[str, Any] = {"role": role, "content": _text(message, blocks)}
+    if message.name:
+        read["name"] = message.name
+    if isinstance(message, ToolMessage):
+        read["tool_call_id"] = message.tool_call_id
+    if isinstance(message, AIMessage) and (calls := [*message.tool_calls, *message.invalid_tool_calls]):
+        read["tool_calls"] = [_call(c["id"], c["name"], c["args"]) for c in calls]
+    yield read
+
+
+def _call(identity: str | None, name: str | None, arguments: Any) -> dict[str, Any]:
+    return {"id": identity or "", "type": "function", "function": {"name": name or "", "arguments": arguments or {}}}
 
 
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return _SPOKEN.get(message.role, message.role)
-    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
-        raise PromptError("An AIMessage calls tools, which a text-completion model cannot read: use a chat model.")
     for kind, role in _ROLES.items():
         if isinstance(message, kind):
             return role
@@ -44,11 +89,17 @@ def _role(message: BaseMessage) -> str:
     )
 
 
-def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
+def _blocks(message: BaseMessage) -> list[Any]:
+    return _listed(message.content)
+
+
+def _listed(content: Any) -> list[Any]:
+    return [content] if isinstance(content, str) else list(content or ())
+
+
+def _text(message: BaseMessage, blocks: Iterable[Any]) -> str:
     texts = []
-    for block in message.content:
+    for block in blocks:
         if isinstance(block, str):
             texts.append(block)
         elif block.get("type") == "text":

@@ -15,8 +15,8 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from typing_extensions import Self
 
-from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.langchain.messages import plain_messages
+from deepen_integrations.langchain.models import LangChainOptions
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
@@ -57,7 +57,7 @@ class ConversationValue(ChatPromptValue):
         return Conversation.of(self.messages)
 
 
-class PromptReader(BaseLLM, DeepenAdapter):
+class PromptReader(BaseLLM, LangChainOptions):
     """How a model reads strings and conversations, and counts their tokens."""
 
     apply_chat_template: bool | Literal["auto"] = "auto"
@@ -102,9 +102,7 @@ class PromptReader(BaseLLM, DeepenAdapter):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of a text by the main member's tokenizer, without BOS; `get_num_tokens` counts them."""
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self.ensemble.tokenize(text)
+        return self.main_ids(text, self.custom_get_token_ids)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """How many of the main member's tokens these messages are as a prompt.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -16,38 +16,24 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
-    LogProb,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import default_completion_to_prompt
 from pydantic import Field
 
-from deepen_core.config import SamplingParams
-from deepen_core.errors import PromptError
-from deepen_core.results import Chunk, Generation
-from deepen_integrations.adapter import report
+from deepen_core.conversation import Prompt
+from deepen_core.replies import ReplyForm
+from deepen_integrations.chat import ChatRequest
 from deepen_integrations.llama_index.agents import ReActModel
+from deepen_integrations.llama_index.messages import chat_messages, text_messages
+from deepen_integrations.llama_index.replies import ChatReplies, Completions, Response
 from deepen_integrations.llama_index.structured import StructuredPrediction
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
-
-Response = TypeVar("Response", CompletionResponse, ChatResponse)
-
-_Prompt = str | list[dict[str, str]]
-_Form = Callable[[str, str | None, dict[str, Any] | None], Response]
-"""Makes a response of the text so far, its newest piece, and what is told at the end."""
-
-_ROLES = {
-    MessageRole.DEVELOPER: "system",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.FUNCTION: "tool",
-}
-"""Roles of LlamaIndex that chat templates call otherwise."""
+    from deepen_core.template import Thinking
 
 
 class DeepenLLM(StructuredPrediction, ReActModel):
@@ -100,7 +86,7 @@ class DeepenLLM(StructuredPrediction, ReActModel):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex plans prompts with. It is known before the models are loaded, and loads nothing."""
         facts = self.facts
-        window = self.context_window or facts.context_window or DEFAULT_CONTEXT_WINDOW
+        window = self.context_window or facts.planning_window or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
             context_window=window,
             # Answers end where the window is full, so one that may be longer than that takes no more room in plans.
@@ -123,24 +109,24 @@ class DeepenLLM(StructuredPrediction, ReActModel):
             DeepenError: If an option is wrong or the engine fails.
         """
         params, ensemble = self.sampling(kwargs), self.ensemble
-        return self._whole(ensemble.generate(self._read_prompt(prompt, formatted), params), _completion)
+        return self._completions().whole(ensemble.generate(self._read_prompt(prompt, formatted), params))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`; the event loop goes on meanwhile, and a cancelled task ends the work."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
-        return self._whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params), _completion)
+        return self._completions().whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
         params, ensemble = self.sampling(kwargs), self.ensemble
-        pieces = self._pieces(ensemble, self._read_prompt(prompt, formatted), params, _completion)
+        pieces = self._completions().each(ensemble.stream(self._read_prompt(prompt, formatted), params))
         return _observed(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """As `stream_complete`, for an event loop."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
-        pieces = self._apieces(ensemble, self._read_prompt(prompt, formatted), params, _completion)
+        pieces = self._completions().aeach(ensemble.astream(self._read_prompt(prompt, formatted), params))
         return await _aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     @llm_chat_callback()
@@ -154,105 +140,63 @@ class DeepenLLM(StructuredPrediction, ReActModel):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        params, ensemble = self.sampling(kwargs), self.ensemble
-        return self._whole(ensemble.generate(self._read_messages(messages), params), _chat)
+        request, ensemble = self._request(messages, kwargs), self.ensemble
+        prompt, thinking = self._read_messages(messages, request, ensemble)
+        answer = ensemble.generate(prompt, request.params(thinking))
+        return self._replies(request, thinking).whole(answer)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`; the event loop goes on meanwhile, and a cancelled task ends the work."""
-        params, ensemble = self.sampling(kwargs), await self.aensemble()
-        return self._whole(await ensemble.agenerate(self._read_messages(messages), params), _chat)
+        request, ensemble = self._request(messages, kwargs), await self.aensemble()
+        prompt, thinking = self._read_messages(messages, request, ensemble)
+        answer = await ensemble.agenerate(prompt, request.params(thinking))
+        return self._replies(request, thinking).whole(answer)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answers a conversation piece by piece. Arguments and errors are those of `chat`."""
-        params, ensemble = self.sampling(kwargs), self.ensemble
-        pieces = self._pieces(ensemble, self._read_messages(messages), params, _chat)
-        return _observed(llm_chat_callback(), self, messages, pieces, kwargs)
+        request, ensemble = self._request(messages, kwargs), self.ensemble
+        prompt, thinking = self._read_messages(messages, request, ensemble)
+        pieces = ensemble.stream(prompt, request.params(thinking))
+        responses = self._replies(request, thinking).each(pieces)
+        return _observed(llm_chat_callback(), self, messages, responses, kwargs)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """As `stream_chat`, for an event loop."""
-        params, ensemble = self.sampling(kwargs), await self.aensemble()
-        pieces = self._apieces(ensemble, self._read_messages(messages), params, _chat)
-        return await _aobserved(llm_chat_callback(), self, messages, pieces, kwargs)
+        request, ensemble = self._request(messages, kwargs), await self.aensemble()
+        prompt, thinking = self._read_messages(messages, request, ensemble)
+        pieces = ensemble.astream(prompt, request.params(thinking))
+        responses = self._replies(request, thinking).aeach(pieces)
+        return await _aobserved(llm_chat_callback(), self, messages, responses, kwargs)
 
-    def _read_prompt(self, prompt: str, formatted: bool) -> _Prompt:
+    def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
+        """What is asked, checked before anything is loaded."""
+        return ChatRequest(chat_messages(messages), ReplyForm(), self.sampling(options))
+
+    def _read_prompt(self, prompt: str, formatted: bool) -> Prompt:
         if formatted:
             return prompt
         if self.has_chat_template and self.completion_to_prompt is default_completion_to_prompt:
-            return _conversation(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+            return chat_messages(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
         wrap = self.completion_to_prompt or default_completion_to_prompt
         return self._extend_prompt(wrap(prompt))
 
-    def _read_messages(self, messages: Sequence[ChatMessage]) -> _Prompt:
-        conversation = _conversation(messages)
+    def _read_messages(
+        self, messages: Sequence[ChatMessage], request: ChatRequest, ensemble: Ensemble
+    ) -> tuple[Prompt, Thinking]:
+        """The prompt, and whether its answer begins with thoughts."""
         render = self.messages_to_prompt or messages_to_prompt
-        if self.has_chat_template and render is messages_to_prompt:
-            return conversation
-        return render(messages)
+        conversation = request.prompt()
+        if ensemble.has_chat_template and render is messages_to_prompt:
+            return conversation, ensemble.thinking
+        text = render(messages if conversation == request.messages else text_messages(conversation))
+        return text, "never" if ensemble.thinking == "never" else "optional"
 
-    def _whole(self, answer: Generation, form: _Form[Response]) -> Response:
-        return form(answer.text, None, self._raw(answer))
+    def _completions(self) -> Completions:
+        return Completions(self.model_name)
 
-    def _pieces(
-        self, ensemble: Ensemble, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
-    ) -> Generator[Response, None, None]:
-        text = ""
-        with closing(ensemble.stream(prompt, params)) as pieces:
-            for piece in pieces:
-                text += piece.text
-                yield self._piece(text, piece, form)
-
-    async def _apieces(
-        self, ensemble: Ensemble, prompt: _Prompt, params: SamplingParams, form: _Form[Response]
-    ) -> AsyncGenerator[Response, None]:
-        text = ""
-        async with aclosing(ensemble.astream(prompt, params)) as pieces:
-            async for piece in pieces:
-                text += piece.text
-                yield self._piece(text, piece, form)
-
-    def _piece(self, text: str, piece: Chunk, form: _Form[Response]) -> Response:
-        return form(text, piece.text, None if piece.generation is None else self._raw(piece.generation))
-
-    def _raw(self, answer: Generation) -> dict[str, Any]:
-        """Plain data: LlamaIndex's token counter reads `usage` from it, and exporters write it as JSON."""
-        return {**report(answer), "model": self.model_name}
-
-
-def _completion(text: str, delta: str | None, raw: dict[str, Any] | None) -> CompletionResponse:
-    return CompletionResponse(text=text, delta=delta, raw=raw, logprobs=_logprobs(raw))
-
-
-def _chat(text: str, delta: str | None, raw: dict[str, Any] | None) -> ChatResponse:
-    # Chat engines write into the message they get, so each response has its own.
-    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
-    return ChatResponse(message=message, delta=delta, raw=raw, logprobs=_logprobs(raw))
-
-
-def _logprobs(raw: dict[str, Any] | None) -> list[list[LogProb]] | None:
-    """For each token the chosen one, then its alternatives."""
-    if raw is None or "logprobs" not in raw:
-        return None
-    positions = []
-    for chosen in raw["logprobs"]["content"]:
-        others = [other for other in chosen["top_logprobs"] if other["bytes"] != chosen["bytes"]]
-        pieces = [{key: piece[key] for key in ("token", "logprob", "bytes")} for piece in (chosen, *others)]
-        positions.append([LogProb(**piece) for piece in pieces])
-    return positions
-
-
-def _conversation(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Messages as chat templates take them.
-
-    Raises:
-        PromptError: If a message holds anything but text.
-    """
-    for message in messages:
-        for block in message.blocks:
-            if not isinstance(block, TextBlock):
-                kind = type(block).__name__
-                raise PromptError(f"A {message.role.value} message holds a {kind}: only text can be read.")
-    return [{"role": _ROLES.get(m.role, m.role.value), "content": m.content or ""} for m in messages]
+    def _replies(self, request: ChatRequest, thinking: Thinking) -> ChatReplies:
+        return ChatReplies(self.model_name, request.parser(thinking), self.ensemble.count_tokens)
 
 
 def _observed(

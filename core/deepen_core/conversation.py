@@ -1,0 +1,121 @@
+"""What a caller gives to be answered: a text, or a conversation as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepen_core.errors import PromptError
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+
+
+class Markup(str):
+    """Text of the library's own inside a message, such as `<tool_call>`.
+
+    It may hold control tokens of a member that are not special, which a plain `str` of a user or a system message never
+    turns into; special tokens it may not hold either. What comes from outside as JSON is never one.
+    """
+
+    __slots__ = ()
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Refuses half characters, which no tokenizer takes.
+
+    Args:
+        text: What is to be encoded.
+        where: What it is, as the start of a sentence.
+
+    Raises:
+        PromptError: If the text holds a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise PromptError(
+            f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
+            "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
+        ) from None
+
+
+def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts that were given, and whether it is a single one. What each of several says is not looked at.
+
+    Raises:
+        PromptError: If it is neither a text, nor a conversation, nor a list of either.
+    """
+    if isinstance(prompt, str):
+        return [prompt], True
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        raise PromptError(f"A prompt is a text or a list of messages, not a {type(prompt).__name__}.")
+    if prompt and isinstance(prompt[0], Mapping):
+        return [check_messages(prompt)], True
+    if any(not isinstance(p, (str, Sequence)) for p in prompt):
+        raise PromptError("A list of prompts holds texts or conversations (lists of messages).")
+    return list(prompt), False  # type: ignore[arg-type]
+
+
+def check_messages(messages: Sequence[Any]) -> list[Message]:
+    """Checks the shape of a conversation.
+
+    Raises:
+        PromptError: If it is empty, a message has no role, or its content or tool calls are nothing that a template
+            can take.
+    """
+    if not messages:
+        raise PromptError(
+            "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."
+        )
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise PromptError(
+                f"Message {number} is {message!r}: each message is a mapping with 'role' and 'content', such as "
+                "{'role': 'user', 'content': 'hi'}."
+            )
+        content = message.get("content")
+        parts = content if isinstance(content, (list, tuple)) else []
+        known = content is None or isinstance(content, (str, list, tuple))
+        if not known or not all(isinstance(part, (str, Mapping)) for part in parts):
+            raise PromptError(
+                f"Message {number} has content {content!r}: it is a text, or a list of texts and of parts such as "
+                "{'type': 'text', 'text': 'hi'}."
+            )
+        _check_calls(message.get("tool_calls"), number)
+        _check_strings(message, f"Message {number}")
+    return list(messages)
+
+
+def _check_calls(calls: Any, number: int) -> None:
+    known = calls is None or isinstance(calls, (list, tuple))
+    if not known or not all(isinstance(call, Mapping) and _is_function(called(call)) for call in calls or ()):
+        raise PromptError(
+            f"Message {number} has tool_calls {calls!r}: it is a list of calls such as "
+            "{'function': {'name': 'add', 'arguments': {'a': 1}}}, with the arguments as a mapping or as JSON."
+        )
+
+
+def called(call: Mapping[str, Any]) -> Any:
+    """What one of a message's `tool_calls` calls: `name` and `arguments`, inside `function` or not."""
+    return call.get("function", call)
+
+
+def _is_function(function: Any) -> bool:
+    return (
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), (str, Mapping, type(None)))
+    )
+
+
+def _check_strings(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        check_unicode(value, where)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_strings(key, f"{where}, the name of a field")
+            _check_strings(entry, f"{where}, field {key!r}")
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _check_strings(entry, where)

@@ -1,0 +1,125 @@
+"""What an answer has to look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from typing_extensions import Self
+
+from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.errors import SamplingError
+from deepen_core.replies.parser import ReplyParser
+from deepen_core.replies.rules import reply_rules
+from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
+from deepen_core.template import Thinking
+
+
+@dataclass(frozen=True)
+class ReplyForm:
+    """The parts that an answer may or must have. Without any it is a text."""
+
+    tools: tuple[Tool, ...] = ()
+    """Those that the members are told of."""
+    calls: CallPolicy = "never"
+    """Whether tools may or must be called."""
+    named: str | None = None
+    """The only tool that may be called."""
+    parallel: bool = True
+    """Whether one answer may hold several calls."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the answer follows in place of a text."""
+
+    @classmethod
+    def of(
+        cls,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel: bool | None = None,
+        response_format: Any = None,
+    ) -> Self:
+        """Reads what chat APIs call these things.
+
+        Args:
+            tools: Definitions in OpenAI's form.
+            tool_choice: See `read_choice`.
+            parallel: Whether one answer may hold several calls; if not given, unless a tool is named.
+            response_format: OpenAI's mapping of type "text", "json_object" or "json_schema", or a pydantic class.
+
+        Raises:
+            SamplingError: If any of it is of another form, or the choice is of no tool.
+        """
+        known = read_tools(tools or ())
+        policy, named = read_choice(tool_choice, known)
+        several = named is None if parallel is None else parallel
+        return cls(known, policy, named, several, response_schema(response_format))
+
+    @property
+    def callable(self) -> tuple[Tool, ...]:
+        """The tools that the answer may call."""
+        if self.calls == "never":
+            return ()
+        return tuple(tool for tool in self.tools if self.named in {None, tool.name})
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is a text and nothing else."""
+        return not self.callable and self.schema is None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the answer may be a text, which stop strings may end."""
+        return self.schema is None and self.calls != "must"
+
+    def params(self, given: SamplingParams, thinking: Thinking) -> SamplingParams:
+        """Options of the engine that hold an answer to this form.
+
+        Args:
+            given: The caller's own.
+            thinking: What main's chat template says of thoughts.
+
+        Raises:
+            SamplingError: If the caller has constrained the answer in another way.
+        """
+        if self.is_text:
+            return given
+        if given.constraint is not None:
+            what = "tools that may be called" if self.callable else "response_format"
+            raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
+        rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thinking)
+        # An answer cut at a stop string would be no call and no object any more.
+        return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
+
+    def parser(self, thinking: Thinking) -> ReplyParser:
+        """What tells the parts of an answer apart.
+
+        Args:
+            thinking: As for `options`.
+        """
+        return ReplyParser([tool.name for tool in self.callable], thinking)
+
+
+def response_schema(response_format: Any) -> dict[str, Any] | None:
+    """The JSON schema that a response format asks for, None for text.
+
+    Raises:
+        SamplingError: If it is of an unknown form.
+    """
+    if isinstance(response_format, type) and issubclass(response_format, BaseModel):
+        return response_format.model_json_schema()
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
+    if kind in {None, "text"}:
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind == "json_schema" and isinstance(response_format, Mapping):
+        described = response_format.get("json_schema")
+        schema = described.get("schema") if isinstance(described, Mapping) else None
+        if isinstance(schema, Mapping):
+            return dict(schema)
+    raise SamplingError(
+        f"response_format is {str(response_format)[:200]!r}: give {{'type': 'json_schema', 'json_schema': {{'name': "
+        "..., 'schema': ...}}, {'type': 'json_object'}, {'type': 'text'} or a pydantic class."
+    )

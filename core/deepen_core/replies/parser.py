@@ -1,0 +1,177 @@
+"""Telling the parts of an answer apart while it comes: thoughts, text, calls of tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deepen_core.template import Thinking
+
+_THINK, _END_THINK = "<think>", "</think>"
+_CALL, _END_CALL = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of what is said."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A piece of what is thought before it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A whole call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+Part = Text | Thought | Call
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    text: str
+    thoughts: str
+    calls: tuple[Call, ...]
+
+
+class ReplyParser:
+    """Takes an answer in pieces and gives its parts as soon as they are certain, however it is cut.
+
+    A call comes out once it is closed and is one: JSON with the name of a known tool and an object of arguments.
+    Everything else stays text, the beginning of a call that was cut off too, so that nobody runs half a call. White
+    space around tags is no part of anything.
+
+    Args:
+        names: The tools that may be called; without any, tags of calls are text.
+        thinking: Whether the answer begins with thoughts: "never", "optional", or "opened" if the prompt began them.
+    """
+
+    def __init__(self, names: Collection[str] = (), thinking: Thinking = "never") -> None:
+        self._names = frozenset(names)
+        states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
+        self._state: Literal["start", "thoughts", "text", "call"] = states.get(thinking, "text")
+        self._held = ""
+        self._skips = thinking == "opened"  # white space, that after a tag
+        self._gap = ""  # white space before the call that is being read
+        self._searched = 0  # characters of the call in which its end was looked for
+
+    @property
+    def in_thoughts(self) -> bool:
+        """Whether the thoughts go on."""
+        return self._state == "thoughts"
+
+    def feed(self, piece: str) -> list[Part]:
+        """Adds a piece and gives the parts that are now certain."""
+        self._held += piece
+        return list(self._parts(last=False))
+
+    def finish(self) -> list[Part]:
+        """The rest, when no more will come."""
+        return list(self._parts(last=True))
+
+    def _parts(self, *, last: bool) -> Iterator[Part]:
+        while True:
+            before = self._state, len(self._held)
+            if self._skips:
+                self._held = self._held.lstrip()
+                self._skips = not self._held
+            part = self._next(last=last)
+            if part is not None:
+                yield part
+            if (self._state, len(self._held)) == before:
+                return
+
+    def _next(self, *, last: bool) -> Part | None:
+        if self._state == "start":
+            self._begin(last=last)
+            return None
+        if self._state == "thoughts":
+            thought = self._upto(_END_THINK, "text", last=last)
+            return Thought(thought) if thought else None
+        if self._state == "call":
+            return self._read_call(last=last)
+        if not self._names:
+            text, self._held = self._held, ""
+        else:
+            text = self._upto(_CALL, "call", last=last)
+        return Text(text) if text else None
+
+    def _begin(self, *, last: bool) -> None:
+        said = self._held.lstrip()
+        if said.startswith(_THINK):
+            self._state, self._held, self._skips = "thoughts", said.removeprefix(_THINK), True
+        elif last or not _THINK.startswith(said):
+            self._state = "text"
+
+    def _upto(self, tag: str, state: Literal["text", "call"], *, last: bool) -> str:
+        """What comes before a tag, as far as it is certain; behind the tag begins another state."""
+        before, found, after = self._held.partition(tag)
+        if found:
+            shown = before.rstrip()
+            self._gap = before[len(shown) :]
+            self._state, self._held, self._searched, self._skips = state, after, 0, state == "text"
+            return shown
+        if last:
+            self._held = ""
+            return before
+        shown = before[: len(before) - _begun(before, tag)].rstrip()
+        self._held = before[len(shown) :]
+        return shown
+
+    def _read_call(self, *, last: bool) -> Part | None:
+        end = self._held.find(_END_CALL, self._searched)
+        while end >= 0:
+            try:
+                call = self._call(json.loads(self._held[:end], strict=False))
+            except json.JSONDecodeError as problem:
+                if problem.msg.startswith("Unterminated string"):  # the tag is a part of an argument
+                    end = self._held.find(_END_CALL, end + 1)
+                    continue
+                call = None
+            except RecursionError:  # nested a thousand times
+                call = None
+            said = self._gap + _CALL + self._held[: end + len(_END_CALL)]
+            self._held = self._held[end + len(_END_CALL) :]
+            self._state, self._skips = "text", call is not None
+            return call or Text(said)
+        if last:
+            said, self._held, self._state = self._gap + _CALL + self._held, "", "text"
+            return Text(said)
+        self._searched = max(0, len(self._held) - len(_END_CALL) + 1)
+        return None
+
+    def _call(self, said: Any) -> Call | None:
+        if not isinstance(said, dict):
+            return None
+        name, arguments = said.get("name"), said.get("arguments")
+        if isinstance(name, str) and name in self._names and isinstance(arguments, dict):
+            return Call(name, arguments)
+        return None
+
+
+def parse_reply(text: str, parser: ReplyParser) -> Reply:
+    """Reads a whole answer with a fresh parser."""
+    parts = [*parser.feed(text), *parser.finish()]
+    return Reply(
+        "".join(part.text for part in parts if isinstance(part, Text)),
+        "".join(part.text for part in parts if isinstance(part, Thought)),
+        tuple(part for part in parts if isinstance(part, Call)),
+    )
+
+
+def _begun(text: str, tag: str) -> int:
+    """How many characters at the end of a text may be the beginning of a tag."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

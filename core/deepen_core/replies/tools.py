@@ -1,0 +1,113 @@
+"""Tools as a model is told of them, and which of them it may call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from typing_extensions import Self
+
+from deepen_core.errors import SamplingError
+
+CallPolicy = Literal["never", "maybe", "must"]
+_POLICIES: dict[Any, CallPolicy] = {
+    None: "maybe",
+    "auto": "maybe",
+    "none": "never",
+    False: "never",
+    "any": "must",
+    "required": "must",
+    True: "must",
+}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may ask to have called."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """JSON schema of an object: the arguments."""
+
+    @classmethod
+    def of(cls, definition: Mapping[str, Any]) -> Self:
+        """Reads OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
+
+        Raises:
+            SamplingError: If it is of another form.
+        """
+        function = definition.get("function") if definition.get("type") == "function" else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise SamplingError(
+                f"{_shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
+                "'description': ..., 'parameters': ...}}."
+            )
+        parameters = function.get("parameters") or {}
+        if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+            raise SamplingError(f"The parameters of tool {function['name']!r} are no JSON schema of an object.")
+        return cls(function["name"], function.get("description") or "", dict(parameters))
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of the arguments; an object without any if the tool says nothing of them."""
+        elsewhere = self.parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}
+        return {**({} if elsewhere else {"properties": {}}), **self.parameters, "type": "object"}
+
+    @property
+    def described(self) -> str:
+        """What models are shown, as the chat templates of models with tools have it."""
+        function = {"name": self.name, "description": self.description, "parameters": self.schema}
+        return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
+
+
+def read_tools(definitions: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Reads definitions in OpenAI's form; one that is given twice counts once.
+
+    Raises:
+        SamplingError: If one is of another form, or two different ones have one name.
+    """
+    tools: dict[str, Tool] = {}
+    for definition in definitions:
+        tool = Tool.of(definition)
+        if tools.setdefault(tool.name, tool) != tool:
+            raise SamplingError(f"Two different tools are called {tool.name!r}: give each its own name.")
+    return tuple(tools.values())
+
+
+def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | None]:
+    """Which tools may or must be called.
+
+    Args:
+        choice: None or "auto"; "none" or False; "any", "required" or True; the name of a tool; or OpenAI's or
+            Anthropic's mapping with a name.
+        tools: Those there are.
+
+    Returns:
+        Whether tools may be called, and the name of the only one that may.
+
+    Raises:
+        SamplingError: If there is no such tool, or none where one must be called.
+    """
+    if isinstance(choice, Mapping):
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, Mapping) else choice.get("name", choice.get("type"))
+    if isinstance(choice, (str, bool, type(None))) and choice in _POLICIES:
+        policy = _POLICIES[choice]
+        if policy == "must" and not tools:
+            raise SamplingError(f"tool_choice is {choice!r}, but there are no tools: bind one, or leave it out.")
+        return (policy if tools else "never"), None
+    names = [tool.name for tool in tools]
+    if choice not in names:
+        raise SamplingError(
+            f"tool_choice is {_shown(choice)}: choose 'auto', 'none', 'any' or the name of a tool "
+            f"({', '.join(map(repr, names)) or 'there is none'})."
+        )
+    return "must", choice
+
+
+def _shown(value: object) -> str:
+    said = repr(value)
+    return said if len(said) <= 200 else f"{said[:200]}..."

@@ -1,0 +1,114 @@
+"""The engine's answers as LangChain's chat messages."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from deepen_core.replies import Call, ReplyParser, Text, Thought, parse_reply
+from deepen_integrations.adapter import report
+
+if TYPE_CHECKING:
+    from deepen_core.results import Chunk, Generation
+
+PROVIDER = "deepen"
+_Count = Callable[[str], int]
+
+
+def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count: _Count) -> ChatResult:
+    """A whole answer.
+
+    Args:
+        answer: The engine's.
+        parser: What tells its parts apart, fresh.
+        model_name: Who answered.
+        count: How many tokens a text has; tells how much was thought.
+    """
+    reply = parse_reply(answer.text, parser)
+    told = _told(answer, model_name)
+    message = AIMessage(
+        content=reply.text,
+        additional_kwargs={"reasoning_content": reply.thoughts} if reply.thoughts else {},
+        tool_calls=[tool_call(name=c.name, args=c.arguments, id=_fresh_id()) for c in reply.calls],
+        response_metadata=told,
+        usage_metadata=_usage(answer, reply.thoughts, count),
+    )
+    usage = report(answer)["usage"]
+    return ChatResult(
+        generations=[ChatGeneration(message=message, generation_info=told)],
+        llm_output={"token_usage": usage, "model_name": model_name},
+    )
+
+
+class ChatChunks:
+    """Makes chunks of messages of the pieces of one answer.
+
+    LangChain merges chunks by adding, so what is told once is told by the last one; a call of a tool is one chunk,
+    since LangChain completes what it has of a call that is cut off and would run it.
+
+    Args:
+        parser: What tells the parts of the answer apart, fresh.
+        model_name: Who answers.
+        count: How many tokens a text has.
+    """
+
+    def __init__(self, parser: ReplyParser, model_name: str, count: _Count) -> None:
+        self._parser = parser
+        self._model_name = model_name
+        self._count = count
+        self._thoughts: list[str] = []
+        self._calls = 0
+
+    def of(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
+        """The chunks that a piece of the answer makes certain; the last piece tells of the whole."""
+        for part in self._parser.feed(piece.text):
+            yield ChatGenerationChunk(message=self._message(part))
+        if piece.generation is None:
+            return
+        for part in self._parser.finish():
+            yield ChatGenerationChunk(message=self._message(part))
+        last = AIMessageChunk(
+            content="",
+            response_metadata=_told(piece.generation, self._model_name),
+            usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
+            chunk_position="last",
+        )
+        yield ChatGenerationChunk(message=last)
+
+    def _message(self, part: Text | Thought | Call) -> AIMessageChunk:
+        if isinstance(part, Text):
+            return AIMessageChunk(content=part.text)
+        if isinstance(part, Thought):
+            self._thoughts.append(part.text)
+            return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
+        arguments = json.dumps(part.arguments, ensure_ascii=False)
+        call = tool_call_chunk(name=part.name, args=arguments, id=_fresh_id(), index=self._calls)
+        self._calls += 1
+        return AIMessageChunk(content="", tool_call_chunks=[call])
+
+
+def _told(answer: Generation, model_name: str) -> dict[str, Any]:
+    told = {name: value for name, value in report(answer).items() if name != "usage"}
+    return {**told, "model_name": model_name, "model_provider": PROVIDER}
+
+
+def _usage(answer: Generation, thoughts: str, count: _Count) -> UsageMetadata:
+    usage = UsageMetadata(
+        input_tokens=answer.usage.prompt_tokens,
+        output_tokens=answer.usage.completion_tokens,
+        total_tokens=answer.usage.total_tokens,
+    )
+    if thoughts:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=count(thoughts))
+    return usage
+
+
+def _fresh_id() -> str:
+    return f"call_{uuid.uuid4().hex}"

@@ -1,0 +1,153 @@
+"""The engine's answers as LlamaIndex's responses."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
+from typing import Any, Generic, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    ContentBlock,
+    LogProb,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from deepen_core.replies import Call, ReplyParser, Text, Thought
+from deepen_core.results import Chunk, Generation
+from deepen_integrations.adapter import report
+
+Response = TypeVar("Response", CompletionResponse, ChatResponse)
+
+
+class Replies(ABC, Generic[Response]):
+    """Makes responses of one answer, each with all the text so far.
+
+    Args:
+        model_name: Who answers.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+
+    @abstractmethod
+    def of(self, piece: Chunk) -> Response | None:
+        """The response that a piece of the answer makes; none where nothing is certain yet."""
+
+    def whole(self, answer: Generation) -> Response:
+        """The response of a whole answer."""
+        response = self.of(Chunk(answer.text, generation=answer))
+        assert response is not None, "the last piece always makes one"
+        response.delta = None
+        return response
+
+    def each(self, pieces: Generator[Chunk, None, None]) -> Generator[Response, None, None]:
+        """The responses of a stream, which ends with this one."""
+        with closing(pieces):
+            for piece in pieces:
+                if (response := self.of(piece)) is not None:
+                    yield response
+
+    async def aeach(self, pieces: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Response, None]:
+        """As `each`, for an event loop."""
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if (response := self.of(piece)) is not None:
+                    yield response
+
+    def _raw(self, piece: Chunk) -> dict[str, Any] | None:
+        """Plain data: LlamaIndex's token counter reads `usage` from it, and exporters write it as JSON."""
+        return None if piece.generation is None else {**report(piece.generation), "model": self._model_name}
+
+
+class Completions(Replies[CompletionResponse]):
+    """Responses to a prompt."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(model_name)
+        self._text = ""
+
+    def of(self, piece: Chunk) -> CompletionResponse:
+        """The response that a piece of the answer makes."""
+        self._text += piece.text
+        raw = self._raw(piece)
+        return CompletionResponse(text=self._text, delta=piece.text, raw=raw, logprobs=_logprobs(raw))
+
+
+class ChatReplies(Replies[ChatResponse]):
+    """Responses to a conversation: messages with what was thought, said, and is to be called.
+
+    Args:
+        model_name: Who answers.
+        parser: What tells the parts of the answer apart, fresh.
+        count: How many tokens a text has; tells how much was thought.
+    """
+
+    def __init__(self, model_name: str, parser: ReplyParser, count: Callable[[str], int]) -> None:
+        super().__init__(model_name)
+        self._parser = parser
+        self._count = count
+        self._thoughts = self._text = ""
+        self._calls: list[ToolCallBlock] = []
+
+    def of(self, piece: Chunk) -> ChatResponse | None:
+        """The response that a piece of the answer makes; none where nothing is certain yet."""
+        parts = self._parser.feed(piece.text)
+        if piece.generation is not None:
+            parts += self._parser.finish()
+        elif not parts:
+            return None
+        said = "".join(part.text for part in parts if isinstance(part, Text))
+        thought = "".join(part.text for part in parts if isinstance(part, Thought))
+        self._text += said
+        self._thoughts += thought
+        self._calls += [_block(part) for part in parts if isinstance(part, Call)]
+        raw = self._raw(piece)
+        return ChatResponse(
+            message=self._message(last=raw is not None),
+            delta=said,
+            raw=raw,
+            logprobs=_logprobs(raw),
+            additional_kwargs={"thinking_delta": thought} if thought else {},
+        )
+
+    def _message(self, *, last: bool) -> ChatMessage:
+        """A message of its own for each response: chat engines write into those they get."""
+        blocks: list[ContentBlock] = []
+        if self._thoughts:
+            tokens = self._count(self._thoughts) if last else None
+            blocks.append(ThinkingBlock(content=self._thoughts, num_tokens=tokens))
+        blocks.append(TextBlock(text=self._text))
+        # LlamaIndex's programs look into `additional_kwargs` for calls, its agents at the blocks.
+        calls = [_in_openai_form(call) for call in self._calls]
+        more = {"tool_calls": calls} if calls else {}
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *self._calls], additional_kwargs=more)
+
+
+def _block(call: Call) -> ToolCallBlock:
+    return ToolCallBlock(tool_call_id=f"call_{uuid.uuid4().hex}", tool_name=call.name, tool_kwargs=call.arguments)
+
+
+def _in_openai_form(call: ToolCallBlock) -> dict[str, Any]:
+    arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
+    return {"id": call.tool_call_id, "type": "function", "function": {"name": call.tool_name, "arguments": arguments}}
+
+
+def _logprobs(raw: dict[str, Any] | None) -> list[list[LogProb]] | None:
+    """For each token the chosen one, then its alternatives."""
+    if raw is None or "logprobs" not in raw:
+        return None
+    positions = []
+    for chosen in raw["logprobs"]["content"]:
+        others = [other for other in chosen["top_logprobs"] if other["bytes"] != chosen["bytes"]]
+        pieces = [{key: piece[key] for key in ("token", "logprob", "bytes")} for piece in (chosen, *others)]
+        positions.append([LogProb(**piece) for piece in pieces])
+    return positions

@@ -1,0 +1,109 @@
+"""An ensemble as a LlamaIndex model that calls tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, MessageRole, ToolCallBlock
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import BaseTool
+
+from deepen_core.constraining import can_constrain
+from deepen_core.errors import NoToolCallError
+from deepen_integrations.chat import ChatRequest, read_form
+from deepen_integrations.llama_index.llms import DeepenLLM
+from deepen_integrations.llama_index.messages import chat_messages
+
+
+class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
+    """Several local language models with different tokenizers, answering as one that calls tools.
+
+    Everything that `DeepenLLM` does, and what `FunctionAgent` and `AgentWorkflow` ask for. Calls of tools are held to
+    the tools' schemas while they are decoded, for which the extra `structured` is needed: what is called is valid
+    whatever the models say, and a call that is cut off is none.
+
+    `chat` and its kin take `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's form as
+    options of a call.
+
+    Examples:
+        ```python
+        from llama_index.core.agent.workflow import FunctionAgent
+        from deepen_integrations.llama_index import DeepenToolLLM
+
+        llm = DeepenToolLLM(models=["./general", "./specialist"])
+        agent = FunctionAgent(tools=[multiply], llm=llm)
+        print(await agent.run("What is 12 times 13?"))
+        ```
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in serialized form."""
+        return "DeepenToolLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """As that of `DeepenLLM`; it calls functions if the extra `structured` is there."""
+        return super().metadata.model_copy(update={"is_function_calling_model": can_constrain()})
+
+    def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
+        given = dict(options)
+        form = read_form(given)
+        request = ChatRequest(chat_messages(messages), form, self.sampling(given))
+        form.params(request.sampling, "never")
+        return request
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,  # noqa: ARG002  nothing is told here
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What LlamaIndex gives to `chat` and its kin for their forms `..._with_tools`."""
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        messages = [*(chat_history or ()), *([user_msg] if user_msg is not None else ())]
+        return {
+            "messages": messages,
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": tool_choice or ("required" if tool_required else "auto"),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls that a response asks for.
+
+        Args:
+            response: Of `chat` and its kin.
+            error_on_no_tool_call: Whether a response without any is an error.
+            kwargs: Nothing else is looked at.
+
+        Raises:
+            NoToolCallError: If there are none and that is an error.
+        """
+        del kwargs
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if not calls and error_on_no_tool_call:
+            raise NoToolCallError.of(response.message.content or "", (response.raw or {}).get("finish_reason", "stop"))
+        return [
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=call.tool_kwargs if isinstance(call.tool_kwargs, dict) else {},
+            )
+            for call in calls
+        ]
+
+    # Not by a step of ReAct, which is for models that call no functions.
+    predict_and_call = FunctionCallingLLM.predict_and_call
+    apredict_and_call = FunctionCallingLLM.apredict_and_call

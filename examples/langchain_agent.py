@@ -1,0 +1,62 @@
+"""An agent of LangChain with two tools on the embedded demo: it looks things up, then answers.
+
+The demo's models are small and have never seen a tool. So the middleware narrows the schema of the tools to the people
+that the question names, has a tool called first, and then puts what was found in front of the question. Which tool is
+called, with what, is the models' choice among valid calls, and a blind one. Models that were trained on tools need no
+middleware: `create_agent(ChatDeepen(models=[...]), tools)`.
+
+python examples/langchain_agent.py
+"""
+
+import re
+from collections.abc import Callable
+
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRequest, ModelResponse, wrap_model_call
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from deepen_core.demo import documents, questions
+from deepen_integrations.langchain import ChatDeepen
+
+RECORDS = {document.title: document.text for document in documents()}
+
+
+def whole_record(name: str) -> str:
+    """Look up all that is written about a person."""
+    return RECORDS[name]
+
+
+def first_sentence(name: str) -> str:
+    """Look up the first thing that is written about a person."""
+    return RECORDS[name].partition(". ")[0] + "."
+
+
+@wrap_model_call
+def for_small_models(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+    """First a call about somebody whom the question names, then an answer from what it found."""
+    question = next(message for message in reversed(request.messages) if isinstance(message, HumanMessage))
+    found = [message.text for message in request.messages if isinstance(message, ToolMessage)]
+    if found:
+        return handler(request.override(messages=[SystemMessage("\n".join(found)), question], tools=[]))
+    named = [name for name in RECORDS if re.search(rf"\b{name}\b", question.text)]
+    tools = [convert_to_openai_tool(tool) for tool in request.tools]
+    for tool in tools:
+        tool["function"]["parameters"]["properties"]["name"]["enum"] = named
+    settings = {"parallel_tool_calls": False, "max_tokens": 128}
+    return handler(request.override(tools=tools, tool_choice="any", model_settings=settings))
+
+
+def main() -> None:
+    asked = questions()[:6]
+    with ChatDeepen.demo(max_tokens=16) as chat:
+        agent = create_agent(chat, [whole_record, first_sentence], middleware=[for_small_models])
+        runs = agent.batch([{"messages": [HumanMessage(question.text)]} for question in asked])  # decoded together
+    for question, run in zip(asked, runs, strict=True):
+        (call,) = run["messages"][1].tool_calls
+        said = run["messages"][-1].text.strip()
+        print(f"{question.text:<42} {said:<12} after {call['name']}({call['args']['name']!r})")
+
+
+if __name__ == "__main__":
+    main()

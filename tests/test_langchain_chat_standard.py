@@ -1,0 +1,71 @@
+"""LangChain's own tests of chat models, none of them expected to fail.
+
+They run on two random members with different tokenizers, which can follow any schema and understand nothing; those that
+need a model to understand what it is asked run on two that have learned a few conversations by heart. With
+`DEEPEN_TEST_MODELS=folder,folder` all of them run on real models.
+"""
+
+import os
+
+import pytest
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from deepen_integrations.langchain import ChatDeepen
+
+REAL = [folder for folder in os.environ.get("DEEPEN_TEST_MODELS", "").split(",") if folder]
+NEED_MEANING = {"test_tool_calling", "test_tool_calling_async", "test_agent_loop", "test_unicode_tool_call_integration"}
+
+
+@pytest.fixture(scope="module")
+def held(terse_folders):
+    """The ensemble stays loaded from one test to the next."""
+    with ChatDeepen(models=REAL or terse_folders, progress=False) as model:
+        yield model.ensemble
+
+
+class _OnMembers:
+    folders: list
+
+    @pytest.fixture(autouse=True)
+    def _members(self, request, held, terse_folders):
+        understands = not REAL and request.node.originalname in NEED_MEANING
+        self.folders = request.getfixturevalue("taught_folders") if understands else REAL or terse_folders
+
+    @property
+    def chat_model_class(self):
+        return ChatDeepen
+
+    @property
+    def chat_model_params(self):
+        return {"models": self.folders, "progress": False}
+
+    @property
+    def has_tool_calling(self):
+        return True
+
+    @property
+    def has_tool_choice(self):
+        return True
+
+    @property
+    def has_structured_output(self):
+        return True
+
+
+class TestChatDeepenUnit(_OnMembers, ChatModelUnitTests):
+    pass
+
+
+class TestChatDeepenIntegration(_OnMembers, ChatModelIntegrationTests):
+    @property
+    def chat_model_params(self):
+        return {**super().chat_model_params, "max_tokens": 600}
+
+    @property
+    def supports_json_mode(self):
+        return True
+
+    @property
+    def supports_anthropic_inputs(self):
+        return True
