@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,13 +33,14 @@ class Tool:
     """JSON schema of an object: the arguments."""
 
     @classmethod
-    def of(cls, definition: Mapping[str, Any]) -> Self:
+    def of(cls, definition: Any) -> Self:
         """Reads OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
 
         Raises:
             SamplingError: If it is of another form.
         """
-        function = definition.get("function") if definition.get("type") == "function" else None
+        is_function = isinstance(definition, Mapping) and definition.get("type") == "function"
+        function = definition.get("function") if is_function else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise SamplingError(
                 f"{_shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
@@ -63,12 +64,14 @@ class Tool:
         return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
 
 
-def read_tools(definitions: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Reads definitions in OpenAI's form; one that is given twice counts once.
+def read_tools(definitions: Any) -> tuple[Tool, ...]:
+    """Reads a list of definitions in OpenAI's form; one that is given twice counts once.
 
     Raises:
-        SamplingError: If one is of another form, or two different ones have one name.
+        SamplingError: If it is no list, one is of another form, or two different ones have one name.
     """
+    if not isinstance(definitions, (list, tuple)):
+        raise SamplingError(f"tools is {_shown(definitions)}: give a list of definitions.")
     tools: dict[str, Tool] = {}
     for definition in definitions:
         tool = Tool.of(definition)
