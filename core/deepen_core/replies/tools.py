@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
+from deepen_core.constraining import plain_schema
 from deepen_core.errors import SamplingError
 
 CallPolicy = Literal["never", "maybe", "must"]
@@ -46,10 +47,13 @@ class Tool:
                 f"{_shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
                 "'description': ..., 'parameters': ...}}."
             )
-        parameters = function.get("parameters") or {}
-        if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+        try:
+            parameters = plain_schema(function.get("parameters") or {})
+        except ValueError as problem:
+            raise SamplingError(f"The parameters of tool {function['name']!r} are no schema: {problem}.") from problem
+        if parameters.get("type", "object") != "object":
             raise SamplingError(f"The parameters of tool {function['name']!r} are no JSON schema of an object.")
-        return cls(function["name"], function.get("description") or "", dict(parameters))
+        return cls(function["name"], function.get("description") or "", parameters)
 
     @property
     def schema(self) -> dict[str, Any]:
