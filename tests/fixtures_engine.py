@@ -37,6 +37,14 @@ def terse(terse_folders):
 
 
 @pytest.fixture(scope="session")
+def taught_folders(tmp_path_factory):
+    """Two members that know when to call a tool, with what, in a few conversations."""
+    import taught  # of LangChain's tests, which other tests do without
+
+    return taught.save_taught(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="session")
 def load(folders):
     """Loads an ensemble of named members."""
 

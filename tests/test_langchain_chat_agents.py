@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Annotated, Literal
 
 import pytest
+import taught
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ClearToolUsesEdit,
@@ -257,3 +258,16 @@ def test_point_54_another_model_takes_over(clever, terse):
     fallback = ModelFallbackMiddleware(ChatDeepen.from_ensemble(terse, max_tokens=3))
     told = create_agent(short, [], middleware=[fallback]).invoke(ASKED)["messages"]
     assert told[-1].response_metadata["model_name"] == "brief+wordy"
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_point_54_members_choose_to_call_and_then_to_answer(taught_folders, way):
+    """Nothing is forced here: whether to call is the members' choice, which they have learned."""
+    with ChatDeepen(models=taught_folders, progress=False, max_tokens=200) as model:
+        agent = create_agent(model, [taught.get_weather])
+        asked = {"messages": [("human", "What is the weather in San Francisco, CA?")]}
+        state = agent.invoke(asked) if way == "invoke" else await agent.ainvoke(asked)
+    _, asks, found, answer = state["messages"]
+    assert [(c["name"], c["args"]) for c in asks.tool_calls] == [("get_weather", {"location": "San Francisco, CA"})]
+    assert found.text == "It's sunny."
+    assert answer.text == "It is sunny in San Francisco."

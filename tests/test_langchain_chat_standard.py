@@ -1,12 +1,11 @@
-"""LangChain's own tests of chat models.
+"""LangChain's own tests of chat models, none of them expected to fail.
 
-They run on two random members with different tokenizers, which can follow any schema and understand nothing; tests that
-need a model to understand are expected to fail there. With `DEEPEN_TEST_MODELS=folder,folder` they run on real models,
-and none is expected to fail.
+They run on two random members with different tokenizers, which can follow any schema and understand nothing; those that
+need a model to understand what it is asked run on two that have learned a few conversations by heart. With
+`DEEPEN_TEST_MODELS=folder,folder` all of them run on real models.
 """
 
 import os
-from types import SimpleNamespace
 
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -15,23 +14,23 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from deepen_integrations.langchain import ChatDeepen
 
 REAL = [folder for folder in os.environ.get("DEEPEN_TEST_MODELS", "").split(",") if folder]
-needs_meaning = pytest.mark.xfail(not REAL, reason="random members do not understand what they are asked")
+NEED_MEANING = {"test_tool_calling", "test_tool_calling_async", "test_agent_loop", "test_unicode_tool_call_integration"}
 
 
 @pytest.fixture(scope="module")
 def held(terse_folders):
     """The ensemble stays loaded from one test to the next."""
-    folders = REAL or [str(folder) for folder in terse_folders]
-    with ChatDeepen(models=folders, progress=False) as model:
-        yield SimpleNamespace(folders=folders, loaded=model.ensemble)
+    with ChatDeepen(models=REAL or terse_folders, progress=False) as model:
+        yield model.ensemble
 
 
 class _OnMembers:
     folders: list
 
     @pytest.fixture(autouse=True)
-    def _members(self, held):
-        self.folders = held.folders
+    def _members(self, request, held, terse_folders):
+        understands = not REAL and request.node.originalname in NEED_MEANING
+        self.folders = request.getfixturevalue("taught_folders") if understands else REAL or terse_folders
 
     @property
     def chat_model_class(self):
@@ -70,19 +69,3 @@ class TestChatDeepenIntegration(_OnMembers, ChatModelIntegrationTests):
     @property
     def supports_anthropic_inputs(self):
         return True
-
-    @needs_meaning
-    def test_tool_calling(self, model):
-        super().test_tool_calling(model)
-
-    @needs_meaning
-    async def test_tool_calling_async(self, model):
-        await super().test_tool_calling_async(model)
-
-    @needs_meaning
-    def test_agent_loop(self, model):
-        super().test_agent_loop(model)
-
-    @needs_meaning
-    def test_unicode_tool_call_integration(self, model, **options):
-        super().test_unicode_tool_call_integration(model, **options)

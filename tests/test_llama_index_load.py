@@ -118,9 +118,9 @@ def test_point_27_a_thousand_queries_are_counted_exactly_and_leave_nothing_behin
     assert compared == QUERIES
     assert rows_held(llm.ensemble) == 0
     assert threading.active_count() == threads
-    half = memory[len(memory) // 2]
-    print(f"{memory[0]:.1f} MiB after {AT_ONCE} queries, {half:.1f} after half, {memory[-1]:.1f} at last")
-    assert memory[-1] < 1.03 * half, memory
+    half, last = memory[len(memory) // 2], memory[-1]
+    print(f"{memory[0]:.1f} MiB at first, {half:.1f} after half of the queries, {last:.1f} at last")
+    assert last < 1.03 * half, memory
     # Whichever way and beside whatever else: one and the same answer to a question, and mostly the right one.
     assert all(len(answers) == 1 for answers in queries.answers.values())
     right = sum(next(iter(queries.answers[q.text])).strip() == q.answer for q in asked)
