@@ -149,6 +149,19 @@ class TestPoint23(Interrupted):
         assert len(recorder.errors) == (0 if untold else 1)
         assert recorder.after_the_end == 0
 
+    @pytest.mark.filterwarnings("ignore:The method:langchain_core._api.LangChainBetaWarning")
+    async def test_point_23_streams_of_events_that_are_closed(self, llm, kind):
+        async for event in llm.astream_events(PROMPT, version="v2"):
+            if event["event"].endswith("_stream"):
+                break
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
+        if kind is ChatDeepen:  # only chat models have events of version 3
+            stream = await llm.astream_events(PROMPT, version="v3")
+            await anext(aiter(stream))
+            await stream.aclose()
+            await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
+
     async def test_point_23_a_cancelled_batch(self, llm):
         task = asyncio.ensure_future(llm.abatch([PROMPT, "Once"]))
         await asyncio.sleep(0.2)

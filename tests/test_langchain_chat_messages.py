@@ -10,6 +10,7 @@ import pytest
 import tiny
 from langchain_core.messages import (
     AIMessage,
+    AIMessageChunk,
     ChatMessage,
     FunctionMessage,
     HumanMessage,
@@ -84,6 +85,7 @@ def block(text):
     return {"type": "text", "text": text}
 
 
+OPENAI_CALL = {"id": "a", "type": "function", "function": {"name": "w2", "arguments": "{}"}}
 # Every word that begins with w must be read by every member, in this order.
 CONVERSATIONS = {
     "text": "w1",
@@ -95,6 +97,21 @@ CONVERSATIONS = {
     "assistant first": [AIMessage("w1"), HumanMessage("w2")],
     "assistant last": [HumanMessage("w1"), AIMessage("w2")],
     "blocks": [SystemMessage([block("w1")]), HumanMessage(["w2 ", block("w3")]), AIMessage([block("w4")])],
+    "blocks of other kinds": [
+        HumanMessage([{"type": "text-plain", "text": "w1", "mime_type": "text/plain"}]),
+        AIMessage([{"type": "refusal", "refusal": "w2"}]),
+        HumanMessage("w3"),
+    ],
+    "pieces": [
+        HumanMessage("w1"),
+        AIMessageChunk("", tool_call_chunks=[{"name": "w2", "args": "{}", "id": "a", "index": 0}]),
+        ToolMessage("w3", tool_call_id="a"),
+    ],
+    "as OpenAI has it": [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": None, "tool_calls": [OPENAI_CALL]},
+        {"role": "tool", "content": "w3", "tool_call_id": "a"},
+    ],
     "names": [HumanMessage("w1", name="Ada"), AIMessage("w2", name="bot"), HumanMessage("w3", name="Bob")],
     "other roles": [ChatMessage("w1", role="developer"), ChatMessage("w2", role="user"), HumanMessage("w3")],
     "empty": [HumanMessage(""), AIMessage(""), HumanMessage("w1"), AIMessage([]), HumanMessage("w2")],
@@ -158,6 +175,7 @@ async def test_point_46_in_every_way(readers, kind, way):
     [
         ([HumanMessage([{"type": "image", "url": "x"}])], "HumanMessage holds a block of type 'image'"),
         ([ToolMessage([{"type": "image_url", "image_url": {"url": "x"}}], tool_call_id="a")], "'image_url'"),
+        ([HumanMessage([{"type": "text"}])], "HumanMessage holds a block of type 'text'"),
         ([FunctionMessage("a", name="f")], "FunctionMessage has no role"),
         ([RemoveMessage("a")], "RemoveMessage has no role"),
         ([HumanMessage("a\ud800")], "lone surrogate"),

@@ -1,6 +1,8 @@
 """Calls of tools: chosen, valid, whole or none at all, and the same in every way; points 49 to 51."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -321,6 +323,28 @@ def test_point_50_parallel_calls_have_ids_and_places_of_their_own(ensemble):
     assert len({c["id"] for c in chunks}) == 3
     assert [call["args"] for call in bound.invoke("hi").tool_calls] == [{"a": n} for n in range(3)]
     assert {call["id"] for call in bound.invoke("hi").tool_calls}.isdisjoint(c["id"] for c in chunks)
+
+
+def test_point_10_calls_texts_and_objects_at_once(terse):
+    """Each row has its own grammar, or none."""
+    chat = ChatDeepen.from_ensemble(terse, max_tokens=80)
+    bound = chat.bind_tools([now], tool_choice="now")
+    wanted = chat.bind_tools([], response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["a"]}}})
+
+    def ask(number):
+        if number % 4 == 0:
+            return shown(bound.invoke("hi"))
+        if number % 4 == 1:
+            return shown(wanted.invoke("hi"))
+        if number % 4 == 2:
+            return shown(asyncio.run(asked(bound, "astream", "hi")))
+        return shown(asyncio.run(asked(chat, "astream", "hi")))
+
+    alone = [ask(number) for number in range(4)]
+    assert alone[0] == ("", [("now", {})])
+    assert alone[1] == ('"a"', [])
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(ask, range(24))) == alone * 6
 
 
 # What is no whole call

@@ -10,7 +10,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel
-from langchain_parts import Recorder, submissions
+from langchain_parts import MODELS, Recorder, submissions
 from scheduler_parts import FAILING, PROMPTS, Serving, fails_at, hook
 
 from deepen_core.demo import questions
@@ -55,9 +55,10 @@ def test_point_07_a_batch_says_what_each_prompt_alone_gets(llm, pair, alone):
 
 
 @pytest.mark.slow
-def test_point_08_a_batch_of_16_is_three_times_as_fast_as_16_calls(needs_demo):
+@pytest.mark.parametrize("kind", MODELS)
+def test_point_08_a_batch_of_16_is_three_times_as_fast_as_16_calls(needs_demo, kind):
     prompts = [question.prompt for question in questions()[:16]]
-    with DeepenLLM.demo(max_new_tokens=24, ignore_eos=True) as llm:
+    with kind.demo(max_new_tokens=24, ignore_eos=True) as llm:
         llm.batch(prompts)
 
         def seconds(work):

@@ -14,11 +14,43 @@ from deepen_core.options import Options
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which one at most may be given."""
+_HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
 def can_constrain() -> bool:
     """Whether the extra `structured` is there, which constraints need."""
     return find_spec("llguidance") is not None
+
+
+def plain_schema(value: Any) -> dict[str, Any]:
+    """Any form of JSON schema as plain data of its own.
+
+    Args:
+        value: A mapping, the schema as a string, or a pydantic model class.
+
+    Raises:
+        ValueError: If it is none of these, or no plain JSON.
+    """
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        value = value.model_json_schema()
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"this is no JSON: {problem}") from problem
+    if not isinstance(value, Mapping):
+        raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+    if _holds_half_a_character(plain):
+        raise ValueError(_HALF)
+    return plain
+
+
+def _holds_half_a_character(value: Any) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False))
 
 
 class ConstraintOptions(Options):
@@ -36,22 +68,7 @@ class ConstraintOptions(Options):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _plain_schema(cls, value: Any) -> Any:
-        """Any form of schema as plain data of its own."""
-        if isinstance(value, type) and issubclass(value, BaseModel):
-            value = value.model_json_schema()
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as problem:
-                raise ValueError(f"this is no JSON: {problem}") from problem
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
-        try:
-            return json.loads(json.dumps(dict(value), allow_nan=False))
-        except (TypeError, ValueError) as problem:
-            raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+        return None if value is None else plain_schema(value)
 
     @field_validator("choices", mode="before")
     @classmethod
@@ -82,8 +99,8 @@ class ConstraintOptions(Options):
             return None
         if not can_constrain():
             raise ValueError("constraints need llguidance: pip install 'deepen-integrations[structured]'")
-        if any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False)):
-            raise ValueError("it holds half a character (a lone surrogate), which no answer can contain")
+        if _holds_half_a_character(value):
+            raise ValueError(_HALF)
         return value
 
     @model_validator(mode="after")

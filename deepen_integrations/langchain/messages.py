@@ -23,6 +23,9 @@ _TOLD_ELSEWHERE = frozenset(
 )
 """Blocks of an assistant's content that say again what its calls say, or what it thought: no template shows these."""
 
+_TEXTS = {"text": "text", "text-plain": "text", "refusal": "refusal"}
+"""Blocks that are text, and where it stands in them."""
+
 
 def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     """Messages as role and content.
@@ -100,11 +103,9 @@ def _listed(content: Any) -> list[Any]:
 def _text(message: BaseMessage, blocks: Iterable[Any]) -> str:
     texts = []
     for block in blocks:
-        if isinstance(block, str):
-            texts.append(block)
-        elif block.get("type") == "text":
-            texts.append(str(block["text"]))
-        else:
+        said = block if isinstance(block, str) else block.get(_TEXTS.get(block.get("type"), ""))
+        if not isinstance(said, str):
             kind = block.get("type")
-            raise PromptError(f"A {type(message).__name__} holds a block of type {kind!r}: only text can be read.")
+            raise PromptError(f"This {type(message).__name__} holds a block of type {kind!r}: only text can be read.")
+        texts.append(said)
     return "".join(texts)

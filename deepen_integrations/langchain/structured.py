@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any, Literal, cast
@@ -77,7 +78,8 @@ class StructuredOutput(BaseChatModel):
         parser = RunnableGenerator(_whole, _awhole) | parser
         if not include_raw:
             return model | parser
-        return RunnableMap(raw=model) | _beside_raw(parser)
+        outcome = _Outcome(parser)
+        return RunnableMap(raw=model) | RunnableGenerator(outcome.told, outcome.atold)
 
 
 def _response_format(schema: Any) -> dict[str, Any]:
@@ -111,30 +113,31 @@ async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage
         yield message
 
 
-def _beside_raw(parser: Runnable[AIMessage, Any]) -> Runnable[dict[str, Any], dict[str, Any]]:
+@dataclass(frozen=True)
+class _Outcome:
     """Adds to a message, or to all pieces of one, what it is parsed to or the error that this comes to."""
 
-    def outcome(pieces: Sequence[AIMessage]) -> AddableDict:
-        try:
-            return AddableDict(parsed=parser.invoke(reduce(add, pieces)), parsing_error=None)
-        except Exception as error:  # noqa: BLE001  told, whatever a class raises
-            return AddableDict(parsed=None, parsing_error=error)
+    parser: Runnable[AIMessage, Any]
 
-    def told(chunks: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
+    def told(self, chunks: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
         pieces = []
         for chunk in chunks:
             pieces.append(chunk["raw"])
             yield AddableDict(chunk)
-        yield outcome(pieces)
+        yield self._of(pieces)
 
-    async def atold(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
+    async def atold(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
         pieces = []
         async for chunk in chunks:
             pieces.append(chunk["raw"])
             yield AddableDict(chunk)
-        yield outcome(pieces)
+        yield self._of(pieces)
 
-    return RunnableGenerator(told, atold)
+    def _of(self, pieces: Sequence[AIMessage]) -> AddableDict:
+        try:
+            return AddableDict(parsed=self.parser.invoke(reduce(add, pieces)), parsing_error=None)
+        except Exception as error:  # noqa: BLE001  told, whatever a class raises
+            return AddableDict(parsed=None, parsing_error=error)
 
 
 def _check_whole(message: AIMessage) -> None:

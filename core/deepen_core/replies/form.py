@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.constraining import plain_schema
 from deepen_core.errors import SamplingError
 from deepen_core.replies.parser import ReplyParser
 from deepen_core.replies.rules import reply_rules
@@ -35,7 +36,7 @@ class ReplyForm:
     @classmethod
     def of(
         cls,
-        tools: Iterable[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: Any = None,
         parallel: bool | None = None,
         response_format: Any = None,
@@ -108,7 +109,7 @@ def response_schema(response_format: Any) -> dict[str, Any] | None:
         SamplingError: If it is of an unknown form.
     """
     if isinstance(response_format, type) and issubclass(response_format, BaseModel):
-        return response_format.model_json_schema()
+        return plain_schema(response_format)
     kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
     if kind in {None, "text"}:
         return None
@@ -118,7 +119,10 @@ def response_schema(response_format: Any) -> dict[str, Any] | None:
         described = response_format.get("json_schema")
         schema = described.get("schema") if isinstance(described, Mapping) else None
         if isinstance(schema, Mapping):
-            return dict(schema)
+            try:
+                return plain_schema(schema)
+            except ValueError as problem:
+                raise SamplingError(f"The schema of response_format is none: {problem}.") from problem
     raise SamplingError(
         f"response_format is {str(response_format)[:200]!r}: give {{'type': 'json_schema', 'json_schema': {{'name': "
         "..., 'schema': ...}}, {'type': 'json_object'}, {'type': 'text'} or a pydantic class."

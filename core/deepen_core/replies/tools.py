@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from typing_extensions import Self
 
+from deepen_core.constraining import plain_schema
 from deepen_core.errors import SamplingError
 
 CallPolicy = Literal["never", "maybe", "must"]
@@ -33,22 +34,26 @@ class Tool:
     """JSON schema of an object: the arguments."""
 
     @classmethod
-    def of(cls, definition: Mapping[str, Any]) -> Self:
+    def of(cls, definition: Any) -> Self:
         """Reads OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
 
         Raises:
             SamplingError: If it is of another form.
         """
-        function = definition.get("function") if definition.get("type") == "function" else None
+        is_function = isinstance(definition, Mapping) and definition.get("type") == "function"
+        function = definition.get("function") if is_function else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise SamplingError(
                 f"{_shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
                 "'description': ..., 'parameters': ...}}."
             )
-        parameters = function.get("parameters") or {}
-        if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+        try:
+            parameters = plain_schema(function.get("parameters") or {})
+        except ValueError as problem:
+            raise SamplingError(f"The parameters of tool {function['name']!r} are no schema: {problem}.") from problem
+        if parameters.get("type", "object") != "object":
             raise SamplingError(f"The parameters of tool {function['name']!r} are no JSON schema of an object.")
-        return cls(function["name"], function.get("description") or "", dict(parameters))
+        return cls(function["name"], function.get("description") or "", parameters)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -63,12 +68,14 @@ class Tool:
         return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
 
 
-def read_tools(definitions: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Reads definitions in OpenAI's form; one that is given twice counts once.
+def read_tools(definitions: Any) -> tuple[Tool, ...]:
+    """Reads a list of definitions in OpenAI's form; one that is given twice counts once.
 
     Raises:
-        SamplingError: If one is of another form, or two different ones have one name.
+        SamplingError: If it is no list, one is of another form, or two different ones have one name.
     """
+    if not isinstance(definitions, (list, tuple)):
+        raise SamplingError(f"tools is {_shown(definitions)}: give a list of definitions.")
     tools: dict[str, Tool] = {}
     for definition in definitions:
         tool = Tool.of(definition)
