@@ -139,6 +139,7 @@ def test_point_28_an_engine_error_is_told_to_handlers_and_raised(reading_folders
 @pytest.mark.parametrize("endpoint", [name for name in EIGHT if "stream" in name])
 def test_point_28_a_stream_that_is_left_ends_its_event(llm, endpoint):
     """LlamaDebugHandler keeps the exception, and with it all that its frames hold."""
+    llm = llm.with_options(max_new_tokens=1500)
     if endpoint in ENDPOINTS:
         stream = llm.stream_chat(USER) if "chat" in endpoint else llm.stream_complete(QUESTION)
         next(stream)

@@ -7,9 +7,11 @@ from llama_index.core import PromptTemplate, get_response_synthesizer
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index_parts import QUESTION, Counting, gathered, index_of
+from scheduler_parts import hook
 
+from deepen_core import Ensemble
 from deepen_core.demo import documents
-from deepen_core.errors import ClosedError, ContextWindowError
+from deepen_core.errors import ContextWindowError, MemberError
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
 
 pytestmark = pytest.mark.usefixtures("loop_of_llama_index", "fresh_settings")
@@ -86,23 +88,25 @@ def test_point_24_a_tree_is_summarized_at_once_and_in_a_running_loop(llm, events
     ],
 )
 def test_point_31_an_engine_error_is_raised_and_never_an_empty_response(reading_folders, mode, streaming):
-    with DeepenLLM(models=reading_folders["chats"], max_new_tokens=6, progress=False) as llm:
+    """LlamaIndex takes a ValueError of a model for an empty answer."""
+    with Ensemble.load(reading_folders["chats"], progress=False) as ensemble:
+        llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=6)
         configure_settings(llm)
         engine = index_of().as_query_engine(llm=llm, response_mode=mode, streaming=streaming)
-        llm.ensemble.close()
-
-        async def ask():
-            response = await engine.aquery(QUESTION)
-            return await gathered(response.async_response_gen()) if streaming else str(response)
+        hook(ensemble, 1).spoil = lambda rows, logits: logits * float("nan")
 
         def ask_here():
             response = engine.query(QUESTION)
             return list(response.response_gen) if streaming else str(response)
 
-        with pytest.raises(ClosedError):
-            asyncio.run(ask())
-        with pytest.raises(ClosedError):
+        async def ask():
+            response = await engine.aquery(QUESTION)
+            return await gathered(response.async_response_gen()) if streaming else str(response)
+
+        with pytest.raises(MemberError, match="Member 'two'"):
             ask_here()
+        with pytest.raises(MemberError, match="Member 'two'"):
+            asyncio.run(ask())
 
 
 def test_point_32_metadata_is_of_the_ensemble(llm):

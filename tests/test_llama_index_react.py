@@ -1,9 +1,11 @@
 """ReAct agents of LlamaIndex on real members of random weights, whose steps are held to a script by constraints."""
 
 import asyncio
+import copy
 
 import pytest
 import tiny
+from chat_templates import TEMPLATES, tokenizer_with
 from llama_index.core.agent.react.output_parser import ReActOutputParser
 from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, ReActAgent, ToolCallResult
 from llama_index.core.tools import FunctionTool, QueryEngineTool
@@ -23,14 +25,21 @@ ANSWER = "Thought: I know it now\\.\nAnswer: (Lisbon|Oslo)"
 NONSENSE = "Thought: hm"
 
 
-@pytest.fixture(scope="module", params=["texts", "chats"])
+@pytest.fixture(scope="module", params=["texts", "chats", "strict"])
 def ensemble(request, tmp_path_factory):
-    """LlamaIndex's explanation of tools has 1,700 tokens here."""
-    root, chat = tmp_path_factory.mktemp(request.param), request.param == "chats"
+    """Members without templates, with lenient ones, and with such as want roles to alternate and no system message.
+
+    LlamaIndex's explanation of tools has 1,700 tokens here.
+    """
+    root, strict, chat = tmp_path_factory.mktemp(request.param), request.param == "strict", request.param != "texts"
+    tokenizers = [tokenizer_with("mistral"), tokenizer_with("gemma")] if strict else []
+    one, two = copy.deepcopy(tokenizers) or (tiny.byte_level(), tiny.sentencepiece_bpe())
     members = [
-        tiny.save_gpt2(root / "one", tiny.byte_level(), window=6000, chat=chat),
-        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=6000, chat=chat),
+        tiny.save_gpt2(root / "one", one, window=6000, chat=chat),
+        tiny.save_llama(root / "two", two, window=6000, chat=chat),
     ]
+    for folder, name in zip(members, ("mistral", "gemma"), strict=True) if strict else ():
+        (folder / "chat_template.jinja").write_text(TEMPLATES[name][0], encoding="utf-8")
     with Ensemble.load(members, progress=False) as ensemble:
         yield ensemble
 
