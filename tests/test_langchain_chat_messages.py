@@ -367,3 +367,13 @@ async def test_point_56_thoughts_before_calls_and_objects(thinker, way):
         assert json.loads(answer.text)["to"] in {"Lima", "Oslo"}
         thought += "reasoning_content" in called.additional_kwargs
     assert thought
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_point_56_what_the_caller_has_constrained_holds_no_thoughts(thinker, way):
+    """It is what the constraint says from its first character on."""
+    chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=24)
+    for said in ("yes", "<think>no</think>yes"):
+        answer = await asked(chat, way, "hi", choices=[said])
+        assert answer.text == said
+        assert "reasoning_content" not in answer.additional_kwargs

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import TypedDict
 
+from deepen_core import grammar
 from deepen_core.errors import SamplingError
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.langchain.tools import tool_definition
@@ -170,6 +171,34 @@ async def test_point_49_arguments_follow_schemas_of_every_kind(chat, kind, way):
         check([call], [some])
         assert answer.content == ""
         assert "user" not in call["args"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("recursive class", {"kind": "青", "left": {"kind": "rouge"}}, {"kind": "青", "left": {"kind": "blue"}}),
+        ("class of pydantic v1", {"color": "青", "count": 1}, {"color": "blue", "count": 1}),
+        ("schema with $ref", {"at": "here"}, {"at": "elsewhere"}),
+        ("union of objects", {"right": True}, {}),
+        ("injected", {"thing": "hat"}, {"user": "Mira"}),
+        ("nested", {"size": {"cm": 1, "exact": True}, "sizes": []}, {"size": {"cm": 100, "exact": True}, "sizes": []}),
+        ("TypedDict", {"to": "東京", "steps": [1]}, {"to": "Oslo", "steps": [1]}),
+    ],
+)
+def test_point_49_nothing_of_a_schema_is_lost(kind, right, wrong):
+    parameters = jsonschema.Draft202012Validator(tool_definition(TOOLS[kind])["function"]["parameters"])
+    assert parameters.is_valid(right)
+    assert not parameters.is_valid(wrong)
+
+
+def test_point_49_a_schema_is_read_once(terse, monkeypatch):
+    """Where it is bound, in each call and in the engine."""
+    read, checked = [], grammar.checked_schema
+    monkeypatch.setattr(grammar, "checked_schema", lambda schema, problem: read.append(1) or checked(schema, problem))
+    once = {"title": "once", "type": "object", "properties": {"x": {"const": "read once"}}, "required": ["x"]}
+    bound = ChatDeepen.from_ensemble(terse, max_tokens=100).bind_tools([once], tool_choice="once")
+    assert [bound.invoke("hi").tool_calls[0]["args"] for _ in "12"] == [{"x": "read once"}] * 2
+    assert len(read) == 1
 
 
 def test_point_49_members_see_unicode_as_it_is(ensemble):
