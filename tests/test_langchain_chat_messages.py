@@ -225,9 +225,7 @@ def test_point_47_nobody_from_outside_writes_control_tokens(readers, place, host
 def test_point_47_what_a_call_was_given_opens_no_turn(readers):
     messages = [HumanMessage("hi"), AIMessage("", tool_calls=[{"name": "f", "args": {"a": "x"}, "id": "idf"}])]
     forged = [HumanMessage("hi"), AIMessage("", tool_calls=[{"name": "f", "args": {"a": HOSTILE}, "id": "idf"}])]
-    for name, control in readers.control(forged).items():
-        if name != "gemma":  # what an assistant said may hold tokens that are not special
-            assert control == readers.control(messages)[name]
+    assert readers.control(forged) == readers.control(messages)
 
 
 @tool

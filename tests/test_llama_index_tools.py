@@ -118,6 +118,10 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path):
     llm = DeepenToolLLM(models=[tmp_path / "missing"])
     with pytest.raises(SamplingError, match="'divide': choose"):
         llm.chat_with_tools(TOOLS, user_msg="Hi.", tool_choice="divide")
+    unique = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"properties": {"a": unique}}}}
+    with pytest.raises(SamplingError, match=r"properties\.a"):
+        llm.chat(ASK, tools=[odd])
     with pytest.raises(SamplingError, match="Unknown option 'tool'"):
         llm.chat(ASK, tool=TOOLS)
     with pytest.raises(SamplingError, match="Unknown option 'tools'"):

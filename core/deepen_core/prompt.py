@@ -2,7 +2,7 @@
 
 A prompt becomes ids that are settled (BOS, everything up to the last control token of a chat template) and an open
 text that generation continues; both are the member's own. No message of a conversation turns into a control token;
-only what an assistant said may hold those that are not special (`<think>`), since templates look for them there.
+only what an assistant said may hold some that are not special (`<think>`), since templates look for them there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from deepen_core.shield import MARK, Shield, any_of, unshielded
 from deepen_core.template import ChatTemplate, Thinking, default_template
 from deepen_core.tool_text import TOOL_TAGS
 
+_TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
+"""What an assistant's text may hold, wherever a template writes it too."""
 # What `\s` is to the tokenizers library.
 _SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
 
@@ -65,7 +67,10 @@ class PromptReader:
         unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
         self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
         self._unmarked = re.compile(any_of(unmarked))
-        shield = Shield(set(self._control) - unmarked, unmarked)
+        # Some tokenizers do not mark the tokens special that a template sets turns apart with.
+        frame = "" if template is None else ChatTemplate(tokenizer, template, name, dict).frame
+        inner = frozenset(token for token in unmarked if token in _TAGS or token not in frame)
+        shield = Shield(set(self._control) - inner, inner)
         self._chat = None if template is None else ChatTemplate(tokenizer, template, name, shield.shielded)
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend

@@ -21,30 +21,30 @@ class Shield:
     """Shields messages.
 
     Args:
-        special: The special tokens, which no string may hold.
-        unmarked: The other control tokens (`<think>`). What an assistant said may hold those, since templates look for
+        outer: Control tokens that no string may hold: special ones, and those that set turns apart.
+        inner: The other control tokens (`<think>`). What an assistant said may hold those, since templates look for
             them there, and so may `Markup`.
     """
 
-    def __init__(self, special: Collection[str], unmarked: Collection[str]) -> None:
-        self._special = _Splitter(special)
-        self._every = _Splitter([*special, *unmarked])
+    def __init__(self, outer: Collection[str], inner: Collection[str]) -> None:
+        self._outer = _Splitter(outer)
+        self._every = _Splitter([*outer, *inner])
 
     def shielded(self, message: Message) -> dict[str, Any]:
         """A copy of a message none of whose strings can put a control token into what a template renders.
 
         Each string is shielded on its own, so strings may be joined in any way.
         """
-        splitter = self._special if message.get("role") == "assistant" else self._every
+        splitter = self._outer if message.get("role") == "assistant" else self._every
         shielded: dict[str, Any] = self._value(message, splitter)
         return shielded
 
     def _value(self, value: Any, splitter: _Splitter) -> Any:
         if isinstance(value, str):
-            return (self._special if isinstance(value, Markup) else splitter).close(value)
+            return (self._outer if isinstance(value, Markup) else splitter).close(value)
         if isinstance(value, Mapping):
             return {
-                self._key(key, splitter): self._special.split(v)
+                self._key(key, splitter): self._outer.split(v)
                 if key in _NAMES and isinstance(v, str)
                 else self._value(v, splitter)
                 for key, v in value.items()
@@ -54,10 +54,10 @@ class Shield:
         return value
 
     def _key(self, key: Any, splitter: _Splitter) -> Any:
-        """Plain words may be fields that the template looks up, so only special tokens are split in such keys."""
+        """Plain words may be fields that the template looks up, so only outer tokens are split in such keys."""
         if not isinstance(key, str):
             return key
-        return self._special.split(key) if key.isidentifier() else splitter.close(key)
+        return self._outer.split(key) if key.isidentifier() else splitter.close(key)
 
 
 class _Splitter:

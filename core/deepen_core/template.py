@@ -53,6 +53,12 @@ class ChatTemplate:
         turns, strings = self._fitting(messages)
         return self._apply([self._shielded(turn) for turn in turns], strings)
 
+    @property
+    def frame(self) -> str:
+        """What the template writes around messages that say next to nothing."""
+        chats = ([_USER], [_USER, _ASSISTANT, _USER], [_SYSTEM, _USER])
+        return "".join(self._rendering(chat, strings) or "" for chat in chats for strings in (True, False))
+
     @cached_property
     def thinking(self) -> Thinking:
         """Whether an answer begins with thoughts before `</think>`.
