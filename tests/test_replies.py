@@ -156,6 +156,7 @@ def test_a_class_is_a_response_format(verdict):
         ("optional", "<think>\n<tool_call> or not?\n</think>\n\n" + call("now"), "whole"),
         ("optional", "<think>a", "more"),
         ("optional", "<think>a</think>\n\n\n" + call("now"), "no"),
+        ("optional", "\n<think>a</think>" + call("now"), "whole"),
         ("opened", call("now"), "more"),
         ("opened", "a</think>" + call("now"), "whole"),
     ],
@@ -173,6 +174,17 @@ def test_thoughts_come_before_text(verdict, thinking):
         assert verdict(form, thoughts + text, thinking) == expected
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n", "\n\n", "\t", "\u2003", "\x1c"])
+def test_what_the_parser_takes_for_a_thought_is_no_call(verdict, blank):
+    form = ReplyForm.of(TOOLS, "auto")
+    inside, behind = f"{blank}<think>{call('now')}", f"{blank}<think></think>{call('now')}"
+    assert verdict(form, inside, "optional") in {"more", "no"}, "or a call would be lost in the thoughts"
+    if verdict(form, behind, "optional") == "whole":
+        assert parse_reply(behind, form.parser("optional")).calls == (Call("now", {}),)
+    else:
+        assert blank not in {"", " ", "\n", "\n\n"}
+
+
 def test_stop_strings_cut_texts_only():
     given = SamplingParams(stop=["x"], max_new_tokens=5)
     assert ReplyForm.of(TOOLS, "auto").params(given, "never").stop == ("x",)
@@ -188,6 +200,7 @@ def test_stop_strings_cut_texts_only():
         ({"tool_choice": "any"}, "there are no tools"),
         ({"tool_choice": "sub"}, "there is none"),
         ({"tools": TOOLS, "tool_choice": 3}, "is 3: choose"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}}, "is None: choose"),
         ({"tools": [NOW, ADD, tool("now", {"x": {}})]}, "Two different tools are called 'now'"),
         ({"tools": [{"name": "now"}]}, "is no tool"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "is no tool"),
@@ -209,6 +222,13 @@ def test_stop_strings_cut_texts_only():
 def test_what_is_no_form_is_refused(arguments, message):
     with pytest.raises(SamplingError, match=message):
         ReplyForm.of(**arguments)
+
+
+def test_a_mapping_names_a_tool_whatever_its_name():
+    for name in ("none", "auto", "any"):
+        form = ReplyForm.of([tool(name), NOW], {"type": "function", "function": {"name": name}})
+        assert (form.calls, form.named) == ("must", name)
+    assert ReplyForm.of([NOW], {"type": "any"}).calls == "must"
 
 
 def test_a_tool_given_twice_counts_once():
@@ -298,6 +318,7 @@ def test_only_whole_calls_are_calls(text, expected):
         "",
         "[" * 100_000,
         '{"name": "now"}',
+        f'{{"name": "now", "arguments": {{"x": {"1" * 5000}}}}}',
     ],
 )
 def test_what_is_no_call_stays_text(said):

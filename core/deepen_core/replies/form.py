@@ -97,7 +97,7 @@ class ReplyForm:
         """What tells the parts of an answer apart.
 
         Args:
-            thinking: As for `options`.
+            thinking: As for `params`.
         """
         return ReplyParser([tool.name for tool in self.callable], thinking)
 

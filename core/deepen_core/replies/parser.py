@@ -141,7 +141,7 @@ class ReplyParser:
                     end = self._held.find(_END_CALL, end + 1)
                     continue
                 call = None
-            except RecursionError:  # nested a thousand times
+            except (ValueError, RecursionError):  # a number of thousands of digits, nested a thousand times
                 call = None
             said = self._gap + _CALL + self._held[: end + len(_END_CALL)]
             self._held = self._held[end + len(_END_CALL) :]

@@ -15,7 +15,8 @@ MOST_CALLS = 16
 _TEXT = r"/(.|\n)*/"
 _TEXT_AND_CALL = r"/(.|\n)*<tool_call>/"
 _WITHOUT_CALL = r" & ~/(.|\n)*<tool_call>(.|\n)*/"
-_WITHOUT_THOUGHTS = r" & ~/<think>(.|\n)*/"
+_THINK = r"/[ \n]{0,2}<think>/"
+_WITHOUT_THOUGHTS = r" & ~/[\s\x1c-\x1f]*<think>(.|\n)*/"  # with white space, which the parser takes off too
 _THOUGHTS = r"/(.|\n)*<\/think>/"
 _BLANK = r"/\n{0,2}/"  # as models leave one between their thoughts and the answer
 
@@ -54,7 +55,7 @@ def reply_rules(
     if thinking != "never":
         rules["thoughts[lazy]"] = _THOUGHTS
         thought = f"thoughts {_BLANK} body" if "TEXT" not in rules else "thoughts body"
-        start = thought if thinking == "opened" else f'"<think>" {thought} | body'
+        start = thought if thinking == "opened" else f"{_THINK} {thought} | body"
     return "\n".join(f"{name}: {rule}" for name, rule in {"start": start, **rules}.items())
 
 

@@ -98,10 +98,10 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | N
     Raises:
         SamplingError: If there is no such tool, or none where one must be called.
     """
+    by_name = isinstance(choice, Mapping) and ("function" in choice or "name" in choice)
     if isinstance(choice, Mapping):
-        function = choice.get("function")
-        choice = function.get("name") if isinstance(function, Mapping) else choice.get("name", choice.get("type"))
-    if isinstance(choice, (str, bool, type(None))) and choice in _POLICIES:
+        choice = _named(choice) if by_name else choice.get("type")
+    if not by_name and isinstance(choice, (str, bool, type(None))) and choice in _POLICIES:
         policy = _POLICIES[choice]
         if policy == "must" and not tools:
             raise SamplingError(f"tool_choice is {choice!r}, but there are no tools: bind one, or leave it out.")
@@ -113,6 +113,11 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | N
             f"({', '.join(map(repr, names)) or 'there is none'})."
         )
     return "must", choice
+
+
+def _named(choice: Mapping[str, Any]) -> Any:
+    function = choice.get("function", choice)
+    return function.get("name") if isinstance(function, Mapping) else function
 
 
 def _shown(value: object) -> str:
