@@ -29,6 +29,13 @@ class Person(BaseModel):
     age: int | None = None
 
 
+def nested(levels):
+    schema = {"type": "string"}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
 def parsed(**options):
     return resolve_sampling(None, options)
 
@@ -71,6 +78,9 @@ def test_a_schema_is_the_requests_own():
         ({"json_schema": {"const": {1, 2}}}, "a schema is plain JSON, and this is not: Object of type set"),
         ({"json_schema": {"minimum": float("nan")}}, "plain JSON, and this is not: Out of range float"),
         ({"json_schema": {"const": "\ud800"}}, "half a character"),
+        ({"json_schema": nested(65)}, r"more than 128 levels; put its parts side by side under \$defs"),
+        ({"json_schema": nested(400)}, "more than 128 levels"),
+        ({"json_schema": "[" * 100_000}, "this is no JSON: .*recursion"),
         ({"regex": ""}, "'regex' is '': it would allow the empty answer only"),
         ({"regex": 3}, "'regex' is 3: Input should be a valid string"),
         ({"regex": "\udfff"}, "half a character"),
@@ -266,6 +276,11 @@ def test_a_rule_for_json_is_compact_and_keeps_what_it_was_given():
     assert {name: schema[name] for name in SCHEMA} == SCHEMA
     assert "x-guidance" not in SCHEMA
     assert "ü" in rule
+
+
+@pytest.mark.parametrize("directives", [5, None, [], {"whitespace_pattern": "[a-z]*"}, {"json_allowed_escapes": ""}])
+def test_directives_to_llguidance_in_a_schema_are_left_out(directives):
+    assert json_rule({**SCHEMA, "x-guidance": directives}) == json_rule(SCHEMA)
 
 
 def test_each_constraint_is_compiled_once(pair, monkeypatch):

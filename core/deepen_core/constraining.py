@@ -14,6 +14,8 @@ from deepen_core.options import Options
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which one at most may be given."""
+_DEEPEST = 128
+"""Levels that a schema may have: as many as llguidance reads."""
 _HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
@@ -36,17 +38,32 @@ def plain_schema(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as problem:
+        except (json.JSONDecodeError, RecursionError) as problem:
             raise ValueError(f"this is no JSON: {problem}") from problem
     if not isinstance(value, Mapping):
         raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+    if _is_deeper(plain, _DEEPEST):
+        raise ValueError(f"it has more than {_DEEPEST} levels; put its parts side by side under $defs")
     if _holds_half_a_character(plain):
         raise ValueError(_HALF)
     return plain
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings in each other are more than so many."""
+    inside = [value]
+    for _ in range(levels + 1):
+        inside = [
+            child
+            for part in inside
+            if isinstance(part, (dict, list))
+            for child in (part.values() if isinstance(part, dict) else part)
+        ]
+    return bool(inside)
 
 
 def _holds_half_a_character(value: Any) -> bool:

@@ -24,6 +24,7 @@ _COMPACT: JsonCompileOptions = {
     "whitespace_flexible": False,
     "lenient": False,
 }
+_DIRECTIVES = "x-guidance"  # llguidance's own keyword in a schema
 _FREE = '%llguidance {"no_forcing": true}'  # text without a choice may be spelled in any tokens
 _REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
 # A Lark grammar's strings, expressions and comments, in which nothing is looked for, and where JSON begins.
@@ -64,12 +65,14 @@ def _grammar(name: str, said: str) -> str:
 def json_rule(schema: dict[str, Any]) -> str:
     """What stands for JSON of a schema in a Lark grammar: `%json`, and no needless blanks in it.
 
+    Directives to llguidance in the schema are left out: they can make it allow what is no JSON.
+
     Raises:
         SamplingError: If the schema cannot be followed, naming the part to blame.
     """
-    schema = checked_schema(schema, _problem_of_schema)
-    compact = {**schema, "x-guidance": {**schema.get("x-guidance", {}), **_COMPACT}}
-    return f"%json {json.dumps(compact, ensure_ascii=False)}"
+    plain = {name: value for name, value in schema.items() if name != _DIRECTIVES}
+    checked = checked_schema(plain, _problem_of_schema)
+    return f"%json {json.dumps({**checked, _DIRECTIVES: _COMPACT}, ensure_ascii=False)}"
 
 
 def _start(regex: str) -> str:
