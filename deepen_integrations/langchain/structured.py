@@ -65,7 +65,8 @@ class StructuredOutput(BaseChatModel):
         if method == "function_calling":
             tool = tool_definition(cast("type", schema))
             name = tool["function"]["name"]
-            model = self.bind_tools([tool], tool_choice=name, parallel_tool_calls=False, **kwargs)
+            choice: Any = {"type": "function", "function": {"name": name}}  # the name alone may be "any" or "none"
+            model = self.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **kwargs)
             parser = (
                 PydanticToolsParser(tools=[pydantic_class], first_tool_only=True)
                 if pydantic_class

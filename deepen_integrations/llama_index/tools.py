@@ -52,7 +52,7 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
         given = dict(options)
         form = read_form(given)
         request = ChatRequest(chat_messages(messages), form, self.sampling(given))
-        form.params(request.sampling, "never")
+        request.check()
         return request
 
     def _prepare_chat_with_tools(
