@@ -139,6 +139,13 @@ async def test_point_52_include_raw_gives_the_message_too(chat, method, kind):
     assert (await last_of(structured, "astream"))["parsed"] == told["parsed"]
 
 
+@pytest.mark.parametrize("name", ["none", "auto", "any"])
+def test_point_52_a_schema_may_be_called_as_a_choice_of_tools_is(chat, name):
+    schema = {"title": name, "description": "A size.", **Size.model_json_schema()} | {"title": name}
+    found = chat.with_structured_output(schema, method="function_calling").invoke("Which?")
+    assert found.keys() == {"cm"}
+
+
 def test_point_52_json_mode_without_a_schema_is_any_object(chat):
     assert type(chat.with_structured_output(None, method="json_mode").invoke("hi", max_tokens=200)) is dict
 

@@ -128,6 +128,18 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path):
         DeepenLLM(models=[tmp_path / "missing"]).chat(ASK, tools=[])
 
 
+@pytest.mark.parametrize("where", ["tools", "response_format"])
+def test_a_schema_that_cannot_be_followed_is_told_before_anything_is_loaded(tmp_path, where):
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    function, form = {"name": "f", "parameters": schema}, {"name": "f", "schema": schema}
+    given = {
+        "tools": [{"type": "function", "function": function}],
+        "response_format": {"type": "json_schema", "json_schema": form},
+    }
+    with pytest.raises(SamplingError, match="uniqueItems"):
+        DeepenToolLLM(models=[str(tmp_path)]).chat(ASK, **{where: given[where]})
+
+
 @pytest.mark.parametrize("way", ["predict", "apredict"])
 async def test_what_is_called_is_run(llm, way):
     options = {"user_msg": "What is 12 times 13?", "tool_required": True}
