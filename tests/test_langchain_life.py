@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import gc
 import json
 import pickle
 import re
@@ -10,13 +9,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from adapter_parts import ENDINGS, check_the_last_frees
 from langchain_core.load import dumpd, dumps
 from langchain_parts import MODELS, Recorder, said
-from scheduler_parts import running_workers
 
 from deepen_integrations import engines
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
@@ -79,26 +77,9 @@ def test_point_02_the_first_call_loads_once_from_many_threads(options, kind, mon
         llm.close()
 
 
-@pytest.mark.parametrize("ending", ["close", "with", "garbage"])
+@ENDINGS
 def test_point_03_two_share_one_ensemble_and_the_last_frees_it(options, kind, ending):
-    workers = running_workers()
-    first, second = kind(**options), kind(**options, seed=1)
-    assert said(first.invoke(PROMPT)) == said(second.invoke(PROMPT))
-    assert first.ensemble is second.ensemble
-    ensemble = weakref.ref(first.ensemble)
-    weights = weakref.ref(next(first.ensemble._members[0].model.parameters()))
-    first.close()
-    assert said(second.invoke(PROMPT))
-    if ending == "close":
-        second.close()
-    elif ending == "with":
-        with second:
-            pass
-    del first, second
-    gc.collect()
-    assert ensemble() is None
-    assert weights() is None
-    assert running_workers() == workers
+    check_the_last_frees([kind(**options), kind(**options, seed=1)], lambda llm: said(llm.invoke(PROMPT)), ending)
 
 
 def test_point_35_pickles_hold_no_weights_and_work(options, kind):

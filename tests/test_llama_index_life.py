@@ -1,25 +1,23 @@
 """How DeepenLLM of LlamaIndex is made, known, stored, shared and let go of.
 
-That a missing LlamaIndex is told by its extra (point 45) is in `test_adapter_options.py`.
+That a missing LlamaIndex is told by its extra (point 45) is in `test_packaging.py` and `test_adapter_options.py`.
 """
 
 import copy
-import gc
 import json
 import pickle
 import socket
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import pytest_socket
+from adapter_parts import ENDINGS, check_the_last_frees
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.loading import RECOGNIZED_LLMS, load_llm
 from llama_index_parts import EIGHT, QUESTION, called
-from scheduler_parts import running_workers
 
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
 from deepen_integrations.llama_index import DeepenLLM
@@ -112,25 +110,11 @@ def test_point_47_no_folder_shadows_the_framework():
     assert not [path for path in root.rglob("*") if path.is_dir() and path.name in ("llama_index", "langchain")]
 
 
-@pytest.mark.parametrize("ending", ["close", "with", "garbage"])
+@ENDINGS
 def test_point_48_the_last_one_frees_the_models(options, ending):
-    workers = running_workers()
-    first, second = DeepenLLM(**options), DeepenLLM(**options, temperature=0.5)
-    assert first.complete(QUESTION).text
-    ensemble = weakref.ref(first.ensemble)
-    weights = weakref.ref(next(first.ensemble._members[0].model.parameters()))
-    first.close()
-    assert second.complete(QUESTION).text
-    if ending == "close":
-        second.close()
-    elif ending == "with":
-        with second:
-            pass
-    del first, second
-    gc.collect()
-    assert ensemble() is None
-    assert weights() is None
-    assert running_workers() == workers
+    check_the_last_frees(
+        [DeepenLLM(**options), DeepenLLM(**options, seed=1)], lambda llm: llm.complete(QUESTION).text, ending
+    )
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)

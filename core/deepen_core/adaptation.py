@@ -59,7 +59,7 @@ def adapted(messages: Iterable[Message], takes: Takes) -> list[Message]:
         PromptError: If the arguments of a tool call are no JSON.
     """
     turns: Iterable[Message] = [_pieced(message, takes) for message in messages]
-    turns = [_called(turn, takes) if takes.tools else _as_text(turn) for turn in turns]
+    turns = [_called(turn, takes) if takes.tools else as_text(turn) for turn in turns]
     turns = _merged(_opened(_systems(turns, takes), takes), takes)
     return [_filled(turn, takes) for turn in turns]
 
@@ -93,19 +93,19 @@ def _part(text: str) -> list[Piece]:
 
 def _pieced(message: Message, takes: Takes) -> Message:
     alone = message.get("content") is None and message.get("tool_calls") and takes.tools and takes.calls_alone
-    return message if alone else {**message, "content": _flat(message)}
+    return message if alone else {**message, "content": pieces(message)}
 
 
-def _flat(message: Message) -> list[Piece]:
+def pieces(message: Message) -> list[Piece]:
     """What a message says, with parts that are text as plain texts."""
     content = message.get("content") or ()
-    pieces: Iterable[Piece] = [content] if isinstance(content, str) else content
-    return [piece["text"] if isinstance(piece, Mapping) and is_text(piece) else piece for piece in pieces]
+    given: Iterable[Piece] = [content] if isinstance(content, str) else content
+    return [piece["text"] if isinstance(piece, Mapping) and is_text(piece) else piece for piece in given]
 
 
 def _says(message: Message) -> bool:
     """Whether a message says anything at all."""
-    return any(not isinstance(p, str) or p.strip() for p in _flat(message)) or bool(message.get("tool_calls"))
+    return any(not isinstance(p, str) or p.strip() for p in pieces(message)) or bool(message.get("tool_calls"))
 
 
 def _called(message: Message, takes: Takes) -> Message:
@@ -130,14 +130,14 @@ def _with_arguments(call: Mapping[str, Any], takes: Takes) -> Mapping[str, Any]:
     return {**call, "function": changed} if "function" in call else changed
 
 
-def _as_text(message: Message) -> Message:
+def as_text(message: Message) -> Message:
     """A message without tool calls or the role `tool`: the calls are said, a result is a user's."""
     if message["role"] == "tool":
-        return {"role": "user", "content": tool_response_text(_flat(message))}
+        return {"role": "user", "content": tool_response_text(pieces(message))}
     said = {key: value for key, value in message.items() if key != "tool_calls"}
     if not message.get("tool_calls"):
         return said
-    content = _flat(message) if _says(said) else []
+    content = pieces(message) if _says(said) else []
     for function in map(called, message["tool_calls"]):
         content += ["\n"] if content else []
         content += tool_call_text(function["name"], function.get("arguments"))
@@ -167,7 +167,7 @@ def _joined(turns: Iterable[Message]) -> list[Message]:
 
 def _both(first: Message, second: Message) -> Message:
     between = [_BETWEEN] if _says(first) and _says(second) else []
-    return {**second, **first, "content": [*_flat(first), *between, *_flat(second)]}
+    return {**second, **first, "content": [*pieces(first), *between, *pieces(second)]}
 
 
 def _opened(turns: Sequence[Message], takes: Takes) -> list[Message]:

@@ -47,10 +47,11 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
             sentences.append(f"Unknown option {name!r}: {hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"Option {name!r} is {_shown(item['input'])}: {message}")
+            sentences.append(f"Option {name!r} is {shown(item['input'])}: {message}")
     return " ".join(sentences)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A wrong value as an error repeats it."""
     said = repr(value)
     return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
+from deepen_core.adaptation import as_text, pieces
 from deepen_core.conversation import Markup, Message
 from deepen_core.errors import PromptError
 from deepen_core.replies.form import ReplyForm
-from deepen_core.tool_text import CALL, CALL_END, tool_call_text, tool_response_text
+from deepen_core.tool_text import CALL, CALL_END
 
 # In the words that Qwen's and Hermes's models were trained on.
 _TOOLS = """# Tools
@@ -44,7 +45,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         return spoken
     if spoken and spoken[0]["role"] == "system":
         first = spoken[0]
-        return [{**first, "content": [*_strings(first.get("content")), "\n\n", *told]}, *spoken[1:]]
+        return [{**first, "content": [*_only_text(first), "\n\n", *told]}, *spoken[1:]]
     return [{"role": "system", "content": told}, *spoken]
 
 
@@ -70,39 +71,22 @@ def _spoken(messages: Sequence[Message]) -> list[Message]:
     spoken: list[Message] = []
     after_result = False
     for message in messages:
-        if message["role"] == "tool":
-            result = tool_response_text(_strings(message.get("content")))
-            if after_result:
-                before = spoken.pop()
-                result = [*before["content"], "\n", *result]
-            spoken.append({"role": "user", "content": result})
-        elif message.get("tool_calls"):
-            spoken.append({"role": message["role"], "content": _with_calls(message)})
-        else:
-            spoken.append(message)
-        after_result = message["role"] == "tool"
+        is_result = message["role"] == "tool"
+        turn = message
+        if is_result or message.get("tool_calls"):
+            _only_text(message)
+            turn = as_text(message)
+        if is_result and after_result:
+            before = spoken.pop()
+            turn = {**before, "content": [*before["content"], "\n", *turn["content"]]}
+        spoken.append(turn)
+        after_result = is_result
     return spoken
 
 
-def _with_calls(message: Message) -> list[str]:
-    """What an assistant said, and the calls behind it."""
-    parts = _strings(message.get("content"))
-    for call in message["tool_calls"]:
-        function = call["function"]
-        parts += ["\n"] if any(parts) else []
-        parts += tool_call_text(function["name"], function["arguments"])
-    return parts
-
-
-def _strings(content: Any) -> list[str]:
-    """The texts of a message's content."""
-    parts: list[Any] = [content] if isinstance(content, str) else list(content or ())
-    texts = [part if isinstance(part, str) else part["text"] for part in parts if _is_text(part)]
-    if len(texts) < len(parts):
-        kinds = sorted({str(part.get("type")) for part in parts if not _is_text(part)})
+def _only_text(message: Message) -> list[str]:
+    """The texts of a message that holds nothing else."""
+    said = pieces(message)
+    if kinds := sorted({str(piece.get("type")) for piece in said if isinstance(piece, Mapping)}):
         raise PromptError(f"A message holds a part of type {', '.join(kinds)}: beside tools only text can be read.")
-    return texts
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, str) or (part.get("type") == "text" and isinstance(part.get("text"), str))
+    return cast("list[str]", said)

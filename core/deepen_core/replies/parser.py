@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deepen_core.template import Thinking
+from deepen_core.tool_text import CALL, CALL_END
 
 _THINK, _END_THINK = "<think>", "</think>"
-_CALL, _END_CALL = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class ReplyParser:
         self._gap = ""  # white space before the call that is being read
         self._searched = 0  # characters of the call in which its end was looked for
 
-    @property
-    def in_thoughts(self) -> bool:
-        """Whether the thoughts go on."""
-        return self._state == "thoughts"
-
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and gives the parts that are now certain."""
         self._held += piece
@@ -106,7 +101,7 @@ class ReplyParser:
         if not self._names:
             text, self._held = self._held, ""
         else:
-            text = self._upto(_CALL, "call", last=last)
+            text = self._upto(CALL, "call", last=last)
         return Text(text) if text else None
 
     def _begin(self, *, last: bool) -> None:
@@ -132,25 +127,25 @@ class ReplyParser:
         return shown
 
     def _read_call(self, *, last: bool) -> Part | None:
-        end = self._held.find(_END_CALL, self._searched)
+        end = self._held.find(CALL_END, self._searched)
         while end >= 0:
             try:
                 call = self._call(json.loads(self._held[:end], strict=False))
             except json.JSONDecodeError as problem:
                 if problem.msg.startswith("Unterminated string"):  # the tag is a part of an argument
-                    end = self._held.find(_END_CALL, end + 1)
+                    end = self._held.find(CALL_END, end + 1)
                     continue
                 call = None
             except (ValueError, RecursionError):  # a number of thousands of digits, nested a thousand times
                 call = None
-            said = self._gap + _CALL + self._held[: end + len(_END_CALL)]
-            self._held = self._held[end + len(_END_CALL) :]
+            said = self._gap + CALL + self._held[: end + len(CALL_END)]
+            self._held = self._held[end + len(CALL_END) :]
             self._state, self._skips = "text", call is not None
             return call or Text(said)
         if last:
-            said, self._held, self._state = self._gap + _CALL + self._held, "", "text"
+            said, self._held, self._state = self._gap + CALL + self._held, "", "text"
             return Text(said)
-        self._searched = max(0, len(self._held) - len(_END_CALL) + 1)
+        self._searched = max(0, len(self._held) - len(CALL_END) + 1)
         return None
 
     def _call(self, said: Any) -> Call | None:

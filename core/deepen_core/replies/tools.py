@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from deepen_core.constraining import plain_schema
 from deepen_core.errors import SamplingError
+from deepen_core.options import shown
 
 CallPolicy = Literal["never", "maybe", "must"]
 _POLICIES: dict[Any, CallPolicy] = {
@@ -44,7 +45,7 @@ class Tool:
         function = definition.get("function") if is_function else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise SamplingError(
-                f"{_shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
+                f"{shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
                 "'description': ..., 'parameters': ...}}."
             )
         try:
@@ -75,7 +76,7 @@ def read_tools(definitions: Any) -> tuple[Tool, ...]:
         SamplingError: If it is no list, one is of another form, or two different ones have one name.
     """
     if not isinstance(definitions, (list, tuple)):
-        raise SamplingError(f"tools is {_shown(definitions)}: give a list of definitions.")
+        raise SamplingError(f"tools is {shown(definitions)}: give a list of definitions.")
     tools: dict[str, Tool] = {}
     for definition in definitions:
         tool = Tool.of(definition)
@@ -109,7 +110,7 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | N
     names = [tool.name for tool in tools]
     if choice not in names:
         raise SamplingError(
-            f"tool_choice is {_shown(choice)}: choose 'auto', 'none', 'any' or the name of a tool "
+            f"tool_choice is {shown(choice)}: choose 'auto', 'none', 'any' or the name of a tool "
             f"({', '.join(map(repr, names)) or 'there is none'})."
         )
     return "must", choice
@@ -118,8 +119,3 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | N
 def _named(choice: Mapping[str, Any]) -> Any:
     function = choice.get("function", choice)
     return function.get("name") if isinstance(function, Mapping) else function
-
-
-def _shown(value: object) -> str:
-    said = repr(value)
-    return said if len(said) <= 200 else f"{said[:200]}..."
