@@ -51,6 +51,36 @@ def test_rows_do_not_depend_on_when_they_are_built():
     torch.testing.assert_close(whole.value, again.value)
 
 
+@pytest.mark.parametrize("column", [3, 4, 5])
+def test_a_row_so_sharp_that_its_entries_underflow_names_anchors_only(column):
+    """What fills up its places has no mass: no anchor, with the column stop, unknown or none, is ever among it."""
+    embeddings = torch.tensor([[-1.0, -1.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.2]])
+    fixed = torch.tensor([column if column < 5 else -1, -1, -1, -1], dtype=torch.int32)
+    space = RelativeSpace(embeddings, torch.tensor([1, 2, 3]), fixed=fixed, temperature=5000.0, entries=2)
+    ids = torch.tensor([1, 2, 3])
+    rows = space.rows(ids)
+    assert int(rows.index.max()) < space.anchors
+    assert torch.equal(space.rests(ids), torch.zeros(3, 3))
+    probs = torch.tensor([[0.5, 0.2, 0.3]])
+    token_rows = TokenRows(space.rows(ids[None]), space.rest, space.self_mass)
+    padded = torch.cat([probs, torch.zeros(1, space.anchors + 3)], dim=-1)
+    torch.testing.assert_close(token_rows.project(padded)[0, :3], probs[0])
+    torch.testing.assert_close(token_rows.lift(torch.ones(1, space.anchors + 2))[0, :3], torch.ones(3))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_built_while_decoding_can_be_added_to_outside_of_it(first):
+    """Buffers that inference mode has made cannot be written to outside of it, where rows are taken over."""
+    mine, theirs = spaces()[0], spaces()[0]
+    theirs.build(torch.tensor([5, 6]))
+    with torch.inference_mode(first):
+        mine.build(torch.arange(10, 40))
+    with torch.inference_mode(not first):
+        mine.adopt(theirs.export())
+    assert mine.rows_built == 32
+    assert torch.equal(mine.rows(torch.tensor([5, 6])).value, theirs.rows(torch.tensor([5, 6])).value)
+
+
 def test_rows_looked_at_closely_are_whole():
     (space, _), random = spaces(entries=7, temperature=10.0), torch.Generator().manual_seed(5)
     ids = torch.randperm(MAIN - 5, generator=random)[None, :20]

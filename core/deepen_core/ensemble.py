@@ -303,11 +303,13 @@ class Ensemble(Asking):
         self._scheduler.stop()
         if not first:
             return
-        self._keeper.save()
-        self._members.clear()
-        self._decoder = None  # type: ignore[assignment]
-        self._fusion = None  # type: ignore[assignment]
-        self._keeper = None  # type: ignore[assignment]
+        try:
+            self._keeper.save()
+        finally:  # whatever becomes of the rows, the models go
+            self._members.clear()
+            self._decoder = None  # type: ignore[assignment]
+            self._fusion = None  # type: ignore[assignment]
+            self._keeper = None  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         return self

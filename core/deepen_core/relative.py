@@ -180,7 +180,10 @@ class RelativeSpace:
             value, ids = mass.topk(self.entries, dim=-1)  # [tokens, entries]
             whole = self.entries == self.anchors
             spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
-            self._store(chunk, self._column[ids].int(), value, spread)
+            # Where a sharp row has fewer entries than are kept, `topk` fills up with tokens of no mass, which may be
+            # no anchors and stand for any column or none: these places name the row's own first anchor once more.
+            column = self._column[ids]
+            self._store(chunk, torch.where(value > 0, column, column[:, :1]).int(), value, spread)
 
     def export(self) -> dict[str, torch.Tensor]:
         """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
@@ -208,6 +211,7 @@ class RelativeSpace:
         matrix[ids, self.fixed[ids].long()] = 1.0
         return matrix
 
+    @torch.inference_mode()  # by whoever calls: buffers made in inference mode cannot be written to outside of it
     def _store(
         self, token_ids: torch.Tensor | None, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor
     ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of every fingerprint: raise it when a file's layout, or the way rows are computed, changes."""
 
 _CHUNK_BYTES = 8 * 2**20  # part of the format, since chunks are hashed apart
