@@ -3,47 +3,59 @@
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from deepen_core import SamplingParams
 from deepen_core.anchors import Anchors
-from deepen_core.healing import Healer
+from deepen_core.backend import Backend
+from deepen_core.healing import Healer, Heard
 from deepen_core.vocabulary import Vocabulary
+
+
+def metaspace(*pieces, merges=()):
+    """A tokenizer of these pieces, which joins characters by these merges, in which a space is `▁`."""
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, list(merges)))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
 def words():
     """The member: words and their beginnings."""
-    from tokenizers import Tokenizer, decoders, models
-
-    pieces = ["▁", "o", "n", "u", "t", "f", "▁o", "▁on", "▁out", "▁of", "ve", "é"]
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, []))
-    tokenizer.decoder = decoders.Metaspace()
-    return Vocabulary.from_tokenizer(tokenizer)
+    return Vocabulary.from_tokenizer(metaspace("▁", "o", "n", "u", "t", "f", "▁o", "▁on", "▁out", "▁of", "ve", "é"))
 
 
 @pytest.fixture(scope="module")
 def letters():
     """Main: letters, and one word."""
-    from tokenizers import Tokenizer, decoders, models
+    return metaspace("▁", "o", "n", "u", "t", "f", "▁o", "▁of", merges=[("▁", "o"), ("▁o", "f")])
 
-    pieces = ["▁", "o", "n", "u", "t", "f", "▁o", "▁of"]
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, []))
-    tokenizer.decoder = decoders.Metaspace()
-    return Vocabulary.from_tokenizer(tokenizer)
+
+def healer_of(member, main):
+    """A healer, and what main and the member share."""
+    spoken = Vocabulary.from_tokenizer(main)
+    anchors = Anchors.shared_by([spoken, member], ["main", "member"])
+    return Healer(member, spoken, Backend(main), anchors, member.size), anchors.tokens
 
 
 @pytest.fixture
 def healer(words, letters):
-    return Healer(words, letters, Anchors.shared_by([letters, words], ["main", "member"]), words.size)
+    return healer_of(words, letters)[0]
 
 
-def test_mass_goes_to_what_is_left_to_say(healer, words, letters):
+def heard(words, value, before, *said):
+    """The member's last token, and main's ids of what it has said."""
+    return Heard(words.tokens[value], before, said)
+
+
+def test_mass_goes_to_what_is_left_to_say(words, letters):
     """Behind " o": " on" and " out" are still open; main would have said " of" at once."""
-    anchors = Anchors.shared_by([letters, words], ["main", "member"]).tokens
+    healer, anchors = healer_of(words, letters)
     before = torch.full((words.size,), -5.0)
     last, on, out, of = (words.tokens[v] for v in (b" o", b" on", b" out", b" of"))
-    before[[last, on, out, of]] = torch.tensor([1.0, 2.0, 0.5, 9.0])
-    healing = healer.heal([(last, before)])
+    before[[last, on, out, of]] = torch.tensor([1.0, 2.0, 0.5, 1.5])
+    healing = healer.heal([heard(words, b" o", before, 6)])
     shares = torch.softmax(torch.tensor([1.0, 2.0, 0.5]), -1)
     assert float(healing.finished) == pytest.approx(float(shares[0]))
     assert float(healing.open[0, anchors.index(b"n")]) == pytest.approx(float(shares[1]))
@@ -53,30 +65,52 @@ def test_mass_goes_to_what_is_left_to_say(healer, words, letters):
     assert float(healing.applied(mass).sum()) == pytest.approx(1.0)
 
 
-def test_what_begins_with_no_shared_token_is_unknown(letters):
-    """Nothing that main can say leads there, least of all the end of the text."""
-    from tokenizers import Tokenizer, decoders, models
+def test_what_main_did_not_say_is_no_beginning(healer, words):
+    """A template's newline was nobody's choice: nothing longer can have been meant by it."""
+    before = torch.zeros(words.size)
+    assert healer.heal([heard(words, b" o", before)]) is None
+    assert healer.heal([heard(words, b" o", before, 1)]) is None  # main has said the "o" of it, the space stood there
+    assert healer.heal([heard(words, b" o", before, 0, 1)]) is None  # not as it would have begun any longer token
+    assert healer.heal([heard(words, b" o", before, 2, 6)]) is not None
 
-    pieces = ["▁", "o", "▁o", "▁oé"]
-    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, []))
-    tokenizer.decoder = decoders.Metaspace()
-    member = Vocabulary.from_tokenizer(tokenizer)
-    anchors = Anchors.shared_by([letters, member], ["main", "member"])
-    healing = Healer(member, letters, anchors, member.size).heal([(member.tokens[b" o"], torch.zeros(member.size))])
+
+def test_a_longer_token_that_main_would_have_begun_otherwise_does_not_count():
+    """Main says "nn" before a third "n", and has said "n": neither "nn" nor "nnn" was on its way."""
+    member = Vocabulary.from_tokenizer(metaspace("n", "u", "nn", "nnn", "nu"))
+    healer, anchors = healer_of(member, metaspace("n", "u", "nn", merges=[("n", "n")]))
+    healing = healer.heal([heard(member, b"n", torch.zeros(member.size), 0)])
+    assert float(healing.finished) == pytest.approx(0.5)
+    assert healing.open[0].nonzero()[:, 0].tolist() == [anchors.index(b"u")]
+
+
+def test_a_token_of_main_that_began_before_the_members_is_taken_whole():
+    """Main's token "on" ends where the member's "n" does: what counts is how main goes on with all of it."""
+    member = Vocabulary.from_tokenizer(metaspace("o", "n", "u", "nu", "nt", "t"))
+    healer, anchors = healer_of(member, metaspace("o", "n", "u", "t", "on", "ont", merges=[("o", "n"), ("on", "t")]))
+    healing = healer.heal([heard(member, b"n", torch.zeros(member.size), 4)])
+    assert healing.open[0].nonzero()[:, 0].tolist() == [anchors.index(b"u")]  # not "t": main would have said "ont"
+
+
+def test_what_begins_with_no_shared_token_is_unknown():
+    """Nothing that the others can say leads there, least of all the end of the text."""
+    member = Vocabulary.from_tokenizer(metaspace("▁", "o", "▁o", "▁oé"))
+    healer, anchors = healer_of(member, metaspace("▁", "o", "é", "▁o", merges=[("▁", "o")]))
+    healing = healer.heal([heard(member, b" o", torch.zeros(member.size), 3)])
     assert healing.open[0].nonzero()[:, 0].tolist() == [len(anchors) + 1]
     assert float(healing.open.sum()) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("value", [b"n", b" of", b" out"])
-def test_nothing_is_open_where_no_longer_token_begins_so(healer, words, value):
-    assert healer.heal([(words.tokens[value], torch.zeros(words.size))]) is None
+@pytest.mark.parametrize(("value", "said"), [(b"n", 2), (b" of", 7), (b" out", 6)])
+def test_nothing_is_open_where_no_longer_token_begins_so(healer, words, value, said):
+    assert healer.heal([heard(words, value, torch.zeros(words.size), said)]) is None
 
 
 def test_rows_are_healed_each_on_its_own(healer, words):
-    before, last = torch.zeros(words.size), words.tokens[b" o"]
+    before = torch.zeros(words.size)
     sure = before.clone()
-    sure[last] = 50.0
-    healing = healer.heal([(last, before), (words.tokens[b"n"], before), (last, None), (last, sure)])
+    sure[words.tokens[b" o"]] = 50.0
+    rows = [heard(words, value, logits, 6) for value, logits in ((b" o", before), (b"n", before), (b" o", sure))]
+    healing = healer.heal([*rows, Heard(words.tokens[b" o"], None, (6,))])
     assert healing.finished.tolist() == pytest.approx([1 / 3, 1.0, 1.0, 1.0])
     assert healing.open.sum(-1).tolist() == pytest.approx([2 / 3, 0.0, 0.0, 0.0])
 
@@ -125,6 +159,7 @@ def test_healing_lowers_the_cost_of_a_character_model_with_a_word_piece_model(sh
 
 
 def test_tokenizers_of_one_kind_have_little_to_heal():
-    a = Vocabulary.from_tokenizer(tiny.byte_level())
-    healer = Healer(a, a, Anchors.shared_by([a, a], ["a", "b"]), a.size)
-    assert all(healer.heal([(i, torch.zeros(a.size))]) is None for i in a.tokens.values())
+    tokenizer = tiny.byte_level()
+    a = Vocabulary.from_tokenizer(tokenizer)
+    healer, _ = healer_of(a, tokenizer)
+    assert all(healer.heal([Heard(i, torch.zeros(a.size), (i,))]) is None for i in a.tokens.values())

@@ -13,6 +13,7 @@ from deepen_core.errors import TokenizerError
 
 SPACE_MARK = "▁"  # SentencePiece writes a space so
 _LONG = 8192  # characters; so many take some ten milliseconds
+_SEAMS = ("\n", "a", ".")  # few tokens hold one of these and what stands behind it, and none all three
 _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
@@ -109,6 +110,16 @@ class Backend:
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text that follows a special token."""
         return _ids(self._inside, text)
+
+    def encode_behind(self, text: str) -> Iterator[list[int]]:
+        """Yields the ids of a text as they are behind other text, one reading for each seam that the text leaves alone.
+
+        Not those of `encode_inside`, which a normalizer that puts a space before every text has part in.
+        """
+        for seam in _SEAMS:
+            before, whole = self.encode(seam), self.encode(seam + text)
+            if whole[: len(before)] == before:
+                yield whole[len(before) :]
 
     def cuts(self, text: str) -> list[int]:
         """Where the pre-tokenizer begins a new word in a text."""

@@ -14,7 +14,7 @@ from deepen_core.conversation import Message
 from deepen_core.errors import ContextWindowError, DecodingError, brief
 from deepen_core.forward import Forward, Said
 from deepen_core.fusion import Fusion
-from deepen_core.healing import Healer, Healing
+from deepen_core.healing import Healer, Healing, Heard
 from deepen_core.logprobs import TokenReporter
 from deepen_core.members import Member, MemberRow
 from deepen_core.prompt import MemberPrompt
@@ -212,8 +212,11 @@ class Decoder:
         healer = self._healers[number]
         if healer is None or logprobs is None:
             return None
-        sides = [row.sides[number] for row in rows]
-        return healer.heal([(0, None) if s is None else (s.ids[-1], s.logits_before) for s in sides])
+        return healer.heal([self._heard(row, row.sides[number]) for row in rows])
+
+    @staticmethod
+    def _heard(row: Row, side: MemberRow | None) -> Heard:
+        return Heard(0, None, ()) if side is None else Heard(side.ids[-1], side.logits_before, row.token_ids)
 
     @staticmethod
     def _own(said: Said, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:

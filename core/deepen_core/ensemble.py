@@ -333,7 +333,8 @@ def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionCon
 
 
 def _healer(member: CausalMember, main: CausalMember, anchors: Anchors) -> Healer:
-    return Healer(member.tokenizer.vocabulary, main.tokenizer.vocabulary, anchors, len(member.embeddings))
+    spoken = main.tokenizer
+    return Healer(member.tokenizer.vocabulary, spoken.vocabulary, spoken.backend, anchors, len(member.embeddings))
 
 
 def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> MemberInfo:

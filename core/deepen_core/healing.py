@@ -4,19 +4,27 @@ Main says " o", and the member, whose text now ends in the token " o", is asked 
 anything does but "ver": " on", " of" and " out" are tokens of their own, which it would have chosen instead. So it is
 asked for the token before as well: where " o" was only the beginning of a token that main has no word for, the mass
 of that token goes to what is left of it to say, "n", "f" or "ut".
+
+Two things bound this. A longer token counts only if main would have begun to say it as it did: main's own encoding of
+it begins with the very ids that main has said. And the member is asked only about text that main has chosen: what a
+chat template wrote was nobody's choice, so nothing else can have been meant by it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 import torch
 
 from deepen_core.anchors import Anchors
+from deepen_core.backend import Backend
 from deepen_core.vocabulary import Vocabulary
 
-_NEGLIGIBLE = 1e-3
+_NEGLIGIBLE = 1e-4  # a longer token with less of the mass than this is not looked into
+_REMEMBERED = 2**16
 
 
 @dataclass(frozen=True)
@@ -41,65 +49,128 @@ class Healing:
         return self.finished[:, None] * mass + self.open
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a member has heard last, in one row.
+
+    Attributes:
+        last: The member's last id.
+        before: Its logits [vocabulary] for the place of that id; None if they are not at hand.
+        said: Main's ids up to here, as far back as main has chosen them.
+    """
+
+    last: int
+    before: torch.Tensor | None
+    said: Sequence[int]
+
+
 class Healer:
-    """Finds, for one member, the tokens that its last token begins and main cannot say at once.
+    """Finds, for one member, the tokens that its last token begins and that main would say piece by piece.
 
     Args:
         vocabulary: The member's.
         main: The main member's.
+        backend: The main member's, which says how main would put a longer token.
         anchors: What all members share.
         size: Rows of the member's embedding matrix.
     """
 
-    def __init__(self, vocabulary: Vocabulary, main: Vocabulary, anchors: Anchors, size: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, main: Vocabulary, backend: Backend, anchors: Anchors, size: int) -> None:
         self._vocabulary = vocabulary
+        self._main = main
+        self._backend = backend
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
         self._anchors = len(anchors)
-        longer = ((v, i) for v, i in vocabulary.tokens.items() if i < size and v not in main.tokens)
-        self._sorted = sorted(longer)
-        self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Ids, not pairs with their bytes: a vocabulary of 262,144 tokens would take 25 MiB.
+        self._sorted = [i for _, i in sorted(vocabulary.tokens.items()) if i < size]
+        self._longer: dict[int, torch.Tensor] = {}
+        self._left: dict[tuple[int, tuple[int, ...]], int | None] = {}
 
-    def heal(self, rows: list[tuple[int, torch.Tensor | None]]) -> Healing | None:
-        """The correction for some rows, or None if there is nothing to correct.
-
-        Args:
-            rows: For each row the member's last id, and its logits [vocabulary] for that place if they are known.
-        """
+    def heal(self, rows: Sequence[Heard]) -> Healing | None:
+        """The correction for some rows, or None if there is nothing to correct."""
         finished: torch.Tensor | None = None
         opened: torch.Tensor | None = None
-        for row, (last, before) in enumerate(rows):
-            if before is None:
+        for row, heard in enumerate(rows):
+            if heard.before is None:
                 continue
-            ids, columns = self._extensions(last)
-            if not len(ids):
+            found = self._open(heard, heard.before)
+            if found is None:
                 continue
-            logits = before[torch.cat([ids, ids.new_tensor([last])]).to(before.device)]
-            shares = torch.softmax(logits, dim=-1)
+            share, columns, shares = found
             if finished is None or opened is None:
                 finished = shares.new_ones(len(rows))
                 opened = shares.new_zeros(len(rows), self._anchors + 2)
-            if float(shares[-1]) > 1 - _NEGLIGIBLE:
-                continue
-            finished[row] = shares[-1]
-            opened[row].scatter_add_(0, columns.to(shares.device), shares[:-1])
+            finished[row] = share
+            opened[row].scatter_add_(0, columns, shares)
         return None if finished is None or opened is None else Healing(finished, opened)
 
-    def _extensions(self, token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids of the tokens that a token begins, and the column of what is left of each."""
-        if token_id not in self._found:
-            start = self._vocabulary.token_bytes(token_id) or b""
-            ids, columns = [], []
-            place = bisect_left(self._sorted, (start, -1)) if start else len(self._sorted)
-            while place < len(self._sorted) and self._sorted[place][0].startswith(start):
-                value, longer = self._sorted[place]
-                place += 1
-                if len(value) > len(start):
-                    ids.append(longer)
-                    columns.append(self._column(value[len(start) :]))
-            self._found[token_id] = (torch.tensor(ids, dtype=torch.long), torch.tensor(columns, dtype=torch.long))
-        return self._found[token_id]
+    def _open(self, heard: Heard, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """The share of the last token as it stands, and columns and shares [tokens] of those that it only begins."""
+        longer = self._longer_than(heard.last)
+        said = self._said(heard) if len(longer) else None
+        if said is None:
+            return None
+        logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)]
+        shares = torch.softmax(logits, dim=-1)
+        likely = (shares[:-1] > _NEGLIGIBLE).nonzero()[:, 0].tolist()
+        lefts = [self._column_left(int(longer[place]), heard.last, said) for place in likely]
+        kept = [(place, column) for place, column in zip(likely, lefts, strict=True) if column is not None]
+        if not kept:
+            return None
+        shares = shares[[place for place, _ in kept] + [-1]]
+        shares = shares / shares.sum()
+        return shares[-1], torch.tensor([column for _, column in kept], device=shares.device), shares[:-1]
 
-    def _column(self, left: bytes) -> int:
-        """The longest anchor that some bytes begin with, or the unknown column."""
-        starts = (left[:n] for n in range(len(left), 0, -1))
+    def _longer_than(self, token_id: int) -> torch.Tensor:
+        """Ids of the member's tokens that a token begins."""
+        if token_id not in self._longer:
+            start = self._bytes(token_id)
+            first = bisect_left(self._sorted, start, key=self._bytes) if start else len(self._sorted)
+            begun = takewhile(lambda i: self._bytes(i).startswith(start), islice(self._sorted, first, None))
+            ids = [i for i in begun if len(self._bytes(i)) > len(start)]
+            self._longer[token_id] = torch.tensor(ids, dtype=torch.long)
+        return self._longer[token_id]
+
+    def _bytes(self, token_id: int) -> bytes:
+        return self._vocabulary.token_bytes(token_id) or b""
+
+    def _said(self, heard: Heard) -> tuple[int, ...] | None:
+        """Main's last ids that the member's last token lies in; None if main has not chosen all of it."""
+        value = self._bytes(heard.last)
+        data, count = b"", 0
+        while len(data) < len(value) or not _is_text(data):
+            count += 1
+            token = self._main.token_bytes(heard.said[-count]) if count <= len(heard.said) else None
+            if token is None:
+                return None
+            data = token + data
+        return tuple(heard.said[len(heard.said) - count :]) if data.endswith(value) else None
+
+    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
+        """The column of what main would say next on its way to a longer token; None if it had begun it otherwise."""
+        key = (longer, said)
+        if key not in self._left:
+            if len(self._left) >= _REMEMBERED:
+                self._left.clear()
+            self._left[key] = self._find_column(longer, last, said)
+        return self._left[key]
+
+    def _find_column(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
+        whole = self._main.join(said) + self._bytes(longer)[len(self._bytes(last)) :]
+        if not _is_text(whole):
+            return None
+        readings = self._backend.encode_behind(whole.decode())
+        ids = next((ids for ids in readings if self._main.join(ids) == whole), [])
+        if tuple(ids[: len(said)]) != said or len(ids) == len(said):
+            return None
+        token = self._main.token_bytes(ids[len(said)]) or b""
+        starts = (token[:n] for n in range(len(token), 0, -1))
         return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 1)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

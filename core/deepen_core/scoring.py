@@ -13,8 +13,6 @@ from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import MemberScore
 from deepen_core.vocabulary import Vocabulary
 
-_SEAMS = ("a", ".", "\n")
-
 
 def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:
     """Checks what is to be scored.
@@ -60,10 +58,8 @@ def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str)
 
 def _on_its_own(tokenizer: MemberTokenizer, text: str) -> list[int]:
     """Ids that spell a text exactly, as the tokenizer has them behind some other character."""
-    for seam in _SEAMS:
-        start, whole = tokenizer.encode(seam), tokenizer.encode(seam + text)
-        ids = whole[len(start) :]
-        if whole[: len(start)] == start and tokenizer.vocabulary.join(ids) == text.encode():
+    for ids in tokenizer.backend.encode_behind(text):
+        if tokenizer.vocabulary.join(ids) == text.encode():
             return ids
     return _longest_match(tokenizer.vocabulary, text.encode())
 
