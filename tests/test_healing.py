@@ -3,9 +3,10 @@
 import pytest
 import tiny
 import torch
+from accounting import accounts
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from deepen_core import SamplingParams
+from deepen_core import Ensemble, FusionConfig, SamplingParams
 from deepen_core.anchors import Anchors
 from deepen_core.backend import Backend
 from deepen_core.healing import Healer, Heard
@@ -115,6 +116,47 @@ def test_rows_are_healed_each_on_its_own(healer, words):
     assert healing.open.sum(-1).tolist() == pytest.approx([2 / 3, 0.0, 0.0, 0.0])
 
 
+@pytest.fixture(scope="module")
+def newline_folders(tmp_path_factory):
+    """Two members whose templates end in a newline; the second one has tokens of many newlines, the first of two."""
+    root = tmp_path_factory.mktemp("newlines")
+    few, many = (tiny.byte_level_of(["one\ntwo\n\n" * 9, "\n" * most, "so it goes on"], 300) for most in (2, 9))
+    return tiny.save_gpt2(root / "few", few, width=64), tiny.save_gpt2(root / "many", many, width=64, seed=1)
+
+
+CONVERSATION = [{"role": "user", "content": "Go on."}]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_member_is_asked_what_the_template_may_have_begun(newline_folders, turned):
+    """Behind the newline of a template, the first token is fused as if there were no healing."""
+    found = []
+    for healing in (True, False):
+        with Ensemble.load(
+            newline_folders[::-1] if turned else newline_folders,
+            fusion=FusionConfig(healing=healing),
+            progress=False,
+            device="cpu",
+        ) as ensemble:
+            few, many = (member.tokenizer.vocabulary.tokens for member in ensemble._members[:: -1 if turned else 1])
+            assert b"\n" * 4 in many.keys() - few.keys()
+            answer = ensemble.generate(CONVERSATION, max_new_tokens=1, logprobs=20, ignore_eos=True)
+            found.append(answer.logprobs[0].top)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("prompt", [CONVERSATION, "so it"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_members_account_for_what_is_chosen(newline_folders, turned, prompt):
+    """No token is chosen that every member rejects."""
+    folders = newline_folders[::-1] if turned else newline_folders
+    with Ensemble.load(folders, fusion={"target_self_mass": 0.99}, progress=False, device="cpu") as ensemble:
+        steps = list(accounts(ensemble, prompt, max_new_tokens=30, ignore_eos=True))
+    assert len(steps) == 30
+    for step in steps:
+        assert step.fused <= step.covered + 0.05, step.token
+
+
 @pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha"), ("gamma", "alpha")])
 def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
     """Kept from earlier steps, thrown away by rewinds, never stale."""
@@ -140,8 +182,6 @@ def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
 
 def test_healing_lowers_the_cost_of_a_character_model_with_a_word_piece_model(shared):
     """Bits per byte of real stories, where main speaks in characters."""
-    from deepen_core import Ensemble, FusionConfig
-
     lines = (shared / "data" / "tinystories_valid.txt").read_text().split("\n")
     texts = [line[:160] for line in lines if len(line) > 200][:3]
     cost = {}

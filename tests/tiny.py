@@ -26,6 +26,10 @@ CHAT_TEMPLATE = (
 
 
 def byte_level(size=420):
+    return byte_level_of(CORPUS, size)
+
+
+def byte_level_of(lines, size):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,7 +39,7 @@ def byte_level(size=420):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     return _wrap(tokenizer, "<|bos|>", "<|eos|>")
 
 
