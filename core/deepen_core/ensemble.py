@@ -85,7 +85,7 @@ class Ensemble(Asking):
             for m in members
         ]
         serving = serving or ServingConfig()
-        self._decoder = Decoder(members, main, weights, self._fusion, healers, serving.on_member_error)
+        self._decoder = Decoder(members, main, weights, self._fusion, fusion_name, healers, serving.on_member_error)
         self._scheduler = Scheduler(self._decoder, serving.max_batch_size)
         self._closing = threading.Lock()  # taken by whoever closes, for good
         self._closed = False
@@ -178,10 +178,10 @@ class Ensemble(Asking):
             ContextWindowError: If the two together are longer than a member's window.
             MemberError: If a member fails.
         """
-        counted = self._counted()
+        counted, main = self._counted(), self._open_members()[self._main]
         check_texts(prompt, continuation, counted)
         scheduler, decoder = self._serving()
-        ids = continuation_ids(self._open_members()[self._main].tokenizer, prompt, continuation)
+        ids = continuation_ids(main.tokenizer, prompt, continuation)
         row = decoder.start(prompt, SamplingParams())
         logprobs: list[float] = []
         try:
@@ -190,7 +190,9 @@ class Ensemble(Asking):
                 pass
             for token_id in ids:
                 logprobs += scheduler.call(partial(decoder.force, row, [token_id])).result()
-            scores = [scheduler.call(partial(member_score, m, prompt, prompt + continuation)).result() for m in counted]
+            whole = prompt + continuation
+            errands = [partial(member_score, m, prompt, whole, speaks=m is main) for m in counted]
+            scores = [scheduler.call(errand).result() for errand in errands]
         finally:
             with contextlib.suppress(ClosedError):  # then nothing is held any more
                 scheduler.call(row.release)
@@ -346,7 +348,7 @@ def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> M
         context_window=member.context_window,
         weight=weight,
         device=str(member.device),
-        dtype=str(member.model.dtype).removeprefix("torch."),
+        dtype=str(member.dtype).removeprefix("torch."),
         stop_tokens=tokenizer.backend.spellings(sorted(tokenizer.vocabulary.stop_ids)),
         has_chat_template=tokenizer.reader.has_chat_template,
         temperature=space.temperature,

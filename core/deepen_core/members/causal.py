@@ -67,6 +67,13 @@ class CausalMember:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype = self.model.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
     def embeddings(self) -> torch.Tensor:
         """Input embeddings [vocabulary, width]."""
         weight = self.model.get_input_embeddings().weight
