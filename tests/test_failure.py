@@ -15,6 +15,7 @@ MEMORY = [
     MemoryError("no room"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+    OSError(12, "Cannot allocate memory"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]

@@ -221,7 +221,11 @@ def test_main_is_tried_whatever_its_weight(models, trials):
 @pytest.mark.parametrize(
     ("problem", "error", "message"),
     [
-        (torch.OutOfMemoryError("no room"), ConfigurationError, r"^alpha fits on cpu, but leaves no memory to run it"),
+        (
+            torch.OutOfMemoryError("no room"),
+            ConfigurationError,
+            r"^alpha fits on cpu, but leaves no memory to run it\. Use another device, or",
+        ),
         (AssertionError("odd heads"), MemberError, r"^Member 'alpha' failed when it was tried .*: odd heads\. Run the"),
     ],
 )

@@ -22,7 +22,8 @@ def is_memory(problem: BaseException) -> bool:
     """Whether a lack of memory is the reason; libraries have several words for it."""
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem).lower() for words in _OUT_OF_MEMORY)
+    said = str(problem).lower() if isinstance(problem, (OSError, RuntimeError)) else ""
+    return any(words in said for words in _OUT_OF_MEMORY)
 
 
 @contextmanager

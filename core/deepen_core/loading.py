@@ -108,6 +108,12 @@ class Description:
         """How the member is called."""
         return str(self.config.name)
 
+    @property
+    def wanted_dtype(self) -> torch.dtype:
+        """What its weights are to be in; "auto" resolved as far as its configuration says."""
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
 
 def describe(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool = False) -> Description:
     """Reads a member's configuration and tokenizer.
@@ -177,8 +183,8 @@ def load_member(described: Description, progress: bool) -> CausalMember:
         if is_memory(problem):
             size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
             raise ConfigurationError(
-                f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. Use "
-                f"another device, or a smaller dtype such as 'bfloat16' ({brief(problem)})."
+                f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. "
+                f"{_more_room(described.wanted_dtype)} ({brief(problem)})."
             ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
@@ -211,13 +217,18 @@ def try_member(member: CausalMember) -> None:
     except Exception as problem:  # models raise whatever they like
         if is_memory(problem):
             raise ConfigurationError(
-                f"{member.name} fits on {member.device}, but leaves no memory to run it ({brief(problem)}): use "
-                "another device, or a smaller dtype."
+                f"{member.name} fits on {member.device}, but leaves no memory to run it. {_more_room(member.dtype)} "
+                f"({brief(problem)})."
             ) from problem
         raise MemberError(
             f"Member {member.name!r} failed when it was tried on a few tokens: {brief(problem)}. Run the model alone "
             "in transformers to see whether it works there, or leave it out."
         ) from problem
+
+
+def _more_room(dtype: torch.dtype) -> str:
+    """What helps a member that does not fit."""
+    return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")
 
 
 def _check_causal(config: MemberConfig, model_config: Any) -> None:
