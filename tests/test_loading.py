@@ -161,14 +161,28 @@ def test_random_states_of_gpus_are_kept_if_they_are_in_use(folders, monkeypatch,
     assert seen == [kept]
 
 
-def test_a_member_that_does_not_fit_its_device(folders, monkeypatch):
+@pytest.mark.parametrize(
+    ("saved", "dtype", "smaller"),
+    [
+        ("float32", "auto", True),
+        ("float32", "float64", True),
+        ("float32", "float16", False),
+        ("bfloat16", "auto", False),
+        ("bfloat16", "float32", True),
+        (None, "auto", True),
+    ],
+)
+def test_a_member_that_does_not_fit_its_device(copy_of, monkeypatch, saved, dtype, smaller):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    description = described(folders["alpha"])
+    folder = copy_of("alpha")
+    set_config(folder, dtype=saved)
+    description = described(folder, dtype=dtype)
     monkeypatch.setattr("torch.nn.Module.to", full)
+    advice = "Use another device" + (", or a smaller dtype such as 'bfloat16'" if smaller else "")
     with pytest.raises(
-        ConfigurationError, match=r"alpha does not fit on cpu: its weight files have 0 MiB\. Use another"
+        ConfigurationError, match=rf"alpha does not fit on cpu: its weight files have 0 MiB\. {advice} \(OutOfMemory"
     ):
         load_member(description, progress=False)
 

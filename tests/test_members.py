@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepen_core import Ensemble, SamplingParams
-from deepen_core.errors import ModelFilesError
+from deepen_core.errors import CompatibilityWarning, ModelFilesError
 from deepen_core.members import MemberRow
 
 PROMPT = "The quick brown fox"
@@ -25,7 +25,9 @@ def test_models_that_ignore_the_cache_run_without_one(tmp_path, folders):
     tokenizer.save_pretrained(tmp_path)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
     expected = model.eval().generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=1, use_cache=False)
-    with Ensemble.load([tmp_path], progress=False, device="cpu") as ensemble:
+    with pytest.warns(CompatibilityWarning, match="its whole text is run again for every token"):
+        ensemble = Ensemble.load([tmp_path], progress=False, device="cpu")
+    with ensemble:
         found = ensemble.generate(PROMPT, max_new_tokens=12)
     assert found.token_ids == [t for t in expected[0, ids.shape[1] :].tolist() if t not in (1, 3)]
 
@@ -65,7 +67,9 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
         )
         MambaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu") as ensemble:
+    with pytest.warns(CompatibilityWarning, match="its state cannot be shortened"):
+        ensemble = Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu")
+    with ensemble:
         row = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
         for _ in range(10):
             ensemble._decoder.step([row])

@@ -224,10 +224,10 @@ def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
 
     monkeypatch.setattr(ensemble._fusion, "fuse", failing)
     first, other = ask_together(ensemble, [FAILING, PROMPTS[1]])
-    with pytest.raises(DecodingError, match="Choosing the next token failed: IndexError: a row too many"):
+    with pytest.raises(DecodingError, match="failed at token 1 of the answer: IndexError: a row too many"):
         first.result()
     assert calls[:3] == [2, 1, 1]
-    with pytest.raises(DecodingError):
+    with pytest.raises(DecodingError, match="token 1 of the answer"):
         other.result()
     assert ensemble.generate(PROMPTS[1], **OPTIONS).text == expected.text
 

@@ -154,13 +154,14 @@ class TestLife(Serving):
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_a_worker_that_breaks_tells_everybody(self, ensemble, monkeypatch):
         def breaks(_):
-            raise SystemExit
+            raise SystemExit("the end")
 
         monkeypatch.setattr("deepen_core.batch.Batch._admit", breaks)
         handle = ensemble.submit(PROMPT, **OPTIONS)
-        with pytest.raises(ClosedError):
+        said = r"has broken down: SystemExit: the end\. This is a fault of deepen"
+        with pytest.raises(ClosedError, match=said):
             handle.result(timeout=30)
-        with pytest.raises(ClosedError):
+        with pytest.raises(ClosedError, match=said):
             ensemble.submit(PROMPT)
 
 

@@ -98,12 +98,24 @@ def test_score_ends_at_the_window(pair):
     assert len(pair.score(PROMPT, " dog" * 200).logprobs) == 200
 
 
-def test_a_member_that_fails_to_score(pair, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("no memory left")
+@pytest.mark.parametrize(
+    ("number", "problem", "advice"),
+    [
+        (0, KeyError("x"), r"KeyError: 'x'\.$"),
+        (0, MemoryError("x"), r"MemoryError: x\. Shorten the texts\.$"),
+        (1, KeyError("x"), r"KeyError: 'x'\. With the weight 0 it has no score, and the others have theirs\.$"),
+        (1, MemoryError("x"), r"MemoryError: x\. Shorten the texts\. With the weight 0 it has no score"),
+    ],
+)
+def test_a_member_that_fails_to_score(pair, monkeypatch, number, problem, advice):
+    """Main has a score whatever its weight; only a lack of memory has to do with the length of the texts."""
 
-    monkeypatch.setattr(pair._members[1], "token_logprobs", fail)
-    with pytest.raises(MemberError, match=r"'beta' failed to score \d+ tokens: RuntimeError: no memory left"):
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(pair._members[number], "token_logprobs", fail)
+    name = pair._members[number].name
+    with pytest.raises(MemberError, match=rf"'{name}' failed to score \d+ tokens: {advice}"):
         pair.score(PROMPT, " the dog")
     monkeypatch.undo()
     assert pair.score(PROMPT, " the dog").logprobs

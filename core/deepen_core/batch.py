@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from deepen_core.decoding import Decoder, step_error
+from deepen_core.decoding import Decoder
 from deepen_core.errors import DeepenError
+from deepen_core.failure import forget_frames, step_failed
 from deepen_core.handle import Request
 from deepen_core.row import Row
 
@@ -99,16 +100,14 @@ class Batch:
         self._decoding = [r for r in self._decoding if not r.row.ended]
 
     def _step_rows(self, rows: Sequence[Row]) -> None:
+        """Steps rows; should a step fail as a whole, which none is known to do, the requests alone are ended by it."""
         try:
             self.decoder.step(rows)
-        except Exception as problem:  # noqa: BLE001 (the request tells it)
-            if len(rows) == 1:
-                rows[0].fail(step_error(problem))
-                return
-            # Fusion failed for all of them, before any has got a token: find those at fault.
+        except Exception as problem:  # noqa: BLE001 (the requests tell it)
             for row in rows:
                 if not row.ended:
-                    self._step_rows([row])
+                    row.fail(step_failed(problem, token=row.next_token))
+            forget_frames(problem)
 
     def _prefill(self) -> None:
         budget = self._budget * self._patience()

@@ -1,8 +1,10 @@
-"""Measured reasons why members may not fuse well (DESIGN.md 5.2 and 5.6)."""
+"""Measured reasons why members may not fuse well (DESIGN.md 5.2 and 5.6), or not answer several requests well."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from deepen_core.results import ONE_AT_A_TIME
 
 _WEAK_SELF_MASS = 0.1
 _LENGTH_RATIO = 1.6
@@ -45,3 +47,17 @@ def compatibility_warnings(
             "fusing them may be worse than the better one alone."
         )
     return found
+
+
+def batching_warnings(batching: Mapping[str, str]) -> list[str]:
+    """Says which members hold up requests that are asked together.
+
+    Args:
+        batching: `Member.batching` of each member that is run, by name.
+    """
+    return [
+        f"Member {name!r} runs {way}. In it the requests of a batch run one after another, so a batch of 8 is no "
+        "faster than 8 calls. Answers are the same; to serve many requests at once, take another model in its place."
+        for name, way in batching.items()
+        if way.startswith(ONE_AT_A_TIME)
+    ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.conversation import Message
-from deepen_core.errors import ContextWindowError, DecodingError, brief
+from deepen_core.errors import ContextWindowError, DecodingError, DeepenError
+from deepen_core.failure import choice_failed, forget_frames, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.forward import Forward, Said
 from deepen_core.fusion import Fusion
 from deepen_core.healing import Healer, Healing, Heard
@@ -23,6 +24,9 @@ from deepen_core.row import Row
 if TYPE_CHECKING:
     from deepen_core.constraint import Constraints
 
+_Fused = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]
+"""What `Decoder._fuse` returns."""
+
 
 class Decoder:
     """Steps rows through all members.
@@ -32,6 +36,7 @@ class Decoder:
         main: Whose vocabulary is spoken.
         weights: How much each counts, summing to one; a member of weight zero is never run, unless it is main.
         fusion: Makes one distribution of several.
+        strategy: What the fusion is called, for messages.
         healers: One per member that listens to shorter tokens than its own, None for the others.
         on_member_error: What a failing member does to requests that do not say so themselves.
     """
@@ -42,6 +47,7 @@ class Decoder:
         main: int,
         weights: Sequence[float],
         fusion: Fusion,
+        strategy: str,
         healers: Sequence[Healer | None],
         on_member_error: MemberErrorPolicy = "raise",
     ) -> None:
@@ -50,6 +56,7 @@ class Decoder:
         self._main = main
         self._weights = list(weights)
         self._fusion = fusion
+        self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
         self._reporter = TokenReporter(members, main)
         self._forwards = [
@@ -132,22 +139,66 @@ class Decoder:
         said = [forward.run(going) for forward in self._forwards]
         alive = [place for place, row in enumerate(going) if not row.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
-        if not going:
-            return
+        if going:
+            self._conclude(going, said)
+        for row in rows:
+            if row.error is not None:
+                forget_frames(row.error)
+
+    def _conclude(self, rows: Sequence[Row], said: Sequence[Said]) -> None:
+        """Gives each row the token that follows from what the members said."""
         # 2) Their distributions become one.
-        scores, fused, logprobs = self._fuse(going, said)
+        together = self._fused(rows, said)
+        if together is None:
+            if len(rows) > 1:  # find those at fault
+                for place, row in enumerate(rows):
+                    self._conclude([row], [one.only([place]) for one in said])
+            return
+        # 3) Each row chooses, and tells the others.
+        for place, row in enumerate(rows):
+            token = row.next_token
+            try:
+                self._speak(row, place, said, together)
+            except DeepenError as error:
+                row.fail(error)
+            except Exception as problem:  # noqa: BLE001 (what fails in one row must not end the others)
+                row.fail(step_failed(problem, token=token))
+
+    def _fused(self, rows: Sequence[Row], said: Sequence[Said]) -> _Fused | None:
+        """What the members say together; None if fusing fails, which ends a row that is by itself."""
+        try:
+            return self._fuse(rows, said)
+        except Exception as problem:  # noqa: BLE001 (the request tells it)
+            traceback.clear_frames(problem.__traceback__)  # what they hold may be what there is no memory for
+            if len(rows) == 1:
+                rows[0].fail(self._fusion_failed(problem, rows[0]))
+            return None
+
+    def _fusion_failed(self, problem: Exception, row: Row) -> DecodingError:
+        return fusion_failed(
+            problem,
+            token=row.next_token,
+            members=[m.name for m, side in zip(self._members, row.sides, strict=True) if side is not None],
+            strategy=self._strategy,
+            main_alone=[float(number == self._main) for number in range(len(self._members))],
+        )
+
+    def _speak(self, row: Row, place: int, said: Sequence[Said], together: _Fused) -> None:
+        """Lets a row choose its token, and tells the other members and the caller.
+
+        Raises:
+            DecodingError: If something of it fails.
+        """
+        scores, fused, logprobs = together
         own_scores = said[self._main].logits
         assert own_scores is not None, "main has said something in every row that goes on"
-        # 3) Each row chooses, and tells the others.
-        for place, row in enumerate(going):
-            try:
-                token_id = row.choose(scores[place], own_scores[place])
-                if row.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
-                    own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
-                    row.logprobs.append(self._reporter.report(token_id, row.params.logprobs, fused[place], own))
-                row.accept(token_id)
-            except Exception as problem:  # noqa: BLE001 (what fails in one row must not end the others)
-                row.fail(problem if isinstance(problem, DecodingError) else step_error(problem))
+        with told_as(partial(choice_failed, token=row.next_token, params=row.params)):
+            token_id = row.choose(scores[place], own_scores[place])
+        if row.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
+            own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
+            with told_as(partial(report_failed, token=row.next_token)):
+                row.logprobs.append(self._reporter.report(token_id, row.params.logprobs, fused[place], own))
+        row.accept(token_id)
 
     @torch.inference_mode()
     def force(self, row: Row, token_ids: Sequence[int]) -> list[float]:
@@ -165,7 +216,7 @@ class Decoder:
             try:
                 _, fused, _ = self._fuse([row], said)
             except Exception as problem:
-                raise step_error(problem) from problem
+                raise self._fusion_failed(problem, row) from problem
             found.append(float(fused[0, token_id]))
             row.speak(token_id)
         return found
@@ -181,9 +232,7 @@ class Decoder:
                 return True
         return False
 
-    def _fuse(
-        self, rows: Sequence[Row], said: Sequence[Said]
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+    def _fuse(self, rows: Sequence[Row], said: Sequence[Said]) -> _Fused:
         """Makes one distribution of what the members said.
 
         A member that said nothing in a row (bytes of an unfinished character wait, or it was dropped) abstains there:
@@ -221,17 +270,6 @@ class Decoder:
     @staticmethod
     def _own(said: Said, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
         return logprobs[place] if logprobs is not None and place in said.at else None
-
-
-def step_error(problem: Exception) -> DecodingError:
-    """The error of a row whose step failed outside of any member."""
-    error = DecodingError(
-        f"Choosing the next token failed: {brief(problem)}. Ask again; if it fails again, the same request with "
-        "max_batch_size=1 and default sampling options tells whether these are to blame."
-    )
-    error.__cause__ = problem
-    traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
-    return error
 
 
 def _spread(said: Said, rows: int) -> torch.Tensor | None:

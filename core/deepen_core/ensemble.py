@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from deepen_core.anchors import Anchors
 from deepen_core.asking import Asking
-from deepen_core.compatibility import compatibility_warnings
+from deepen_core.compatibility import batching_warnings, compatibility_warnings
 from deepen_core.config import (
     FusionConfig,
     MemberConfig,
@@ -31,7 +31,7 @@ from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
 from deepen_core.fusion import check_room, make_fusion
 from deepen_core.healing import Healer
-from deepen_core.loading import describe, load_members, main_index, member_configs
+from deepen_core.loading import describe, load_members, main_index, member_configs, try_member
 from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
 from deepen_core.planning import planning_window
@@ -40,10 +40,13 @@ from deepen_core.results import EnsembleInfo, MemberInfo, Score
 from deepen_core.row_keeper import RowKeeper
 from deepen_core.scheduler import Scheduler, closed_error
 from deepen_core.scoring import check_texts, continuation_ids, member_score
+from deepen_core.steps import Steps
 from deepen_core.template import Thinking
 from deepen_core.weights import normalised_weights
 
 _PIECE = 256  # prompt tokens that scoring runs between two steps
+# Of loading: of each member (its trial, if it is run, comes on top), and of all together.
+_STEPS_OF_MEMBER, _STEPS = 4, 2
 
 
 class Ensemble(Asking):
@@ -64,40 +67,48 @@ class Ensemble(Asking):
         weights: Sequence[float],
         config: FusionConfig,
         fusion_name: str,
-        cache_dir: Path | None = None,
-        serving: ServingConfig | None = None,
+        anchors: Anchors,
+        steps: Steps,
+        cache_dir: Path | None,
+        serving: ServingConfig,
     ) -> None:
-        names = [m.name for m in members]
         self._members = list(members)
         self._main = main
         self._weights = list(weights)
         self._fusion_name = fusion_name
-        for member in members:
-            _check_matrix(member)
-        sizes = [len(m.embeddings) for m in members]
-        self._anchors = Anchors.shared_by([m.tokenizer.vocabulary for m in members], names, sizes)
-        spaces = [_space(m, self._anchors, place, config) for place, m in enumerate(members)]
-        self._keeper = RowKeeper(cache_dir, members, self._anchors, spaces)
-        self._keeper.load()
-        self._fusion = make_fusion(spaces, main, config)
-        healers = [
-            _healer(m, members[main], self._anchors) if config.healing and m is not members[main] else None
-            for m in members
-        ]
-        serving = serving or ServingConfig()
-        self._decoder = Decoder(members, main, weights, self._fusion, healers, serving.on_member_error)
-        self._scheduler = Scheduler(self._decoder, serving.max_batch_size)
         self._closing = threading.Lock()  # taken by whoever closes, for good
         self._closed = False
+        self._anchors = anchors
+        for member in members:
+            _check_matrix(member)
+        run = self._counted()
+        for member in run:
+            with steps.doing(f"{member.name}: trying how it runs several rows"):
+                try_member(member)
+        spaces = []
+        for place, member in enumerate(members):
+            with steps.doing(f"{member.name}: calibrating"):
+                spaces.append(_space(member, anchors, place, config))
+        self._keeper = RowKeeper(cache_dir, spaces)
+        self._keeper.load(members, anchors, steps)
+        with steps.doing("preparing the fusion"):
+            self._fusion = make_fusion(spaces, main, config)
+            healers = [
+                _healer(m, members[main], anchors) if config.healing and m is not members[main] else None
+                for m in members
+            ]
+        self._decoder = Decoder(members, main, weights, self._fusion, fusion_name, healers, serving.on_member_error)
+        self._scheduler = Scheduler(self._decoder, serving.max_batch_size)
         # The worker knows nothing of the ensemble; one that is dropped ends its worker.
         weakref.finalize(self, self._scheduler.stop, wait=False)
         self._warnings = compatibility_warnings(
-            names,
+            [m.name for m in members],
             self_mass=[s.self_mass for s in spaces],
             calibrated=config.temperature == "auto",
             bytes_per_token=[m.tokenizer.bytes_per_token for m in members],
             weights=self._weights,
         )
+        self._warnings += batching_warnings({m.name: m.batching for m in run})
 
     @classmethod
     def load(
@@ -116,6 +127,8 @@ class Ensemble(Asking):
     ) -> Ensemble:
         """Loads the members; all options, files and tokenizers are checked before any weights are read.
 
+        What it is doing goes to the logger "deepen_core" at level INFO as well, with the seconds each step took.
+
         Args:
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
             main: Index or name of the member whose vocabulary is spoken.
@@ -129,10 +142,11 @@ class Ensemble(Asking):
             on_member_error: What a member that fails (out of memory, no finite logits) does to a request: "raise" ends
                 it with a `MemberError`, "drop" goes on without the member and says so in `Generation.warnings`. The
                 main member cannot be dropped.
-            progress: Show progress bars.
+            progress: Show on the error stream what is being done and how much of it is left.
 
         Raises:
-            ConfigurationError: For options that contradict each other or the members.
+            ConfigurationError: For options that contradict each other or the members, and if a device has no room.
+            MemberError: If a member fails when it is tried.
             ModelFilesError: If a model's files are missing or damaged.
             TokenizerError: If a tokenizer cannot be used.
             NoCommonTokensError: If the members share no token.
@@ -145,21 +159,30 @@ class Ensemble(Asking):
         serving = ServingConfig.parse(
             {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
         )
-        described = [describe(c, device, dtype) for c in configs]
-        vocabularies = [d.tokenizer.vocabulary for d in described]
-        anchors = Anchors.shared_by(vocabularies, names)
-        if config.exact:
-            check_room([v.size for v in vocabularies], [d.device for d in described], len(anchors))
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
-        ensemble = cls(load_members(described, progress), spoken, shares, config, label, folder, serving)
+        run = sum(_is_run(place, spoken, shares) for place in range(len(names)))
+        with Steps(
+            "Loading", " and ".join(names), _STEPS + _STEPS_OF_MEMBER * len(names) + run, shown=progress
+        ) as steps:
+            described = []
+            for c in configs:
+                with steps.doing(f"{c.name}: reading its tokenizer"):
+                    described.append(describe(c, device, dtype, progress=progress))
+            vocabularies = [d.tokenizer.vocabulary for d in described]
+            with steps.doing("comparing vocabularies"):
+                anchors = Anchors.shared_by(vocabularies, names)
+            if config.exact:
+                check_room([v.size for v in vocabularies], [d.device for d in described], len(anchors))
+            members = load_members(described, steps)
+            ensemble = cls(members, spoken, shares, config, label, anchors, steps, folder, serving)
         for warning in ensemble._warnings:
             python_warnings.warn(warning, CompatibilityWarning, stacklevel=2)
         return ensemble
 
     @classmethod
     def demo(cls, **options: Any) -> Ensemble:
-        """Loads the embedded demo: two small models that each know a part of an invented world. No network.
+        """Loads the embedded demo: two small models that each know a part of an invented world. No network, no bars.
 
         Args:
             options: Any option of `Ensemble.load` but `models`.
@@ -178,10 +201,10 @@ class Ensemble(Asking):
             ContextWindowError: If the two together are longer than a member's window.
             MemberError: If a member fails.
         """
-        counted = self._counted()
+        counted, main = self._counted(), self._open_members()[self._main]
         check_texts(prompt, continuation, counted)
         scheduler, decoder = self._serving()
-        ids = continuation_ids(self._open_members()[self._main].tokenizer, prompt, continuation)
+        ids = continuation_ids(main.tokenizer, prompt, continuation)
         row = decoder.start(prompt, SamplingParams())
         logprobs: list[float] = []
         try:
@@ -190,7 +213,9 @@ class Ensemble(Asking):
                 pass
             for token_id in ids:
                 logprobs += scheduler.call(partial(decoder.force, row, [token_id])).result()
-            scores = [scheduler.call(partial(member_score, m, prompt, prompt + continuation)).result() for m in counted]
+            whole = prompt + continuation
+            errands = [partial(member_score, m, prompt, whole, speaks=m is main) for m in counted]
+            scores = [scheduler.call(errand).result() for errand in errands]
         finally:
             with contextlib.suppress(ClosedError):  # then nothing is held any more
                 scheduler.call(row.release)
@@ -256,7 +281,8 @@ class Ensemble(Asking):
         """What the members are and how well they fit together."""
         fusion = self._fusion
         present = zip(self._open_members(), self._weights, fusion.spaces, strict=True)
-        members = [_member_info(m, weight, space) for m, weight, space in present]
+        counted = self._counted()
+        members = [_member_info(m, weight, space, is_run=m in counted) for m, weight, space in present]
         return EnsembleInfo(
             members=members,
             main=members[self._main].name,
@@ -270,7 +296,7 @@ class Ensemble(Asking):
     def _counted(self) -> list[CausalMember]:
         """The members that take part: main, and those whose weight is not zero."""
         members = self._open_members()
-        return [m for i, m in enumerate(members) if i == self._main or self._weights[i] > 0]
+        return [m for place, m in enumerate(members) if _is_run(place, self._main, self._weights)]
 
     def _open_members(self) -> list[CausalMember]:
         members = list(self._members)
@@ -337,7 +363,12 @@ def _healer(member: CausalMember, main: CausalMember, anchors: Anchors) -> Heale
     return Healer(member.tokenizer.vocabulary, spoken.vocabulary, spoken.backend, anchors, len(member.embeddings))
 
 
-def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> MemberInfo:
+def _is_run(place: int, main: int, weights: Sequence[float]) -> bool:
+    """Whether a member takes part: main, and those whose weight is not zero."""
+    return place == main or weights[place] > 0
+
+
+def _member_info(member: CausalMember, weight: float, space: RelativeSpace, *, is_run: bool) -> MemberInfo:
     tokenizer = member.tokenizer
     return MemberInfo(
         name=member.name,
@@ -347,7 +378,7 @@ def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> M
         context_window=member.context_window,
         weight=weight,
         device=str(member.device),
-        dtype=str(member.model.dtype).removeprefix("torch."),
+        dtype=str(member.dtype).removeprefix("torch."),
         stop_tokens=tokenizer.backend.spellings(sorted(tokenizer.vocabulary.stop_ids)),
         has_chat_template=tokenizer.reader.has_chat_template,
         temperature=space.temperature,
@@ -356,7 +387,7 @@ def _member_info(member: CausalMember, weight: float, space: RelativeSpace) -> M
         rows_built=space.rows_built,
         bytes_per_token=tokenizer.bytes_per_token,
         space_bytes=space.bytes_held,
-        batching=member.batching,
+        batching=member.batching if is_run else "never run: its weight is 0",
     )
 
 

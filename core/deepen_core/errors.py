@@ -14,7 +14,7 @@ class DeepenError(RuntimeError):
 
 
 class CompatibilityWarning(UserWarning):
-    """The members can be fused, but a measurement speaks against it."""
+    """The members can be fused, but a measurement speaks against it; or against asking them many things at once."""
 
 
 class ConfigurationError(DeepenError):

@@ -10,6 +10,7 @@ import torch
 
 from deepen_core.config import MemberErrorPolicy
 from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
+from deepen_core.failure import MORE_ROOM, is_memory
 from deepen_core.members import Member, MemberRow
 from deepen_core.row import Row
 
@@ -116,7 +117,7 @@ class Forward:
                 answered.append(place)
             except Exception as again:  # noqa: BLE001 (as in `run`)
                 self._fail(rows[place], again)
-        if _is_memory(problem) and len(answered) == len(at):  # each fits, all together do not
+        if is_memory(problem) and len(answered) == len(at):  # each fits, all together do not
             self._width = max(1, len(at) // 2)
         return self._checked(rows, answered, torch.stack(found)) if found else Said([], None)
 
@@ -138,10 +139,10 @@ class Forward:
         return Said([at[i] for i in kept.tolist()], logits[kept])
 
     def _non_finite(self, value: float) -> str:
-        return (
-            f"Member {self.member.name!r} returned logits whose largest is {value}: its weights are damaged, or its "
-            f"dtype overflows (try dtype='float32' or 'bfloat16' for this member).{self._way_out()}"
-        )
+        why = "its weights are damaged, or its code fails on this text (run it alone in transformers to see)"
+        if self.member.dtype == torch.float16:  # the others reach as far as float32
+            why = "its dtype float16 overflows (load it with dtype='bfloat16' or 'float32'), or its weights are damaged"
+        return f"Member {self.member.name!r} returned logits whose largest is {value}: {why}.{self._way_out()}"
 
     def _fail(self, row: Row, problem: Exception) -> None:
         traceback.clear_frames(problem.__traceback__)  # they hold all that the forward had computed
@@ -157,7 +158,7 @@ class Forward:
             )
 
     def _error(self, row: Row, problem: Exception) -> MemberError:
-        advice = " Lower max_batch_size, or shorten the prompt." if _is_memory(problem) else ""
+        advice = f" {MORE_ROOM}" if is_memory(problem) else ""
         error = MemberError(
             f"Member {self.member.name!r} failed with {row.main_side.prompt_tokens} prompt tokens and "
             f"{len(row.token_ids)} tokens of the answer: {brief(problem)}.{advice}{self._way_out()}"
@@ -169,10 +170,6 @@ class Forward:
         if self._speaks:
             return " It is the main member, without which no answer can go on."
         return " With on_member_error='drop' requests go on without it."
-
-
-def _is_memory(problem: Exception) -> bool:
-    return isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(problem)
 
 
 def _joined(parts: Sequence[Said]) -> Said:

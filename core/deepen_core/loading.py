@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -22,11 +21,20 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deepen_core.config import MemberConfig, member_config
-from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
+from deepen_core.errors import (
+    ConfigurationError,
+    DeepenError,
+    MemberError,
+    ModelFilesError,
+    TokenizerError,
+    brief,
+)
+from deepen_core.failure import is_memory
 from deepen_core.files import check_description, check_model_folder, declared_window, read_object, weight_files
 from deepen_core.hub import fetch_description, fetch_weights
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.steps import Steps
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -100,9 +108,21 @@ class Description:
         """How the member is called."""
         return str(self.config.name)
 
+    @property
+    def wanted_dtype(self) -> torch.dtype:
+        """What its weights are to be in; "auto" resolved as far as its configuration says."""
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
-def describe(config: MemberConfig, device: str | None, dtype: str | None) -> Description:
+
+def describe(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool = False) -> Description:
     """Reads a member's configuration and tokenizer.
+
+    Args:
+        config: The member.
+        device: For a member without one of its own.
+        dtype: For a member without one of its own.
+        progress: Show the hub's own bars, where files are fetched.
 
     Raises:
         ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
@@ -111,7 +131,8 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None) -> Des
     """
     place = _device(config.device or device)
     kind = _dtype(config.dtype or dtype)
-    folder, local = _folder(config)
+    with _others_bars(progress):
+        folder, local = _folder(config)
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(folder, **code)
@@ -131,14 +152,20 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None) -> Des
 def load_member(described: Description, progress: bool) -> CausalMember:
     """Loads a member's weights.
 
+    Args:
+        described: The member.
+        progress: Show the bars of the hub and of `transformers`.
+
     Raises:
+        ConfigurationError: If the member does not fit on its device.
         ModelFilesError: If weights are missing, damaged or do not fit the configuration.
     """
-    folder = described.folder if described.local else fetch_weights(described.config)
+    with _others_bars(progress):
+        folder = described.folder if described.local else fetch_weights(described.config)
     check_model_folder(folder)
     try:
         # Tensors that the files lack are drawn at random before we hear of them.
-        with _transformers_progress(progress), _kept_random_state():
+        with _others_bars(progress), _kept_random_state():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=described.dtype,
@@ -152,13 +179,13 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             model.eval().requires_grad_(False).to(described.device)
     except DeepenError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as problem:
-        size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
-        raise ConfigurationError(
-            f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. Use another "
-            f"device, or a smaller dtype such as 'bfloat16' ({brief(problem)})."
-        ) from problem
     except Exception as problem:  # a wrong value in config.json raises whatever the model's own code raises
+        if is_memory(problem):
+            size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
+            raise ConfigurationError(
+                f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. "
+                f"{_more_room(described.wanted_dtype)} ({brief(problem)})."
+            ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
             "again."
@@ -166,13 +193,42 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     return CausalMember(described.name, model, described.tokenizer, described.context_window)
 
 
-def load_members(described: Sequence[Description], progress: bool) -> list[CausalMember]:
-    """Checks the weight files of all members, then loads them one after the other."""
+def load_members(described: Sequence[Description], steps: Steps) -> list[CausalMember]:
+    """Checks the weight files of all members, then loads them one after the other, a step each."""
     for description in described:
         if description.local:
             check_model_folder(description.folder)
-    bar = tqdm(described, desc="Loading members", unit="member", disable=not progress, leave=False)
-    return [load_member(d, progress) for d in bar]
+    members = []
+    for description in described:
+        with steps.doing(f"{description.name}: loading weights"):
+            members.append(load_member(description, steps.shown))
+    return members
+
+
+def try_member(member: CausalMember) -> None:
+    """Runs a member on made-up rows to find out how it runs several, so that its first request need not wait for it.
+
+    Raises:
+        ConfigurationError: If there is no memory for a text of a few words.
+        MemberError: If it fails in another way.
+    """
+    try:
+        member.find_ways()
+    except Exception as problem:  # models raise whatever they like
+        if is_memory(problem):
+            raise ConfigurationError(
+                f"{member.name} fits on {member.device}, but leaves no memory to run it. {_more_room(member.dtype)} "
+                f"({brief(problem)})."
+            ) from problem
+        raise MemberError(
+            f"Member {member.name!r} failed when it was tried on a few tokens: {brief(problem)}. Run the model alone "
+            "in transformers to see whether it works there, or leave it out."
+        ) from problem
+
+
+def _more_room(dtype: torch.dtype) -> str:
+    """What helps a member that does not fit."""
+    return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")
 
 
 def _check_causal(config: MemberConfig, model_config: Any) -> None:
@@ -309,8 +365,8 @@ def _window(model_config: Any, tokenizer: Any) -> int:
 
 
 @contextmanager
-def _transformers_progress(wanted: bool) -> Iterator[None]:
-    """Keeps transformers' own bar off where no progress is wanted, and leaves its setting as it was."""
+def _others_bars(wanted: bool) -> Iterator[None]:
+    """Keeps the bars of transformers and the hub off where none are wanted, and leaves the setting as it was."""
     with _progress_lock:
         shown = transformers_logging.is_progress_bar_enabled()
         if wanted or not shown:

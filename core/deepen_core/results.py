@@ -7,6 +7,9 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
+ONE_AT_A_TIME = "one row at a time"
+"""How `MemberInfo.batching` begins for a member that cannot run several rows in one forward."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -175,8 +178,9 @@ class MemberInfo:
     """Mean length of this member's tokens on a sample text."""
     space_bytes: int
     """Memory held by the relative space."""
-    batching: str = "one row at a time"
-    """How it runs the rows of a step: "ragged" is all of them in one forward."""
+    batching: str = ONE_AT_A_TIME
+    """How it runs the rows of a step: "ragged" is all of them in one forward, "one row at a time: ..." says why not.
+    Of a member that is never run (weight 0) nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -193,4 +197,5 @@ class EnsembleInfo:
     bytes_held: int
     """Memory of the relative spaces beyond the models' own weights."""
     warnings: list[str] = field(default_factory=list)
-    """Measured reasons why fusion may not help: weak signal, tokens of very different length."""
+    """Measured reasons why fusion may not help (weak signal, tokens of very different length) or batches may not (a
+    member that runs one row at a time)."""

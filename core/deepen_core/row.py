@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from deepen_core.config import SamplingParams
 from deepen_core.errors import DeepenError
+from deepen_core.failure import constraint_failed, telling_failed, told_as
 from deepen_core.members.base import MemberRow
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling import Sampler, masked
@@ -89,6 +92,11 @@ class Row:
         return side
 
     @property
+    def next_token(self) -> int:
+        """Which token of the answer comes next, counted from 1."""
+        return len(self.token_ids) + 1
+
+    @property
     def others_behind(self) -> bool:
         """Whether bytes of an unfinished character wait, which the other members cannot be told yet."""
         return self._utf8.waiting
@@ -123,15 +131,23 @@ class Row:
         Args:
             scores: Fused scores [vocabulary].
             own: Main's own logits [vocabulary].
+
+        Raises:
+            DecodingError: If the constraint cannot be asked.
         """
         history = self.main_side.ids if self.sampler.needs_history else ()
         if self._constraint is None:
             return self.sampler.choose(scores, history)
-        allowed = self._constraint.allowed(len(scores), scores.device)
+        with self._following(self.next_token):
+            allowed = self._constraint.allowed(len(scores), scores.device)
         return self.sampler.choose(masked(scores, own, allowed), history)
 
     def accept(self, token_id: int) -> None:
-        """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller."""
+        """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller.
+
+        Raises:
+            DecodingError: If a member cannot be told, or the constraint cannot go on.
+        """
         self._first_token = self._first_token or time.perf_counter()
         if token_id in self._vocabulary.stop_ids:
             self.finish("stop")
@@ -146,11 +162,20 @@ class Row:
         """Whether a token that was said leaves nothing but the end to the constraint."""
         if self._constraint is None:
             return False
-        self._constraint.advance(token_id)
+        with self._following(len(self.token_ids)):
+            self._constraint.advance(token_id)
         return self._constraint.complete
 
+    def _following(self, token: int) -> AbstractContextManager[None]:
+        """What fails inside is told as a failure of the constraint."""
+        return told_as(partial(constraint_failed, token=token, constraint=self.params.constraint))
+
     def speak(self, token_id: int) -> str:
-        """Lets main say a token and the other members hear it, and returns the text that is now certain."""
+        """Lets main say a token and the other members hear it, and returns the text that is now certain.
+
+        Raises:
+            DecodingError: If a member cannot be told.
+        """
         self.token_ids.append(token_id)
         self._fresh_ids.append(token_id)
         self.main_side.append_token(token_id)
@@ -158,7 +183,9 @@ class Row:
         if text:
             for member, side in enumerate(self.sides):
                 if side is not None and member != self._main:
-                    side.append_text(text)
+                    token, name = len(self.token_ids), self._names[member]
+                    with told_as(partial(telling_failed, token=token, member=name, text=text)):
+                        side.append_text(text)
         return text
 
     def _bytes(self, token_id: int) -> bytes:

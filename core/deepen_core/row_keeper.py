@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from deepen_core.anchors import Anchors
 from deepen_core.members.causal import CausalMember
 from deepen_core.relative import RelativeSpace
+from deepen_core.steps import Steps
 from deepen_core.store import Fingerprint, RowStore, fingerprint
 from deepen_core.vocabulary import Vocabulary
 
@@ -27,31 +28,29 @@ class RowKeeper:
 
     Args:
         folder: The store's folder; the default one (`DEEPEN_CACHE_DIR`) if None.
-        members: The members.
-        anchors: What they share.
-        spaces: Their relative spaces.
+        spaces: The members' relative spaces.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        members: Sequence[CausalMember],
-        anchors: Anchors,
-        spaces: Sequence[RelativeSpace],
-    ) -> None:
+    def __init__(self, folder: Path | None, spaces: Sequence[RelativeSpace]) -> None:
         self._store = RowStore(folder)
         self._spaces = list(spaces)
         self._kept: list[tuple[RelativeSpace, Fingerprint]] = []
         self._saved: dict[str, int] = {}
-        if len(anchors) < _WORTH_KEEPING:
-            return
-        for member, space in zip(members, spaces, strict=True):
-            self._kept.append((space, _fingerprint(member, anchors, space)))
 
-    def load(self) -> None:
-        """Takes over the rows that other processes have left."""
-        for space, key in self._kept:
-            self._adopt(space, key)
+    def load(self, members: Sequence[CausalMember], anchors: Anchors, steps: Steps) -> None:
+        """Takes over the rows that other processes have left; without it none are kept either.
+
+        Args:
+            members: The members.
+            anchors: What they share.
+            steps: Is told of one step per member.
+        """
+        for member, space in zip(members, self._spaces, strict=True):
+            with steps.doing(f"{member.name}: looking up kept rows"):
+                if len(anchors) >= _WORTH_KEEPING:
+                    key = _fingerprint(member, anchors, space)
+                    self._kept.append((space, key))
+                    self._adopt(space, key)
 
     def stretches(self, progress: bool = False) -> Iterator[Callable[[], None]]:
         """Everything that is to be done for all rows to be built and kept, in pieces of a second at most.

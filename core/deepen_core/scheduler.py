@@ -9,11 +9,13 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from deepen_core.batch import Batch
 from deepen_core.decoding import Decoder
-from deepen_core.errors import ClosedError
+from deepen_core.errors import ClosedError, brief
+from deepen_core.failure import OUR_FAULT
 from deepen_core.handle import Handle, Request
 from deepen_core.row import Row
 
@@ -66,6 +68,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._closed = False
+        self._broken = ""
 
     def submit(self, rows: Sequence[Row], owner: object, asked: float | None = None) -> list[Handle]:
         """Puts rows into the queue, next to each other.
@@ -135,13 +138,16 @@ class Scheduler:
                 "its worker did not come along. Load it in this process, or fork before its first request."
             )
         if self._closed:
-            raise closed_error()
+            raise closed_error(self._broken)
 
     def _work(self) -> None:
         try:
             while self._receive():
                 assert self._batch is not None, "only this thread lets go of it"
                 self._batch.step()
+        except BaseException as problem:
+            self._broken = brief(problem)
+            raise
         finally:
             self._closed = True
             self._abandon()
@@ -167,16 +173,22 @@ class Scheduler:
 
     def _abandon(self) -> None:
         if self._batch is not None:
-            self._batch.abandon(closed_error)
+            self._batch.abandon(partial(closed_error, self._broken))
             self._batch = None
         while not self._inbox.empty():
             item = self._inbox.get()
             if not isinstance(item, _Stop):
-                item.fail(closed_error())
+                item.fail(closed_error(self._broken))
 
 
-def closed_error() -> ClosedError:
-    """The error of whoever comes after the end."""
+def closed_error(broken: str = "") -> ClosedError:
+    """The error of whoever comes after the end.
+
+    Args:
+        broken: What ended the worker, if it was not `Ensemble.close`.
+    """
+    if broken:
+        return ClosedError(f"This ensemble has broken down: {broken}. {OUR_FAULT} To go on, load it again.")
     return ClosedError("This ensemble was closed and its models released: load it again.")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from deepen_core.conversation import check_unicode
 from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
+from deepen_core.failure import is_memory
 from deepen_core.members import Member
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import MemberScore
@@ -78,8 +79,14 @@ def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
 
 
 @torch.inference_mode()
-def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
+def member_score(member: Member, prompt: str, whole: str, *, speaks: bool) -> MemberScore:
     """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
+
+    Args:
+        member: The member.
+        prompt: The text before.
+        whole: The prompt and what follows.
+        speaks: Whether it is the main member, which has a score in any case.
 
     Raises:
         PromptError: If that is the very first token and the member has no BOS token to condition it on.
@@ -101,8 +108,10 @@ def member_score(member: Member, prompt: str, whole: str) -> MemberScore:
     try:
         logprobs = member.token_logprobs(ids, same)
     except Exception as problem:
+        advice = " Shorten the texts." if is_memory(problem) else ""
+        if not speaks:
+            advice += " With the weight 0 it has no score, and the others have theirs."
         raise MemberError(
-            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}. Shorten the texts, or give "
-            "it the weight 0, with which it has no score."
+            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}.{advice}"
         ) from problem
     return MemberScore(member.name, ids[same:], logprobs)

@@ -139,6 +139,11 @@ class Member(Protocol):
         """Where its logits are."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        ...
+
     def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
         """Runs all pending ids of some rows, together.
 

@@ -14,6 +14,7 @@ from deepen_core.members.base import MemberRow, Work
 from deepen_core.members.probe import probe
 from deepen_core.members.ragged import RaggedRunner
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.results import ONE_AT_A_TIME
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class _Ways:
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
-    Rows are run together, in a ragged cache, where the model can do that. It is tried when the member is first used; a
-    model that cannot runs its rows one at a time, and one without a cache that can be shortened (a state-space model)
-    the whole text of each: slow, but right. So does a text behind the length from which on a model with rotary
-    positions of that kind stretches them all.
+    Rows are run together, in a ragged cache, where the model can do that. It is tried by `find_ways`, or else when the
+    member is first used; a model that cannot runs its rows one at a time, and one without a cache that can be shortened
+    (a state-space model) the whole text of each: slow, but right. So does a text behind the length from which on a
+    model with rotary positions of that kind stretches them all.
 
     Args:
         name: How it is called in reports.
@@ -67,6 +68,13 @@ class CausalMember:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype = self.model.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
     def embeddings(self) -> torch.Tensor:
         """Input embeddings [vocabulary, width]."""
         weight = self.model.get_input_embeddings().weight
@@ -78,10 +86,15 @@ class CausalMember:
         """See `Member.batching`."""
         return self._ways.batching
 
-    @property
-    def _ways(self) -> _Ways:
+    def find_ways(self) -> None:
+        """Tries the model now. It takes seconds; the second time nothing happens."""
         if self._found is None:
             self._found = self._probe()
+
+    @property
+    def _ways(self) -> _Ways:
+        self.find_ways()
+        assert self._found is not None, "just found"
         return self._found
 
     def _probe(self) -> _Ways:
@@ -93,7 +106,9 @@ class CausalMember:
         given = (self.model, len(self.embeddings), self.work)
         alone = far = AloneRunner(*given, keeps_cache=found.keeps_cache)
         near: RaggedRunner | AloneRunner = alone
-        batching = f"one row at a time: {found.why_not}"
+        batching = f"{ONE_AT_A_TIME}: {found.why_not}"
+        if not found.keeps_cache:
+            batching += ", so its whole text is run again for every token"
         if found.masks is not None:
             near, batching = RaggedRunner(self.model, found.masks, len(self.embeddings), self.work), "ragged"
         if found.steady is not None:

@@ -1,0 +1,83 @@
+"""What a long piece of work is doing now: one bar on the error stream, and the log for those without a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+_LOG = logging.getLogger("deepen_core")
+# No time that is left and no rate: steps differ too much in length for either to be true.
+_TICK_S = 1.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+class Steps:
+    """Tells of each step of a piece of work; to be used as a context.
+
+    The log gets a line at level INFO at the start of the work and one with the seconds it took after each step and at
+    the end. A step that raises is not logged: the error speaks for itself. In a terminal the clock of the bar goes on
+    while a step takes long, so that it can be told from one that hangs.
+
+    Args:
+        work: What the work is as a whole, such as "Loading".
+        of: What it is done to.
+        count: How many steps there are.
+        shown: Whether there is a bar; it disappears when the work is over.
+    """
+
+    def __init__(self, work: str, of: str, count: int, *, shown: bool) -> None:
+        self._name = f"{work} {of}"
+        self.shown = shown
+        self._bar = tqdm(total=count, desc=work, bar_format=_BAR, disable=not shown, leave=False)
+        self._started = time.perf_counter()
+        self._over = threading.Event()
+        self._ticker: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._say("%s", self._name)
+        if self.shown and sys.stderr is not None and sys.stderr.isatty():
+            self._ticker = threading.Thread(target=self._tick, name="deepen-clock", daemon=True)
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._ticker is not None:
+            self._ticker.join()
+        self._bar.close()
+        if kind is None:
+            self._say("%s took %.1f s", self._name, time.perf_counter() - self._started)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Tells of one step.
+
+        Args:
+            what: What is done, such as "alpha: loading weights".
+        """
+        self._bar.set_postfix_str(what)
+        started = time.perf_counter()
+        yield
+        self._bar.n += 1  # drawn with the next step: `update` would draw it with the name of this one
+        self._say("%s took %.1f s", what, time.perf_counter() - started)
+
+    def _tick(self) -> None:
+        while not self._over.wait(_TICK_S):
+            self._bar.refresh()
+
+    def _say(self, message: str, *values: object) -> None:
+        if not _LOG.isEnabledFor(logging.INFO):
+            return
+        # A handler may write to the same terminal: its line goes above the bar.
+        with tqdm.external_write_mode(sys.stderr) if self.shown else nullcontext():
+            _LOG.info(message, *values)
