@@ -50,7 +50,7 @@ class FakeEnsemble:
         self.asked = []
         self.options = {}
         members = [member("general", has_chat_template=templates), member("specialist")]
-        self.info = EnsembleInfo(members, "general", "deepen", 1500, 256, 4096, list(warnings))
+        self.info = EnsembleInfo(members, "general", "deepen", 1500, 256, 4096, list(warnings), ["It cannot fly."])
 
     def __enter__(self):
         return self

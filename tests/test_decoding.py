@@ -234,4 +234,10 @@ def test_info(pair):
     assert (info.main, info.fusion, info.context_window) == ("alpha", "deepen", 256)
     assert info.bytes_held == sum(m.space_bytes for m in info.members) > 0
     assert info.members[0].stop_tokens == ["<|eos|>", "<|end|>"]
+    anchors = set(pair._anchors.tokens)
+    ids, vocabulary = (getattr(pair._members[1].tokenizer, name) for name in ("sample_ids", "vocabulary"))
+    share = sum(vocabulary.token_bytes(i) not in anchors for i in ids) / len(ids)
+    assert 0 < share < 1
+    assert info.limits[1].startswith(f"{share:.0%} of the tokens of 'beta'")
+    assert "always a token of 'alpha'" in info.limits[2]
     assert all(0 < m.self_mass <= 1 and m.temperature > 0 and m.weight == 0.5 for m in info.members)

@@ -49,6 +49,30 @@ def compatibility_warnings(
     return found
 
 
+def fusion_limits(main: str, unshared: Mapping[str, float]) -> list[str]:
+    """Says what fusion cannot do with these members, in numbers.
+
+    Args:
+        main: Name of the main member.
+        unshared: For each member that counts, the share of its tokens on a sample text that some other one lacks.
+    """
+    if len(unshared) < 2:
+        return []
+    found = [
+        f"{share:.0%} of the tokens of {name!r} on a sample of prose and code are tokens that not all members have: of "
+        "such a token the ensemble takes in only its beginning, up to the longest shared token."
+        for name, share in unshared.items()
+    ]
+    others = [name for name in unshared if name != main]
+    return [
+        *found,
+        f"What is said is always a token of {main!r}. Its control tokens, other than those that end a text, are for it "
+        f"alone to decide: {' and '.join(map(repr, others))} cannot speak for or against them.",
+        "The average favours what several members find probable at once. What one member alone knows prevails only "
+        "where it is surer than the others together by weight; where they are sure of something else, it is outvoted.",
+    ]
+
+
 def batching_warnings(batching: Mapping[str, str]) -> list[str]:
     """Says which members hold up requests that are asked together.
 

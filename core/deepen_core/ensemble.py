@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from deepen_core.anchors import Anchors
 from deepen_core.asking import Asking
-from deepen_core.compatibility import batching_warnings, compatibility_warnings
+from deepen_core.compatibility import batching_warnings, compatibility_warnings, fusion_limits
 from deepen_core.config import (
     FusionConfig,
     MemberConfig,
@@ -291,6 +291,7 @@ class Ensemble(Asking):
             context_window=min(m.context_window for m in members if m.weight > 0 or m is members[self._main]),
             bytes_held=sum(m.space_bytes for m in members),
             warnings=list(self._warnings),
+            limits=fusion_limits(self.main_name, {m.name: _unshared(m, self._anchors) for m in self._counted()}),
         )
 
     def _counted(self) -> list[CausalMember]:
@@ -356,6 +357,12 @@ def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionCon
         target_self_mass=config.target_self_mass,
         entries=config.row_entries,
     )
+
+
+def _unshared(member: CausalMember, anchors: Anchors) -> float:
+    """The share of a member's tokens on a sample text that not all members have."""
+    ids, shared = member.tokenizer.sample_ids, set(anchors.tokens)
+    return sum(member.tokenizer.vocabulary.token_bytes(i) not in shared for i in ids) / max(1, len(ids))
 
 
 def _healer(member: CausalMember, main: CausalMember, anchors: Anchors) -> Healer:

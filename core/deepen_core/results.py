@@ -199,3 +199,5 @@ class EnsembleInfo:
     warnings: list[str] = field(default_factory=list)
     """Measured reasons why fusion may not help (weak signal, tokens of very different length) or batches may not (a
     member that runs one row at a time)."""
+    limits: list[str] = field(default_factory=list)
+    """What fusion cannot do with these members, however well they fit; empty for a single one."""

@@ -62,6 +62,10 @@ def print_info(console: Console, info: EnsembleInfo) -> None:
     console.print(together)
     for warning in info.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
+    if info.limits:
+        console.print("What fusion cannot do with these members:")
+    for limit in info.limits:
+        console.print(Text(f"- {limit}"))
     if not info.warnings:
         console.print("Compatibility: nothing to warn of.", style="green")
 

@@ -31,7 +31,8 @@ class MemberTokenizer:
         vocabulary: Bytes of every token.
         boundaries: Where a text may be cut.
         reader: Reads prompts.
-        bytes_per_token: Mean length of its tokens on a sample text.
+        sample_ids: Its ids of a sample text.
+        bytes_per_token: Mean length of its tokens on that text.
     """
 
     def __init__(self, tokenizer: Any, name: str, stop_ids: Iterable[int] = ()) -> None:
@@ -39,7 +40,8 @@ class MemberTokenizer:
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, stop_ids, self.backend)
         self.boundaries = Boundaries(self.backend, self.vocabulary.kind)
         self.reader = PromptReader(tokenizer, self.backend, name)
-        self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.backend.encode(SAMPLE_TEXT)))
+        self.sample_ids = self.backend.encode(SAMPLE_TEXT)
+        self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.sample_ids))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; control tokens in it are plain text."""
