@@ -31,7 +31,7 @@ def accounts(ensemble, prompt, **options):
     """Decodes an answer step by step, and yields an `Account` of each token but the end."""
     decoder, members = ensemble._decoder, ensemble._members
     row = decoder.start(prompt, resolve_sampling(None, {**options, "logprobs": 1}))
-    answer = b""
+    answer, reach = b"", len(prompt.encode()) if isinstance(prompt, str) else 0
     while not row.ended:
         places = [list(side.ids) for side in row.sides]
         behind, said = row.others_behind, len(row.token_ids)
@@ -42,7 +42,7 @@ def accounts(ensemble, prompt, **options):
             return
         token = row._vocabulary.token_bytes(row.token_ids[-1]) or b""
         found = [
-            None if behind and number else _accounted(member, ids, token, len(answer) if number else 0)
+            None if behind and number else _accounted(member, ids, token, reach + len(answer) if number else 0)
             for number, (member, ids) in enumerate(zip(members, places, strict=True))
         ]
         yield Account(token, float(torch.tensor(row.logprobs[-1].logprob).exp()), found)
@@ -50,13 +50,13 @@ def accounts(ensemble, prompt, **options):
 
 
 @torch.inference_mode()
-def _accounted(member, ids, token, answered):
+def _accounted(member, ids, token, reach):
     logits = member.model(torch.tensor([ids])).logits[0, -2:].float()
     vocabulary = member.tokenizer.vocabulary
     now = torch.softmax(logits[-1], -1)
     direct = sum(float(now[i]) for v, i in vocabulary.tokens.items() if _alike(v, token) and i < len(now))
     last = vocabulary.token_bytes(ids[-1]) or b""
-    if not last or len(last) > answered or len(ids) < 2:
+    if not last or len(last) > reach or len(ids) < 2:
         return direct
     before = torch.softmax(logits[0], -1)
     longer = sum(

@@ -350,6 +350,7 @@ def test_info_shows_members_side_by_side(fake):
     ):
         assert part in result.stdout
     assert "nothing to warn of" in result.stdout
+    assert "What fusion cannot do with these members:\n- It cannot fly." in result.stdout
 
 
 def test_info_shows_warnings(fake):

@@ -45,9 +45,9 @@ def healer(words, letters):
     return healer_of(words, letters)[0]
 
 
-def heard(words, value, before, *said):
+def heard(words, value, before, *said, cut=False):
     """The member's last token, and main's ids of what it has said."""
-    return Heard(words.tokens[value], before, said)
+    return Heard(words.tokens[value], before, said, cut=cut)
 
 
 def test_mass_goes_to_what_is_left_to_say(words, letters):
@@ -73,6 +73,23 @@ def test_what_main_did_not_say_is_no_beginning(healer, words):
     assert healer.heal([heard(words, b" o", before, 1)]) is None  # main has said the "o" of it, the space stood there
     assert healer.heal([heard(words, b" o", before, 0, 1)]) is None  # not as it would have begun any longer token
     assert healer.heal([heard(words, b" o", before, 2, 6)]) is not None
+
+
+def test_behind_a_plain_prompt_every_longer_token_counts(words, letters):
+    """A caller's text may be cut anywhere: behind " o" it may be on the way to " of", a token of main's own, too."""
+    healer, anchors = healer_of(words, letters)
+    healing = healer.heal([heard(words, b" o", torch.zeros(words.size), cut=True)])
+    assert healing.finished.tolist() == pytest.approx([1 / 4])
+    open_ = {anchors[column]: float(healing.open[0, column]) for column in healing.open[0].nonzero()[:, 0].tolist()}
+    assert open_ == pytest.approx({b"n": 1 / 4, b"u": 1 / 4, b"f": 1 / 4})
+
+
+def test_a_token_that_the_prompt_begins_and_the_answer_goes_on_with(words, letters):
+    """The prompt ends in a space and main has said "o": " on" and " out" may be meant, and " of" as well."""
+    healer, anchors = healer_of(words, letters)
+    healing = healer.heal([heard(words, b" o", torch.zeros(words.size), 1, cut=True)])
+    assert {anchors[column] for column in healing.open[0].nonzero()[:, 0].tolist()} == {b"n", b"u", b"f"}
+    assert healer.heal([heard(words, b" o", torch.zeros(words.size), 2, cut=True)]) is None  # which is no " o"
 
 
 def test_a_longer_token_that_main_would_have_begun_otherwise_does_not_count():
@@ -111,7 +128,7 @@ def test_rows_are_healed_each_on_its_own(healer, words):
     sure = before.clone()
     sure[words.tokens[b" o"]] = 50.0
     rows = [heard(words, value, logits, 6) for value, logits in ((b" o", before), (b"n", before), (b" o", sure))]
-    healing = healer.heal([*rows, Heard(words.tokens[b" o"], None, (6,))])
+    healing = healer.heal([*rows, Heard(words.tokens[b" o"], None, (6,), cut=False)])
     assert healing.finished.tolist() == pytest.approx([1 / 3, 1.0, 1.0, 1.0])
     assert healing.open.sum(-1).tolist() == pytest.approx([2 / 3, 0.0, 0.0, 0.0])
 
@@ -202,4 +219,4 @@ def test_tokenizers_of_one_kind_have_little_to_heal():
     tokenizer = tiny.byte_level()
     a = Vocabulary.from_tokenizer(tokenizer)
     healer, _ = healer_of(a, tokenizer)
-    assert all(healer.heal([Heard(i, torch.zeros(a.size), (i,))]) is None for i in a.tokens.values())
+    assert all(healer.heal([Heard(i, torch.zeros(a.size), (i,), cut=False)]) is None for i in a.tokens.values())

@@ -64,13 +64,15 @@ def fusion_limits(main: str, unshared: Mapping[str, float]) -> list[str]:
         for name, share in unshared.items()
     ]
     others = [name for name in unshared if name != main]
-    return [
-        *found,
+    found.append(
         f"What is said is always a token of {main!r}. Its control tokens, other than those that end a text, are for it "
-        f"alone to decide: {' and '.join(map(repr, others))} cannot speak for or against them.",
+        f"alone to decide: {' and '.join(map(repr, others))} cannot speak for or against them."
+    )
+    found.append(
         "The average favours what several members find probable at once. What one member alone knows prevails only "
-        "where it is surer than the others together by weight; where they are sure of something else, it is outvoted.",
-    ]
+        "where it is surer than the others together by weight; where they are sure of something else, it is outvoted."
+    )
+    return found
 
 
 def batching_warnings(batching: Mapping[str, str]) -> list[str]:

@@ -85,7 +85,16 @@ class Decoder:
         names = [m.name for m in self._members]
         starts_text = not spoken.text
         constraint = self._constraints.start(params, starts_text=starts_text) if params.constraint else None
-        row = Row(sides, names, self._main, self._vocabulary, clamped, constraint, starts_text=starts_text)
+        row = Row(
+            sides,
+            names,
+            self._main,
+            self._vocabulary,
+            clamped,
+            constraint,
+            starts_text=starts_text,
+            continues_text=isinstance(prompt, str),
+        )
         if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
             row.warnings.append(
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
@@ -265,7 +274,9 @@ class Decoder:
 
     @staticmethod
     def _heard(row: Row, side: MemberRow | None) -> Heard:
-        return Heard(0, None, ()) if side is None else Heard(side.ids[-1], side.logits_before, row.token_ids)
+        if side is None:
+            return Heard(0, None, (), cut=False)
+        return Heard(side.ids[-1], side.logits_before, row.token_ids, cut=row.continues_text)
 
     @staticmethod
     def _own(said: Said, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:

@@ -6,8 +6,9 @@ asked for the token before as well: where " o" was only the beginning of a token
 of that token goes to what is left of it to say, "n", "f" or "ut".
 
 Two things bound this. A longer token counts only if main would have begun to say it as it did: main's own encoding of
-it begins with the very ids that main has said. And the member is asked only about text that main has chosen: what a
-chat template wrote was nobody's choice, so nothing else can have been meant by it.
+it begins with the very ids that main has said. And what a chat template wrote was nobody's choice and always ends
+there, so no longer token can have been meant by it. A plain prompt may be cut anywhere, in a word or behind a blank:
+there every longer token counts.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Heard:
     Attributes:
         last: The member's last id.
         before: Its logits [vocabulary] for the place of that id; None if they are not at hand.
-        said: Main's ids up to here, as far back as main has chosen them.
+        said: Main's ids of the answer so far.
+        cut: Whether the text before these may end anywhere, as that of a plain prompt.
     """
 
     last: int
     before: torch.Tensor | None
     said: Sequence[int]
+    cut: bool
 
 
 class Healer:
@@ -135,15 +138,18 @@ class Healer:
         return self._vocabulary.token_bytes(token_id) or b""
 
     def _said(self, heard: Heard) -> tuple[int, ...] | None:
-        """Main's last ids that the member's last token lies in; None if main has not chosen all of it."""
+        """The ids of the answer that the member's last token lies in, none if it ends a prompt.
+
+        Returns:
+            None if the token begins in text that no longer token can have been meant by.
+        """
         value = self._bytes(heard.last)
         data, count = b"", 0
         while len(data) < len(value) or not _is_text(data):
+            if count == len(heard.said):
+                return tuple(heard.said) if heard.cut and value.endswith(data) else None
             count += 1
-            token = self._main.token_bytes(heard.said[-count]) if count <= len(heard.said) else None
-            if token is None:
-                return None
-            data = token + data
+            data = (self._main.token_bytes(heard.said[-count]) or b"") + data
         return tuple(heard.said[len(heard.said) - count :]) if data.endswith(value) else None
 
     def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:

@@ -35,6 +35,8 @@ class Row:
         params: The request's options, `max_new_tokens` already clamped to the room there is.
         constraint: What the answer has to follow, at its start.
         starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
+        continues_text: Whether the answer goes on with a plain text, which may end in the middle of a word, rather
+            than with what a chat template has written.
 
     Attributes:
         sides: As given; None as well for a member that failed and was dropped.
@@ -55,6 +57,7 @@ class Row:
         constraint: Constraint | None = None,
         *,
         starts_text: bool,
+        continues_text: bool,
     ) -> None:
         self.sides = list(sides)
         self.params = params
@@ -69,6 +72,7 @@ class Row:
         self._names = list(names)
         self._main = main
         self._vocabulary = vocabulary
+        self.continues_text = continues_text
         self._drop_space = starts_text and vocabulary.starts_with_space
         self._utf8 = Utf8Stream()
         self._constraint = constraint
