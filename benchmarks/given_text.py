@@ -1,0 +1,138 @@
+"""Given texts, and what the members of a real pair say at each of main's tokens of them, fused by nobody yet.
+
+Both models run each text once. What a member says of it is then fused in as many ways as are to be compared. Models are
+those that `../shared/real/make.py` makes, texts those of the public test sets beside the project.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deepen_core import Ensemble, SamplingParams
+from deepen_core.healing import Heard
+from deepen_core.scoring import continuation_ids
+
+SHARED = Path(__file__).parents[2] / "shared"
+SETS = SHARED / "data" / "benchmarks"
+PAIRS = (
+    ("smollm2-135m", "qwen-coder-0.5b"),
+    ("qwen-coder-0.5b", "smollm2-135m"),
+    ("smollm2-135m", "gemma3-270m"),
+    ("gemma3-270m", "smollm2-135m"),
+)
+KINDS = ("code", "story", "maths", "prose")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text that is given after a prompt: a beginning of it, or a conversation."""
+
+    prompt: str | list[dict[str, str]]
+    text: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What both members say for one of main's tokens.
+
+    Attributes:
+        token_id: Main's token that is given.
+        main: Main's log-probabilities [vocabulary].
+        other: The other member's; None where bytes of an unfinished character wait.
+        heard: What the other member has heard last.
+    """
+
+    token_id: int
+    main: torch.Tensor
+    other: torch.Tensor | None
+    heard: Heard
+
+
+def items(name: str) -> list[dict[str, Any]]:
+    """The items of a test set, such as "gsm8k-dev"."""
+    return [json.loads(line) for line in (SETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def whole_texts(kind: str, count: int) -> list[str]:
+    """Texts of a kind, at least 300 characters each, always the same."""
+    if kind == "code":
+        found = [(item["prompt"] + item["canonical_solution"]).strip() for item in items("humaneval-dev")]
+    elif kind == "story":
+        found = (SHARED / "data" / "tinystories_valid.txt").read_text(encoding="utf-8").split("\n")
+    elif kind == "maths":
+        found = [f"{item['question']}\n{item['solution']}" for item in items("gsm8k-dev")]
+    else:
+        found = [f"{item['question']}\n{item['choices'][item['answer']]}" for item in items("mmlu-dev")]
+    found = [text for text in found if len(text) >= 300]
+    return random.Random(5).sample(found, min(count, len(found)))
+
+
+def beginnings(kind: str, count: int, size: int) -> list[Given]:
+    """Texts of a kind, cut at a blank after some 60 characters; at most `size` characters are given."""
+    cuts = [(text, text.index(" ", 60)) for text in whole_texts(kind, count)]
+    return [Given(text[:cut], text[cut : cut + size]) for text, cut in cuts]
+
+
+def answers(count: int, size: int) -> list[Given]:
+    """Questions as conversations, and the beginnings of their right answers."""
+    chosen = random.Random(5).sample(items("gsm8k-dev"), count)
+    return [Given([{"role": "user", "content": item["question"]}], item["solution"][:size]) for item in chosen]
+
+
+def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[Said]:
+    """Runs a text through both members of a pair.
+
+    Args:
+        ensemble: Of two members, the first one main.
+        given: The text.
+        limit: At most so many of its tokens.
+    """
+    main, other = ensemble._members
+    if isinstance(given.prompt, str):
+        ids = continuation_ids(main.tokenizer, given.prompt, given.text)[:limit]
+    else:
+        ids = main.tokenizer.encode(given.text)[:limit]
+    row = ensemble._decoder.start(given.prompt, SamplingParams())
+    held: tuple[list[list[int]], list[list[int]]] = ([], [])
+    waiting, spoken = [], []
+    for token_id in ids:
+        for side, states in zip(row.sides, held, strict=True):
+            states.append(list(side.ids))
+        waiting.append(row.others_behind)
+        spoken.append(list(row.token_ids))
+        row.speak(token_id)
+    logits = [_logits(m.model, states) for m, states in zip((main, other), held, strict=True)]
+    for place, token_id in enumerate(ids):
+        (own, _), (theirs, before) = logits[0][place], logits[1][place]
+        heard = Heard(held[1][place][-1], before, spoken[place], cut=row.continues_text)
+        told = None if waiting[place] else torch.log_softmax(theirs, -1)
+        yield Said(token_id, torch.log_softmax(own, -1), told, heard)
+
+
+@torch.inference_mode()
+def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Logits behind the last id of each state of a growing text, and before it; from the last state back to the first.
+
+    Nearly all of each state is the beginning of the last one, so only what is not is run again.
+    """
+    whole, cache = states[-1], DynamicCache()
+    base = model(torch.tensor([whole]), past_key_values=cache, use_cache=True).logits[0].float()
+    found: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for ids in reversed(states):
+        same = next((n for n, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
+        if same == len(ids):
+            found.append((base[same - 1], base[same - 2] if same > 1 else None))
+            continue
+        if cache.get_seq_length() > same:
+            cache.crop(same - cache.get_seq_length())
+        tail = model(torch.tensor([ids[same:]]), past_key_values=cache, use_cache=True).logits[0].float()
+        found.append((tail[-1], tail[-2] if len(tail) > 1 else base[same - 1]))
+    return found[::-1]

@@ -1,0 +1,158 @@
+"""What healing is worth on real pairs: bits a byte of given text, and nats behind prompts that are cut anywhere.
+
+Run with `python -m benchmarks.healing --models FOLDER`, the folder in which `../shared/real/make.py` has made the real
+models; `--help` lists the options. Compared are no healing, healing as it was (whatever the member's last token may
+have begun and main has no token for, prompts and templates included) and healing as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.given_text import KINDS, PAIRS, SETS, Given, Said, answers, beginnings, said_of, whole_texts
+from benchmarks.report import publish
+from deepen_core import Ensemble
+from deepen_core.healing import Healer, Healing, Heard
+
+Healers = dict[str, Callable[[Sequence[Heard]], Healing | None]]
+_FIRST = 3  # tokens behind the end of a prompt
+_TOGETHER = 32  # steps that are fused at once
+
+
+class HealerAsItWas(Healer):
+    """Asks what the last token may have begun, whoever wrote it, among the tokens that main has not."""
+
+    def heal(self, rows: Sequence[Heard]) -> Healing | None:
+        """See `Healer.heal`."""
+        return super().heal([Heard(r.last, r.before, (), cut=True) for r in rows])
+
+    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
+        value, start = self._bytes(longer), self._bytes(last)
+        if value in self._main.tokens:
+            return None
+        left = value[len(start) :]
+        starts = (left[:n] for n in range(len(left), 0, -1))
+        return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 1)
+
+
+def healers(ensemble: Ensemble) -> Healers:
+    """The ways to heal the other member of a pair."""
+    now = ensemble._decoder._healers[1]
+    assert now is not None
+    main, other = ensemble._members
+    size = len(other.embeddings)
+    was = HealerAsItWas(
+        other.tokenizer.vocabulary, main.tokenizer.vocabulary, main.tokenizer.backend, ensemble._anchors, size
+    )
+    return {"no healing": lambda _: None, "as it was": was.heal, "as it is": now.heal}
+
+
+@torch.inference_mode()
+def nats(ensemble: Ensemble, steps: Sequence[Said], ways: Healers) -> dict[str, float]:
+    """Surprise of main alone, and of both at equal weights, at some steps in all."""
+    found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
+    for start in range(0, len(steps), _TOGETHER):
+        part = [step for step in steps[start : start + _TOGETHER] if step.other is not None]
+        quiet = [step for step in steps[start : start + _TOGETHER] if step.other is None]
+        for name, heal in ways.items():
+            found[name] -= sum(float(step.main[step.token_id]) for step in quiet)
+            if not part:
+                continue
+            said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
+            weights = torch.full((len(part), 2), 0.5)
+            fused = ensemble._fusion.fuse(said, weights, [None, heal([step.heard for step in part])])
+            found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))
+    return found
+
+
+def cuts(text: str, chosen: random.Random) -> dict[str, int]:
+    """A place of each kind at which a prompt may end, where a text has one."""
+    found: dict[str, int] = {}
+    places = list(range(60, len(text) - 40))
+    chosen.shuffle(places)
+    for place in places:
+        before, after = text[place - 1], text[place]
+        if before.isalpha() and after.isalpha():
+            kind = "in a word"
+        elif before.isalpha() and after == " ":
+            kind = "after a word"
+        elif before == " " and after.isalpha() and text[place - 2] != " ":
+            kind = "after a blank"
+        elif before == "\n" and after != "\n":
+            kind = "after a newline"
+        elif before in ":.?," and after in " \n":
+            kind = "after a mark"
+        else:
+            continue
+        found.setdefault(kind, place)
+    return found
+
+
+def bits_a_byte(ensemble: Ensemble, count: int, size: int) -> Iterable[dict[str, Any]]:
+    """A row for each kind of given text."""
+    ways = healers(ensemble)
+    given = {kind: beginnings(kind, count, size) for kind in KINDS}
+    if ensemble.has_chat_template:
+        given["chat"] = answers(count, size)
+    for kind, texts in given.items():
+        total: dict[str, float] = defaultdict(float)
+        for text in tqdm(texts, desc=kind, leave=False):
+            for name, value in nats(ensemble, list(said_of(ensemble, text)), ways).items():
+                total[name] += value
+        scale = log(2) * sum(len(text.text.encode()) for text in texts)
+        yield {"text": kind, **{name: value / scale for name, value in total.items()}}
+
+
+def ends_of_prompts(ensemble: Ensemble, count: int) -> Iterable[dict[str, Any]]:
+    """A row for each kind of place at which a prompt ends: nats for the first tokens behind it."""
+    ways, chosen = healers(ensemble), random.Random(3)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for kind in ("code", "maths", "prose"):
+        for text in tqdm(whole_texts(kind, count), desc=f"ends of {kind}", leave=False):
+            for place, cut in cuts(text, chosen).items():
+                given = Given(text[max(0, cut - 120) : cut], text[cut : cut + 40])
+                found[place].append(nats(ensemble, list(said_of(ensemble, given, limit=_FIRST)), ways))
+    for place, texts in sorted(found.items()):
+        means = {name: sum(values[name] for values in texts) / len(texts) for name in texts[0]}
+        yield {"prompt ends": place, "prompts": len(texts), **means}
+
+
+def main() -> None:
+    """Measures and publishes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
+    parser.add_argument("--texts", type=int, default=4, help="of each kind, to give")
+    parser.add_argument("--prompts", type=int, default=6, help="of each kind, to end")
+    parser.add_argument("--characters", type=int, default=400, help="of each text")
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    if given.models is None or not SETS.is_dir():
+        print("Give --models, the folder of the real models; the texts are in ../shared/data/benchmarks.")
+        return
+    texts, ends = [], []
+    for names in PAIRS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ensemble = Ensemble.load([given.models / name for name in names], dtype=given.dtype, device="cpu")
+        with ensemble:
+            label = {"main": names[0], "other": names[1]}
+            texts += [{**label, **row} for row in bits_a_byte(ensemble, given.texts, given.characters)]
+            ends += [{**label, **row} for row in ends_of_prompts(ensemble, given.prompts)]
+    publish(
+        "healing", "Bits a byte of given text, equal weights", texts, **{"Nats of three tokens behind a prompt": ends}
+    )
+
+
+if __name__ == "__main__":
+    main()
