@@ -37,7 +37,7 @@ class HealerAsItWas(Healer):
         """See `Healer.heal`."""
         return super().heal([Heard(r.last, r.before, (), cut=True) for r in rows])
 
-    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
+    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:  # noqa: ARG002
         value, start = self._bytes(longer), self._bytes(last)
         if value in self._main.tokens:
             return None
