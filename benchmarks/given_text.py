@@ -58,7 +58,8 @@ class Said:
 
 def items(name: str) -> list[dict[str, Any]]:
     """The items of a test set, such as "gsm8k-dev"."""
-    return [json.loads(line) for line in (SETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (SETS / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def whole_texts(kind: str, count: int) -> list[str]:
