@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import agreement, constraints, decoding, fidelity, fusion, quality, retokenisation, stories
+from benchmarks import (
+    agreement,
+    constraints,
+    decoding,
+    fidelity,
+    fusion,
+    given_text,
+    healing,
+    precision,
+    quality,
+    retokenisation,
+    stories,
+)
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
@@ -72,6 +84,38 @@ def test_retokenisation(shared):
 @pytest.mark.usefixtures("shared")
 def test_stories():
     assert stories.measure(["Once upon a time there was a little dog."], 1, "deepen")["together"] > 0
+
+
+@pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
+def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
+    """With models that run a text once, and one fusion after the other: the very sum that `score` comes to."""
+    given = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuft über die Straße.")
+    with load(*names) as ensemble:
+        steps = list(given_text.said_of(ensemble, given))
+        found = healing.nats(ensemble, steps, healing.healers(ensemble))
+        score = ensemble.score(given.prompt, given.text)
+    assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)
+    assert len({round(value, 6) for value in found.values()}) == 4
+
+
+def test_conversations_are_given_too(pair):
+    given = given_text.Given([{"role": "user", "content": "Hello"}], "Good day.")
+    steps = list(given_text.said_of(pair, given, limit=2))
+    assert len(steps) == 2
+    assert not steps[0].heard.cut
+
+
+def test_places_at_which_a_prompt_may_end():
+    import random
+
+    text = "x" * 60 + " words, and\nmore words in one text that is long enough, so that some of its places may be cut."
+    found = healing.cuts(text, random.Random(0))
+    assert set(found) == {"in a word", "after a word", "after a blank", "after a newline", "after a mark"}
+    assert text[found["after a newline"] - 1] == "\n"
+
+
+def test_precision(pair):
+    assert precision.tokens_per_second(pair, 2) > 0
 
 
 def test_decoding(shared, tmp_path):
