@@ -1,17 +1,23 @@
-# Everything runs in .venv, which each target makes itself; PYTHON says with which interpreter.
+# Everything runs in .venv, or .venv-lowest, which each target makes itself; PYTHON says with which interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
+# What asks most of each dependency, in a few minutes.
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli cli_cache constraint decoding kv_cache \
+	langchain_chat langchain_chat_standard langchain_llm llama_index_agents llama_index_llm \
+	llama_index_structured llama_index_tools loading members packaging prompt scheduler store \
+	transformers_parity)
 BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-lowest lint format bench clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo 'ARGS="..." is passed on, for instance: make demo ARGS="--questions 30"'
 
 demo: $(READY) ## ask the embedded demo ensemble a dozen questions
@@ -20,6 +26,9 @@ demo: $(READY) ## ask the embedded demo ensemble a dozen questions
 # The models of the tests are so small that threads cost more than they gain.
 test: $(READY) ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-lowest: $(LOWEST)/.ready ## run tests of every dependency with the oldest versions that are allowed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS) $(ARGS)
 
 lint: $(READY) ## check style, format, types and the layers
 	$(BIN)/ruff check
@@ -39,7 +48,7 @@ bench: $(READY) ## run every benchmark
 	done
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: its constraint takes a CPU build where one is offered.
@@ -49,4 +58,14 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+# Only what constraints-lowest.txt names is older than in .venv.
+$(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	awk -F== 'NR == FNR { lowest[$$1]; print; next } !($$1 in lowest)' constraints-lowest.txt constraints.txt \
+		>$(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt torch==2.13.0
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' \
+		hypothesis jsonschema langchain-tests langgraph pytest pytest-asyncio pytest-socket
 	@touch $@

@@ -1,6 +1,8 @@
-"""What a user gets: one wheel with both packages, light imports, errors that name the missing extra."""
+"""What a user gets: one wheel with both packages, all that it imports, errors that name the missing extra."""
 
+import ast
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,12 +12,72 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Which extra the modules of a folder may import from, besides what is always there.
+EXTRAS = {
+    "core/deepen_core/constraint.py": "structured",
+    "core/deepen_core/grammar.py": "structured",
+    "deepen_integrations/cli": "cli",
+    "deepen_integrations/langchain": "langchain",
+    "deepen_integrations/llama_index": "llama-index",
+}
 
 
 def python(code: str, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter in which some packages cannot be imported."""
     code = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def declared() -> dict[str, list[str]]:
+    """What pyproject.toml asks for, by extra; under "" what is always there."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
+    project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {"": project["dependencies"]} | {name: project["optional-dependencies"][name] for name in EXTRAS.values()}
+
+
+def bounds(requirements: Sequence[str]) -> dict[str, str]:
+    """The lower bound of each requirement, by name."""
+    return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<[\d.]+)?", text).groups() for text in requirements)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of other distributions that a module imports, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module)
+    known = {*sys.stdlib_module_names, "deepen_core", "deepen_integrations"}
+    return {name for name in names if name.partition(".")[0] not in known}
+
+
+def distribution(module: str, names: Sequence[str]) -> str:
+    """Which of some distributions a module is of: `llama_index.core.llms` of `llama-index-core`."""
+    parts = module.replace("_", "-").split(".")
+    return next((name for name in ("-".join(parts[:2]), parts[0]) if name in names), module)
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    names = {extra: bounds(requirements) for extra, requirements in declared().items()}
+    found = {extra: set() for extra in names}
+    for package in ("core/deepen_core", "deepen_integrations"):
+        for path in (ROOT / package).rglob("*.py"):
+            place = path.relative_to(ROOT).as_posix()
+            extra = next((extra for start, extra in EXTRAS.items() if f"{place}/".startswith(f"{start}/")), "")
+            for module in imported(path):
+                name = distribution(module, [*names[""], *names[extra]])
+                found["" if name in names[""] else extra].add(name)
+    assert found == {extra: set(named) for extra, named in names.items()}
+
+
+def test_the_lowest_constraints_are_the_lower_bounds():
+    lowest = {name: bound for requirements in declared().values() for name, bound in bounds(requirements).items()}
+    lowest["torch"] = "2.13.0"  # older ones are too large a download for a test
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", "\n".join(lines), re.MULTILINE))
+    assert {name: pins.get(name) for name in lowest} == lowest
 
 
 @pytest.mark.parametrize("package", ["deepen_core", "deepen_integrations"])
