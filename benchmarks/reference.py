@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from deepen_core.anchors import Anchors
+from deepen_core.kv_cache import cache_option
 from deepen_core.relative import relative_matrix
 from deepen_core.vocabulary import Vocabulary
 
@@ -73,11 +74,11 @@ class ReferenceLoop:
     def generate(self, text: str, tokens: int) -> list[int]:
         """Main's ids of an answer of so many tokens."""
         (main, other), (spoken, heard) = self._models, self._tokenizers
-        ids, made, cache = spoken.encode(text), list[int](), DynamicCache()
+        ids, made, cache, given = spoken.encode(text), list[int](), DynamicCache(), cache_option(main)
         for _ in range(tokens):
             pending = ids if not made else made[-1:]
             with torch.no_grad():
-                mine = main(torch.tensor([pending], device=self._device), past_key_values=cache).logits[0, -1]
+                mine = main(torch.tensor([pending], device=self._device), **{given: cache}).logits[0, -1]
                 whole = heard.encode(text + spoken.decode(made))
                 theirs = other(torch.tensor([whole], device=self._device), use_cache=False).logits[0, -1]
             made.append(int(self._fusion.fuse([mine, theirs]).argmax()))

@@ -9,7 +9,7 @@ from architectures import VOCABULARY, WINDOW, build
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deepen_core.kv_cache import RaggedCache
+from deepen_core.kv_cache import RaggedCache, cache_option
 from deepen_core.members import MemberRow
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.probe import probe
@@ -409,6 +409,19 @@ def test_bfloat16(name):
         assert float((logits - expected).norm() / expected.norm()) < 0.03
         for row in rows:
             row.rewrite(step % 2, [5 + step] * (1 + step % 3))
+
+
+def test_a_cache_is_given_by_the_name_that_a_model_has_for_it():
+    class Old:
+        def forward(self, input_ids, past_key_values=None, cache=None): ...
+
+    class New:
+        def forward(self, input_ids, cache=None, **options): ...
+
+    class Wrapped:
+        def forward(self, *args, **options): ...
+
+    assert [cache_option(kind()) for kind in (Old, New, Wrapped)] == ["past_key_values", "cache", "past_key_values"]
 
 
 def every_tensor(model):

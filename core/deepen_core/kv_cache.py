@@ -10,6 +10,7 @@ turns into nothing, never what another row left (which may be NaN, and no mask h
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 # Buffers have room for so many positions at least, and grow by half of what is needed.
 _POSITIONS = 64
+
+
+def cache_option(model: Any) -> str:
+    """Returns the name by which a model takes a cache: `transformers` calls it `cache` from 5.24 on."""
+    accepts = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in accepts and "past_key_values" not in accepts else "past_key_values"
 
 
 class Slot:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from deepen_core.kv_cache import cache_option
 from deepen_core.members.base import MemberRow, Work
 
 
@@ -68,6 +69,7 @@ class AloneRunner:
         self._keeps_cache = keeps_cache
         self._in_pieces = in_pieces and keeps_cache
         self._resets = resets
+        self._cache_option = cache_option(model)
         accepts = inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 2} if "logits_to_keep" in accepts else {}
 
@@ -99,7 +101,7 @@ class AloneRunner:
         ids = torch.tensor([pending], device=self._model.device)
         if self._resets:
             self._model(ids[:, :1], use_cache=False, **self._options)
-        held = {"past_key_values": shortened(cache.held, row.cached - len(pending))} if self._keeps_cache else {}
+        held = {self._cache_option: shortened(cache.held, row.cached - len(pending))} if self._keeps_cache else {}
         output = self._model(ids, use_cache=self._keeps_cache, **held, **self._options)
         self._work.forwards += 1
         self._work.ids_run += len(pending)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deepen_core.kv_cache import RaggedCache, Slot
+from deepen_core.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.base import MemberRow, Work
 from deepen_core.members.masks import Masks
 
@@ -39,6 +39,7 @@ class RaggedForward:
         self._model = model
         self._cache = cache
         self._masks = masks
+        self._cache_option = cache_option(model)
         accepts = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in accepts
 
@@ -63,10 +64,12 @@ class RaggedForward:
             del slot.ids[start:]  # until the forward has come to its end
         batch = torch.tensor([ids, places], device=self._model.device)  # [2, slots, count]
         self._cache.aim(slots, starts, batch[1])
-        options: dict[str, Any] = {"logits_to_keep": _kept(keep, count, batch)} if self._keeps else {}
+        options: dict[str, Any] = {self._cache_option: self._cache, "use_cache": True}
+        if self._keeps:
+            options["logits_to_keep"] = _kept(keep, count, batch)
         if min(starts) != max(starts):
             options["attention_mask"] = self._masks.make(batch[1], max(starts) + count)
-        output = self._model(batch[0], position_ids=batch[1], past_key_values=self._cache, use_cache=True, **options)
+        output = self._model(batch[0], position_ids=batch[1], **options)
         for slot, new in zip(slots, ids, strict=True):
             slot.ids += new
         return slots, output.logits[:, -keep:]
