@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.healing import Heard
+from deepen_core.kv_cache import cache_option
 from deepen_core.scoring import continuation_ids
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -125,7 +126,8 @@ def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Ten
     Nearly all of each state is the beginning of the last one, so only what is not is run again.
     """
     whole, cache = states[-1], DynamicCache()
-    base = model(torch.tensor([whole]), past_key_values=cache, use_cache=True).logits[0].float()
+    held: dict[str, Any] = {cache_option(model): cache, "use_cache": True}
+    base = model(torch.tensor([whole]), **held).logits[0].float()
     found: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for ids in reversed(states):
         same = next((n for n, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
@@ -134,6 +136,6 @@ def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Ten
             continue
         if cache.get_seq_length() > same:
             cache.crop(same - cache.get_seq_length())
-        tail = model(torch.tensor([ids[same:]]), past_key_values=cache, use_cache=True).logits[0].float()
+        tail = model(torch.tensor([ids[same:]]), **held).logits[0].float()
         found.append((tail[-1], tail[-2] if len(tail) > 1 else base[same - 1]))
     return found[::-1]

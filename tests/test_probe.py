@@ -74,6 +74,15 @@ def test_the_reason_names_the_place_and_both_numbers():
     assert rounding.problem([one[0], one[1] * float("nan"), one[2]], one)
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 0.01), (torch.float16, 0.3), (torch.bfloat16, 0.9)])
+def test_a_model_that_is_far_from_itself_is_not_trusted_with_everything(dtype, off):
+    """One that sees what comes later changes all it has said with each id: that is no rounding."""
+    rounding = Rounding(dtype)
+    one = [torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    rounding.learn([state + 5.0 for state in one], one)
+    assert rounding.problem([state * (1 + off) for state in one], one)
+
+
 def test_a_model_of_experts_that_changes_its_mind_once_is_tried_again(monkeypatch):
     """Rounding may decide between two experts in one trial; a fault shows in every one."""
     tried = []

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from deepen_core.errors import brief
-from deepen_core.kv_cache import RaggedCache
+from deepen_core.kv_cache import RaggedCache, cache_option
 from deepen_core.members.alone import shortened
 from deepen_core.members.masks import Masks, likely_masks
 from deepen_core.members.ragged import RaggedForward
@@ -105,6 +105,7 @@ class _Trial:
         self._model = model
         self._window = context_window
         self._size = len(model.get_input_embeddings().weight)
+        self._cache_option = cache_option(model)
         self._layers = Layers(model)
         self._known: dict[tuple[int, ...], States] = {}
         self._rounding = Rounding(model.dtype)
@@ -143,8 +144,8 @@ class _Trial:
         """Whether a row by itself can be continued and shortened."""
         first, second = self._text(9, seed), self._text(9, seed, other_from=4)
         cache = DynamicCache()
-        self._model(self._batch(first[:7]), past_key_values=cache, use_cache=True)
-        states = self._run(self._batch(second[4:]), past_key_values=shortened(cache, 4), use_cache=True)
+        self._run(self._batch(first[:7]), cache)
+        states = self._run(self._batch(second[4:]), shortened(cache, 4))
         self._compare(states, 0, second, 2)
 
     def ragged(self, masks: Masks, seed: int) -> None:
@@ -186,15 +187,14 @@ class _Trial:
         pasts, ids = [past, past - 3], self._text(2, seed + 4)
         places = [torch.tensor([[n]], device=self._model.device) for n in pasts]
         alone = [
-            self._run(self._batch([token]), position_ids=place, past_key_values=_MadeUpPast([n], edges), use_cache=True)
+            self._run(self._batch([token]), _MadeUpPast([n], edges), position_ids=place)
             for n, token, place in zip(pasts, ids, places, strict=True)
         ]
         together = self._run(
             self._batch(ids).T,
+            _MadeUpPast(pasts, edges),
             position_ids=torch.cat(places),
-            past_key_values=_MadeUpPast(pasts, edges),
             attention_mask=masks.make(torch.cat(places), past + 1),
-            use_cache=True,
         )
         for row, states in enumerate(alone):
             self._judge([state[row : row + 1] for state in together], states)
@@ -227,9 +227,11 @@ class _Trial:
     def _batch(self, ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(ids)], device=self._model.device)
 
-    def _run(self, ids: torch.Tensor, **options: Any) -> States:
+    def _run(self, ids: torch.Tensor, cache: Cache | None = None, **options: Any) -> States:
+        if cache is not None:
+            options[self._cache_option] = cache
         with self._layers.listening() as heard:
-            output = self._model(ids, **options)
+            output = self._model(ids, use_cache=cache is not None, **options)
         return [*heard, output.logits]
 
     def _whole(self, text: Sequence[int]) -> States:
@@ -238,7 +240,7 @@ class _Trial:
         for known, states in self._known.items():
             if known[:length] == tuple(text):
                 return [state[:, :length] for state in states]
-        self._known[tuple(text)] = self._run(self._batch(text), use_cache=False)
+        self._known[tuple(text)] = self._run(self._batch(text))
         return self._known[tuple(text)]
 
     def _compare(self, states: States, row: int, text: Sequence[int], count: int) -> None:

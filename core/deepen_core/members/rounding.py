@@ -10,13 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-# Deviations that are rounding whatever a model's own are, as shares of the size of what is compared. Half precision: a
-# few of its smallest steps, which one layer may add up.
-_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2**-8, torch.bfloat16: 2**-5}
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Deviations as shares of the size of what is compared.
+
+    Attributes:
+        floor: Up to this it is rounding, whatever the model's own is: a few of the smallest steps of the dtype.
+        layer: Beyond this no rounding explains what a layer puts out.
+        logits: The same for logits, in which the rounding of all layers has added up.
+    """
+
+    floor: float
+    layer: float
+    logits: float
+
+
+_BOUNDS = {
+    torch.float64: _Bounds(1e-6, 1e-6, 1e-6),
+    torch.float32: _Bounds(1e-3, 1e-3, 1e-3),
+    torch.float16: _Bounds(2**-8, 2**-5, 2**-3),
+    torch.bfloat16: _Bounds(2**-5, 2**-2, 2**-1),
+}
 # Over three real models in bfloat16 and float16, right runs are at most 6 times as far off as the model is from itself,
 # and runs with a wrong mask at least 45 times (at the worst layer).
 _FACTOR = 12.0
@@ -66,7 +86,7 @@ class Rounding:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._floor = _FLOOR[dtype]
+        self._bounds = _BOUNDS[dtype]
         self._own: list[float] = []
 
     def learn(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
@@ -81,8 +101,10 @@ class Rounding:
         if len(seen) != len(own):
             return f"{len(seen)} layers where there were {len(own)}"
         for depth, (off, usual) in enumerate(zip(seen, own, strict=True)):
-            if not off <= max(self._floor, _FACTOR * usual):
-                place = "its logits" if depth == len(seen) - 1 else f"what layer {depth} puts out"
+            last = depth == len(seen) - 1
+            most = self._bounds.logits if last else self._bounds.layer
+            if not off <= max(self._bounds.floor, min(_FACTOR * usual, most)):
+                place = "its logits" if last else f"what layer {depth} puts out"
                 return f"{place} by {off:.2g} of their size, where its own rounding is {usual:.2g}"
         return ""
 
