@@ -224,8 +224,7 @@ def test_query_engine(ensemble, reader):
 
 
 def test_streaming_query_engine(reader):
-    # Where it refines an answer, LlamaIndex before 0.14.25 collects the pieces.
-    response = rag(reader, streaming=True, response_mode="simple_summarize").query("Where does Mira live?")
+    response = rag(reader, streaming=True).query("Where does Mira live?")
     assert list(response.response_gen) == [" The", " answer", " is", " Lisbon.", ""]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import WINDOW, build
 
-from deepen_core.kv_cache import RaggedCache, RaggedLayer
+from deepen_core.kv_cache import RaggedCache, RaggedLayer, cache_option
 from deepen_core.members.probe import probe
 from deepen_core.members.rounding import Rounding
 
@@ -118,7 +118,7 @@ def test_errors_of_a_model_are_refusals(problem):
     model = build("llama")
 
     def picky(_module, arguments, options):
-        if isinstance(options.get("past_key_values"), RaggedCache):
+        if isinstance(options.get(cache_option(model)), RaggedCache):
             raise problem("I know no such cache")
 
     model.register_forward_pre_hook(picky, with_kwargs=True)

@@ -117,9 +117,10 @@ NATIVE["qwen3"] = NATIVE["qwen"]
 
 
 def joined(messages):
-    """Lists of strings as one, which is all that is done to what a template takes; parts where there are any."""
+    """No None, and lists of strings as one: all that is done to what a template takes; parts where there are any."""
     for message in messages:
-        content = message["content"]
+        message = {name: value for name, value in message.items() if value is not None}  # noqa: PLW2901
+        content = message.get("content")
         if isinstance(content, list) and all(isinstance(piece, str) for piece in content):
             yield {**message, "content": "".join(content)}
         elif isinstance(content, list):

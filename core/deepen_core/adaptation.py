@@ -79,7 +79,8 @@ def written(message: Message, takes_strings: bool) -> Message:
     elif content is not None:
         runs = groupby(content, lambda piece: isinstance(piece, str))
         content = list(chain.from_iterable(_part("".join(run)) if text else run for text, run in runs))
-    return {**message, "content": content}
+    # As transformers does from 5.23 on: templates write None out, or stumble over it, and know keys that are missing.
+    return {name: value for name, value in {**message, "content": content}.items() if value is not None}
 
 
 def is_text(piece: Piece) -> bool:
