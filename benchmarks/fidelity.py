@@ -114,7 +114,7 @@ def sharpness(sizes: Sequence[int] = (1_000, 4_000, 16_000, 64_000), width: int 
 def _sharpness(anchors: int, common: float, width: int) -> dict[str, Any]:
     world = make_world((anchors + 100, anchors + 100), anchors, width, common=common)
     sample = world.anchor_ids[0][:128]
-    values, space = Proximity(world.embeddings[0], world.anchor_ids[0]).logits(sample), world.spaces()[0]
+    values, space = Proximity(world.embeddings[0], world.spaces()[0].columns.others).logits(sample), world.spaces()[0]
     return {
         "anchors": anchors,
         "common component": common,

@@ -1,7 +1,9 @@
 """Tokens per second of a batch of a real pair in half precision, against float32, in one process.
 
-Run with `python -m benchmarks.precision --models FOLDER`, the folder in which `../shared/real/make.py` has made the
-models; `--help` lists the options. The dtypes take turns, and the best turn of each counts.
+Run with `python -m benchmarks.precision --models FOLDER`, a folder of model folders; `--help` lists the options. The
+dtypes take turns, and the best turn of each counts. Beside the pair stand its members as `transformers` runs them, one
+after the other, on the same batch: on a CPU without instructions for bfloat16, half
+precision is slower there too.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ import argparse
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.report import publish
 from deepen_core import Ensemble
@@ -31,6 +36,17 @@ def tokens_per_second(ensemble: Ensemble, tokens: int) -> float:
     started = time.perf_counter()
     answers = ensemble.generate(prompts, max_new_tokens=tokens, ignore_eos=True)
     return sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - started)
+
+
+def transformers_tokens_per_second(models: Sequence[Any], tokenizers: Sequence[Any], tokens: int) -> float:
+    """Of the members one after the other, on the same batch."""
+    started = time.perf_counter()
+    for model, tokenizer in zip(models, tokenizers, strict=True):
+        chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+        batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
+        model.generate(**batch, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
+    return len(PROMPTS) * tokens / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -52,12 +68,19 @@ def main() -> None:
     with ExitStack() as stack:
         warnings.simplefilter("ignore")
         opened = {d: stack.enter_context(Ensemble.load(folders, dtype=d, device=given.device)) for d in given.dtypes}
+        tokenizers = [AutoTokenizer.from_pretrained(folder, padding_side="left") for folder in folders]
+        alone = {
+            d: [AutoModelForCausalLM.from_pretrained(f, dtype=d).to(given.device) for f in folders]
+            for d in given.dtypes
+        }
         for ensemble in tqdm(opened.values(), desc="warming up", leave=False):  # builds the rows that the answers need
             tokens_per_second(ensemble, given.tokens)
-        best = dict.fromkeys(opened, 0.0)
+        best, theirs = dict.fromkeys(opened, 0.0), dict.fromkeys(opened, 0.0)
         for _ in tqdm(range(given.repeats), desc="repeats", leave=False):
             for dtype, ensemble in opened.items():
                 best[dtype] = max(best[dtype], tokens_per_second(ensemble, given.tokens))
+                reached = transformers_tokens_per_second(alone[dtype], tokenizers, given.tokens)
+                theirs[dtype] = max(theirs[dtype], reached)
         rows = [
             {
                 "main": given.members[0],
@@ -67,6 +90,8 @@ def main() -> None:
                 "batch": len(PROMPTS),
                 "tokens/s": best[dtype],
                 "of float32": best[dtype] / best[given.dtypes[0]],
+                "transformers, of float32": theirs[dtype] / theirs[given.dtypes[0]],
+                "of transformers": best[dtype] / theirs[dtype],
             }
             for dtype, ensemble in opened.items()
         ]

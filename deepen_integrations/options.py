@@ -42,8 +42,8 @@ class LoadOptions(BaseModel):
     """The members: model folders, hub ids or `MemberConfig`s; or "demo" for the embedded demo."""
     main: int | str = 0
     """Whose vocabulary is spoken: index or name of a member."""
-    weights: tuple[float, ...] | str | None = None
-    """How much each member counts: a number each, or the name of a policy; its own weight if not given."""
+    weights: tuple[float, ...] | None = None
+    """How much each member counts: a number each; its own weight if not given."""
     fusion: FusionConfig | str = "deepen"
     """How distributions are joined: "deepen", "deepen-paper", or a `FusionConfig`."""
     device: str | None = None
@@ -70,8 +70,8 @@ class LoadOptions(BaseModel):
     @classmethod
     def _one_weight_each(cls, value: Any, info: ValidationInfo) -> Any:
         members = info.data.get("models")
-        if isinstance(value, (list, tuple)) and isinstance(members, tuple):
-            normalised_weights(value, [_name(member) for member in members])
+        if value is not None and members is not None and (names := _names(members)):
+            normalised_weights(value, names)
         return value
 
     @field_validator("fusion", mode="before")
@@ -93,10 +93,11 @@ class LoadOptions(BaseModel):
     @property
     def label(self) -> str:
         """The members' names joined by `+`."""
-        if self.models == DEMO:
-            return "+".join(DEMO_MEMBERS)
-        return self.models if isinstance(self.models, str) else "+".join(map(_name, self.models))
+        return "+".join(_names(self.models)) or str(self.models)
 
 
-def _name(member: MemberConfig) -> str:
-    return member.name or PurePath(member.model).name
+def _names(members: tuple[MemberConfig, ...] | str) -> list[str]:
+    """The members' names, as far as known; an ensemble that was loaded before has checked its weights itself."""
+    if isinstance(members, str):
+        return list(DEMO_MEMBERS) if members == DEMO else []
+    return [member.name or PurePath(member.model).name for member in members]

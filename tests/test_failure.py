@@ -8,7 +8,7 @@ from scheduler_parts import FAILING, OPTIONS, PROMPTS, hook
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import DecodingError, NonFiniteLogitsError
-from deepen_core.failure import is_memory
+from deepen_core.memory import is_memory
 
 REPORT = "This is a fault of deepen: please report it with this text."
 MEMORY = [

@@ -1,4 +1,4 @@
-"""DeepenLLM and ChatDeepen in event loops, and what ends a request early; points 22 to 27 and 60."""
+"""DeepenLLM and ChatDeepen in event loops, and what ends a request early."""
 
 import asyncio
 import multiprocessing
@@ -47,7 +47,7 @@ async def longest_gap(work):
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
-async def test_point_22_the_event_loop_goes_on(demo, way):
+async def test_the_event_loop_goes_on(demo, way):
     async def ask():
         if way == "abatch":
             return "".join(map(said, await demo.abatch([PROMPT] * 4, max_new_tokens=60)))
@@ -61,7 +61,7 @@ async def test_point_22_the_event_loop_goes_on(demo, way):
     assert min(gaps) < 0.05, gaps
 
 
-async def test_point_22_the_default_executor_stays_free(demo, monkeypatch):
+async def test_the_default_executor_stays_free(demo, monkeypatch):
     def refuse(*arguments):
         pytest.fail("the executor was used")
 
@@ -73,7 +73,7 @@ async def test_point_22_the_default_executor_stays_free(demo, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
-async def test_point_22_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, kind, way):
+async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, kind, way):
     load = engines._load
 
     def slowly(options, progress):
@@ -120,9 +120,9 @@ class Interrupted(Serving):
         assert llm.invoke(PROMPT, max_new_tokens=4)
 
 
-class TestPoint23(Interrupted):
+class TestCancellation(Interrupted):
     @pytest.mark.parametrize("way", ["cancel", "wait_for", "aclose", "break"])
-    async def test_point_23_the_row_is_free_within_two_steps(self, llm, kind, way):
+    async def test_the_row_is_free_within_two_steps(self, llm, kind, way):
         recorder = Recorder()
         config = {"callbacks": [recorder]}
         if way in {"cancel", "wait_for"}:
@@ -150,7 +150,7 @@ class TestPoint23(Interrupted):
         assert recorder.after_the_end == 0
 
     @pytest.mark.filterwarnings("ignore:The method:langchain_core._api.LangChainBetaWarning")
-    async def test_point_23_streams_of_events_that_are_closed(self, llm, kind):
+    async def test_streams_of_events_that_are_closed(self, llm, kind):
         async for event in llm.astream_events(PROMPT, version="v2"):
             if event["event"].endswith("_stream"):
                 break
@@ -162,7 +162,7 @@ class TestPoint23(Interrupted):
             await stream.aclose()
             await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
 
-    async def test_point_23_a_cancelled_batch(self, llm):
+    async def test_a_cancelled_batch(self, llm):
         task = asyncio.ensure_future(llm.abatch([PROMPT, "Once"]))
         await asyncio.sleep(0.2)
         task.cancel()
@@ -170,16 +170,16 @@ class TestPoint23(Interrupted):
             await task
         await asyncio.to_thread(self.check_it_ends_within_two_steps, llm)
 
-    def test_point_23_a_closed_stream(self, llm):
+    def test_a_closed_stream(self, llm):
         stream = llm.stream(PROMPT)
         assert next(stream)
         stream.close()
         self.check_it_ends_within_two_steps(llm)
 
 
-class TestPoint24(Interrupted):
+class TestClosing(Interrupted):
     @pytest.mark.parametrize("way", ["aclose", "close"])
-    async def test_point_24_one_error_with_what_there_was(self, llm, kind, way):
+    async def test_one_error_with_what_there_was(self, llm, kind, way):
         recorder = Recorder()
         config = {"callbacks": [recorder]}
         if way == "aclose":
@@ -201,7 +201,7 @@ class TestPoint24(Interrupted):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_25_an_engine_error_comes_through_at_once(load, kind, way):
+async def test_an_engine_error_comes_through_at_once(load, kind, way):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble, 1)
 
@@ -221,9 +221,9 @@ async def test_point_25_an_engine_error_comes_through_at_once(load, kind, way):
         assert llm.invoke(PROMPT, max_new_tokens=4)
 
 
-class TestPoint26(Interrupted):
+class TestFailingCallbacks(Interrupted):
     @pytest.mark.parametrize("way", WAYS)
-    async def test_point_26_a_failing_callback_frees_the_row(self, llm, kind, way):
+    async def test_a_failing_callback_frees_the_row(self, llm, kind, way):
         llm = llm.model_copy(update=streaming(kind))
         recorder = Recorder(fail_at=0)
         with pytest.raises(KeyError):
@@ -233,7 +233,7 @@ class TestPoint26(Interrupted):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_27_a_timeout_ends_the_answer_with_what_there_is(demo, way):
+async def test_a_timeout_ends_the_answer_with_what_there_is(demo, way):
     recorder = Recorder()
     start = time.perf_counter()
     text = await text_of(demo, way, PROMPT, {"callbacks": [recorder]}, timeout=0.25, max_new_tokens=100_000)
@@ -245,7 +245,7 @@ async def test_point_27_a_timeout_ends_the_answer_with_what_there_is(demo, way):
     assert demo.with_options(timeout=0.25).timeout == 0.25
 
 
-async def test_point_60_sync_calls_and_sync_callbacks_in_a_running_loop(pair, kind):
+async def test_sync_calls_and_sync_callbacks_in_a_running_loop(pair, kind):
     """As in a notebook."""
     llm = kind.from_ensemble(pair, max_new_tokens=4, ignore_eos=True, **streaming(kind))
     recorder = Recorder()
@@ -255,7 +255,7 @@ async def test_point_60_sync_calls_and_sync_callbacks_in_a_running_loop(pair, ki
     assert "".join(token for token, _ in recorder.tokens) == text
 
 
-async def test_point_60_several_loops_at_once(pair, kind):
+async def test_several_loops_at_once(pair, kind):
     """As servers with several workers have."""
     llm = kind.from_ensemble(pair, max_new_tokens=6, ignore_eos=True)
     answers = await asyncio.gather(*(asyncio.to_thread(asyncio.run, llm.ainvoke(PROMPT)) for _ in range(5)))
@@ -267,7 +267,7 @@ def _ask_in_child(llm, answers):
 
 
 @pytest.mark.slow
-def test_point_60_a_spawned_process_loads_its_own(folders, kind):
+def test_a_spawned_process_loads_its_own(folders, kind):
     llm = kind(models=[folders["alpha"], folders["beta"]], device="cpu", progress=False, ignore_eos=True)
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
@@ -282,7 +282,7 @@ def test_point_60_a_spawned_process_loads_its_own(folders, kind):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_point_60_a_fork_is_told_and_does_not_hang(folders, kind):
+def test_a_fork_is_told_and_does_not_hang(folders, kind):
     code = f"""
 import os, sys
 from deepen_core.errors import ClosedError
@@ -309,7 +309,7 @@ print("told")
     assert run.stdout.strip() == "told", run.stderr
 
 
-def test_point_60_a_closed_model_says_so_in_every_way(pair, kind):
+def test_a_closed_model_says_so_in_every_way(pair, kind):
     llm = kind.from_ensemble(pair)
     llm.close()
     for way in WAYS:

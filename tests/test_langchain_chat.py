@@ -1,4 +1,4 @@
-"""Answers of ChatDeepen, whole and in pieces; points 10 to 12, 18 to 21, 30, 40, 42 to 45, 55 and 57."""
+"""Answers of ChatDeepen, whole and in pieces."""
 
 import codecs
 import time
@@ -35,7 +35,7 @@ def whole(pair):
 # Many at once
 
 
-class TestPoint11:
+class TestBatches:
     """Conversations that come together are decoded together."""
 
     @pytest.fixture
@@ -45,7 +45,7 @@ class TestPoint11:
             yield ChatDeepen.from_ensemble(ensemble, max_new_tokens=12, ignore_eos=True), member
 
     @pytest.mark.parametrize("way", ["batch", "abatch", "chain", "achain"])
-    async def test_point_11_twenty_conversations_are_one_decode_batch(self, watched, way):
+    async def test_twenty_conversations_are_one_decode_batch(self, watched, way):
         chat, member = watched
         texts = [f"{PROMPT} {n}" for n in range(20)]
         alone = [chat.invoke(text).text for text in texts]
@@ -61,7 +61,7 @@ class TestPoint11:
         assert max(member.forwards) >= 16
 
     @pytest.mark.parametrize("way", ["batch", "abatch"])
-    async def test_point_11_each_input_keeps_its_callbacks_tags_and_name(self, chat, way):
+    async def test_each_input_keeps_its_callbacks_tags_and_name(self, chat, way):
         recorders = [Recorder() for _ in range(20)]
         configs = [{"callbacks": [r], "tags": [f"t{n}"], "run_name": f"r{n}"} for n, r in enumerate(recorders)]
         texts = [f"{PROMPT} {n}" for n in range(20)]
@@ -72,7 +72,7 @@ class TestPoint11:
             assert recorder.prompts == [f"Human: {PROMPT} {n}"]
             assert recorder.ends[0].generations[0][0].text == answer.text
 
-    def test_point_11_max_concurrency_holds(self, watched):
+    def test_max_concurrency_holds(self, watched):
         chat, member = watched
         config = {"max_concurrency": 3}
         chat.batch([PROMPT] * 8, config)
@@ -80,7 +80,7 @@ class TestPoint11:
         assert config == {"max_concurrency": 3}
         assert chat.batch([]) == []
 
-    def test_point_10_threads_and_parallel_branches_are_decoded_together(self, watched):
+    def test_threads_and_parallel_branches_are_decoded_together(self, watched):
         chat, member = watched
         alone = {text: chat.invoke(text).text for text in PROMPTS}
         ways = {
@@ -107,7 +107,7 @@ class TestPoint11:
 
 
 @pytest.mark.parametrize("way", ["batch", "abatch"])
-async def test_point_12_only_what_fails_is_an_exception(chat, whole, way):
+async def test_only_what_fails_is_an_exception(chat, whole, way):
     image = [HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}])]
     inputs = [PROMPT, TOO_LONG, image, PROMPT]
     ask = chat.batch(inputs, return_exceptions=True)
@@ -121,7 +121,7 @@ async def test_point_12_only_what_fails_is_an_exception(chat, whole, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_18_finish_reasons(chat, way):
+async def test_finish_reasons(chat, way):
     async def reason(**options):
         return (await asked(chat, way, PROMPT, **options)).response_metadata["finish_reason"]
 
@@ -131,7 +131,7 @@ async def test_point_18_finish_reasons(chat, way):
     assert await reason(stop=[(await asked(chat, way, PROMPT)).text[4]]) == "stop"
 
 
-class TestPoint19:
+class TestStopStrings:
     """A stop string is cut exactly, wherever it was given and however its tokens fall."""
 
     @pytest.fixture
@@ -148,7 +148,7 @@ class TestPoint19:
         return whole[middle - 4 : middle + 4]  # longer than a token
 
     @pytest.mark.parametrize("way", [*WAYS, "batch", "abatch", "bind", "init"])
-    async def test_point_19_every_way(self, chat, whole, stop, way):
+    async def test_every_way(self, chat, whole, stop, way):
         if way == "batch":
             (answer, _) = chat.batch([PROMPT, PROMPT], stop=[stop])
         elif way == "abatch":
@@ -161,13 +161,13 @@ class TestPoint19:
             answer = await asked(chat, way, PROMPT, stop=[stop])
         assert answer.text == whole.partition(stop)[0]
 
-    def test_point_19_no_part_of_it_is_ever_shown(self, chat, whole, stop):
+    def test_no_part_of_it_is_ever_shown(self, chat, whole, stop):
         before, shown = whole.partition(stop)[0], ""
         for piece in chat.stream(PROMPT, stop=[stop]):
             shown += piece.text
             assert before.startswith(shown)
 
-    def test_point_19_the_earliest_wins_a_call_overrides_and_an_empty_list_disables(self, chat, whole):
+    def test_the_earliest_wins_a_call_overrides_and_an_empty_list_disables(self, chat, whole):
         early, late = whole[5:8], whole[12:16]
         cut = whole[: min(whole.index(early), whole.index(late))]
         assert chat.invoke(PROMPT, stop=[late, early]).text == chat.invoke(PROMPT, stop=[early, late]).text == cut
@@ -178,7 +178,7 @@ class TestPoint19:
 
 
 @pytest.mark.parametrize("tools", [[], [{"title": "add", "type": "object", "properties": {}}]], ids=["text", "tools"])
-def test_point_20_characters_of_several_tokens_come_whole(terse, tools):
+def test_characters_of_several_tokens_come_whole(terse, tools):
     """Random members speak single bytes; what becomes a character is shown once it is one."""
     hot = ChatDeepen.from_ensemble(terse, temperature=1.5, max_tokens=40).bind_tools(tools)
     broken = 0
@@ -198,7 +198,7 @@ def decoded(spoken):
     return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(spoken))
 
 
-def test_point_21_the_first_piece_comes_early(chat):
+def test_the_first_piece_comes_early(chat):
     shares = []
     for _ in range(3):
         start = time.perf_counter()
@@ -215,7 +215,7 @@ def test_point_21_the_first_piece_comes_early(chat):
 
 @pytest.mark.parametrize("way", ["stream", "astream"])
 @pytest.mark.parametrize("logprobs", [None, 2])
-async def test_point_42_one_chunk_tells_and_the_last_is_marked(chat, whole, way, logprobs):
+async def test_one_chunk_tells_and_the_last_is_marked(chat, whole, way, logprobs):
     recorder, config = Recorder(), {}
     config["callbacks"] = [recorder]
     if way == "stream":
@@ -239,7 +239,7 @@ async def test_point_42_one_chunk_tells_and_the_last_is_marked(chat, whole, way,
 
 
 @pytest.mark.parametrize("version", [None, "v0", "v1"])
-async def test_point_42_every_way_says_the_same(pair, version):
+async def test_every_way_says_the_same(pair, version):
     options = {} if version is None else {"output_version": version}
     chat = ChatDeepen.from_ensemble(pair, max_new_tokens=12, ignore_eos=True, logprobs=1, **options)
     answers = [await asked(chat, way, PROMPT) for way in WAYS]
@@ -253,7 +253,7 @@ async def test_point_42_every_way_says_the_same(pair, version):
 
 
 @pytest.mark.filterwarnings("ignore:The method:langchain_core._api.LangChainBetaWarning")
-async def test_point_43_events_of_version_3_are_valid_and_come_to_what_invoke_says(chat):
+async def test_events_of_version_3_are_valid_and_come_to_what_invoke_says(chat):
     expected = chat.invoke(PROMPT, logprobs=1)
     stream = chat.stream_events(PROMPT, version="v3", logprobs=1)
     events = list(stream)
@@ -268,7 +268,7 @@ async def test_point_43_events_of_version_3_are_valid_and_come_to_what_invoke_sa
         assert len(logprobs) == output.usage_metadata["output_tokens"] == 12
 
 
-class TestPoint44:
+class TestGraphListeners:
     """What listens to a graph hears each piece of a model that is only invoked in it."""
 
     @pytest.fixture
@@ -285,7 +285,7 @@ class TestPoint44:
         return graph.compile()
 
     @pytest.mark.parametrize("way", ["stream", "astream"])
-    async def test_point_44_langgraph_streams_messages(self, graph, whole, way):
+    async def test_langgraph_streams_messages(self, graph, whole, way):
         asking = {"messages": [("user", PROMPT)]}
         if way == "stream":
             told = list(graph.stream(asking, stream_mode="messages"))
@@ -298,7 +298,7 @@ class TestPoint44:
         assert summed(chunks).text == whole
 
     @pytest.mark.parametrize("way", WAYS)
-    async def test_point_44_usage_adds_up(self, chat, way):
+    async def test_usage_adds_up(self, chat, way):
         handler = UsageMetadataCallbackHandler()
         total = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0)
         for prompt in PROMPTS[:3]:
@@ -308,7 +308,7 @@ class TestPoint44:
         assert total["output_tokens"] == 36
 
 
-class TestPoint45:
+class TestStreamingSwitches:
     """LangChain's switches for streaming."""
 
     def pieces(self, chat, **options):
@@ -319,7 +319,7 @@ class TestPoint45:
         chat.invoke(PROMPT, {"callbacks": [recorder]}, **options)
         return len(recorder.tokens)
 
-    def test_point_45_disabled_for_good_or_where_tools_are(self, terse, pair, chat):
+    def test_disabled_for_good_or_where_tools_are(self, terse, pair, chat):
         tool = {"title": "add", "type": "object", "properties": {}}
         held = ChatDeepen.from_ensemble(pair, max_new_tokens=12, ignore_eos=True, disable_streaming=True)
         some = ChatDeepen.from_ensemble(terse, max_new_tokens=12, ignore_eos=True, disable_streaming="tool_calling")
@@ -328,7 +328,7 @@ class TestPoint45:
         assert self.pieces(some) > 4
         assert self.pieces(some.bind_tools([tool])) == 1
 
-    def test_point_45_enabled_inside_invoke(self, pair, chat):
+    def test_enabled_inside_invoke(self, pair, chat):
         always = ChatDeepen.from_ensemble(pair, max_new_tokens=12, ignore_eos=True, streaming=True)
         never = ChatDeepen.from_ensemble(pair, max_new_tokens=12, ignore_eos=True, streaming=False)
         assert self.tokens(chat) == 0
@@ -342,7 +342,7 @@ class TestPoint45:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-async def test_point_40_events_of_a_stream(chat, whole, nested):
+async def test_events_of_a_stream(chat, whole, nested):
     async def ask(prompt):
         return await chat.ainvoke(prompt)
 
@@ -359,7 +359,7 @@ async def test_point_40_events_of_a_stream(chat, whole, nested):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_30_traces_show_the_options_of_the_call(ensemble, way):
+async def test_traces_show_the_options_of_the_call(ensemble, way):
     recorder = Recorder()
     chat = ChatDeepen.from_ensemble(ensemble, stop=["x"])
     options = {"temperature": 0.5, "max_tokens": 3}
@@ -375,7 +375,7 @@ async def test_point_30_traces_show_the_options_of_the_call(ensemble, way):
 # The window
 
 
-async def test_point_55_the_profile_is_the_real_window(folders):
+async def test_the_profile_is_the_real_window(folders):
     with ChatDeepen(models=[folders["alpha"], folders["beta"]], progress=False, max_tokens=7) as chat:
         profile = chat.profile
         assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (256, 7)
@@ -385,7 +385,7 @@ async def test_point_55_the_profile_is_the_real_window(folders):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_55_what_is_too_long_is_told_before_decoding(load, way):
+async def test_what_is_too_long_is_told_before_decoding(load, way):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble)
         chat, recorder = ChatDeepen.from_ensemble(ensemble), Recorder()
@@ -400,7 +400,7 @@ async def test_point_55_what_is_too_long_is_told_before_decoding(load, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_57_logprobs_are_those_of_the_fused_distribution(pair, chat, way):
+async def test_logprobs_are_those_of_the_fused_distribution(pair, chat, way):
     answer = await asked(chat, way, PROMPT, logprobs=3)
     content = answer.response_metadata["logprobs"]["content"]
     assert len(content) == answer.usage_metadata["output_tokens"] == 12

@@ -1,4 +1,4 @@
-"""Agents and graphs on ChatDeepen; point 54, and 44 for agents.
+"""Agents and graphs on ChatDeepen.
 
 Members made of rules call a tool and answer from what came of it; random members show what holds whatever they say.
 """
@@ -70,7 +70,7 @@ def kinds(messages):
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
-async def test_point_54_an_agent_calls_a_tool_and_answers(agent, clever, way):
+async def test_an_agent_calls_a_tool_and_answers(agent, clever, way):
     handler = UsageMetadataCallbackHandler()
     config = {"callbacks": [handler]}
     told = agent.invoke(ASKED, config) if way == "invoke" else await agent.ainvoke(ASKED, config)
@@ -87,7 +87,7 @@ async def test_point_54_an_agent_calls_a_tool_and_answers(agent, clever, way):
 
 
 @pytest.mark.parametrize("way", ["stream", "astream"])
-async def test_point_54_an_agent_streams_tokens_and_steps(agent, way):
+async def test_an_agent_streams_tokens_and_steps(agent, way):
     modes = {"stream_mode": ["messages", "updates"]}
     if way == "stream":
         told = list(agent.stream(ASKED, **modes))
@@ -105,7 +105,7 @@ async def test_point_54_an_agent_streams_tokens_and_steps(agent, way):
     assert [next(iter(update)) for mode, update in told if mode == "updates"] == ["model", "tools", "model"]
 
 
-async def test_point_54_events_of_an_agent(agent):
+async def test_events_of_an_agent(agent):
     events = [event async for event in agent.astream_events(ASKED, version="v2")]
     names = [event["event"] for event in events]
     assert names.count("on_chat_model_start") == names.count("on_chat_model_end") == 2
@@ -113,7 +113,7 @@ async def test_point_54_events_of_an_agent(agent):
     assert names.count("on_chat_model_stream") > 6
 
 
-def test_point_54_an_agent_remembers(clever):
+def test_an_agent_remembers(clever):
     agent = create_agent(ChatDeepen.from_ensemble(clever), [look_up], checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     agent.invoke(ASKED, config)
@@ -122,7 +122,7 @@ def test_point_54_an_agent_remembers(clever):
     assert told[-1].text == " There too."
 
 
-def test_point_54_a_tool_that_fails_is_told(ensemble):
+def test_a_tool_that_fails_is_told(ensemble):
     ensemble.answers["q"] = call("fail", '{"name": "Mira"}')
     ensemble.default = " I cannot tell."
     model = ChatDeepen.from_ensemble(ensemble).bind_tools([fail])
@@ -141,7 +141,7 @@ def test_point_54_a_tool_that_fails_is_told(ensemble):
 
 @pytest.mark.filterwarnings("ignore:create_react_agent")
 @pytest.mark.parametrize("bound", [False, True])
-def test_point_54_a_react_agent(clever, bound):
+def test_a_react_agent(clever, bound):
     chat = ChatDeepen.from_ensemble(clever)
     agent = create_react_agent(chat.bind_tools([look_up]) if bound else chat, [look_up])
     told = agent.invoke(ASKED)["messages"]
@@ -149,7 +149,7 @@ def test_point_54_a_react_agent(clever, bound):
     assert told[-1].text == " In Oslo, it says."
 
 
-def test_point_54_a_call_that_is_cut_off_is_not_run(clever):
+def test_a_call_that_is_cut_off_is_not_run(clever):
     told = create_agent(ChatDeepen.from_ensemble(clever, max_tokens=6), [look_up]).invoke(ASKED)["messages"]
     assert kinds(told) == ["HumanMessage", "AIMessage"]
     assert told[-1].response_metadata["finish_reason"] == "length"
@@ -173,7 +173,7 @@ class Town(BaseModel):
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
 @pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy, None])
-async def test_point_54_random_members_give_an_object(terse, strategy, way):
+async def test_random_members_give_an_object(terse, strategy, way):
     chat = ChatDeepen.from_ensemble(terse, max_tokens=300)
     wanted = Town if strategy is None else strategy(Town)
     agent = create_agent(chat, [], response_format=wanted)
@@ -189,7 +189,7 @@ async def test_point_54_random_members_give_an_object(terse, strategy, way):
 
 
 @pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy])
-def test_point_54_tools_first_and_then_an_object(clever, strategy):
+def test_tools_first_and_then_an_object(clever, strategy):
     said = '{"name": "Oslo", "color": "rouge", "people": 3}'
     final = call("Town", said) if strategy is ToolStrategy else said
     clever.answers["<tool_response>\nMira lives in Oslo.\n</tool_response>"] = final
@@ -204,7 +204,7 @@ def test_point_54_tools_first_and_then_an_object(clever, strategy):
 # Middleware
 
 
-def test_point_54_a_conversation_is_summarised(clever):
+def test_a_conversation_is_summarised(clever):
     clever.default = " They spoke of Mira."
     chat = ChatDeepen.from_ensemble(clever)
     agent = create_agent(
@@ -216,7 +216,7 @@ def test_point_54_a_conversation_is_summarised(clever):
     assert told[-1].text == " There too."
 
 
-def test_point_54_a_summary_may_be_triggered_by_a_share_of_the_window(clever):
+def test_a_summary_may_be_triggered_by_a_share_of_the_window(clever):
     """LangChain asks the profile of the model how long a prompt may be."""
     chat = ChatDeepen.from_ensemble(clever)
     assert chat.profile["max_input_tokens"] == 512
@@ -227,7 +227,7 @@ def test_point_54_a_summary_may_be_triggered_by_a_share_of_the_window(clever):
     assert "Short." in told[0].text
 
 
-def test_point_54_old_results_are_cleared_by_the_models_own_count(terse):
+def test_old_results_are_cleared_by_the_models_own_count(terse):
     chat = ChatDeepen.from_ensemble(terse, max_tokens=4)
     edit = ClearToolUsesEdit(trigger=900, keep=0, placeholder="[gone]")
     agent = create_agent(
@@ -240,7 +240,7 @@ def test_point_54_old_results_are_cleared_by_the_models_own_count(terse):
     assert answer.usage_metadata["input_tokens"] < 900 < uncut.usage_metadata["input_tokens"]
 
 
-def test_point_54_tools_are_selected_by_the_members(terse):
+def test_tools_are_selected_by_the_members(terse):
     """The selection is an object whose texts are one of the tools' names: an answer that is always valid."""
     chat = ChatDeepen.from_ensemble(terse, max_tokens=300)
 
@@ -252,7 +252,7 @@ def test_point_54_tools_are_selected_by_the_members(terse):
     assert prompt_tokens(middleware=[LLMToolSelectorMiddleware(max_tools=1)]) < prompt_tokens() - 50
 
 
-def test_point_54_another_model_takes_over(clever, terse):
+def test_another_model_takes_over(clever, terse):
     short = ChatDeepen.from_ensemble(clever)
     clever.failure = ContextWindowError("too long")
     fallback = ModelFallbackMiddleware(ChatDeepen.from_ensemble(terse, max_tokens=3))
@@ -261,7 +261,7 @@ def test_point_54_another_model_takes_over(clever, terse):
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
-async def test_point_54_members_choose_to_call_and_then_to_answer(taught_folders, way):
+async def test_members_choose_to_call_and_then_to_answer(taught_folders, way):
     """Nothing is forced here: whether to call is the members' choice, which they have learned."""
     with ChatDeepen(models=taught_folders, progress=False, max_tokens=200) as model:
         agent = create_agent(model, [taught.get_weather])

@@ -1,4 +1,4 @@
-"""Calls of tools: the same in every way, and whole or none at all; points 50, 51 and 10."""
+"""Calls of tools: the same in every way, and whole or none at all."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def chat(terse):
 
 @ignores_beta
 @pytest.mark.parametrize("version", [None, "v1"])
-async def test_point_50_every_way_calls_the_same(terse, version):
+async def test_every_way_calls_the_same(terse, version):
     own = {} if version is None else {"output_version": version}
     chat = ChatDeepen.from_ensemble(terse, max_tokens=300, temperature=1.0, **own)
     several = 0
@@ -46,7 +46,7 @@ async def test_point_50_every_way_calls_the_same(terse, version):
     assert several
 
 
-def test_point_50_parallel_calls_have_ids_and_places_of_their_own(ensemble):
+def test_parallel_calls_have_ids_and_places_of_their_own(ensemble):
     calls = "\n".join(f'<tool_call>\n{{"name": "plain", "arguments": {{"a": {n}}}}}\n</tool_call>' for n in range(3))
     ensemble.answers["hi"] = calls
     bound = ChatDeepen.from_ensemble(ensemble).bind_tools([plain])
@@ -58,7 +58,7 @@ def test_point_50_parallel_calls_have_ids_and_places_of_their_own(ensemble):
     assert {call["id"] for call in bound.invoke("hi").tool_calls}.isdisjoint(c["id"] for c in chunks)
 
 
-def test_point_10_calls_texts_and_objects_at_once(terse):
+def test_calls_texts_and_objects_at_once(terse):
     """Each row has its own grammar, or none."""
     chat = ChatDeepen.from_ensemble(terse, max_tokens=80)
     bound = chat.bind_tools([now], tool_choice="now")
@@ -95,7 +95,7 @@ NO_CALLS = {
 
 @ignores_beta
 @pytest.mark.parametrize("kind", NO_CALLS)
-async def test_point_51_what_is_no_call_stays_text(ensemble, kind):
+async def test_what_is_no_call_stays_text(ensemble, kind):
     """Real members are held to the grammar, so but for calls that are cut off this cannot come from them."""
     ensemble.answers["hi"] = NO_CALLS[kind]
     bound = ChatDeepen.from_ensemble(ensemble).bind_tools([now])
@@ -105,7 +105,7 @@ async def test_point_51_what_is_no_call_stays_text(ensemble, kind):
         assert answer.invalid_tool_calls == []
 
 
-class TestPoint51:
+class TestTruncatedCalls:
     """A call that is cut off is never run: LangChain would complete `{"a": 1, "b": "tr` to a call."""
 
     @pytest.fixture
@@ -119,7 +119,7 @@ class TestPoint51:
         return [*answers, await later.output]
 
     @ignores_beta
-    async def test_point_51_by_length(self, bound):
+    async def test_by_length(self, bound):
         whole = bound.invoke("hi")
         needed = whole.usage_metadata["output_tokens"]
         for tokens in (1, 9, needed // 2, needed - 1):
@@ -132,18 +132,18 @@ class TestPoint51:
             assert shown(answer) == shown(whole)
 
     @ignores_beta
-    async def test_point_51_by_time(self, bound):
+    async def test_by_time(self, bound):
         for answer in await self.answers(bound, timeout=0.0001):
             assert answer.response_metadata["finish_reason"] == "timeout"
             assert answer.tool_calls == []
             assert answer.invalid_tool_calls == []
 
-    def test_point_51_a_stop_string_does_not_cut_what_must_be_a_call(self, bound):
+    def test_a_stop_string_does_not_cut_what_must_be_a_call(self, bound):
         whole = bound.invoke("hi")
         assert shown(bound.invoke("hi", stop=["choose", '"'])) == shown(whole)
         assert shown(bound.bind(stop=["arguments"]).invoke("hi")) == shown(whole)
 
-    async def test_point_51_by_a_stop_string_where_text_is_free(self, ensemble):
+    async def test_by_a_stop_string_where_text_is_free(self, ensemble):
         ensemble.answers["hi"] = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
         bound = ChatDeepen.from_ensemble(ensemble).bind_tools([now])
         for way in WAYS:
@@ -152,21 +152,21 @@ class TestPoint51:
             assert answer.text.startswith("<tool_call>")
 
     @pytest.mark.parametrize("version", ["v0", "v1"])
-    async def test_point_51_in_both_versions_of_contents(self, terse, version):
+    async def test_in_both_versions_of_contents(self, terse, version):
         chat = ChatDeepen.from_ensemble(terse, max_tokens=30, output_version=version)
         for way in WAYS:
             answer = await asked(chat.bind_tools([choose], tool_choice="any"), way, "hi")
             assert answer.tool_calls == answer.invalid_tool_calls == []
             assert [block["type"] for block in answer.content_blocks] == ["text"]
 
-    def test_point_51_no_chunk_holds_a_part_of_a_call(self, bound):
+    def test_no_chunk_holds_a_part_of_a_call(self, bound):
         chunks = list(bound.stream("hi"))
         calls = [c for chunk in chunks for c in chunk.tool_call_chunks]
         assert [json.loads(c["args"]) for c in calls] == [bound.invoke("hi").tool_calls[0]["args"]]
         assert not any(chunk.text for chunk in chunks)
 
 
-def test_point_51_an_answer_may_hold_a_text_and_a_call_that_is_cut(ensemble):
+def test_an_answer_may_hold_a_text_and_a_call_that_is_cut(ensemble):
     call = '<tool_call>\n{"name": "plain", "arguments": {"a": 1}}\n</tool_call>'
     ensemble.answers["hi"] = f" So:\n{call}\n<tool_call>\n{{"
     answer = ChatDeepen.from_ensemble(ensemble).bind_tools([plain]).invoke("hi")
@@ -175,7 +175,7 @@ def test_point_51_an_answer_may_hold_a_text_and_a_call_that_is_cut(ensemble):
     assert answer.text.endswith("<tool_call>\n{")
 
 
-def test_point_50_what_is_called_goes_back_into_the_conversation(chat):
+def test_what_is_called_goes_back_into_the_conversation(chat):
     """`AIMessage.tool_calls` of one answer are read by every member in the next prompt."""
     bound = chat.bind_tools([plain], tool_choice="any", parallel_tool_calls=False)
     answer = bound.invoke("hi")

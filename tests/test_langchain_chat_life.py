@@ -1,4 +1,4 @@
-"""Options of ChatDeepen, its cache, and it inside other runnables; points 4, 29, 31, 32, 36, 38, 39 and 58."""
+"""Options of ChatDeepen, its cache, and it inside other runnables."""
 
 import copy
 import json
@@ -48,13 +48,13 @@ def chat(ensemble):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("option", ["temprature", "base_url", "n", "functions", "reasoning_effort"])
-async def test_point_04_an_unknown_option_of_a_call_is_refused(chat, ensemble, way, option):
+async def test_an_unknown_option_of_a_call_is_refused(chat, ensemble, way, option):
     with pytest.raises(SamplingError, match=f"Unknown option '{option}'"):
         await asked(chat, way, "q", **{option: 1})
     assert not ensemble.requests
 
 
-def test_point_04_an_unknown_option_of_a_model_is_refused():
+def test_an_unknown_option_of_a_model_is_refused():
     with pytest.raises(ConfigurationError, match="'temprature': did you mean 'temperature'"):
         ChatDeepen(models=["a"], temprature=1)
     with pytest.raises(ConfigurationError, match="'hf_token'"):
@@ -64,7 +64,7 @@ def test_point_04_an_unknown_option_of_a_model_is_refused():
 
 
 @pytest.mark.parametrize("tools", [[Answer], [add], [5], 5, [None]])
-def test_point_04_tools_of_a_call_are_definitions(chat, ensemble, tools):
+def test_tools_of_a_call_are_definitions(chat, ensemble, tools):
     with pytest.raises(SamplingError, match=r"is no tool|tools is 5: give a list"):
         chat.invoke("q", tools=tools)
     assert not ensemble.requests
@@ -73,7 +73,7 @@ def test_point_04_tools_of_a_call_are_definitions(chat, ensemble, tools):
 @pytest.mark.parametrize(
     "options", [{"tools": None}, {"tools": []}, {"tool_choice": "auto"}, {"response_format": None}]
 )
-def test_point_04_what_asks_for_nothing_is_taken(chat, ensemble, options):
+def test_what_asks_for_nothing_is_taken(chat, ensemble, options):
     chat.invoke("q", **options)
     assert ensemble.requests[-1] == ([{"role": "user", "content": "q"}], SamplingParams())
 
@@ -92,7 +92,7 @@ OPTIONS = [
 ]
 
 
-class TestPoint29:
+class TestCache:
     """Only the same question with the same options is answered from LangChain's cache."""
 
     @pytest.fixture
@@ -101,7 +101,7 @@ class TestPoint29:
 
     @pytest.mark.parametrize("options", OPTIONS, ids=str)
     @pytest.mark.parametrize("way", ["call", "bind", "async", "batch"])
-    async def test_point_29_each_option_has_its_own_answers(self, chat, ensemble, options, way):
+    async def test_each_option_has_its_own_answers(self, chat, ensemble, options, way):
         chat.invoke("q")
         for _ in range(2):
             if way == "call":
@@ -116,7 +116,7 @@ class TestPoint29:
         chat.invoke("q")
         assert len(ensemble.requests) == 2
 
-    def test_point_29_what_is_assigned_or_copied_has_its_own(self, chat, ensemble):
+    def test_what_is_assigned_or_copied_has_its_own(self, chat, ensemble):
         chat.invoke("q")
         chat.model_copy(update={"temperature": 0.25}).invoke("q")
         chat.with_options(temperature=0.75).invoke("q")
@@ -126,7 +126,7 @@ class TestPoint29:
         chat.model_copy().invoke("q")
         assert len(ensemble.requests) == 4
 
-    async def test_point_29_a_hit_is_the_same_message(self, chat, ensemble):
+    async def test_a_hit_is_the_same_message(self, chat, ensemble):
         ensemble.answers["q"] = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
         bound = chat.bind_tools([add])
         first = bound.invoke("q", logprobs=1)
@@ -137,7 +137,7 @@ class TestPoint29:
             assert {**again.usage_metadata, "total_cost": 0} == {**first.usage_metadata, "total_cost": 0}
         assert len(ensemble.requests) == 1
 
-    def test_point_29_conversations_and_ensembles_are_told_apart(self, chat, ensemble):
+    def test_conversations_and_ensembles_are_told_apart(self, chat, ensemble):
         for messages in ("q", [("human", "q"), ("ai", "a"), ("human", "q")], [("system", "q")]):
             for _ in range(2):
                 chat.invoke(messages)
@@ -147,13 +147,13 @@ class TestPoint29:
         assert ChatDeepen.from_ensemble(other, cache=chat.cache).invoke("q").text == " Oslo"
 
     @pytest.mark.parametrize("loading", [{"weights": [1, 2]}, {"main": 1}, {"fusion": "deepen-paper"}], ids=str)
-    def test_point_29_other_ensembles_have_other_answers(self, loads, loading):
+    def test_other_ensembles_have_other_answers(self, loads, loading):
         cache = InMemoryCache()
         for options in ({}, loading, {}, loading):
             ChatDeepen(**{"models": ["a", "b"], "cache": cache, **options}).invoke("q")
         assert sum(len(load.ensemble.requests) for load in loads) == 2
 
-    def test_point_29_an_object_from_the_cache(self, terse):
+    def test_an_object_from_the_cache(self, terse):
         chat = ChatDeepen.from_ensemble(terse, max_tokens=100, cache=InMemoryCache())
         member = hook(terse)
         structured = chat.with_structured_output(Answer)
@@ -166,7 +166,7 @@ class TestPoint29:
             terse._decoder._forwards[0].member = member._member
 
     @pytest.mark.parametrize(("cache", "times"), [(None, 1), (True, 1), (False, 2)])
-    def test_point_29_the_global_cache(self, ensemble, cache, times):
+    def test_the_global_cache(self, ensemble, cache, times):
         set_llm_cache(InMemoryCache())
         try:
             chat = ChatDeepen.from_ensemble(ensemble, cache=cache)
@@ -179,7 +179,7 @@ class TestPoint29:
 # Choosing
 
 
-async def test_point_31_a_seed_is_the_text_and_batches_do_not_matter(pair):
+async def test_a_seed_is_the_text_and_batches_do_not_matter(pair):
     chat = ChatDeepen.from_ensemble(pair, temperature=1.2, max_new_tokens=12, ignore_eos=True)
     random.seed(5)
     torch.manual_seed(5)
@@ -192,7 +192,7 @@ async def test_point_31_a_seed_is_the_text_and_batches_do_not_matter(pair):
     assert before == (random.getstate(), torch.get_rng_state().tolist())
 
 
-def test_point_32_options_reach_the_choice_among_fused_probabilities(pair):
+def test_options_reach_the_choice_among_fused_probabilities(pair):
     chat = ChatDeepen.from_ensemble(pair, max_new_tokens=8, ignore_eos=True)
     greedy = chat.invoke(PROMPT).text
     assert chat.invoke(PROMPT, temperature=0, seed=1).text == greedy
@@ -207,7 +207,7 @@ def test_point_32_options_reach_the_choice_among_fused_probabilities(pair):
 # Inside other runnables
 
 
-def test_point_36_configured_fields_need_no_other_ensemble(terse):
+def test_configured_fields_need_no_other_ensemble(terse):
     chat = ChatDeepen.from_ensemble(terse, max_new_tokens=60)
     fields = {"temperature": ConfigurableField(id="heat"), "seed": ConfigurableField(id="seed")}
     runnable = chat.configurable_fields(**fields, max_new_tokens=ConfigurableField(id="length"))
@@ -239,7 +239,7 @@ def _parsed(told):
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_point_35_what_is_bound_can_be_copied_pickled_and_retried(terse, kind):
+def test_what_is_bound_can_be_copied_pickled_and_retried(terse, kind):
     chat = ChatDeepen.from_ensemble(terse, max_tokens=100)
     wrapped = WRAPPED[kind](chat)
     wanted = meaning(wrapped.invoke("hi"))
@@ -262,7 +262,7 @@ def meaning(answer):
     return answer.tool_calls[0]["args"] if hasattr(answer, "tool_calls") else answer
 
 
-def test_point_36_a_fallback_takes_over(ensemble, terse):
+def test_a_fallback_takes_over(ensemble, terse):
     ensemble.failure = ConfigurationError("broken")
     broken = ChatDeepen.from_ensemble(ensemble)
     answer = broken.with_fallbacks([ChatDeepen.from_ensemble(terse, max_tokens=2)]).invoke("hi")
@@ -273,7 +273,7 @@ def test_point_36_a_fallback_takes_over(ensemble, terse):
     assert len(ensemble.requests) == 4
 
 
-def test_point_36_a_rate_limiter_is_asked(ensemble):
+def test_a_rate_limiter_is_asked(ensemble):
     class Limiter(InMemoryRateLimiter):
         asked = 0
 
@@ -287,7 +287,7 @@ def test_point_36_a_rate_limiter_is_asked(ensemble):
     assert Limiter.asked == 2
 
 
-def test_point_36_binding_again_replaces_what_was_bound(terse):
+def test_binding_again_replaces_what_was_bound(terse):
     bound = ChatDeepen.from_ensemble(terse, max_tokens=100).bind_tools([add], tool_choice="add")
     (call,) = bound.bind_tools([Answer], tool_choice="Answer").invoke("hi").tool_calls
     assert call["name"] == "Answer"
@@ -304,7 +304,7 @@ def test_point_36_binding_again_replaces_what_was_bound(terse):
         {"models": "demo", "max_tokens": 5},
     ],
 )
-def test_point_38_identifying_params_make_the_same_model(options):
+def test_identifying_params_make_the_same_model(options):
     """Chat models have no `save`."""
     chat = ChatDeepen(**options)
     params = chat.asdict()
@@ -315,7 +315,7 @@ def test_point_38_identifying_params_make_the_same_model(options):
     assert "dict" not in vars(ChatDeepen)
 
 
-def test_point_39_versions_are_in_the_metadata(ensemble):
+def test_versions_are_in_the_metadata(ensemble):
     mine = {"mine": 1}
     chat, recorder = ChatDeepen.from_ensemble(ensemble, metadata=mine), Recorder()
     assert chat.metadata["lc_versions"]["deepen"] == __version__
@@ -329,7 +329,7 @@ def test_point_39_versions_are_in_the_metadata(ensemble):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["alpha", "beta"])
-def test_point_58_one_member_says_what_transformers_says(load, folders, name):
+def test_one_member_says_what_transformers_says(load, folders, name):
     model = AutoModelForCausalLM.from_pretrained(folders[name])
     tokenizer = AutoTokenizer.from_pretrained(folders[name])
     ids = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], add_generation_prompt=True)["input_ids"]
@@ -345,7 +345,7 @@ def test_point_58_one_member_says_what_transformers_says(load, folders, name):
     assert answer.usage_metadata["input_tokens"] == len(ids)
 
 
-def test_point_58_a_weight_of_zero_is_the_first_member(load):
+def test_a_weight_of_zero_is_the_first_member(load):
     with load("alpha") as alone, load("alpha", "beta", weights=[1, 0]) as weighed:
         answers = [
             ChatDeepen.from_ensemble(one, max_new_tokens=12, ignore_eos=True).invoke([HumanMessage(PROMPT)])

@@ -1,4 +1,4 @@
-"""Conversations as ChatDeepen gives them to members of several families; points 46 to 48 and 56."""
+"""Conversations as ChatDeepen gives them to members of several families."""
 
 import copy
 import json
@@ -152,7 +152,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_point_46_every_family_reads_every_conversation(readers, kind):
+def test_every_family_reads_every_conversation(readers, kind):
     messages = CONVERSATIONS[kind]
     told = str(messages)
     for name, text in readers.texts(messages).items():
@@ -163,7 +163,7 @@ def test_point_46_every_family_reads_every_conversation(readers, kind):
 
 @pytest.mark.parametrize("kind", ["two calls", "Anthropic", "tuples", "names"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_46_in_every_way(readers, kind, way):
+async def test_in_every_way(readers, kind, way):
     answer = await asked(readers.chat, way, CONVERSATIONS[kind])
     assert answer.usage_metadata["input_tokens"] == readers.chat.get_num_tokens_from_messages(
         readers.chat._convert_input(CONVERSATIONS[kind]).to_messages()
@@ -183,7 +183,7 @@ async def test_point_46_in_every_way(readers, kind, way):
         ([], "empty"),
     ],
 )
-def test_point_46_what_nobody_can_read_is_told(readers, messages, error):
+def test_what_nobody_can_read_is_told(readers, messages, error):
     with pytest.raises((PromptError, ChatTemplateError), match=error):
         readers.chat.invoke(messages)
 
@@ -213,7 +213,7 @@ def _definition(some_tool):
 
 @pytest.mark.parametrize("place", speaking(""))
 @pytest.mark.parametrize("hostile", [HOSTILE, TAGS])
-def test_point_47_nobody_from_outside_writes_control_tokens(readers, place, hostile):
+def test_nobody_from_outside_writes_control_tokens(readers, place, hostile):
     harmless, options = speaking("harmless")[place]
     messages, hostile_options = speaking(hostile)[place]
     assert readers.control(messages, **hostile_options) == readers.control(harmless, **options)
@@ -222,7 +222,7 @@ def test_point_47_nobody_from_outside_writes_control_tokens(readers, place, host
         assert all(shown in text for text in readers.texts(messages, **hostile_options).values())
 
 
-def test_point_47_what_a_call_was_given_opens_no_turn(readers):
+def test_what_a_call_was_given_opens_no_turn(readers):
     messages = [HumanMessage("hi"), AIMessage("", tool_calls=[{"name": "f", "args": {"a": "x"}, "id": "idf"}])]
     forged = [HumanMessage("hi"), AIMessage("", tool_calls=[{"name": "f", "args": {"a": HOSTILE}, "id": "idf"}])]
     assert readers.control(forged) == readers.control(messages)
@@ -236,7 +236,7 @@ def weather(city: str, day: int = 1) -> str:
 
 @pytest.mark.parametrize("choice", [None, "any", "weather"])
 @pytest.mark.parametrize("system", [[], [SystemMessage("Be brief.")]])
-def test_point_48_every_member_is_told_of_the_tools(readers, choice, system):
+def test_every_member_is_told_of_the_tools(readers, choice, system):
     bound = readers.chat.bind_tools([weather], tool_choice=choice)
     for name, text in readers.texts([*system, HumanMessage("hi")], **bound.kwargs).items():
         (said,) = re.findall(r'\{"type": "function".*\}', text)
@@ -251,26 +251,26 @@ def test_point_48_every_member_is_told_of_the_tools(readers, choice, system):
         assert ('Call the function "weather" now.' in text) == (choice == "weather")
 
 
-def test_point_48_tags_are_the_tokens_that_models_know(readers):
+def test_tags_are_the_tokens_that_models_know(readers):
     """The one of a call is a token of Qwen's; in what describes a tool it is text."""
     control = readers.control([HumanMessage("hi")], **readers.chat.bind_tools([weather]).kwargs)
     assert control["qwen"].count("<tool_call>") == 2
     assert "<tool_call>" not in control["gemma"]
 
 
-def test_point_48_nothing_is_told_where_nothing_may_be_called(readers):
+def test_nothing_is_told_where_nothing_may_be_called(readers):
     bound = readers.chat.bind_tools([weather], tool_choice="none")
     assert not any("weather" in text for text in readers.texts([HumanMessage("hi")], **bound.kwargs).values())
 
 
-def test_point_48_the_schema_of_an_object_is_told(readers):
+def test_the_schema_of_an_object_is_told(readers):
     bound = readers.chat.with_structured_output({"title": "Town", "type": "object", "properties": {"a": {"const": 1}}})
     for text in readers.texts([HumanMessage("hi")], **bound.first.kwargs).values():
         assert "Answer with JSON that follows this schema: " in text
         assert '"Town"' in text
 
 
-def test_point_48_counted_tokens_are_the_prompt(readers):
+def test_counted_tokens_are_the_prompt(readers):
     messages = [SystemMessage("Be brief."), HumanMessage("hi"), calling("f"), ToolMessage("x", tool_call_id="idf")]
     for tools in ([], [weather]):
         usage = readers.chat.bind_tools(tools).invoke(messages).usage_metadata
@@ -311,7 +311,7 @@ def parted(text, opened):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_56_thoughts_are_a_block_of_their_own(thinker, way):
+async def test_thoughts_are_a_block_of_their_own(thinker, way):
     chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=16, temperature=1.0)
     both = 0
     for seed in range(12):
@@ -329,7 +329,7 @@ async def test_point_56_thoughts_are_a_block_of_their_own(thinker, way):
 
 
 @pytest.mark.filterwarnings("ignore:The method:langchain_core._api.LangChainBetaWarning")
-async def test_point_56_thoughts_among_events_and_in_version_1_of_contents(thinker):
+async def test_thoughts_among_events_and_in_version_1_of_contents(thinker):
     chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=16, temperature=1.0)
     later = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=16, temperature=1.0, output_version="v1")
     seeds = [
@@ -351,7 +351,7 @@ async def test_point_56_thoughts_among_events_and_in_version_1_of_contents(think
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_56_thoughts_before_calls_and_objects(thinker, way):
+async def test_thoughts_before_calls_and_objects(thinker, way):
     chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=200, temperature=1.0)
     schema = {"title": "go", "type": "object", "properties": {"to": {"enum": ["Lima", "Oslo"]}}, "required": ["to"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "go", "schema": schema}}
@@ -368,7 +368,7 @@ async def test_point_56_thoughts_before_calls_and_objects(thinker, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_56_what_the_caller_has_constrained_holds_no_thoughts(thinker, way):
+async def test_what_the_caller_has_constrained_holds_no_thoughts(thinker, way):
     """It is what the constraint says from its first character on."""
     chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=24)
     for said in ("yes", "<think>no</think>yes"):

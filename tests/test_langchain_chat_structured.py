@@ -1,4 +1,4 @@
-"""Objects instead of messages, asked for in every way and by every kind of schema; points 52 and 53."""
+"""Objects instead of messages, asked for in every way and by every kind of schema."""
 
 import asyncio
 import json
@@ -114,7 +114,7 @@ def _last(values):
 
 
 @pytest.mark.parametrize(("method", "kind"), PAIRS)
-async def test_point_52_every_method_and_kind_gives_the_object_in_every_way(chat, method, kind):
+async def test_every_method_and_kind_gives_the_object_in_every_way(chat, method, kind):
     schema = KINDS[kind]
     structured = chat.with_structured_output(schema, method=method)
     expected = structured.invoke("hi")
@@ -125,7 +125,7 @@ async def test_point_52_every_method_and_kind_gives_the_object_in_every_way(chat
 
 
 @pytest.mark.parametrize(("method", "kind"), PAIRS)
-async def test_point_52_include_raw_gives_the_message_too(chat, method, kind):
+async def test_include_raw_gives_the_message_too(chat, method, kind):
     structured = chat.with_structured_output(KINDS[kind], method=method, include_raw=True)
     told = structured.invoke("hi")
     assert told.keys() == {"raw", "parsed", "parsing_error"}
@@ -140,20 +140,20 @@ async def test_point_52_include_raw_gives_the_message_too(chat, method, kind):
 
 
 @pytest.mark.parametrize("name", ["none", "auto", "any"])
-def test_point_52_a_schema_may_be_called_as_a_choice_of_tools_is(chat, name):
+def test_a_schema_may_be_called_as_a_choice_of_tools_is(chat, name):
     schema = {"title": name, "description": "A size.", **Size.model_json_schema()} | {"title": name}
     found = chat.with_structured_output(schema, method="function_calling").invoke("Which?")
     assert found.keys() == {"cm"}
 
 
-def test_point_52_json_mode_without_a_schema_is_any_object(chat):
+def test_json_mode_without_a_schema_is_any_object(chat):
     assert type(chat.with_structured_output(None, method="json_mode").invoke("hi", max_tokens=200)) is dict
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["pydantic", "pydantic v1", "TypedDict", "JSON schema"])
-async def test_point_52_what_is_cut_off_raises(terse, method, way, kind):
+async def test_what_is_cut_off_raises(terse, method, way, kind):
     """LangChain's own parsers would complete it."""
     chat = ChatDeepen.from_ensemble(terse, max_tokens=12)
     with pytest.raises(OutputParserException, match=r"ended \(length\) before it was complete: raise max_tokens"):
@@ -162,7 +162,7 @@ async def test_point_52_what_is_cut_off_raises(terse, method, way, kind):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_52_what_is_cut_off_is_a_parsing_error(terse, method, way):
+async def test_what_is_cut_off_is_a_parsing_error(terse, method, way):
     chat = ChatDeepen.from_ensemble(terse, max_tokens=12)
     told = await last_of(chat.with_structured_output(Hat, method=method, include_raw=True), way)
     assert told["parsed"] is None
@@ -182,7 +182,7 @@ class Picky(BaseModel):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_point_52_what_the_class_refuses_is_told(chat, method):
+def test_what_the_class_refuses_is_told(chat, method):
     with pytest.raises((OutputParserException, ValidationError), match="not this one"):
         chat.with_structured_output(Picky, method=method).invoke("hi")
     told = chat.with_structured_output(Picky, method=method, include_raw=True).invoke("hi")
@@ -192,7 +192,7 @@ def test_point_52_what_the_class_refuses_is_told(chat, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_point_52_in_chains_and_traces(chat, method):
+async def test_in_chains_and_traces(chat, method):
     recorder = Recorder()
     structured = chat.with_structured_output(Hat, method=method)
     chain = ChatPromptTemplate.from_messages([("human", "{q}")]) | structured
@@ -216,7 +216,7 @@ async def test_point_52_in_chains_and_traces(chat, method):
         (Hat, {"regex": "a"}, "response_format and regex are given"),
     ],
 )
-def test_point_52_mistakes_are_told_before_anything_is_loaded(loads, schema, options, error):
+def test_mistakes_are_told_before_anything_is_loaded(loads, schema, options, error):
     with pytest.raises(SamplingError, match=error):
         ChatDeepen(models=["a"]).with_structured_output(schema, **options)
     assert not loads
@@ -232,7 +232,7 @@ def test_point_52_mistakes_are_told_before_anything_is_loaded(loads, schema, opt
         ({"type": "integer", "minimum": 3, "maximum": 1}, r"at \$: .*'x' is unsatisfiable"),
     ],
 )
-def test_point_53_unsupported_keywords_raise_before_anything_is_loaded(loads, method, part, error):
+def test_unsupported_keywords_raise_before_anything_is_loaded(loads, method, part, error):
     schema = {"title": "Odd", "type": "object", "properties": {"x": part}, "required": ["x"]}
     with pytest.raises(SamplingError, match=error):
         ChatDeepen(models=["a"]).with_structured_output(schema, method=method)
@@ -240,7 +240,7 @@ def test_point_53_unsupported_keywords_raise_before_anything_is_loaded(loads, me
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_53_a_response_format_is_bare_json(chat, way):
+async def test_a_response_format_is_bare_json(chat, way):
     wanted = {"type": "json_schema", "json_schema": {"name": "Hat", "schema": SCHEMA, "strict": True}}
     answer = await asked(chat, way, "hi", response_format=wanted)
     jsonschema.validate(json.loads(answer.text), SCHEMA)
@@ -253,7 +253,7 @@ async def test_point_53_a_response_format_is_bare_json(chat, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_53_the_engines_own_constraints_work_too(chat, way):
+async def test_the_engines_own_constraints_work_too(chat, way):
     jsonschema.validate(json.loads((await asked(chat, way, "hi", json_schema=SCHEMA)).text), SCHEMA)
     assert (await asked(chat, way, "hi", choices=["yes", "no"])).text in {"yes", "no"}
 
@@ -269,7 +269,7 @@ def as_arguments(schema):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["tools", "response_format"])
-async def test_point_53_two_hundred_random_schemas(terse, way):
+async def test_two_hundred_random_schemas(terse, way):
     chat = ChatDeepen.from_ensemble(terse, max_tokens=400, temperature=1.0)
     schemas = [random_schemas.random_schema(seed) for seed in range(200)]
     if way == "tools":

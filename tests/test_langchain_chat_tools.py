@@ -1,4 +1,4 @@
-"""Tools of every kind and every choice among them: what an answer may call is what was bound; points 49 and 53."""
+"""Tools of every kind and every choice among them: what an answer may call is what was bound."""
 
 import jsonschema
 import pytest
@@ -18,7 +18,7 @@ def chat(terse):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", TOOLS)
-async def test_point_49_arguments_follow_schemas_of_every_kind(chat, kind, way):
+async def test_arguments_follow_schemas_of_every_kind(chat, kind, way):
     some = TOOLS[kind]
     bound = chat.bind_tools([some], tool_choice="any", parallel_tool_calls=False)
     for options in ({}, {"temperature": 1.0, "seed": 5}) if way == "invoke" else ({},):
@@ -42,13 +42,13 @@ async def test_point_49_arguments_follow_schemas_of_every_kind(chat, kind, way):
         ("TypedDict", {"to": "東京", "steps": [1]}, {"to": "Oslo", "steps": [1]}),
     ],
 )
-def test_point_49_nothing_of_a_schema_is_lost(kind, right, wrong):
+def test_nothing_of_a_schema_is_lost(kind, right, wrong):
     parameters = jsonschema.Draft202012Validator(tool_definition(TOOLS[kind])["function"]["parameters"])
     assert parameters.is_valid(right)
     assert not parameters.is_valid(wrong)
 
 
-def test_point_49_a_schema_is_read_once(terse, monkeypatch):
+def test_a_schema_is_read_once(terse, monkeypatch):
     """Where it is bound, in each call and in the engine."""
     read, checked = [], grammar.checked_schema
     monkeypatch.setattr(grammar, "checked_schema", lambda schema, problem: read.append(1) or checked(schema, problem))
@@ -58,7 +58,7 @@ def test_point_49_a_schema_is_read_once(terse, monkeypatch):
     assert len(read) == 1
 
 
-def test_point_49_members_see_unicode_as_it_is(ensemble):
+def test_members_see_unicode_as_it_is(ensemble):
     ChatDeepen.from_ensemble(ensemble).bind_tools([choose]).invoke("hi")
     (told, _) = ensemble.requests[-1][0]
     text = "".join(told["content"])
@@ -67,7 +67,7 @@ def test_point_49_members_see_unicode_as_it_is(ensemble):
     assert "\\u" not in text
 
 
-def test_point_49_unicode_arguments_come_unescaped(ensemble):
+def test_unicode_arguments_come_unescaped(ensemble):
     said = '<tool_call>\n{"name": "später", "arguments": {"text": "你好"}}\n</tool_call>'
     ensemble.answers["hi"] = said
     bound = ChatDeepen.from_ensemble(ensemble).bind_tools([later])
@@ -95,7 +95,7 @@ def named(name, style):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("choice", CHOICES)
-async def test_point_49_a_choice_that_must_be_called(chat, choice, way):
+async def test_a_choice_that_must_be_called(chat, choice, way):
     tools = [now, plain, Tree]
     answer = await asked(chat.bind_tools(tools, tool_choice=choice), way, "hi", temperature=1.0, seed=1)
     assert {call["name"] for call in answer.tool_calls} <= CHOICES[choice]
@@ -106,14 +106,14 @@ async def test_point_49_a_choice_that_must_be_called(chat, choice, way):
 
 
 @pytest.mark.parametrize("choice", [named("plain", "OpenAI"), named("plain", "Anthropic"), named("any", "types")])
-def test_point_49_choices_as_mappings(chat, choice):
+def test_choices_as_mappings(chat, choice):
     answer = chat.bind_tools([now, plain], tool_choice=choice).invoke("hi")
     assert {call["name"] for call in answer.tool_calls} <= ({"now", "plain"} if "any" in str(choice) else {"plain"})
     assert answer.tool_calls
 
 
 @pytest.mark.parametrize("choice", [None, "auto", {"type": "auto"}])
-def test_point_49_a_free_choice(ensemble, choice):
+def test_a_free_choice(ensemble, choice):
     """Whether tools are called is up to the models; here they are made of rules."""
     call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
     ensemble.answers |= {"ask": f" Let me see.\n{call}", "talk": " Hello."}
@@ -125,7 +125,7 @@ def test_point_49_a_free_choice(ensemble, choice):
 
 @pytest.mark.parametrize("choice", ["none", False, {"type": "none"}])
 @pytest.mark.parametrize("way", WAYS)
-async def test_point_49_no_choice(ensemble, chat, choice, way):
+async def test_no_choice(ensemble, chat, choice, way):
     said = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
     ensemble.answers["ask"] = said
     answer = await asked(ChatDeepen.from_ensemble(ensemble).bind_tools([now], tool_choice=choice), way, "ask")
@@ -149,7 +149,7 @@ async def test_point_49_no_choice(ensemble, chat, choice, way):
         ([now], {"response_format": {"type": "yaml"}}, "response_format is"),
     ],
 )
-def test_point_49_mistakes_are_told_where_tools_are_bound(loads, tools, options, error):
+def test_mistakes_are_told_where_tools_are_bound(loads, tools, options, error):
     with pytest.raises(SamplingError, match=error):
         ChatDeepen(models=["a"]).bind_tools(tools, **options)
     assert not loads
@@ -157,7 +157,7 @@ def test_point_49_mistakes_are_told_where_tools_are_bound(loads, tools, options,
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("option", ["tools", "response_format"])
-async def test_point_53_a_schema_that_cannot_be_followed_is_told_before_anything_is_loaded(loads, way, option):
+async def test_a_schema_that_cannot_be_followed_is_told_before_anything_is_loaded(loads, way, option):
     odd = {"type": "object", "properties": {"x": {"type": "array", "items": {}, "uniqueItems": True}}}
     given = {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": odd}}],

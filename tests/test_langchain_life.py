@@ -1,4 +1,4 @@
-"""How LangChain's models are made, shared, copied, shown and let go of; points 1 to 3, 35, 37, 59 and 61."""
+"""How LangChain's models are made, shared, copied, shown and let go of."""
 
 import ast
 import copy
@@ -39,7 +39,7 @@ def options(folders):
     }
 
 
-def test_point_01_importing_is_light_and_opens_no_socket():
+def test_importing_is_light_and_opens_no_socket():
     """That a missing extra is told by its name is among the tests of packaging."""
     code = """
 import socket, sys, time
@@ -60,7 +60,7 @@ assert not heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_point_02_the_first_call_loads_once_from_many_threads(options, kind, monkeypatch):
+def test_the_first_call_loads_once_from_many_threads(options, kind, monkeypatch):
     loaded, load = [], engines._load
 
     def spy(*arguments):
@@ -78,11 +78,11 @@ def test_point_02_the_first_call_loads_once_from_many_threads(options, kind, mon
 
 
 @ENDINGS
-def test_point_03_two_share_one_ensemble_and_the_last_frees_it(options, kind, ending):
+def test_two_share_one_ensemble_and_the_last_frees_it(options, kind, ending):
     check_the_last_frees([kind(**options), kind(**options, seed=1)], lambda llm: said(llm.invoke(PROMPT)), ending)
 
 
-def test_point_35_pickles_hold_no_weights_and_work(options, kind):
+def test_pickles_hold_no_weights_and_work(options, kind):
     with kind(**options, stop=["\0"]) as llm:
         text = said(llm.invoke(PROMPT))
         stored = pickle.dumps(llm)
@@ -93,7 +93,7 @@ def test_point_35_pickles_hold_no_weights_and_work(options, kind):
         assert again._identifying_params == llm._identifying_params
 
 
-def test_point_35_a_pickle_loads_in_a_process_that_never_saw_the_models(options, kind, tmp_path):
+def test_a_pickle_loads_in_a_process_that_never_saw_the_models(options, kind, tmp_path):
     stored = tmp_path / "llm.pickle"
     with kind(**options) as llm:
         text = said(llm.invoke(PROMPT))
@@ -108,7 +108,7 @@ print(repr(answer if isinstance(answer, str) else str(answer.text)))
     assert run.stdout.strip() == repr(text), run.stderr
 
 
-def test_point_35_copies_share_the_ensemble(options, kind):
+def test_copies_share_the_ensemble(options, kind):
     with kind(**options) as llm:
         text = said(llm.invoke(PROMPT))
         for other in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(), llm.model_copy(update={"seed": 3})):
@@ -117,7 +117,7 @@ def test_point_35_copies_share_the_ensemble(options, kind):
             assert other._engine is llm._engine
 
 
-def test_point_37_what_is_shown_is_small_and_plain(options, kind):
+def test_what_is_shown_is_small_and_plain(options, kind):
     """There is no `hf_token` field: models are folders or in the hub's own cache, whose login serves private ones."""
     with kind(**options) as llm:
         llm.invoke(PROMPT)
@@ -134,7 +134,7 @@ def test_point_37_what_is_shown_is_small_and_plain(options, kind):
 
 
 @pytest.mark.parametrize(("model", "name"), [(DeepenLLM, "llm"), (ChatDeepen, "chat")])
-async def test_point_61_the_docstring_is_true(needs_demo, capsys, model, name):
+async def test_the_docstring_is_true(needs_demo, capsys, model, name):
     blocks = re.findall(r"```python\n(.*?)```", model.__doc__, re.DOTALL)
     assert len(blocks) >= 7
     names = {}
@@ -147,7 +147,7 @@ async def test_point_61_the_docstring_is_true(needs_demo, capsys, model, name):
 
 
 @pytest.mark.slow
-def test_point_59_a_thousand_calls_leave_nothing_behind(needs_demo, kind):
+def test_a_thousand_calls_leave_nothing_behind(needs_demo, kind):
     code = f"""
 import asyncio, gc, os, threading
 from deepen_integrations.langchain import {kind.__name__}
@@ -183,7 +183,7 @@ print(resident() - before, threading.active_count() - threads)
     assert not run.stderr
 
 
-def test_point_59_threads_do_not_grow(pair, kind):
+def test_threads_do_not_grow(pair, kind):
     llm = kind.from_ensemble(pair, max_new_tokens=2, ignore_eos=True)
     llm.invoke(PROMPT)
     before = threading.active_count()

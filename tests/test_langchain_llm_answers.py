@@ -1,4 +1,4 @@
-"""What DeepenLLM tells beside a text, and whose text it is; points 17, 57 and 58."""
+"""What DeepenLLM tells beside a text, and whose text it is."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def info(result, place=0) -> dict:
     return candidate.generation_info
 
 
-def test_point_17_usage_is_what_the_tokenizer_counts(demo):
+def test_usage_is_what_the_tokenizer_counts(demo):
     tokenizer = AutoTokenizer.from_pretrained(member_paths()[0])
     asked = [question.prompt for question in questions()[:5]]
     result = demo.generate(asked)
@@ -36,7 +36,7 @@ def test_point_17_usage_is_what_the_tokenizer_counts(demo):
     assert result.llm_output == {"token_usage": totals, "model_name": "atlas-gpt2+almanac-llama"}
 
 
-def test_point_17_one_prompt_alone_has_the_same_usage(demo):
+def test_one_prompt_alone_has_the_same_usage(demo):
     asked = [question.prompt for question in questions()[:3]]
     together = demo.generate(asked)
     for place, prompt in enumerate(asked):
@@ -45,7 +45,7 @@ def test_point_17_one_prompt_alone_has_the_same_usage(demo):
 
 
 @pytest.mark.parametrize("way", ["generate", "stream"])
-def test_point_57_logprobs_are_those_of_the_fused_distribution(demo, way):
+def test_logprobs_are_those_of_the_fused_distribution(demo, way):
     prompt = questions()[0].prompt
     if way == "generate":
         told = info(demo.generate([prompt], logprobs=3))
@@ -63,7 +63,7 @@ def test_point_57_logprobs_are_those_of_the_fused_distribution(demo, way):
 
 
 @torch.inference_mode()
-def test_point_57_logprobs_of_one_member_are_its_log_softmax(load, folders):
+def test_logprobs_of_one_member_are_its_log_softmax(load, folders):
     model = AutoModelForCausalLM.from_pretrained(folders["alpha"])
     tokenizer = AutoTokenizer.from_pretrained(folders["alpha"])
     with load("alpha") as ensemble:
@@ -80,7 +80,7 @@ def test_point_57_logprobs_of_one_member_are_its_log_softmax(load, folders):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["alpha", "beta"])
-def test_point_58_one_member_says_what_transformers_says(load, folders, name):
+def test_one_member_says_what_transformers_says(load, folders, name):
     model = AutoModelForCausalLM.from_pretrained(folders[name])
     tokenizer = AutoTokenizer.from_pretrained(folders[name])
     inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
@@ -94,7 +94,7 @@ def test_point_58_one_member_says_what_transformers_says(load, folders, name):
         assert llm.invoke(PROMPT) == ensemble.generate(PROMPT, llm.sampling({})).text
 
 
-def test_point_58_a_weight_of_zero_is_the_first_member(load):
+def test_a_weight_of_zero_is_the_first_member(load):
     with load("alpha") as alone, load("alpha", "beta", weights=[1, 0]) as weighed:
         options = {"max_new_tokens": 12, "ignore_eos": True}
         assert DeepenLLM.from_ensemble(weighed, **options).invoke(PROMPT) == (

@@ -1,4 +1,4 @@
-"""DeepenLLM decodes prompts together, whichever way they come; points 6 to 13 of the checklist."""
+"""DeepenLLM decodes prompts together, whichever way they come."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ def llm(pair):
     return DeepenLLM.from_ensemble(pair, max_new_tokens=8, ignore_eos=True)
 
 
-def test_point_06_a_batch_is_one_submission_and_max_concurrency_cuts_it(llm, pair, alone):
+def test_a_batch_is_one_submission_and_max_concurrency_cuts_it(llm, pair, alone):
     with submissions(pair) as sizes:
         assert llm.batch(ASKED) == alone
         assert llm.batch(ASKED, config={"max_concurrency": 4}) == alone
@@ -41,14 +41,14 @@ def test_point_06_a_batch_is_one_submission_and_max_concurrency_cuts_it(llm, pai
     assert sizes == [6, 4, 2, 5, 1]
 
 
-def test_point_06_max_batch_size_caps_what_is_decoded_together(load):
+def test_max_batch_size_caps_what_is_decoded_together(load):
     with load("alpha", "beta", max_batch_size=3) as ensemble:
         member = hook(ensemble)
         DeepenLLM.from_ensemble(ensemble, max_new_tokens=6, ignore_eos=True).batch(ASKED * 2)
     assert max(member.forwards) == 3
 
 
-def test_point_07_a_batch_says_what_each_prompt_alone_gets(llm, pair, alone):
+def test_a_batch_says_what_each_prompt_alone_gets(llm, pair, alone):
     assert [llm.invoke(prompt) for prompt in ASKED] == alone
     shuffled = random.Random(3).sample(range(len(ASKED)), len(ASKED))
     assert llm.batch([ASKED[i] for i in shuffled]) == [alone[i] for i in shuffled]
@@ -56,7 +56,7 @@ def test_point_07_a_batch_says_what_each_prompt_alone_gets(llm, pair, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
-def test_point_08_a_batch_of_16_is_three_times_as_fast_as_16_calls(needs_demo, kind):
+def test_a_batch_of_16_is_three_times_as_fast_as_16_calls(needs_demo, kind):
     prompts = [question.prompt for question in questions()[:16]]
     with kind.demo(max_new_tokens=24, ignore_eos=True) as llm:
         llm.batch(prompts)
@@ -93,13 +93,13 @@ def ways():
 
 
 @pytest.mark.parametrize("way", ways())
-def test_point_09_wrapped_batches_stay_one_submission(llm, pair, alone, way):
+def test_wrapped_batches_stay_one_submission(llm, pair, alone, way):
     with submissions(pair) as sizes:
         assert ways()[way](llm, ASKED) == alone
     assert sizes == [6]
 
 
-class TestPoint10(Serving):
+class TestThreads(Serving):
     """What LangChain sends from several threads at once is decoded together."""
 
     @pytest.fixture
@@ -108,30 +108,30 @@ class TestPoint10(Serving):
             member = hook(ensemble)
             yield DeepenLLM.from_ensemble(ensemble, max_new_tokens=8, ignore_eos=True), member
 
-    def test_point_10_batch_as_completed(self, watched, alone):
+    def test_batch_as_completed(self, watched, alone):
         llm, member = watched
         assert dict(llm.batch_as_completed(ASKED)) == dict(enumerate(alone))
         assert max(member.forwards) > 1
 
-    async def test_point_10_abatch_as_completed(self, watched, alone):
+    async def test_abatch_as_completed(self, watched, alone):
         llm, member = watched
         assert {i: text async for i, text in llm.abatch_as_completed(ASKED)} == dict(enumerate(alone))
         assert max(member.forwards) > 1
 
-    def test_point_10_runnable_parallel(self, watched, alone):
+    def test_runnable_parallel(self, watched, alone):
         llm, member = watched
         branches = {str(i): RunnableLambda(lambda _, p=prompt: p) | llm for i, prompt in enumerate(ASKED)}
         assert list(RunnableParallel(branches).invoke("").values()) == alone
         assert max(member.forwards) > 1
 
-    def test_point_10_twenty_threads(self, watched, alone):
+    def test_twenty_threads(self, watched, alone):
         llm, member = watched
         places = [i % len(ASKED) for i in range(20)]
         with ThreadPoolExecutor(20) as pool:
             assert list(pool.map(lambda i: llm.invoke(ASKED[i]), places)) == [alone[i] for i in places]
         assert max(member.forwards) > 1
 
-    def test_point_10_configured_batches(self, watched):
+    def test_configured_batches(self, watched):
         llm, member = watched
         runnable = llm.configurable_fields(max_new_tokens=ConfigurableField(id="n"))
         texts = runnable.batch(ASKED, config={"configurable": {"n": 5}})
@@ -140,7 +140,7 @@ class TestPoint10(Serving):
 
 
 @pytest.mark.parametrize("way", ["batch", "abatch"])
-class TestPoint12(Serving):
+class TestReturnedExceptions(Serving):
     """With `return_exceptions` only what fails is an exception."""
 
     def ask(self, way, llm, inputs, **options):
@@ -148,7 +148,7 @@ class TestPoint12(Serving):
             return llm.batch(inputs, return_exceptions=True, **options)
         return asyncio.run(llm.abatch(inputs, return_exceptions=True, **options))
 
-    def test_point_12_only_the_over_long_prompt_fails(self, llm, pair, alone, way):
+    def test_only_the_over_long_prompt_fails(self, llm, pair, alone, way):
         recorder = Recorder()
         with submissions(pair) as sizes:
             first, error, last = self.ask(way, llm, [ASKED[0], TOO_LONG, ASKED[1]], config={"callbacks": [recorder]})
@@ -159,14 +159,14 @@ class TestPoint12(Serving):
         assert texts == [alone[0], alone[1]]
         assert recorder.errors[-1] is error
 
-    def test_point_12_each_input_keeps_its_own_configuration(self, llm, way):
+    def test_each_input_keeps_its_own_configuration(self, llm, way):
         recorders = [Recorder(), Recorder()]
         configs = [{"callbacks": [r], "tags": [f"t{n}"]} for n, r in enumerate(recorders)]
         self.ask(way, llm, [ASKED[0], TOO_LONG], config=configs)
         assert [recorders[n].starts[-1]["tags"] for n in (0, 1)] == [["t0"], ["t1"]]
         assert (len(recorders[0].ends), len(recorders[1].ends)) == (1, 0)
 
-    def test_point_12_slices_and_wrapped_batches(self, llm, pair, alone, way):
+    def test_slices_and_wrapped_batches(self, llm, pair, alone, way):
         inputs = [ASKED[0], TOO_LONG, ASKED[1], ASKED[2], TOO_LONG]
         with submissions(pair) as sizes:
             sliced = self.ask(way, llm, inputs, config={"max_concurrency": 2})
@@ -177,7 +177,7 @@ class TestPoint12(Serving):
         assert sizes[:2] == [1, 2]
         assert sizes[-1] == 3
 
-    def test_point_12_a_member_that_fails_in_one_row(self, load, way):
+    def test_a_member_that_fails_in_one_row(self, load, way):
         with load("alpha", "beta") as ensemble:
             hook(ensemble, 1).fail = fails_at(ensemble._members[1], FAILING, MemberError("no room"), tokens=2)
             llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=8, ignore_eos=True)
@@ -187,7 +187,7 @@ class TestPoint12(Serving):
         assert isinstance(failed, MemberError)
         assert sizes == [3]
 
-    def test_point_12_with_a_cache(self, llm, pair, alone, way):
+    def test_with_a_cache(self, llm, pair, alone, way):
         llm.cache = InMemoryCache()
         llm.invoke(ASKED[2])
         with submissions(pair) as sizes:
@@ -201,7 +201,7 @@ class TestPoint12(Serving):
                 ]
         assert sizes == [2, 0]  # then all but the failing one come from the cache
 
-    def test_point_12_inputs_that_cannot_be_read(self, llm, alone, way):
+    def test_inputs_that_cannot_be_read(self, llm, alone, way):
         image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}])
         outputs = self.ask(way, llm, [[image], ASKED[0], 5])
         assert isinstance(outputs[0], PromptError)
@@ -209,17 +209,17 @@ class TestPoint12(Serving):
         assert isinstance(outputs[2], ValueError)  # LangChain's own
         assert isinstance(self.ask(way, llm, [[image]])[0], PromptError)
 
-    def test_point_12_what_fails_for_all_is_told_for_all(self, load, way):
+    def test_what_fails_for_all_is_told_for_all(self, load, way):
         llm = DeepenLLM.from_ensemble(ensemble := load("alpha", "beta"))
         ensemble.close()
         assert [type(one) for one in self.ask(way, llm, ASKED[:2])] == [ClosedError] * 2
 
-    def test_point_12_without_it_the_error_is_raised(self, llm, way):
+    def test_without_it_the_error_is_raised(self, llm, way):
         with pytest.raises(ContextWindowError):
             llm.batch([ASKED[0], TOO_LONG]) if way == "batch" else asyncio.run(llm.abatch([ASKED[0], TOO_LONG]))
 
 
-def test_point_12_equal_prompts_keep_their_own_outcomes():
+def test_equal_prompts_keep_their_own_outcomes():
     """They differ where answers are sampled."""
     error = DeepenError("no")
     failure = PartialFailureError(["a", "b", "a", "a"], ["first", error, "second", "third"])
@@ -230,7 +230,7 @@ def test_point_12_equal_prompts_keep_their_own_outcomes():
     assert "DeepenError: no" in str(failure)
 
 
-async def test_point_12_a_retry_asks_for_the_failed_prompt_only(llm, pair, alone):
+async def test_a_retry_asks_for_the_failed_prompt_only(llm, pair, alone):
     retried = llm.with_retry(
         retry_if_exception_type=(DeepenError,), stop_after_attempt=2, wait_exponential_jitter=False
     )
@@ -241,7 +241,7 @@ async def test_point_12_a_retry_asks_for_the_failed_prompt_only(llm, pair, alone
     assert [size for size in sizes if size] == [1]
 
 
-def test_point_13_one_list_of_candidates_for_each_prompt(llm):
+def test_one_list_of_candidates_for_each_prompt(llm):
     result = llm.generate([ASKED[0], "", ASKED[0]])
     assert [len(candidates) for candidates in result.generations] == [1, 1, 1]
     assert result.generations[0][0].text == result.generations[2][0].text

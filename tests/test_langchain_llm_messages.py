@@ -1,4 +1,4 @@
-"""What DeepenLLM makes of messages, and how it counts tokens; points 33 and 34."""
+"""What DeepenLLM makes of messages, and how it counts tokens."""
 
 import asyncio
 
@@ -100,7 +100,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_point_34_each_member_reads_its_own_template(llm, talkers, prompts_seen, way):
+def test_each_member_reads_its_own_template(llm, talkers, prompts_seen, way):
     assert WAYS[way](llm, MESSAGES)
     for folder, seen in zip(talkers, prompts_seen, strict=True):
         expected = template_ids(folder, PLAIN)
@@ -109,7 +109,7 @@ def test_point_34_each_member_reads_its_own_template(llm, talkers, prompts_seen,
         assert expected.count(expected[0]) == 1  # BOS, once
 
 
-def test_point_34_strings_stay_as_they_are(llm, ensemble, prompts_seen):
+def test_strings_stay_as_they_are(llm, ensemble, prompts_seen):
     text = get_buffer_string(MESSAGES)
     assert llm.invoke(text) != llm.invoke(MESSAGES)
     assert llm.invoke(text) == ensemble.generate(text, **OPTIONS).text
@@ -118,7 +118,7 @@ def test_point_34_strings_stay_as_they_are(llm, ensemble, prompts_seen):
     assert ensemble._members[0].tokenizer.backend.encode(text) == rest
 
 
-def test_point_34_messages_reach_members_without_templates_as_text(load):
+def test_messages_reach_members_without_templates_as_text(load):
     with load("alpha", "gamma") as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, **OPTIONS)
         joined = llm.invoke(get_buffer_string(MESSAGES))
@@ -128,14 +128,14 @@ def test_point_34_messages_reach_members_without_templates_as_text(load):
             DeepenLLM.from_ensemble(ensemble, apply_chat_template=True).invoke(MESSAGES)
 
 
-def test_point_34_templates_can_be_left_alone(llm, ensemble):
+def test_templates_can_be_left_alone(llm, ensemble):
     plain = DeepenLLM.from_ensemble(ensemble, apply_chat_template=False, **OPTIONS)
     assert plain.invoke(MESSAGES) == llm.invoke(get_buffer_string(MESSAGES))
     always = DeepenLLM.from_ensemble(ensemble, apply_chat_template=True, **OPTIONS)
     assert always.invoke(MESSAGES) == llm.invoke(MESSAGES)
 
 
-def test_point_34_the_cache_takes_no_conversation_for_another(llm, ensemble):
+def test_the_cache_takes_no_conversation_for_another(llm, ensemble):
     """All three are `Human: hi\nAI: yes` where LangChain writes them as text."""
     llm.cache = InMemoryCache()
     alike = [
@@ -149,7 +149,7 @@ def test_point_34_the_cache_takes_no_conversation_for_another(llm, ensemble):
     assert sizes == [1, 1, 1]
 
 
-def test_point_34_traces_show_the_conversation(llm):
+def test_traces_show_the_conversation(llm):
     recorder = Recorder()
     llm.invoke([HumanMessage("Où ?")], {"callbacks": [recorder]})
     assert recorder.prompts == ['[{"role": "user", "content": "Où ?"}]']
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_refused_before_any_callback(llm, message, told):
     assert not recorder.starts
 
 
-def test_point_33_token_ids_are_mains(llm, talkers):
+def test_token_ids_are_mains(llm, talkers):
     tokenizer = AutoTokenizer.from_pretrained(talkers[0])
     for text in ("The quick fox", " 你好\n", "", "<|end|>"):
         expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -196,7 +196,7 @@ def test_point_33_token_ids_are_mains(llm, talkers):
         assert llm.get_num_tokens(text) == len(expected)
 
 
-def test_point_33_messages_are_counted_as_they_are_rendered(llm, talkers, ensemble):
+def test_messages_are_counted_as_they_are_rendered(llm, talkers, ensemble):
     count = llm.get_num_tokens_from_messages(MESSAGES)
     assert count == len(template_ids(talkers[0], PLAIN))
     assert llm.generate_prompt([ChatPromptValue(messages=MESSAGES)]).llm_output["token_usage"]["prompt_tokens"] == count
@@ -204,7 +204,7 @@ def test_point_33_messages_are_counted_as_they_are_rendered(llm, talkers, ensemb
     assert joined.get_num_tokens_from_messages(MESSAGES) == joined.get_num_tokens(get_buffer_string(MESSAGES))
 
 
-def test_point_33_tools_are_counted_as_their_schemas(llm):
+def test_tools_are_counted_as_their_schemas(llm):
     def weather(city: str) -> str:
         """Tells the weather."""
         return city
@@ -217,6 +217,6 @@ def test_point_33_tools_are_counted_as_their_schemas(llm):
     assert llm.get_num_tokens_from_messages(MESSAGES, tools=[weather]) == without + llm.get_num_tokens(schema)
 
 
-def test_point_33_a_counter_of_ones_own(ensemble):
+def test_a_counter_of_ones_own(ensemble):
     llm = DeepenLLM.from_ensemble(ensemble, custom_get_token_ids=lambda text: [0] * len(text.split()))
     assert llm.get_num_tokens_from_messages([HumanMessage("two words")]) == 3

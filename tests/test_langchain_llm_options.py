@@ -1,4 +1,4 @@
-"""Options of DeepenLLM: refusals, cache keys, traces, seeds, copies; points 4, 28 to 32, 36, 38 and 39."""
+"""Options of DeepenLLM: refusals, cache keys, traces, seeds, copies."""
 
 import json
 import random
@@ -56,20 +56,20 @@ def llm(ensemble):
 
 
 @pytest.mark.parametrize("way", [w for w in WHOLE + STREAMS if w != "configured"])
-async def test_point_04_an_unknown_option_of_a_call_is_refused(llm, ensemble, way):
+async def test_an_unknown_option_of_a_call_is_refused(llm, ensemble, way):
     with pytest.raises(SamplingError, match="'temprature': did you mean 'temperature'"):
         await ask(llm, way, "q", temprature=0.5)
     assert not ensemble.requests
 
 
 @pytest.mark.parametrize("option", ["rate_limiter", "n", "base_url", "streaming", "hf_token"])
-def test_point_04_options_of_other_models_are_refused(option):
+def test_options_of_other_models_are_refused(option):
     """BaseLLM has no rate limiter (only chat models have one), and one answer a prompt is all that is decoded."""
     with pytest.raises(ConfigurationError, match=f"Unknown option '{option}'"):
         DeepenLLM(models=["a"], **{option: 1})
 
 
-def test_point_04_what_users_set_for_every_server_is_taken_and_forgotten():
+def test_what_users_set_for_every_server_is_taken_and_forgotten():
     """`init_chat_model` and LangChain's own tests pass these to any model; here is no server to retry and no key."""
     llm = DeepenLLM(models=["a"], max_retries=3, api_key="secret", timeout=9)
     assert llm.timeout == 9
@@ -97,7 +97,7 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("way", "option"), [pair for pair in product(WHOLE, OPTIONS) if pair != ("configured", "max_tokens")]
 )
-async def test_point_28_each_option_has_its_own_answers(llm, ensemble, way, option):
+async def test_each_option_has_its_own_answers(llm, ensemble, way, option):
     llm.cache = InMemoryCache()
     llm.invoke("q")
     for _ in range(2):
@@ -107,14 +107,14 @@ async def test_point_28_each_option_has_its_own_answers(llm, ensemble, way, opti
     assert len(ensemble.requests) == 2
 
 
-async def test_point_28_the_same_options_given_differently_share_an_answer(llm, ensemble):
+async def test_the_same_options_given_differently_share_an_answer(llm, ensemble):
     llm.cache = InMemoryCache()
     for way in WHOLE:
         await ask(llm, way, "q", temperature=0.5)
     assert len(ensemble.requests) == 1
 
 
-def test_point_28_assigned_options_too(llm, ensemble):
+def test_assigned_options_too(llm, ensemble):
     llm.cache = InMemoryCache()
     llm.invoke("q")
     llm.temperature = 0.5
@@ -123,7 +123,7 @@ def test_point_28_assigned_options_too(llm, ensemble):
 
 
 @pytest.mark.parametrize(("cache", "asked"), [(None, 1), (True, 1), (False, 2)])
-def test_point_28_the_global_cache(ensemble, cache, asked):
+def test_the_global_cache(ensemble, cache, asked):
     set_llm_cache(InMemoryCache())
     try:
         llm = DeepenLLM.from_ensemble(ensemble, cache=cache)
@@ -145,7 +145,7 @@ def test_point_28_the_global_cache(ensemble, cache, asked):
     ],
     ids=str,
 )
-def test_point_28_other_ensembles_have_other_answers(loads, loading):
+def test_other_ensembles_have_other_answers(loads, loading):
     cache = InMemoryCache()
     for options in ({}, loading, {}, loading):
         DeepenLLM(**{"models": ["a", "b"], "cache": cache, **options}).invoke("q")
@@ -156,7 +156,7 @@ def test_point_28_other_ensembles_have_other_answers(loads, loading):
 
 
 @pytest.mark.parametrize("way", WHOLE + STREAMS)
-async def test_point_30_traces_show_the_options_of_the_call(llm, way):
+async def test_traces_show_the_options_of_the_call(llm, way):
     recorder = Recorder()
     options = {"temperature": 0.5, "max_new_tokens": 3}
     await ask(llm, way, "q", {"callbacks": [recorder], "metadata": {"mine": 1}}, **options)
@@ -174,7 +174,7 @@ async def test_point_30_traces_show_the_options_of_the_call(llm, way):
 
 
 @pytest.mark.parametrize("way", ["call", "async", "stream", "astream"])
-async def test_point_30_traces_show_the_stop_strings(ensemble, way):
+async def test_traces_show_the_stop_strings(ensemble, way):
     for own, given, shown in (
         (["x"], {}, ["x"]),
         (["x"], {"stop": ["y"]}, ["y"]),
@@ -191,7 +191,7 @@ async def test_point_30_traces_show_the_stop_strings(ensemble, way):
 # Choosing
 
 
-def test_point_31_a_seed_is_the_text_and_batches_do_not_matter(pair):
+def test_a_seed_is_the_text_and_batches_do_not_matter(pair):
     llm = DeepenLLM.from_ensemble(pair, temperature=1.2, max_new_tokens=12, ignore_eos=True)
     random.seed(5)
     torch.manual_seed(5)
@@ -203,7 +203,7 @@ def test_point_31_a_seed_is_the_text_and_batches_do_not_matter(pair):
     assert before == (random.getstate(), torch.get_rng_state().tolist())
 
 
-def test_point_32_options_reach_the_choice_among_fused_probabilities(pair):
+def test_options_reach_the_choice_among_fused_probabilities(pair):
     llm = DeepenLLM.from_ensemble(pair, max_new_tokens=8, ignore_eos=True)
     greedy = llm.invoke(PROMPT)
     assert llm.invoke(PROMPT, temperature=0, seed=1) == llm.invoke(PROMPT, temperature=0, seed=2) == greedy
@@ -218,7 +218,7 @@ def test_point_32_options_reach_the_choice_among_fused_probabilities(pair):
 # Copies and saving
 
 
-def test_point_36_configured_fields_load_no_other_model(load):
+def test_configured_fields_load_no_other_model(load):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble)
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=4, ignore_eos=True)
@@ -248,7 +248,7 @@ def test_point_36_configured_fields_load_no_other_model(load):
     ],
 )
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
-def test_point_38_what_was_saved_makes_the_same_model(options, suffix, tmp_path):
+def test_what_was_saved_makes_the_same_model(options, suffix, tmp_path):
     llm = DeepenLLM(**options)
     file = tmp_path / f"llm.{suffix}"
     llm.save(file)
@@ -261,7 +261,7 @@ def test_point_38_what_was_saved_makes_the_same_model(options, suffix, tmp_path)
     assert "dict" not in vars(DeepenLLM)
 
 
-def test_point_38_identifying_params_hold_every_option():
+def test_identifying_params_hold_every_option():
     names = {*DeepenLLM(models=["a"])._identifying_params}
     assert {*SamplingParams.model_fields} - names == {"stop"}
     assert "default_stop" in names
@@ -269,7 +269,7 @@ def test_point_38_identifying_params_hold_every_option():
         DeepenLLM(models=["a"], stop=["x"], default_stop=["y"])
 
 
-def test_point_39_versions_are_in_the_metadata(ensemble):
+def test_versions_are_in_the_metadata(ensemble):
     from deepen_core import __version__
 
     mine = {"mine": 1}

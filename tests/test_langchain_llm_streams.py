@@ -1,4 +1,4 @@
-"""Streams of DeepenLLM: pieces, endings, what the last piece tells, events; points 5, 14 to 21 and 40."""
+"""Streams of DeepenLLM: pieces, endings, what the last piece tells, events."""
 
 import codecs
 import time
@@ -36,7 +36,7 @@ def chunks_of(llm, prompt, **options):
     return pieces, [chunk for _, chunk in recorder.tokens], recorder
 
 
-def test_point_05_invoke_equals_stream_and_holds_no_prompt(demo, question):
+def test_invoke_equals_stream_and_holds_no_prompt(demo, question):
     text = demo.invoke(question.prompt)
     assert type(text) is str
     assert text.strip() == question.answer
@@ -45,7 +45,7 @@ def test_point_05_invoke_equals_stream_and_holds_no_prompt(demo, question):
     assert not any(mark in text for mark in ("<s>", "</s>", "<|", "\ufffd"))
 
 
-def test_point_14_each_piece_is_one_callback_with_its_chunk(llm):
+def test_each_piece_is_one_callback_with_its_chunk(llm):
     pieces, chunks, recorder = chunks_of(llm, PROMPT)
     assert len(pieces) > 3
     assert [token for token, _ in recorder.tokens] == [chunk.text for chunk in chunks] == pieces
@@ -54,7 +54,7 @@ def test_point_14_each_piece_is_one_callback_with_its_chunk(llm):
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
-async def test_point_14_invoke_tells_tokens_too(llm, way):
+async def test_invoke_tells_tokens_too(llm, way):
     recorder, config = Recorder(), {}
     config["callbacks"] = [recorder]
     text = llm.invoke(PROMPT, config) if way == "invoke" else await llm.ainvoke(PROMPT, config)
@@ -66,7 +66,7 @@ async def test_point_14_invoke_tells_tokens_too(llm, way):
     assert recorder.ends[0].llm_output["token_usage"] == candidate.generation_info["usage"]
 
 
-def test_point_14_a_batch_tells_no_tokens(llm):
+def test_a_batch_tells_no_tokens(llm):
     """LangChain would take them all for those of the first prompt."""
     recorder = Recorder()
     llm.batch([PROMPT, "Once"], config={"callbacks": [recorder]})
@@ -75,7 +75,7 @@ def test_point_14_a_batch_tells_no_tokens(llm):
 
 
 @pytest.mark.parametrize("way", ["stream", "astream", "invoke", "ainvoke"])
-async def test_point_15_an_instant_end_is_one_empty_chunk(pair, way):
+async def test_an_instant_end_is_one_empty_chunk(pair, way):
     """The stop string stands at the very start of the answer."""
     llm = DeepenLLM.from_ensemble(pair, max_new_tokens=12, ignore_eos=True)
     start = llm.invoke(PROMPT)[0]
@@ -93,7 +93,7 @@ async def test_point_15_an_instant_end_is_one_empty_chunk(pair, way):
     assert recorder.tokens[0][1].generation_info["finish_reason"] == "stop"
 
 
-async def test_point_16_the_last_chunk_tells_and_all_of_them_add_up(llm):
+async def test_the_last_chunk_tells_and_all_of_them_add_up(llm):
     for logprobs in (None, 2):
         recorder = Recorder()
         assert [p async for p in llm.astream(PROMPT, {"callbacks": [recorder]}, logprobs=logprobs)]
@@ -106,7 +106,7 @@ async def test_point_16_the_last_chunk_tells_and_all_of_them_add_up(llm):
         assert whole.generation_info["model_name"] == "alpha+beta"
 
 
-def test_point_18_finish_reasons(llm, demo, question):
+def test_finish_reasons(llm, demo, question):
     def reason(model, prompt, **options):
         return model.generate([prompt], **options).generations[0][0].generation_info["finish_reason"]
 
@@ -116,7 +116,7 @@ def test_point_18_finish_reasons(llm, demo, question):
     assert reason(llm, PROMPT, stop=[llm.invoke(PROMPT)[-1]]) == "stop"
 
 
-class TestPoint19:
+class TestStopStrings:
     """A stop string is cut exactly, wherever it was given and however its tokens fall."""
 
     @pytest.fixture
@@ -135,7 +135,7 @@ class TestPoint19:
         return whole[middle - 4 : middle + 4]  # longer than a token
 
     @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch", "bind", "init"])
-    async def test_point_19_every_way(self, told, whole, stop, question, way):
+    async def test_every_way(self, told, whole, stop, question, way):
         prompt = question.prompt
         if way == "invoke":
             text = told.invoke(prompt, stop=[stop])
@@ -155,25 +155,25 @@ class TestPoint19:
             text = told.with_options(stop=[stop]).invoke(prompt)
         assert text == whole.partition(stop)[0]
 
-    def test_point_19_no_part_of_it_is_ever_shown(self, told, whole, stop, question):
+    def test_no_part_of_it_is_ever_shown(self, told, whole, stop, question):
         before, shown = whole.partition(stop)[0], ""
         for piece in told.stream(question.prompt, stop=[stop]):
             shown += piece
             assert before.startswith(shown)
 
-    def test_point_19_the_earliest_wins(self, told, whole, question):
+    def test_the_earliest_wins(self, told, whole, question):
         early, late = whole[5:8], whole[12:16]
         for stops in ([early, late], [late, early]):
             assert told.invoke(question.prompt, stop=stops) == whole[: min(whole.index(early), whole.index(late))]
 
-    def test_point_19_a_call_overrides_and_an_empty_list_disables(self, told, whole, stop, question):
+    def test_a_call_overrides_and_an_empty_list_disables(self, told, whole, stop, question):
         own = told.with_options(stop=[whole[2:5]])
         assert own.invoke(question.prompt, stop=[stop]) == whole.partition(stop)[0]
         assert own.invoke(question.prompt, stop=[]) == whole
         assert own.invoke(question.prompt) == whole.partition(whole[2:5])[0]
 
 
-def test_point_20_characters_of_several_tokens_come_whole(load):
+def test_characters_of_several_tokens_come_whole(load):
     """Random members speak single bytes; what becomes a character is shown once it is one."""
     with load("alpha", "beta") as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=40, ignore_eos=True, temperature=1.5)
@@ -192,7 +192,7 @@ def test_point_20_characters_of_several_tokens_come_whole(load):
         assert split
 
 
-def test_point_21_the_first_piece_comes_early(demo, question):
+def test_the_first_piece_comes_early(demo, question):
     list(demo.stream(question.prompt, max_new_tokens=200, ignore_eos=True))
     shares = []
     for _ in range(3):
@@ -206,7 +206,7 @@ def test_point_21_the_first_piece_comes_early(demo, question):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-async def test_point_40_events_of_a_stream(llm, nested):
+async def test_events_of_a_stream(llm, nested):
     async def ask(prompt):
         return await llm.ainvoke(prompt)
 

@@ -62,7 +62,7 @@ def llm(ensemble, request):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_36_and_37_a_react_agent_hears_the_tool_and_nothing_made_up(llm, streaming):
+def test_a_react_agent_hears_the_tool_and_nothing_made_up(llm, streaming):
     agent = ReActAgent(tools=[FunctionTool.from_defaults(town)], llm=llm.for_react(), streaming=streaming)
 
     async def run():
@@ -76,7 +76,7 @@ def test_point_36_and_37_a_react_agent_hears_the_tool_and_nothing_made_up(llm, s
     assert bool(said) is streaming
 
 
-def test_point_37_for_react_is_a_copy_on_the_same_ensemble(llm):
+def test_for_react_is_a_copy_on_the_same_ensemble(llm):
     react = llm.for_react()
     assert react.stop == ("\nObservation:",)
     assert llm.stop == ()
@@ -84,7 +84,7 @@ def test_point_37_for_react_is_a_copy_on_the_same_ensemble(llm):
     assert react.for_react() is react
 
 
-def test_point_38_predict_and_call(llm):
+def test_predict_and_call(llm):
     tools = [FunctionTool.from_defaults(town)]
     assert llm.predict_and_call(tools, "Where does Mira live?").response == "Mira lives in Lisbon."
 
@@ -94,7 +94,7 @@ def test_point_38_predict_and_call(llm):
     assert asyncio.run(ask()).response == "Mira lives in Lisbon."
 
 
-def test_point_39_a_workflow_takes_a_react_agent(llm):
+def test_a_workflow_takes_a_react_agent(llm):
     workflow = AgentWorkflow.from_tools_or_functions([town], llm=llm.for_react())
     assert isinstance(next(iter(workflow.agents.values())), ReActAgent)
 
@@ -104,7 +104,7 @@ def test_point_39_a_workflow_takes_a_react_agent(llm):
     assert asyncio.run(run()) == "Lisbon"
 
 
-def test_point_34_settings_count_by_mains_tokenizer(ensemble, settings):
+def test_settings_count_by_mains_tokenizer(ensemble, settings):
     before = settings.tokenizer
     llm = DeepenLLM.from_ensemble(ensemble)
     assert settings.tokenizer is before  # constructing touches no global
@@ -116,7 +116,7 @@ def test_point_34_settings_count_by_mains_tokenizer(ensemble, settings):
     assert settings.node_parser != "of another model"
 
 
-def test_point_43_loaders_find_it(settings):
+def test_loaders_find_it(settings):
     llm = DeepenLLM(models=[str(path) for path in member_paths()], max_new_tokens=5)
     loaded = load_llm(llm.to_dict())
     assert isinstance(loaded, DeepenLLM)
@@ -125,7 +125,7 @@ def test_point_43_loaders_find_it(settings):
     assert extractor.llm.to_dict() == llm.to_dict()
 
 
-def test_point_43_copies_share_the_ensemble(ensemble):
+def test_copies_share_the_ensemble(ensemble):
     llm = DeepenLLM.from_ensemble(ensemble)
     for copied in (copy.deepcopy(llm), llm.model_copy(update={"max_new_tokens": 2})):
         assert copied.ensemble is ensemble

@@ -34,7 +34,7 @@ def expected(llm, endpoint, **options):
 
 @pytest.mark.parametrize("endpoint", EIGHT)
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 5}, {"max_tokens": 3}], ids=str)
-def test_point_04_and_12_answers_are_the_engines(llm, endpoint, options):
+def test_answers_are_the_engines(llm, endpoint, options):
     responses = called(llm, endpoint, **options)
     answer = expected(llm, endpoint, **options)
     assert text_of(responses[-1]) == answer.text
@@ -43,7 +43,7 @@ def test_point_04_and_12_answers_are_the_engines(llm, endpoint, options):
 
 
 @pytest.mark.parametrize("endpoint", STREAMS)
-def test_point_05_text_grows_and_holds_no_half_characters(llm, endpoint):
+def test_text_grows_and_holds_no_half_characters(llm, endpoint):
     for word in ("你好，世界", "Où est la bibliothèque", "Привет, мир"):
         responses = called(llm, endpoint, choices=[word], max_tokens=40)
         assert text_of(responses[-1]) == word
@@ -55,7 +55,7 @@ def test_point_05_text_grows_and_holds_no_half_characters(llm, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", STREAMS)
-def test_point_05_no_part_of_a_stop_string_shows(llm, endpoint):
+def test_no_part_of_a_stop_string_shows(llm, endpoint):
     word = "one two, three"
     for stop, text in ((["two"], "one "), ([", thr"], "one two"), (["hree", "wo,"], "one t"), (["three!"], word)):
         responses = called(llm, endpoint, regex=word, stop=stop, max_tokens=40)
@@ -64,14 +64,14 @@ def test_point_05_no_part_of_a_stop_string_shows(llm, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_06_an_empty_answer_is_one_response(llm, endpoint):
+def test_an_empty_answer_is_one_response(llm, endpoint):
     responses = called(llm, endpoint, regex="one two", stop=["one"], max_tokens=40)
     assert [text_of(response) for response in responses] == [""]
     assert responses[0].raw["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_07_the_last_response_tells_usage_and_reason(llm, kind, reading_folders, endpoint):
+def test_the_last_response_tells_usage_and_reason(llm, kind, reading_folders, endpoint):
     *others, last = called(llm, endpoint)
     assert all(response.raw is None for response in others)
     assert last.raw["finish_reason"] == "length"
@@ -89,7 +89,7 @@ def test_point_07_the_last_response_tells_usage_and_reason(llm, kind, reading_fo
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_09_a_logprob_for_each_token(llm, endpoint):
+def test_a_logprob_for_each_token(llm, endpoint):
     last = called(llm, endpoint, logprobs=3)[-1]
     assert len(last.logprobs) == last.raw["usage"]["completion_tokens"] == 8
     for position in last.logprobs:
@@ -102,7 +102,7 @@ def test_point_09_a_logprob_for_each_token(llm, endpoint):
     )
 
 
-def test_point_10_unformatted_is_a_users_message_and_formatted_is_verbatim(llm, kind):
+def test_unformatted_is_a_users_message_and_formatted_is_verbatim(llm, kind):
     unformatted, formatted = llm.complete(QUESTION), llm.complete(QUESTION, formatted=True)
     verbatim = llm.ensemble.generate(QUESTION, llm.sampling({}))
     assert formatted.raw["usage"]["prompt_tokens"] == verbatim.usage.prompt_tokens
@@ -117,7 +117,7 @@ def test_point_10_unformatted_is_a_users_message_and_formatted_is_verbatim(llm, 
 
 @pytest.mark.parametrize("kind", ["texts", "chats"])
 @pytest.mark.parametrize("endpoint", [*EIGHT, "formatted", "system"])
-def test_point_11_each_member_starts_with_one_bos(reading_folders, kind, endpoint):
+def test_each_member_starts_with_one_bos(reading_folders, kind, endpoint):
     with Ensemble.load(reading_folders[kind], progress=False) as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=2, ignore_eos=True)
         hooked, seen = [hook(ensemble, 0), hook(ensemble, 1)], [[], []]
@@ -136,13 +136,13 @@ def test_point_11_each_member_starts_with_one_bos(reading_folders, kind, endpoin
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_13_equal_seeds_give_equal_text(llm, endpoint):
+def test_equal_seeds_give_equal_text(llm, endpoint):
     texts = [text_of(called(llm, endpoint, temperature=2.0, seed=seed)[-1]) for seed in (1, 1, 2, 3)]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
 
 
-def test_point_22_a_call_within_a_stream(llm):
+def test_a_call_within_a_stream(llm):
     whole, inner = llm.complete(QUESTION).text, llm.chat(USER).message.content
     pieces = []
     for response in llm.stream_complete(QUESTION):

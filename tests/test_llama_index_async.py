@@ -63,7 +63,7 @@ ASYNC = {
 
 @pytest.mark.parametrize("endpoint", ASYNC)
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 2}, {"stop": ["words"], "logprobs": 2}])
-def test_point_04_and_12_the_same_as_from_a_thread(llm, ensemble, endpoint, options):
+def test_the_same_as_from_a_thread(llm, ensemble, endpoint, options):
     if endpoint == "chat" and not ensemble.has_chat_template:
         ensemble.default = ensemble.answers["c"]
     found = asyncio.run(ASYNC[endpoint](llm, **options))
@@ -73,12 +73,12 @@ def test_point_04_and_12_the_same_as_from_a_thread(llm, ensemble, endpoint, opti
 
 
 @pytest.mark.parametrize("endpoint", ASYNC)
-def test_point_12_an_unknown_option_is_an_error(llm, endpoint):
+def test_an_unknown_option_is_an_error(llm, endpoint):
     with pytest.raises(SamplingError, match="did you mean 'max_new_tokens'"):
         asyncio.run(ASYNC[endpoint](llm, max_new_token=2))
 
 
-def test_point_06_an_empty_answer_is_one_chunk(llm):
+def test_an_empty_answer_is_one_chunk(llm):
     async def ask():
         return await gathered(await llm.astream_complete("nothing"))
 
@@ -88,7 +88,7 @@ def test_point_06_an_empty_answer_is_one_chunk(llm):
 
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
-def test_point_21_a_stream_that_is_left_is_closed(llm, ensemble, debug, chat):
+def test_a_stream_that_is_left_is_closed(llm, ensemble, debug, chat):
     if debug:
         llm.callback_manager = CallbackManager([LlamaDebugHandler(print_trace_on_end=False)])
 
@@ -104,7 +104,7 @@ def test_point_21_a_stream_that_is_left_is_closed(llm, ensemble, debug, chat):
 
 
 @pytest.mark.parametrize("endpoint", ASYNC)
-def test_point_26_one_pair_of_events_and_one_count_a_call(llm, endpoint):
+def test_one_pair_of_events_and_one_count_a_call(llm, endpoint):
     counter, debug = TokenCountingHandler(tokenizer=str.split), LlamaDebugHandler(print_trace_on_end=False)
     llm.callback_manager = CallbackManager([counter, debug])
     asyncio.run(ASYNC[endpoint](llm))
@@ -114,7 +114,7 @@ def test_point_26_one_pair_of_events_and_one_count_a_call(llm, endpoint):
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_25_an_engine_error_reaches_the_query(ensemble, mode, streaming):
+def test_an_engine_error_reaches_the_query(ensemble, mode, streaming):
     ensemble.context_window = 2000
     ensemble.failure = ContextWindowError("The prompt has 900 tokens")
     llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=16)
@@ -177,7 +177,7 @@ REAL = {"acomplete": _complete, "achat": _chat, "astream_complete": _drain, "ast
 
 
 @pytest.mark.parametrize("endpoint", REAL)
-def test_point_19_the_loop_goes_on(demo, endpoint):
+def test_the_loop_goes_on(demo, endpoint):
     async def measured():
         gaps, last = [], time.perf_counter()
         work = asyncio.gather(*(REAL[endpoint](demo, f"{TEXT} {n}") for n in range(4)))
@@ -196,7 +196,7 @@ def test_point_19_the_loop_goes_on(demo, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", REAL)
-def test_point_20_a_cancelled_task_frees_its_row(demo, endpoint):
+def test_a_cancelled_task_frees_its_row(demo, endpoint):
     llm = demo.with_options(max_new_tokens=400)
 
     async def cancelled():
@@ -212,7 +212,7 @@ def test_point_20_a_cancelled_task_frees_its_row(demo, endpoint):
     assert llm.complete(TEXT, max_tokens=3).text
 
 
-def test_point_23_many_at_once_answer_as_one_by_one(demo):
+def test_many_at_once_answer_as_one_by_one(demo):
     texts = [f"{TEXT}, {name}" for name in ("Mira", "Tomas", "Felix", "Esther", "a dog", "a fox", "a boat", "a king")]
     serial = [demo.complete(text).text for text in texts]
 
@@ -228,7 +228,7 @@ def test_point_23_many_at_once_answer_as_one_by_one(demo):
         assert [thread.result() for thread in threads] == serial
 
 
-def test_point_24_one_loop_after_another_and_a_query_within_one(demo):
+def test_one_loop_after_another_and_a_query_within_one(demo):
     first, second = (asyncio.run(_complete(demo, TEXT)) for _ in range(2))
     assert first == second
 
@@ -238,7 +238,7 @@ def test_point_24_one_loop_after_another_and_a_query_within_one(demo):
     assert asyncio.run(within()) == first
 
 
-def test_point_08_raw_is_plain(demo):
+def test_raw_is_plain(demo):
     response = asyncio.run(_raw(demo))
     assert json.loads(json.dumps(response)) == response
     assert response["usage"]["completion_tokens"] == 40

@@ -46,7 +46,7 @@ def asked(llm, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_26_and_27_one_start_one_end_one_exact_count(llm, events, count, endpoint):
+def test_one_start_one_end_one_exact_count(llm, events, count, endpoint):
     called(llm, endpoint)
     kind = "LLMChat" if "chat" in endpoint else "LLMCompletion"
     names = [e.class_name() for e in events.seen if "InProgress" not in e.class_name()]
@@ -60,13 +60,13 @@ def test_point_26_and_27_one_start_one_end_one_exact_count(llm, events, count, e
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_26_a_stream_tells_each_piece_once(llm, events, endpoint):
+def test_a_stream_tells_each_piece_once(llm, events, endpoint):
     responses = called(llm, endpoint)
     told = [event.response for event in events.seen if "InProgress" in event.class_name()]
     assert told == (responses if "stream" in endpoint else [])
 
 
-def test_point_27_counts_of_a_query_are_those_of_its_prompts(llm, events, count, fresh_settings):
+def test_counts_of_a_query_are_those_of_its_prompts(llm, events, count, fresh_settings):
     configure_settings(llm)
     counter = TokenCountingHandler()
     fresh_settings.callback_manager = CallbackManager([counter])  # an index gives it to the models it asks
@@ -80,7 +80,7 @@ def test_point_27_counts_of_a_query_are_those_of_its_prompts(llm, events, count,
 
 
 @pytest.mark.usefixtures("needs_demo")
-def test_point_27_on_the_demo_answers_have_as_many_tokens_as_their_texts():
+def test_on_the_demo_answers_have_as_many_tokens_as_their_texts():
     """Models that were trained write words in the tokens that their tokenizer would take."""
     with DeepenLLM.demo(max_new_tokens=16, progress=False) as llm:
         counter = TokenCountingHandler(tokenizer=llm.ensemble.tokenize)
@@ -91,7 +91,7 @@ def test_point_27_on_the_demo_answers_have_as_many_tokens_as_their_texts():
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_08_all_that_is_told_is_plain(llm, events, endpoint):
+def test_all_that_is_told_is_plain(llm, events, endpoint):
     responses = called(llm, endpoint, logprobs=2)
     assert json.loads(json.dumps(responses[-1].raw)) == responses[-1].raw
     assert len(events.seen) >= 2
@@ -108,7 +108,7 @@ def spans():
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_28_every_call_is_a_span_that_ends(llm, spans, endpoint):
+def test_every_call_is_a_span_that_ends(llm, spans, endpoint):
     called(llm, endpoint)
     names = [span.id_.partition("-")[0] for span in spans.completed_spans]
     assert f"DeepenLLM.{endpoint}" in names
@@ -117,7 +117,7 @@ def test_point_28_every_call_is_a_span_that_ends(llm, spans, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_28_an_engine_error_is_told_to_handlers_and_raised(reading_folders, events, spans, kind, endpoint):
+def test_an_engine_error_is_told_to_handlers_and_raised(reading_folders, events, spans, kind, endpoint):
     with Ensemble.load(reading_folders[kind], progress=False) as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=6, ignore_eos=True)
         debug = LlamaDebugHandler(print_trace_on_end=False)
@@ -137,7 +137,7 @@ def test_point_28_an_engine_error_is_told_to_handlers_and_raised(reading_folders
 
 
 @pytest.mark.parametrize("endpoint", [name for name in EIGHT if "stream" in name])
-def test_point_28_a_stream_that_is_left_ends_its_event(llm, endpoint):
+def test_a_stream_that_is_left_ends_its_event(llm, endpoint):
     """LlamaDebugHandler keeps the exception, and with it all that its frames hold."""
     llm = llm.with_options(max_new_tokens=1500)
     if endpoint in ENDPOINTS:
@@ -174,7 +174,7 @@ class Limiter(BaseRateLimiter):
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_29_the_rate_limiter_is_asked_once(llm, endpoint):
+def test_the_rate_limiter_is_asked_once(llm, endpoint):
     llm.rate_limiter = limiter = Limiter()
     called(llm, endpoint)
     assert len(limiter.asked) == 1

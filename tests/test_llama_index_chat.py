@@ -75,7 +75,7 @@ async def astreams(llm, mode):
 
 
 @pytest.mark.parametrize("mode", ENGINES)
-def test_point_35_chat_engines_answer_alike_in_all_four_ways_and_remember(llm, events, mode):
+def test_chat_engines_answer_alike_in_all_four_ways_and_remember(llm, events, mode):
     answers, history = chats(llm, mode)
     assert [message.role.value for message in history] == ["user", "assistant"] * 2
     assert [message.content for message in history[::2]] == [QUESTION, SECOND]
@@ -88,7 +88,7 @@ def test_point_35_chat_engines_answer_alike_in_all_four_ways_and_remember(llm, e
         assert [message.content.strip() for message in kept] == [message.content.strip() for message in history]
 
 
-def test_point_35_a_window_of_256_or_less_is_told_before_anything_is_loaded():
+def test_a_window_of_256_or_less_is_told_before_anything_is_loaded():
     """In a process of its own: LlamaIndex opens the memory's database before it refuses, and never closes it."""
     code = f"""
 from llama_index.core import Document, VectorStoreIndex
@@ -105,7 +105,7 @@ for mode in {ENGINES}:
     assert run.stdout.count("Token limit must be set and greater than 0") == len(ENGINES), run.stdout
 
 
-def test_point_35_a_long_conversation_is_cut_by_the_memory_and_fits(reading_ensembles):
+def test_a_long_conversation_is_cut_by_the_memory_and_fits(reading_ensembles):
     llm = DeepenLLM.from_ensemble(reading_ensembles["chats"], max_new_tokens=6, ignore_eos=True)
     configure_settings(llm)
     engine = engine_of(llm, "simple")
@@ -115,7 +115,7 @@ def test_point_35_a_long_conversation_is_cut_by_the_memory_and_fits(reading_ense
     assert told > llm.metadata.context_window
 
 
-# Point 25: errors in the middle of a stream
+# Errors in the middle of a stream
 
 
 @pytest.fixture(params=["texts", "chats"])
@@ -137,7 +137,7 @@ def failing(request, reading_folders):
 FAILS = "Member 'two' failed.*the fan has stopped"
 
 
-def test_point_25_in_a_query_engine(failing):
+def test_in_a_query_engine(failing):
     engine = index_of().as_query_engine(llm=failing, streaming=True)
     pieces = engine.query(QUESTION).response_gen
     assert next(pieces)
@@ -153,7 +153,7 @@ def test_point_25_in_a_query_engine(failing):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # LlamaIndex raises there as well
 @pytest.mark.parametrize("mode", ENGINES)
-def test_point_25_in_a_chat_engine(failing, mode):
+def test_in_a_chat_engine(failing, mode):
     with pytest.raises(MemberError, match=FAILS):
         list(engine_of(failing, mode).stream_chat(QUESTION).response_gen)
 
@@ -165,7 +165,7 @@ def test_point_25_in_a_chat_engine(failing, mode):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_25_in_an_agent(failing, streaming):
+def test_in_an_agent(failing, streaming):
     agent = ReActAgent(
         tools=[FunctionTool.from_defaults(lambda name: name, name="who", description="Who it is.")],
         llm=failing,

@@ -1,6 +1,6 @@
 """How DeepenLLM of LlamaIndex is made, known, stored, shared and let go of.
 
-That a missing LlamaIndex is told by its extra (point 45) is in `test_packaging.py` and `test_adapter_options.py`.
+That a missing LlamaIndex is told by its extra is in `test_packaging.py` and `test_adapter_options.py`.
 """
 
 import copy
@@ -36,7 +36,7 @@ def options(reading_folders):
     }
 
 
-def test_point_01_and_02_it_is_what_llama_index_looks_for():
+def test_it_is_what_llama_index_looks_for():
     names = [cls.__name__ for cls in DeepenLLM.__mro__]
     assert {CustomLLM.__name__, BaseLLM.__name__} < set(names)
     assert DeepenLLM.class_name() == "DeepenLLM"
@@ -44,7 +44,7 @@ def test_point_01_and_02_it_is_what_llama_index_looks_for():
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_03_a_misspelt_option_is_an_error(options, endpoint):
+def test_a_misspelt_option_is_an_error(options, endpoint):
     with pytest.raises(ConfigurationError, match="did you mean 'temperature'"):
         DeepenLLM(**options, temprature=1)
     llm = DeepenLLM(**options)
@@ -52,7 +52,7 @@ def test_point_03_a_misspelt_option_is_an_error(options, endpoint):
         called(llm, endpoint, temprature=1)
 
 
-def test_point_43_stored_in_every_form_it_answers_the_same(options):
+def test_stored_in_every_form_it_answers_the_same(options):
     with DeepenLLM(**options, stop=["\0"], system_prompt="Be brief.") as llm:
         text = llm.complete(QUESTION).text
         forms = {
@@ -69,7 +69,7 @@ def test_point_43_stored_in_every_form_it_answers_the_same(options):
             assert other.ensemble is llm.ensemble, form
 
 
-def test_point_43_a_pickle_loads_in_a_process_that_never_saw_the_models(options, tmp_path):
+def test_a_pickle_loads_in_a_process_that_never_saw_the_models(options, tmp_path):
     stored = tmp_path / "llm.pickle"
     with DeepenLLM(**options) as llm:
         text = llm.complete(QUESTION).text
@@ -83,7 +83,7 @@ print(repr(llm.complete({QUESTION!r}).text))
     assert run.stdout.strip() == repr(text), run.stderr
 
 
-def test_point_44_importing_and_planning_are_light_and_open_no_socket(options):
+def test_importing_and_planning_are_light_and_open_no_socket(options):
     code = f"""
 import socket, sys
 import deepen_core, deepen_integrations
@@ -100,32 +100,32 @@ assert not {{"torch", "transformers", "tokenizers", "huggingface_hub"}} & set(sy
 
 
 @pytest.mark.filterwarnings("ignore:A test tried to use socket")
-def test_point_46_the_tests_have_no_network():
+def test_the_tests_have_no_network():
     with pytest.raises(pytest_socket.SocketBlockedError):
         socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
-def test_point_47_no_folder_shadows_the_framework():
+def test_no_folder_shadows_the_framework():
     root = Path(__file__).parent
     assert not [path for path in root.rglob("*") if path.is_dir() and path.name in ("llama_index", "langchain")]
 
 
 @ENDINGS
-def test_point_48_the_last_one_frees_the_models(options, ending):
+def test_the_last_one_frees_the_models(options, ending):
     check_the_last_frees(
         [DeepenLLM(**options), DeepenLLM(**options, seed=1)], lambda llm: llm.complete(QUESTION).text, ending
     )
 
 
 @pytest.mark.parametrize("endpoint", EIGHT)
-def test_point_48_use_after_close_is_told(options, endpoint):
+def test_use_after_close_is_told(options, endpoint):
     llm = DeepenLLM(**options)
     llm.close()
     with pytest.raises(ClosedError, match=r"DeepenLLM was closed\. Construct another one"):
         called(llm, endpoint)
 
 
-def test_point_48_what_is_stored_of_a_closed_one_is_as_before(options):
+def test_what_is_stored_of_a_closed_one_is_as_before(options):
     llm = DeepenLLM(**options)
     stored = json.loads(llm.to_json())
     llm.close()

@@ -145,7 +145,7 @@ def test_with_templates_an_unformatted_prompt_is_a_users_message(chat_llm, ensem
 
 
 @pytest.mark.parametrize("templates", [False, True])
-def test_point_14_the_system_prompt_comes_once(ensemble, templates):
+def test_the_system_prompt_comes_once(ensemble, templates):
     ensemble.has_chat_template = templates
     llm = DeepenLLM.from_ensemble(ensemble, system_prompt="SYS")
     llm.complete("c")

@@ -88,7 +88,7 @@ class Queries:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 @pytest.mark.usefixtures("needs_demo", "loop_of_llama_index")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # loops that LlamaIndex makes in threads and leaves open
-def test_point_27_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_settings):
+def test_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_settings):
     llm = DeepenLLM.demo(max_new_tokens=12, progress=False)
     configure_settings(llm)
     counter, recount = TokenCountingHandler(), Recount(member_paths()[0])

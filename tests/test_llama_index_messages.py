@@ -1,4 +1,4 @@
-"""LlamaIndex's messages on members whose chat templates are strict; points 15 to 18."""
+"""LlamaIndex's messages on members whose chat templates are strict."""
 
 import copy
 
@@ -82,7 +82,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_point_15_every_member_reads_every_conversation(llm, kind):
+def test_every_member_reads_every_conversation(llm, kind):
     for text in prompts(llm, CONVERSATIONS[kind]):
         words = [message.content for message in CONVERSATIONS[kind] if message.content]
         places = [text.index(word) for word in words]
@@ -99,7 +99,7 @@ def test_point_15_every_member_reads_every_conversation(llm, kind):
         (MessageRole.FUNCTION, MessageRole.TOOL),
     ],
 )
-def test_point_16_roles_are_what_templates_call_them(llm, role, meant):
+def test_roles_are_what_templates_call_them(llm, role, meant):
     def conversation(role):
         first = [say(role, "one")] if meant == MessageRole.SYSTEM else [say("user", "zero"), say(role, "one")]
         return [*first, say("user", "two")]
@@ -107,7 +107,7 @@ def test_point_16_roles_are_what_templates_call_them(llm, role, meant):
     assert prompts(llm, conversation(role)) == prompts(llm, conversation(meant))
 
 
-def test_point_17_blocks_of_text_and_thoughts(llm):
+def test_blocks_of_text_and_thoughts(llm):
     blocks = [
         ThinkingBlock(content="hidden"),
         TextBlock(text="one"),
@@ -123,13 +123,13 @@ def test_point_17_blocks_of_text_and_thoughts(llm):
 
 
 @pytest.mark.parametrize("block", [ImageBlock(url="file:a.png"), AudioBlock(url="file:a.wav"), DocumentBlock(url="a")])
-def test_point_17_what_no_text_model_can_read_is_refused(llm, block):
+def test_what_no_text_model_can_read_is_refused(llm, block):
     message = ChatMessage(role="user", blocks=[TextBlock(text="Look:"), block])
     with pytest.raises(PromptError, match=f"holds a {type(block).__name__}: only text"):
         llm.chat([message])
 
 
-def test_point_18_each_member_reads_its_own_template(llm, folders):
+def test_each_member_reads_its_own_template(llm, folders):
     mistral, gemma, qwen = prompts(llm, [say("system", "one"), say("user", "two")])
     assert "[SYSTEM_PROMPT]one[/SYSTEM_PROMPT]" in mistral.replace(" ", "")
     assert "<start_of_turn>user\none\n\ntwo<end_of_turn>" in gemma
@@ -137,7 +137,7 @@ def test_point_18_each_member_reads_its_own_template(llm, folders):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_point_36_a_react_agent_retries_and_stops_early_on_strict_templates(llm):
+async def test_a_react_agent_retries_and_stops_early_on_strict_templates(llm):
     """Nothing that random members say is ReAct; a `Thought:` without an action makes the agent ask again."""
     thinking = llm.with_options(regex="Thought: [a-z]{1,8}", max_new_tokens=24)
     tool = FunctionTool.from_defaults(lambda place: "sunny", name="weather", description="Tells the weather.")

@@ -30,7 +30,7 @@ def llm(request, reading_ensembles):
 
 
 @pytest.mark.parametrize("mode", ResponseMode)
-def test_point_30_every_mode_answers_alike_in_all_four_ways(llm, events, mode):
+def test_every_mode_answers_alike_in_all_four_ways(llm, events, mode):
     index = index_of()
     options = {"llm": llm, "response_mode": mode, "similarity_top_k": 3}
     whole = index.as_query_engine(**options)
@@ -61,7 +61,7 @@ def nodes(texts):
     return [NodeWithScore(node=TextNode(text=text), score=1.0) for text in texts]
 
 
-def test_point_24_a_tree_is_summarized_at_once_and_in_a_running_loop(llm, events):
+def test_a_tree_is_summarized_at_once_and_in_a_running_loop(llm, events):
     """`use_async` starts a loop of its own beside the one that runs; each branch is a request of its own."""
     llm = llm.with_options(max_new_tokens=40)
     # Several prompts full of text, and one more for their summaries.
@@ -87,7 +87,7 @@ def test_point_24_a_tree_is_summarized_at_once_and_in_a_running_loop(llm, events
         if mode not in WITHOUT_A_MODEL and (mode in STREAMING or not streaming)
     ],
 )
-def test_point_31_an_engine_error_is_raised_and_never_an_empty_response(reading_folders, mode, streaming):
+def test_an_engine_error_is_raised_and_never_an_empty_response(reading_folders, mode, streaming):
     """LlamaIndex takes a ValueError of a model for an empty answer."""
     with Ensemble.load(reading_folders["chats"], progress=False) as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=6)
@@ -109,7 +109,7 @@ def test_point_31_an_engine_error_is_raised_and_never_an_empty_response(reading_
             asyncio.run(ask())
 
 
-def test_point_32_metadata_is_of_the_ensemble(llm):
+def test_metadata_is_of_the_ensemble(llm):
     ensemble, metadata = llm.ensemble, llm.metadata
     assert metadata.model_name == "one+two"
     assert metadata.context_window == ensemble.planning_window < ensemble.context_window == 2200
@@ -139,7 +139,7 @@ class Filled:
 
 
 @pytest.mark.parametrize("mode", ["compact", "tree_summarize", "simple_summarize", "compact_accumulate"])
-def test_point_33_prompts_that_llama_index_fills_fit_every_member(llm, reading_folders, events, mode):
+def test_prompts_that_llama_index_fills_fit_every_member(llm, reading_folders, events, mode):
     """Far more text than fits, cut and packed by LlamaIndex."""
     filled = Filled(llm, reading_folders["chats" if llm.metadata.is_chat_model else "texts"], events)
     texts = [" ".join(document.text for document in documents()[:30])]
@@ -148,7 +148,7 @@ def test_point_33_prompts_that_llama_index_fills_fit_every_member(llm, reading_f
     assert 6 <= filled.room() < 1100  # of 2200: compact keeps 500 of main's tokens free
 
 
-def test_point_33_an_over_long_prompt_is_told_with_its_numbers(llm):
+def test_an_over_long_prompt_is_told_with_its_numbers(llm):
     prompt = PromptTemplate("{text}")
     with pytest.raises(ContextWindowError, match=r"has \d+ tokens for member 'one', whose context window is 2400"):
         llm.predict(prompt, text="word " * 2400)
@@ -156,7 +156,7 @@ def test_point_33_an_over_long_prompt_is_told_with_its_numbers(llm):
         list(llm.stream(prompt, text="word " * 2400))
 
 
-def test_point_34_a_prompt_helper_plans_with_what_is_measured(llm, fresh_settings):
+def test_a_prompt_helper_plans_with_what_is_measured(llm, fresh_settings):
     helper = fresh_settings.prompt_helper
     assert (helper.context_window, helper.num_output) == (llm.metadata.context_window, 6)
     assert helper._token_counter.get_string_tokens(QUESTION) == llm.ensemble.count_tokens(QUESTION)

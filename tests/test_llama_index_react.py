@@ -72,7 +72,7 @@ def run(agent, **options):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_36_an_agent_asks_a_tool_and_answers(llm, events, streaming):
+def test_an_agent_asks_a_tool_and_answers(llm, events, streaming):
     answer, seen = run(ReActAgent(tools=[tool_that_leads_on(llm)], llm=llm, streaming=streaming))
     assert answer in ("Lisbon", "Oslo")
     (asked,) = [event for event in seen if isinstance(event, ToolCallResult)]
@@ -86,7 +86,7 @@ def test_point_36_an_agent_asks_a_tool_and_answers(llm, events, streaming):
     assert told[-1].content == f"Observation: {asked.tool_output.content}"
 
 
-def test_point_36_an_agent_works_in_a_workflow(llm):
+def test_an_agent_works_in_a_workflow(llm):
     agent = ReActAgent(name="guide", tools=[tool_that_leads_on(llm)], llm=llm)
     answer, seen = run(AgentWorkflow(agents=[agent], root_agent="guide"))
     assert answer in ("Lisbon", "Oslo")
@@ -94,7 +94,7 @@ def test_point_36_an_agent_works_in_a_workflow(llm):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_37_an_observation_is_never_made_up(llm, streaming):
+def test_an_observation_is_never_made_up(llm, streaming):
     llm.regex = MADE_UP
     answer, seen = run(ReActAgent(tools=[tool_that_leads_on(llm)], llm=llm, streaming=streaming))
     assert answer in ("Lisbon", "Oslo")
@@ -103,7 +103,7 @@ def test_point_37_an_observation_is_never_made_up(llm, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_36_after_nonsense_an_agent_tries_again(llm, events, streaming):
+def test_after_nonsense_an_agent_tries_again(llm, events, streaming):
     class LeadsOn(ReActOutputParser):
         """Lets the model answer once it was not understood."""
 
@@ -126,7 +126,7 @@ def test_point_36_after_nonsense_an_agent_tries_again(llm, events, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_point_36_an_agent_that_is_stopped_early_answers_with_what_it_has(llm, events, streaming):
+def test_an_agent_that_is_stopped_early_answers_with_what_it_has(llm, events, streaming):
     def town(name: str) -> str:
         """The town where somebody lives."""
         return "nobody knows"
@@ -140,7 +140,7 @@ def test_point_36_an_agent_that_is_stopped_early_answers_with_what_it_has(llm, e
     assert "3" in last[-1].content
 
 
-def test_point_36_a_tool_may_be_a_query_engine_on_the_same_ensemble(llm):
+def test_a_tool_may_be_a_query_engine_on_the_same_ensemble(llm):
     """The engine answers for the agent and for the agent's tool."""
     reader = DeepenLLM.from_ensemble(llm.ensemble, max_new_tokens=6, ignore_eos=True)
     configure_settings(reader)

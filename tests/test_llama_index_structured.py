@@ -67,7 +67,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_point_40_valid_objects_from_random_weights(llm, form):
+def test_valid_objects_from_random_weights(llm, form):
     for seed in range(3):
         found = FORMS[form](llm, llm_kwargs={"seed": seed})
         assert isinstance(found, Thing)
@@ -75,7 +75,7 @@ def test_point_40_valid_objects_from_random_weights(llm, form):
     assert Thing.model_validate_json(found.model_dump_json()) == found
 
 
-def test_point_40_what_was_given_stays_as_it_was(llm):
+def test_what_was_given_stays_as_it_was(llm):
     prompt, options = copy.deepcopy(PROMPT), {"seed": 1}
     llm.structured_predict(Thing, prompt, llm_kwargs=options, what="it")
     assert options == {"seed": 1}
@@ -84,7 +84,7 @@ def test_point_40_what_was_given_stays_as_it_was(llm):
 
 
 @pytest.mark.parametrize("templates", [False, True])
-def test_point_40_the_prompt_holds_the_schema_once_and_the_system_prompt_once(ensemble, templates):
+def test_the_prompt_holds_the_schema_once_and_the_system_prompt_once(ensemble, templates):
     ensemble.has_chat_template = templates
     ensemble.default = '{"name": "a", "size": 3}'
     llm = DeepenLLM.from_ensemble(ensemble, system_prompt="SYS")
@@ -96,7 +96,7 @@ def test_point_40_the_prompt_holds_the_schema_once_and_the_system_prompt_once(en
     assert params.json_schema == Part.model_json_schema()
 
 
-def test_point_42_a_stream_grows_and_ends_with_the_whole(llm):
+def test_a_stream_grows_and_ends_with_the_whole(llm):
     *partial, whole = llm.stream_structured_predict(Thing, PROMPT, what="it")
     assert isinstance(whole, Thing)
     assert partial
@@ -105,7 +105,7 @@ def test_point_42_a_stream_grows_and_ends_with_the_whole(llm):
     assert all(whole.title.startswith(title) for title in titles)
 
 
-def test_point_41_a_structured_llm(llm):
+def test_a_structured_llm(llm):
     structured = llm.as_structured_llm(Part)
     asked = [ChatMessage(role="user", content="Which part?")]
     found = structured.chat(asked).raw
@@ -115,7 +115,7 @@ def test_point_41_a_structured_llm(llm):
 
 
 @pytest.mark.parametrize("mode", ["compact", "tree_summarize", "refine"])
-def test_point_41_queries_answer_with_objects(ensemble, mode):
+def test_queries_answer_with_objects(ensemble, mode):
     ensemble.context_window = 3000
     ensemble.default = '{"name": "a", "size": 3}'
     llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=32)

@@ -1,4 +1,4 @@
-"""LlamaIndex's agents and programs on a model that calls tools; points 39 and 42, and what DeepenToolLLM is."""
+"""LlamaIndex's agents and programs on a model that calls tools, and what DeepenToolLLM is."""
 
 import json
 import pickle
@@ -157,7 +157,7 @@ def test_an_answer_without_a_call_is_an_error_of_ours(llm):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_point_39_a_function_agent_calls_and_answers(llm, streaming):
+async def test_a_function_agent_calls_and_answers(llm, streaming):
     agent = FunctionAgent(
         tools=TOOLS, llm=llm, streaming=streaming, initial_tool_choice="multiply", allow_parallel_tool_calls=False
     )
@@ -171,7 +171,7 @@ async def test_point_39_a_function_agent_calls_and_answers(llm, streaming):
     assert not answer.tool_calls or answer.tool_calls[0].tool_name == "multiply"
 
 
-async def test_point_39_a_workflow_takes_the_agent_that_fits(llm):
+async def test_a_workflow_takes_the_agent_that_fits(llm):
     workflow = AgentWorkflow.from_tools_or_functions(TOOLS, llm=llm)
     (agent,) = workflow.agents.values()
     assert isinstance(agent, FunctionAgent)
@@ -217,7 +217,7 @@ def test_members_without_templates_are_told_too(llm):
 
 
 @pytest.mark.parametrize("way", ["call", "acall", "stream", "astream"])
-async def test_point_42_programs_get_objects_through_tools(llm, way):
+async def test_programs_get_objects_through_tools(llm, way):
     """LlamaIndex 0.14 requires the call where it does not stream; where it does, the choice is to be given."""
     choice = {"tool_choice": "City"} if "stream" in way else {}
     program = FunctionCallingProgram.from_defaults(City, prompt_template_str="Describe {city}.", llm=llm, **choice)
@@ -232,6 +232,6 @@ async def test_point_42_programs_get_objects_through_tools(llm, way):
     assert City.model_validate(city.model_dump()) == City(**city.model_dump())
 
 
-def test_point_42_a_stream_of_objects_ends_with_the_class(llm):
+def test_a_stream_of_objects_ends_with_the_class(llm):
     *_, city = llm.stream_structured_predict(City, PromptTemplate("Describe {city}."), city="Oslo")
     assert isinstance(city, City)

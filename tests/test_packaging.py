@@ -104,7 +104,7 @@ def test_help_of_the_command_line_is_light():
         ("deepen_integrations.llama_index", ["llama_index"], "llama-index"),
     ],
 )
-def test_point_45_an_adapter_without_its_extra_says_which(module, blocked, extra):
+def test_an_adapter_without_its_extra_says_which(module, blocked, extra):
     run = python(f"import {module}", without=blocked)
     assert run.returncode == 1
     last_line = run.stderr.strip().splitlines()[-1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deepen_core.columns import Columns
 from deepen_core.errors import NoCommonTokensError
 from deepen_core.vocabulary import Vocabulary
 
@@ -37,11 +38,16 @@ class Anchors:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def columns(self) -> Columns:
+        """Where each kind of column is."""
+        return Columns(len(self.tokens))
+
     def fixed_columns(self, vocabulary: Vocabulary, size: int, *, by_prefix: bool) -> torch.Tensor:
         """Columns of the relative space that need no embeddings.
 
-        A token that ends a text belongs to the stop column, `len(self)`. A token without bytes belongs to the
-        unknown column, `len(self) + 1`: no other member has it. With `by_prefix`, a token that is no anchor belongs to
+        A token that ends a text belongs to the stop column; one without bytes to the unknown column, for no other
+        member has it. With `by_prefix`, a token that is no anchor belongs to
         the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks it says " tom" first.
 
         Args:
@@ -57,9 +63,9 @@ class Anchors:
         for token_id in range(size):
             value = vocabulary.token_bytes(token_id)
             if token_id in vocabulary.stop_ids:
-                columns[token_id] = len(self)
+                columns[token_id] = self.columns.stop
             elif value is None:
-                columns[token_id] = len(self) + 1
+                columns[token_id] = self.columns.unknown
             elif by_prefix and value not in column_of:
                 ends = range(len(value) - 1, 0, -1)
                 columns[token_id] = next((column_of[value[:n]] for n in ends if value[:n] in column_of), -1)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from deepen_core.decoding import Decoder
 from deepen_core.errors import DeepenError
 from deepen_core.failure import forget_frames, step_failed
+from deepen_core.forward import PREFILL_CHUNK
 from deepen_core.handle import Request
+from deepen_core.members import KEPT_TAIL, WORTH_SHARING
 from deepen_core.row import Row
 
-_BUDGET = 256  # prompt tokens that a step may run besides the decoding rows
 _PATIENCE = 4  # so many times that, where fewer rows wait for it than for their prompt to be read
 _SHORT = 32  # a prompt of so many tokens is run with the first step rather than ahead of it
-_SHARED = 16  # a prefix of so many tokens is worth waiting for
 
 
 class Batch:
@@ -30,7 +30,7 @@ class Batch:
         budget: Prompt tokens to run in a step at most.
     """
 
-    def __init__(self, decoder: Decoder, size: int, budget: int = _BUDGET) -> None:
+    def __init__(self, decoder: Decoder, size: int, budget: int = PREFILL_CHUNK) -> None:
         self.decoder = decoder
         self._size = size
         self._budget = budget
@@ -112,7 +112,7 @@ class Batch:
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
         # Where others decode, every token more than theirs would widen the forward of all of them.
-        short = 2 if self._decoding else _SHORT
+        short = KEPT_TAIL if self._decoding else _SHORT
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
             request = self._next_prompt()
@@ -122,7 +122,7 @@ class Batch:
             if row.ended:
                 self._prefilling.remove(request)
                 request.deliver()
-            elif not ran or row.pending <= 2:
+            elif not ran or row.pending <= KEPT_TAIL:
                 self._prefilling.remove(request)
                 self._decoding.append(request)
 
@@ -145,8 +145,8 @@ class Batch:
 def _will_share(begun: Row, other: Row) -> bool:
     """Whether a row in prefill will hold more of another's prompt than it does now, in any member."""
     for side, its in zip(begun.sides, other.sides, strict=True):
-        if side is not None and its is not None and side.pending > 2:
-            stop = side.cached + _SHARED
+        if side is not None and its is not None and side.pending > KEPT_TAIL:
+            stop = side.cached + WORTH_SHARING
             if min(len(side.ids), len(its.ids)) >= stop and side.ids[:stop] == its.ids[:stop]:
                 return True
     return False

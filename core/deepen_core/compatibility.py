@@ -1,4 +1,4 @@
-"""Measured reasons why members may not fuse well (DESIGN.md 5.2 and 5.6), or not answer several requests well."""
+"""Measured reasons why members may not fuse well, or not answer several requests well."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def member_config(entry: object) -> MemberConfig:
 
 
 class FusionConfig(Options):
-    """How distributions are averaged and brought back (DESIGN.md section 5)."""
+    """How distributions are averaged and brought back."""
 
     search: SearchName = "em"
     """Inverse from the relative space: "em", or the paper's "adamw"."""

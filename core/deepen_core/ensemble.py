@@ -29,6 +29,7 @@ from deepen_core.conversation import Prompt, check_messages
 from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
+from deepen_core.forward import PREFILL_CHUNK
 from deepen_core.fusion import check_room, make_fusion
 from deepen_core.healing import Healer
 from deepen_core.loading import describe, load_members, main_index, member_configs, try_member
@@ -44,7 +45,6 @@ from deepen_core.steps import Steps
 from deepen_core.template import Thinking
 from deepen_core.weights import normalised_weights
 
-_PIECE = 256  # prompt tokens that scoring runs between two steps
 # Of loading: of each member (its trial, if it is run, comes on top), and of all together.
 _STEPS_OF_MEMBER, _STEPS = 4, 2
 
@@ -209,7 +209,7 @@ class Ensemble(Asking):
         logprobs: list[float] = []
         try:
             # In small pieces: the worker decodes for others in between.
-            while scheduler.call(partial(decoder.prefill, row, _PIECE)).result():
+            while scheduler.call(partial(decoder.prefill, row, PREFILL_CHUNK)).result():
                 pass
             for token_id in ids:
                 logprobs += scheduler.call(partial(decoder.force, row, [token_id])).result()

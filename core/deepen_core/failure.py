@@ -6,24 +6,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from deepen_core.config import SamplingParams
 from deepen_core.errors import DecodingError, DeepenError, brief
+from deepen_core.memory import MORE_ROOM, is_memory
 
-MORE_ROOM = "Lower max_batch_size, or shorten the prompt."
-"""What helps where memory is lacking."""
-
-_OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
 OUR_FAULT = "This is a fault of deepen: please report it with this text."
-
-
-def is_memory(problem: BaseException) -> bool:
-    """Whether a lack of memory is the reason; libraries have several words for it."""
-    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    said = str(problem).lower() if isinstance(problem, (OSError, RuntimeError)) else ""
-    return any(words in said for words in _OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import torch
 
 from deepen_core.config import MemberErrorPolicy
 from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
-from deepen_core.failure import MORE_ROOM, is_memory
-from deepen_core.members import Member, MemberRow
+from deepen_core.members import KEPT_TAIL, Member, MemberRow
+from deepen_core.memory import MORE_ROOM, is_memory
 from deepen_core.row import Row
 
-_PIECE = 256  # a row that has lost its cache is run again in pieces of so many ids
+PREFILL_CHUNK = 256
+"""Prompt ids that run between two steps, so that other requests need not wait for a long prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Forward:
     def prefill(self, row: Row, limit: int) -> int:
         """Runs at most `limit` ids of the prompt ahead of `run`; 0 if none needs to be."""
         side = row.sides[self._number]
-        if side is None or row.ended or side.pending <= 2:
+        if side is None or row.ended or side.pending <= KEPT_TAIL:
             return 0
         try:
             return self.member.prefill(side, limit)
@@ -111,7 +112,7 @@ class Forward:
         for place in at:
             side = self._side(rows[place])
             try:
-                while self.member.prefill(side, _PIECE):
+                while self.member.prefill(side, PREFILL_CHUNK):
                     pass
                 found.append(self.member.next_logits([side])[0])
                 answered.append(place)

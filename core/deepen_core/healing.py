@@ -34,7 +34,7 @@ class Healing:
 
     Attributes:
         finished: Share of the member's mass that goes on behind its last token as it stands, [rows].
-        open: Mass on columns for tokens of which the last one is only the beginning, [rows, anchors + 2].
+        open: Mass on columns for tokens of which the last one is only the beginning, [rows, columns].
     """
 
     finished: torch.Tensor
@@ -46,7 +46,7 @@ class Healing:
         return Healing(self.finished[at], self.open[at])
 
     def applied(self, mass: torch.Tensor) -> torch.Tensor:
-        """Corrects projected mass [rows, anchors + 2]."""
+        """Corrects projected mass [rows, columns]."""
         return self.finished[:, None] * mass + self.open
 
 
@@ -83,7 +83,7 @@ class Healer:
         self._main = main
         self._backend = backend
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
-        self._anchors = len(anchors)
+        self._places = anchors.columns
         # Ids, not pairs with their bytes: a vocabulary of 262,144 tokens would take 25 MiB.
         self._sorted = [i for _, i in sorted(vocabulary.tokens.items()) if i < size]
         self._longer: dict[int, torch.Tensor] = {}
@@ -102,7 +102,7 @@ class Healer:
             share, columns, shares = found
             if finished is None or opened is None:
                 finished = shares.new_ones(len(rows))
-                opened = shares.new_zeros(len(rows), self._anchors + 2)
+                opened = shares.new_zeros(len(rows), self._places.width)
             finished[row] = share
             opened[row].scatter_add_(0, columns, shares)
         return None if finished is None or opened is None else Healing(finished, opened)
@@ -171,7 +171,7 @@ class Healer:
             return None
         token = self._main.token_bytes(ids[len(said)]) or b""
         starts = (token[:n] for n in range(len(token), 0, -1))
-        return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 1)
+        return next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Back from the relative space: probabilities over main's tokens whose projection is near a target (DESIGN.md 5.4)."""
+"""Back from the relative space: probabilities over main's tokens whose projection is near a target."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ from deepen_core.errors import (
     TokenizerError,
     brief,
 )
-from deepen_core.failure import is_memory
 from deepen_core.files import check_description, check_model_folder, declared_window, read_object, weight_files
 from deepen_core.hub import fetch_description, fetch_weights
 from deepen_core.members.causal import CausalMember
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.memory import is_memory
 from deepen_core.steps import Steps
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -8,29 +8,26 @@ _CHUNK = 2048  # embeddings that are multiplied, and widened to float32, at a ti
 
 
 class Proximity:
-    """`l2norm(cos(E[token], E[anchors]))`, what the temperature of a relative row multiplies (DESIGN.md 5.2).
+    """`l2norm(cos(E[token], E[anchors]))`, what the temperature of a relative row multiplies.
 
     Columns stand in the order of the vocabulary, not of the anchors: most of a vocabulary is shared, so whole stretches
     of the embedding matrix are multiplied as they lie in memory.
 
     Args:
         embeddings: Input embeddings [vocabulary, width] of any floating type; referred to, not copied.
-        anchor_ids: Ids of the anchors [anchors].
+        others: Ids of the tokens that are no anchors, int64 [others].
     """
 
-    def __init__(self, embeddings: torch.Tensor, anchor_ids: torch.Tensor) -> None:
+    def __init__(self, embeddings: torch.Tensor, others: torch.Tensor) -> None:
         self._embeddings = embeddings
         lengths = [torch.linalg.vector_norm(chunk.float(), dim=-1) for chunk in embeddings.split(_CHUNK)]
         self._scale = 1.0 / torch.cat(lengths).clamp_min(1e-8)  # [vocabulary], as `torch.cosine_similarity` does it
-        others = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
-        others[anchor_ids] = False
-        self.others = others.nonzero()[:, 0]
-        """Ids of the tokens that are no anchors."""
+        self._others = others
 
     @property
     def bytes_held(self) -> int:
-        """Memory beyond the embeddings."""
-        return sum(t.numel() * t.element_size() for t in (self._scale, self.others))
+        """Memory beyond the embeddings and the ids that it was given."""
+        return self._scale.numel() * self._scale.element_size()
 
     def logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The proximity of some tokens [tokens] to every anchor.
@@ -43,6 +40,6 @@ class Proximity:
         for start in range(0, near.shape[1], _CHUNK):
             chunk = slice(start, start + _CHUNK)
             near[:, chunk] = units @ self._embeddings[chunk].float().T
-        near.mul_(self._scale).index_fill_(1, self.others, 0.0)
+        near.mul_(self._scale).index_fill_(1, self._others, 0.0)
         near.div_(torch.linalg.vector_norm(near, dim=-1, keepdim=True).clamp_min_(1e-12))
-        return near.index_fill_(1, self.others, -torch.inf)
+        return near.index_fill_(1, self._others, -torch.inf)

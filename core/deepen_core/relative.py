@@ -1,7 +1,7 @@
-"""The relative space: what a token means, told by how near it is to each anchor (DESIGN.md 5.2).
+"""The relative space: what a token means, told by how near it is to each anchor.
 
 A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Behind
-the anchors come the columns stop and unknown, see `deepen_core.sparse_rows`. Which tokens have a row from embeddings,
+the anchors come the columns stop and unknown, see `deepen_core.columns`. Which tokens have a row from embeddings,
 and which all their mass on one column, is decided by `Anchors.fixed_columns`.
 """
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from deepen_core.calibration import calibrate_temperature, effective_support, self_mass
+from deepen_core.columns import Columns, TokenColumns
 from deepen_core.proximity import Proximity
 from deepen_core.sparse_rows import SparseRows
 
@@ -58,6 +59,7 @@ class RelativeSpace:
         rest: How rows spread what lies below their entries, float32 [anchors], summing to one: the mean of the sample.
         entries: How many entries of a row are kept.
         fixed: As given.
+        columns: The column that each token stands for.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class RelativeSpace:
         self.anchors = len(anchor_ids)
         self.entries = min(entries, self.anchors)
         self.fixed = fixed.to(device)
-        self._proximity = Proximity(self._embeddings, self.anchor_ids)
+        self.columns = TokenColumns(Columns(self.anchors), self.anchor_ids, self.fixed)
+        self._proximity = Proximity(self._embeddings, self.columns.others)
 
         sample = self.anchor_ids[:: max(1, self.anchors // _CALIBRATION_ANCHORS)]
         logits = self._proximity.logits(sample)  # [sample, vocabulary]
@@ -86,12 +89,6 @@ class RelativeSpace:
         self.self_mass = self_mass(logits, sample, self.temperature)
         self.effective_support = effective_support(logits, self.temperature)
         self.rest = self._mean_rest(logits)
-
-        # What a token stands for: its own anchor, its fixed column, or none.
-        column = torch.where(self.fixed < 0, self.anchors + 2, self.fixed.long())
-        column[self.anchor_ids] = torch.arange(self.anchors, device=device)
-        self._column = column
-        self._other_columns = column[self._proximity.others]
 
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self.entries, dtype=torch.int32, device=device)
@@ -116,9 +113,9 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        columns = (self.anchor_ids, self.rest, self.fixed, self._column, self._other_columns)
-        held = (*columns, self._slot, self._index, self._value, self._spread)
-        return self._proximity.bytes_held + sum(t.numel() * t.element_size() for t in held)
+        held = (self.anchor_ids, self.rest, self.fixed, self._slot, self._index, self._value, self._spread)
+        own = sum(t.numel() * t.element_size() for t in held)
+        return own + self.columns.bytes_held + self._proximity.bytes_held
 
     def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
         """The rows of some tokens; missing ones are built by one matrix product.
@@ -135,7 +132,7 @@ class RelativeSpace:
             slots = torch.where(computed, self._slot[token_ids], slots)
         at = slots.long()
         index = self._index[at].long()  # [..., tokens, entries]
-        fixed = self._column[token_ids].masked_fill(from_embeddings, 0)
+        fixed = self.columns.of[token_ids].masked_fill(from_embeddings, 0)
         index[..., 0] = torch.where(computed, index[..., 0], fixed)
         return SparseRows(index, self._value[at], self._spread[at])
 
@@ -147,22 +144,6 @@ class RelativeSpace:
         """
         mass = torch.softmax(self._proximity.logits(token_ids).mul_(self.temperature), dim=-1)
         return mass.index_select(-1, self.anchor_ids).scatter_(-1, self.rows(token_ids).index, 0.0)
-
-    def gather(self, probs: torch.Tensor, into: torch.Tensor) -> None:
-        """Sums the tokens that stand for each column, and those that stand for none.
-
-        Args:
-            probs: float32 [rows, vocabulary].
-            into: Overwritten, float32 [rows, anchors + 3].
-        """
-        into[:, : self.anchors] = probs.index_select(-1, self.anchor_ids)
-        into[:, self.anchors :] = 0.0
-        others = probs.index_select(-1, self._proximity.others)
-        into.scatter_add_(-1, self._other_columns.expand(len(probs), -1), others)
-
-    def told(self, columns: torch.Tensor) -> torch.Tensor:
-        """The value at the column that each token stands for, [rows, anchors + 3] -> [rows, vocabulary]."""
-        return columns.index_select(-1, self._column)
 
     def missing(self) -> Sequence[torch.Tensor]:
         """Ids of the tokens whose rows are not built yet, in stretches that are one matrix product each."""
@@ -182,7 +163,7 @@ class RelativeSpace:
             spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
             # Where a sharp row has fewer entries than are kept, `topk` fills up with tokens of no mass, which may be
             # no anchors and stand for any column or none: these places name the row's own first anchor once more.
-            column = self._column[ids]
+            column = self.columns.of[ids]
             self._store(chunk, torch.where(value > 0, column, column[:, :1]).int(), value, spread)
 
     def export(self) -> dict[str, torch.Tensor]:
@@ -204,8 +185,9 @@ class RelativeSpace:
         return self._built - 1
 
     def dense(self) -> torch.Tensor:
-        """All rows, exact: float32 [vocabulary, anchors + 2]. Only for `exact=True` and for checks."""
-        matrix = F.pad(relative_matrix(self._embeddings, self.anchor_ids, self.temperature), (0, 2))
+        """All rows, exact: float32 [vocabulary, columns]. Only for `exact=True` and for checks."""
+        matrix = relative_matrix(self._embeddings, self.anchor_ids, self.temperature)
+        matrix = F.pad(matrix, (0, self.columns.columns.width - self.anchors))
         ids = (self.fixed >= 0).nonzero()[:, 0]
         matrix[ids] = 0.0
         matrix[ids, self.fixed[ids].long()] = 1.0

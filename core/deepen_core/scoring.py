@@ -8,9 +8,9 @@ import torch
 
 from deepen_core.conversation import check_unicode
 from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
-from deepen_core.failure import is_memory
 from deepen_core.members import Member
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.memory import is_memory
 from deepen_core.results import MemberScore
 from deepen_core.vocabulary import Vocabulary
 

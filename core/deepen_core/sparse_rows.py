@@ -1,7 +1,6 @@
 """Rows of a relative matrix without the matrix: some by their largest entries, all others by one column.
 
-Columns are the anchors and behind them **stop**, where every token that ends a text has all its mass, and **unknown**,
-for tokens that no other member can know (control tokens, ids without a token).
+Columns are those of `deepen_core.columns`.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from deepen_core.columns import Columns
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SparseRows:
 class TokenRows:
     """All tokens of a vocabulary: some with rows of their own, the others gathered by the column they stand for.
 
-    Probabilities [batch, some + anchors + 3] are those of the tokens with rows, then the sum of all other tokens of
+    Probabilities [batch, some + gathered columns] are those of the tokens with rows, then the sum of all others of
     each column, then the sum of the tokens that have neither. A token that stands for an anchor keeps `keeps` of its
     mass there, as the median row does. What a row has below its entries, and what such a token does not keep, is
     spread over the anchors as the mean row spreads it; a token with neither row nor column spreads all.
@@ -59,18 +60,18 @@ class TokenRows:
     ) -> None:
         self._at = rows.index.flatten(-2)  # [batch, some * entries]
         self._value, self._spread = rows.value, rows.spread
-        self._rest, self._anchors, self._keeps = rest, len(rest), keeps
+        self._rest, self._columns, self._keeps = rest, Columns(len(rest)), keeps
         self._closely = closely
         if closely is not None:
             self._spread = self._spread.index_fill(-1, closely[0], 0.0)
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
-        """`p R`, [batch, some + anchors + 3] -> [batch, anchors + 2]."""
-        some, anchors = self._spread.shape[-1], self._anchors
+        """`p R`, [batch, some + gathered columns] -> [batch, columns]."""
+        some, anchors = self._spread.shape[-1], self._columns.anchors
         one, rest = probs[:, :some], probs[:, some:]
         spread = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
         spread += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
-        columns = rest.new_empty(len(rest), anchors + 2)
+        columns = rest.new_empty(len(rest), self._columns.width)
         torch.mul(rest[:, :anchors], self._keeps, out=columns[:, :anchors]).addcmul_(spread, self._rest)
         columns[:, anchors:] = rest[:, anchors:-1]
         if self._closely is not None:
@@ -79,10 +80,10 @@ class TokenRows:
         return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
 
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
-        """`R x`, [batch, anchors + 2] -> [batch, some + anchors + 3]."""
-        some, anchors = self._spread.shape[-1], self._anchors
+        """`R x`, [batch, columns] -> [batch, some + gathered columns]."""
+        some, anchors = self._spread.shape[-1], self._columns.anchors
         mean = columns[:, :anchors] @ self._rest[:, None]  # [batch, 1]
-        lifted = columns.new_empty(len(columns), some + anchors + 3)
+        lifted = columns.new_empty(len(columns), some + self._columns.gathered)
         taken = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1)
         torch.addcmul(taken, self._spread, mean, out=lifted[:, :some])
         torch.add(

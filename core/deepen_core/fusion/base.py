@@ -104,7 +104,7 @@ class AveragingFusion(ABC):
     def _target(
         self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """The weighted average of the members' columns [rows, anchors + 2] over what all of them can know.
+        """The weighted average of the members' columns [rows, columns] over what all of them can know.
 
         Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
         main's distribution instead, in that member's share.

@@ -126,7 +126,7 @@ class DeepenFusion(AveragingFusion):
         # 3) All others go with their column.
         gathered = start[:, tokens:]
         factor = torch.where(gathered > 0, end[:, tokens:] / gathered, 1.0)
-        fused = main + space.told(factor.log())
+        fused = main + space.columns.scatter_back(factor.log())
         return normalised(mine.written(fused, end[:, :tokens].log()), main)
 
     def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
@@ -171,11 +171,11 @@ class DeepenFusion(AveragingFusion):
         return TokenRows(listed.rows, space.rest, space.self_mass, closely)
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
-        """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + anchors + 3]."""
+        """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + gathered columns]."""
         space, tokens = self._spaces[member], listed.ids.shape[-1]
-        mass = probs.new_empty(len(probs), tokens + space.anchors + 3)
+        mass = probs.new_empty(len(probs), tokens + space.columns.columns.gathered)
         mass[:, :tokens], others = listed.split(probs)
-        space.gather(others, into=mass[:, tokens:])
+        space.columns.sum_by_column(others, into=mass[:, tokens:])
         return mass
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from deepen_core.columns import Columns
 from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.base import AveragingFusion, normalised
@@ -19,7 +20,7 @@ _MATRIX_COPIES = 2  # while a matrix is put together from its parts
 
 
 class ExactFusion(AveragingFusion):
-    """`FusionConfig(exact=True)`: holds a matrix [vocabulary, anchors + 2] per member.
+    """`FusionConfig(exact=True)`: holds a matrix [vocabulary, columns] per member.
 
     Args:
         spaces: The members' relative spaces over the same anchors.
@@ -60,9 +61,10 @@ def check_room(vocabularies: Sequence[int], devices: Sequence[torch.device], anc
         ConfigurationError: With the sizes and the way out.
     """
     needed: Counter[torch.device] = Counter()
+    width = Columns(anchors).width
     for size, device in zip(vocabularies, devices, strict=True):
-        needed[device] += 4 * size * (anchors + 2)
-    largest = 4 * max(vocabularies) * (anchors + 2)
+        needed[device] += 4 * size * width
+    largest = 4 * max(vocabularies) * width
     for device, wanted in needed.items():
         there = _memory(device)
         peak = wanted + (_MATRIX_COPIES - 1) * largest

@@ -1,5 +1,5 @@
 """The models of an ensemble."""
 
-from deepen_core.members.base import Member, MemberRow, RowCache, Work
+from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, Member, MemberRow, RowCache, Work
 
-__all__ = ["Member", "MemberRow", "RowCache", "Work"]
+__all__ = ["KEPT_TAIL", "WORTH_SHARING", "Member", "MemberRow", "RowCache", "Work"]

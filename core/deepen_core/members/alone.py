@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from deepen_core.kv_cache import cache_option
-from deepen_core.members.base import MemberRow, Work
+from deepen_core.members.base import KEPT_TAIL, MemberRow, Work
 
 
 class OwnCache:
@@ -71,7 +71,7 @@ class AloneRunner:
         self._resets = resets
         self._cache_option = cache_option(model)
         accepts = inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": 2} if "logits_to_keep" in accepts else {}
+        self._options = {"logits_to_keep": KEPT_TAIL} if "logits_to_keep" in accepts else {}
 
     def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
         """See `Member.next_logits`."""
@@ -82,7 +82,7 @@ class AloneRunner:
         if not self._in_pieces:
             return 0
         cache = self._cache(row)
-        count = max(0, min(limit, row.pending - 2))
+        count = max(0, min(limit, row.pending - KEPT_TAIL))
         if count:
             self._run(row, cache, count)
         return count
@@ -96,7 +96,7 @@ class AloneRunner:
         return row.cache
 
     def _run(self, row: MemberRow, cache: OwnCache, limit: int | None) -> torch.Tensor:
-        """Runs pending ids and returns the logits [1 or 2, vocabulary] at the last of them."""
+        """Runs pending ids and returns the logits [at most KEPT_TAIL, vocabulary] at the last of them."""
         pending = row.take_pending(limit)
         ids = torch.tensor([pending], device=self._model.device)
         if self._resets:
@@ -105,6 +105,6 @@ class AloneRunner:
         output = self._model(ids, use_cache=self._keeps_cache, **held, **self._options)
         self._work.forwards += 1
         self._work.ids_run += len(pending)
-        logits: torch.Tensor = output.logits[0, -2:, : self._size]
+        logits: torch.Tensor = output.logits[0, -KEPT_TAIL:, : self._size]
         row.keep_logits(logits)
         return logits

@@ -12,6 +12,12 @@ from deepen_core.alignment import AlignedText
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.prompt import MemberPrompt
 
+KEPT_TAIL = 2
+"""Ids at the end of a text that run in the step itself, whose logits are kept: the last id and the one before it."""
+
+WORTH_SHARING = 16
+"""From so many ids on, taking over what another row holds of the same beginning pays."""
+
 
 class RowCache(Protocol):
     """What a member holds for one row."""
@@ -80,7 +86,7 @@ class MemberRow:
         """
         start = len(self.ids) - self.pending
         self.cached = len(self.ids) if limit is None else min(start + limit, len(self.ids))
-        self._recent = {n: logits for n, logits in self._recent.items() if start - 2 <= n <= start}
+        self._recent = {n: logits for n, logits in self._recent.items() if start - KEPT_TAIL <= n <= start}
         if self.started:
             self.tokens_run += self.cached - start
         self.started |= self.cached == len(self.ids)
@@ -93,7 +99,7 @@ class MemberRow:
             self.cache = None
 
     def keep_logits(self, logits: torch.Tensor) -> None:
-        """Notes the logits [1 or 2, vocabulary] at the last places that were run."""
+        """Notes the logits [at most KEPT_TAIL, vocabulary] at the last places that were run."""
         for back, row in enumerate(reversed(logits)):
             self._recent[self.cached - back] = row
 
@@ -154,7 +160,7 @@ class Member(Protocol):
         ...
 
     def prefill(self, row: MemberRow, limit: int) -> int:
-        """Runs at most `limit` pending ids of a row ahead of `next_logits`, to which the last two are left.
+        """Runs at most `limit` pending ids of a row ahead of `next_logits`, to which the last `KEPT_TAIL` are left.
 
         Returns:
             How many ids were run; 0 if none needs to be.

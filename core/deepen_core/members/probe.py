@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from deepen_core.errors import brief
 from deepen_core.kv_cache import RaggedCache, cache_option
 from deepen_core.members.alone import shortened
+from deepen_core.members.base import KEPT_TAIL
 from deepen_core.members.masks import Masks, likely_masks
 from deepen_core.members.ragged import RaggedForward
 from deepen_core.members.rounding import Layers, Rounding, States
@@ -119,8 +120,8 @@ class _Trial:
             self._known.clear()
         for beginning, rows in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
             states = self._run(torch.tensor([beginning] * rows, device=self._model.device))
-            whole = [state[:1, len(beginning) - 2 : len(beginning)] for state in self._whole(text)]
-            self._rounding.learn([state[:1, -2:] for state in states], whole)
+            whole = [state[:1, len(beginning) - KEPT_TAIL : len(beginning)] for state in self._whole(text)]
+            self._rounding.learn([state[:1, -KEPT_TAIL:] for state in states], whole)
 
     def fault(self, trial: Callable[[int], None]) -> str:
         """Why a trial fails with every seed; nothing if it does not."""
@@ -146,7 +147,7 @@ class _Trial:
         cache = DynamicCache()
         self._run(self._batch(first[:7]), cache)
         states = self._run(self._batch(second[4:]), shortened(cache, 4))
-        self._compare(states, 0, second, 2)
+        self._compare(states, 0, second, KEPT_TAIL)
 
     def ragged(self, masks: Masks, seed: int) -> None:
         """Whether rows of different lengths can share forwards, advance by different counts and be shortened."""
@@ -176,9 +177,9 @@ class _Trial:
                 ({a: other + end, b: two + end, c: last + end}, 1),
             ):
                 with self._layers.listening() as heard:
-                    slots, logits = forward.run(texts, count, min(count, 2))
+                    slots, logits = forward.run(texts, count, min(count, KEPT_TAIL))
                 for slot, text in texts.items():
-                    self._compare([*heard, logits], slots.index(slot), text, min(count, 2))
+                    self._compare([*heard, logits], slots.index(slot), text, min(count, KEPT_TAIL))
 
     def _long(self, masks: Masks, seed: int) -> None:
         """Whether the masks are those that the model makes for itself behind a long past."""

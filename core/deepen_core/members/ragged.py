@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deepen_core.kv_cache import RaggedCache, Slot, cache_option
-from deepen_core.members.base import MemberRow, Work
+from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberRow, Work
 from deepen_core.members.masks import Masks
 
 # A row with more new ids than this is run alone, and those behind it can take over what it holds.
@@ -19,8 +19,6 @@ _LONG = 32
 _CHUNK = 1024
 # So many ids cost as much as one more forward: measured on a CPU core; a GPU has room for far more.
 _OVERHEAD = {"cpu": 16, "cuda": 256}
-# Copying what another row holds pays from so many ids on.
-_WORTH_SHARING = 16
 
 
 class RaggedForward:
@@ -105,7 +103,7 @@ class RaggedRunner:
         """See `Member.prefill`."""
         with self.cache.busy():
             slot = self._slot(row)
-            count = max(0, min(limit, row.pending - 2))
+            count = max(0, min(limit, row.pending - KEPT_TAIL))
             self._run_ahead(row, slot, count)
             return count
 
@@ -113,7 +111,7 @@ class RaggedRunner:
         """The slot of a row; a row with long text is run up to its last ids, so that the next one may begin with it."""
         slot = self._slot(row)
         if row.pending > _LONG:
-            self._run_ahead(row, slot, row.pending - 2)
+            self._run_ahead(row, slot, row.pending - KEPT_TAIL)
         return slot
 
     def _slot(self, row: MemberRow) -> Slot:
@@ -131,10 +129,10 @@ class RaggedRunner:
         return slot
 
     def _share(self, row: MemberRow, slot: Slot) -> None:
-        wanted = row.ids[:-2]
+        wanted = row.ids[:-KEPT_TAIL]
         shared = {_common(other.ids, wanted): other for other in self.cache.slots if other is not slot}
         length = max(shared, default=0)
-        if length >= _WORTH_SHARING:
+        if length >= WORTH_SHARING:
             self.cache.copy(shared[length], slot, length)
             row.cached = length
             self._work.ids_copied += length
@@ -164,8 +162,8 @@ class RaggedRunner:
         """Runs what is left of all rows."""
         new = sum(len(row.take_pending()) for row in rows)
         texts = {slot: row.ids for row, slot in zip(rows, slots, strict=True)}
-        run, logits = self._forward.run(texts, count, keep=min(count, 2))
-        logits = logits[:, :, : self._size]  # [slots, 1 or 2, vocabulary]
+        run, logits = self._forward.run(texts, count, keep=min(count, KEPT_TAIL))
+        logits = logits[:, :, : self._size]  # [slots, at most KEPT_TAIL, vocabulary]
         self._note(new, len(run) * count)
         lines = [slot.index - run[0].index for slot in slots]
         for row, line in zip(rows, lines, strict=True):

@@ -1,4 +1,4 @@
-"""Sparse rows of relative spaces on disk, so that the next process need not build them (DESIGN.md 5.5)."""
+"""Sparse rows of relative spaces on disk, so that the next process need not build them."""
 
 from deepen_core.store.fingerprints import FORMAT_VERSION, Fingerprint, fingerprint
 from deepen_core.store.rows import RowStore, StoreEntry, StoreWarning, default_folder

@@ -1,0 +1,93 @@
+"""Columns: what the tokens of members with different vocabularies are compared by.
+
+There is one column per anchor, and three more behind them: **stop**, for every token that ends a text; **unknown**, for
+tokens that no other member can have (control tokens, ids without a token); and one for tokens without a column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where each kind of column is.
+
+    Attributes:
+        anchors: How many anchors there are; their columns come first.
+    """
+
+    anchors: int
+
+    @property
+    def stop(self) -> int:
+        """The column of tokens that end a text."""
+        return self.anchors
+
+    @property
+    def unknown(self) -> int:
+        """The column of tokens that no other member can have."""
+        return self.anchors + 1
+
+    @property
+    def width(self) -> int:
+        """How many columns members are compared by: the anchors, stop and unknown."""
+        return self.anchors + 2
+
+    @property
+    def uncolumned(self) -> int:
+        """Where tokens without a column are gathered, behind those that members are compared by."""
+        return self.width
+
+    @property
+    def gathered(self) -> int:
+        """How many columns there are with that one."""
+        return self.width + 1
+
+
+class TokenColumns:
+    """The column of each of one member's tokens.
+
+    Args:
+        columns: Where each kind of column is.
+        anchor_ids: The member's ids of the anchors, int64 [anchors].
+        fixed: The column of tokens that are no anchors, -1 for those without one, int32 [vocabulary].
+
+    Attributes:
+        columns: As given.
+        of: int64 [vocabulary], between 0 and `columns.uncolumned`.
+        others: Ids of the tokens that are no anchors, int64 [others].
+    """
+
+    def __init__(self, columns: Columns, anchor_ids: torch.Tensor, fixed: torch.Tensor) -> None:
+        self.columns = columns
+        self._anchor_ids = anchor_ids
+        self.of = torch.where(fixed < 0, columns.uncolumned, fixed.long())
+        self.of[anchor_ids] = torch.arange(columns.anchors, device=fixed.device)
+        others = torch.ones(len(fixed), dtype=torch.bool, device=fixed.device)
+        others[anchor_ids] = False
+        self.others = others.nonzero()[:, 0]
+        self._of_others = self.of[self.others]
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of its tensors, less the anchors' ids, which it was given."""
+        return sum(t.numel() * t.element_size() for t in (self.of, self.others, self._of_others))
+
+    def sum_by_column(self, values: torch.Tensor, into: torch.Tensor) -> None:
+        """Sums the values of the tokens of each column.
+
+        Args:
+            values: float32 [sequences, vocabulary].
+            into: Overwritten, float32 [sequences, columns.gathered].
+        """
+        anchors = self.columns.anchors
+        into[:, :anchors] = values.index_select(-1, self._anchor_ids)
+        into[:, anchors:] = 0.0
+        into.scatter_add_(-1, self._of_others.expand(len(values), -1), values.index_select(-1, self.others))
+
+    def scatter_back(self, values: torch.Tensor) -> torch.Tensor:
+        """The value of each token's column, [sequences, columns.gathered] -> [sequences, vocabulary]."""
+        return values.index_select(-1, self.of)
