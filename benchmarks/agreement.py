@@ -18,9 +18,10 @@ from deepen_core import Ensemble
 from deepen_core.config import resolve_fusion
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
-from deepen_core.fusion import Fusion, make_fusion
-from deepen_core.healing import Healing
-from deepen_core.relative import RelativeSpace
+from deepen_core.fusion import make_fusion
+from deepen_core.fusion.anchors.token_healing import Healing
+from deepen_core.fusion.deepen.averaging import Fusion
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -25,10 +25,10 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.decoding import SHARED, make_members, prompts
 from benchmarks.report import publish
 from deepen_core import Ensemble, SamplingParams
-from deepen_core import row as rows_of_the_engine
-from deepen_core.constraint import Constraint, Constraints
+from deepen_core.constraints.matcher import Constraint, Constraints
+from deepen_core.engine import sequence as rows_of_the_engine
 from deepen_core.replies import ReplyForm
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 RECORDS = {
     "type": "array",

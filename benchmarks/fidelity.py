@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.report import publish
 from benchmarks.worlds import CLASSES, TOKENIZERS, World, logits, make_world, real_world
-from deepen_core.calibration import effective_support, self_mass
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import Fusion, make_fusion
-from deepen_core.inverse import DenseRows, adamw, expectation_maximisation
-from deepen_core.proximity import Proximity
+from deepen_core.fusion import make_fusion
+from deepen_core.fusion.deepen.averaging import Fusion
+from deepen_core.fusion.deepen.calibration import effective_support, self_mass
+from deepen_core.fusion.deepen.search import DenseRows, adamw, expectation_maximisation
+from deepen_core.fusion.deepen.similarity import Proximity
 
 _BATCH = 20
 SWEEPS: dict[str, list[dict[str, Any]]] = {

@@ -23,7 +23,8 @@ from benchmarks.reference import DenseReference
 from benchmarks.report import publish
 from benchmarks.worlds import CLASSES, TOKENIZERS, World, logits, make_world, real_world
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import Fusion, make_fusion
+from deepen_core.fusion import make_fusion
+from deepen_core.fusion.deepen.averaging import Fusion
 
 WORLDS: dict[str, Callable[[str], World]] = {
     "32k": lambda device: make_world((32_000, 32_000), 24_000, 512, device=device),

@@ -17,9 +17,9 @@ import torch
 from transformers import DynamicCache
 
 from deepen_core import Ensemble, SamplingParams
-from deepen_core.healing import Heard
-from deepen_core.kv_cache import cache_option
-from deepen_core.scoring import continuation_ids
+from deepen_core.engine.scoring import continuation_ids
+from deepen_core.fusion.anchors.token_healing import Heard
+from deepen_core.members.transformers.kv_cache import cache_option
 
 SHARED = Path(__file__).parents[2] / "shared"
 SETS = SHARED / "data" / "benchmarks"

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from benchmarks.given_text import KINDS, PAIRS, SETS, Given, Said, answers, beginnings, said_of, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
-from deepen_core.healing import Healer, Healing, Heard
+from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
 
 Healers = dict[str, Callable[[Sequence[Heard]], Healing | None]]
 _FIRST = 3  # tokens behind the end of a prompt

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from deepen_core.anchors import Anchors
-from deepen_core.kv_cache import cache_option
-from deepen_core.relative import relative_matrix
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.deepen.relative_space import relative_matrix
+from deepen_core.members.transformers.kv_cache import cache_option
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 
 class DenseReference:

@@ -14,9 +14,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.report import publish
-from deepen_core.alignment import AlignedText
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.text import Utf8Stream
+from deepen_core.sampling.detokenizer import Utf8Stream
+from deepen_core.tokenization.retokenizer import AlignedText
 
 SHARED = Path(__file__).parents[2] / "shared"
 NAMES = ("gpt-2", "falcon", "mistral-v1", "mistral-tekken")

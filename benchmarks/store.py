@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import publish
-from deepen_core.store import Fingerprint, RowStore, fingerprint
+from deepen_core.fusion.deepen.store import Fingerprint, RowStore, fingerprint
 
 # What a space has: vocabulary, width, anchors, rows, entries.
 SPACES = (

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from deepen_core.anchors import Anchors
-from deepen_core.relative import RelativeSpace
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 CLASSES = ("low", "mid", "high")
 TOKENIZERS = Path(__file__).parents[2] / "shared" / "tokenizers"

@@ -10,8 +10,8 @@ from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm, ReplyParser, instructed
 
 if TYPE_CHECKING:
-    from deepen_core.conversation import Message
-    from deepen_core.template import Thinking
+    from deepen_core.chat.messages import Message
+    from deepen_core.chat.template import Thinking
 
 FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """Options of a call that say what its answer has to look like."""
@@ -36,7 +36,7 @@ class ChatRequest:
         """
         params = self.params("never")
         if params.constraint is not None:
-            from deepen_core.grammar import grammar_of  # noqa: PLC0415  needs an extra
+            from deepen_core.constraints.grammar import grammar_of  # noqa: PLC0415  needs an extra
 
             grammar_of(params)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deepen_core.config import MemberConfig
 from deepen_core.demo import member_paths
-from deepen_core.files import declared_window
+from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_integrations.options import DEMO, LoadOptions
 
 _TEMPLATE_TOKENS = 128

@@ -18,10 +18,10 @@ from pydantic import (
 from typing_extensions import Self
 
 from deepen_core.config import PRESETS, FusionConfig, MemberConfig, member_config, resolve_fusion
+from deepen_core.config.base import explain
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
-from deepen_core.options import explain
-from deepen_core.weights import normalised_weights
+from deepen_core.fusion.weights import normalised_weights
 
 DEMO = "demo"
 """`models="demo"` is the embedded demo ensemble."""

@@ -11,8 +11,8 @@ import pytest
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
 from deepen_core.errors import DeepenError
+from deepen_core.fusion.deepen.store import RowStore
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
-from deepen_core.store import RowStore
 
 pytest_plugins = ["fixtures_engine", "fixtures_llama_index"]
 

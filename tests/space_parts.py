@@ -2,7 +2,7 @@
 
 import torch
 
-from deepen_core.relative import RelativeSpace
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
 
 ANCHORS, MAIN, OTHER = 60, 100, 90
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from deepen_core.store import RowStore, fingerprint
+from deepen_core.fusion.deepen.store import RowStore, fingerprint
 
 TOKENS = 11
 

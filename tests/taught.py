@@ -11,9 +11,9 @@ from langchain_tests.integration_tests.chat_models import magic_function, unicod
 from tiny import CHAT_TEMPLATE, cut_by_regex
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from deepen_core.chat.tool_format import tool_call_text
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.replies import ReplyForm, instructed
-from deepen_core.tool_text import tool_call_text
 from deepen_integrations.langchain.messages import chat_messages
 from deepen_integrations.langchain.tools import tool_definition
 

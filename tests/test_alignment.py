@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from deepen_core.alignment import AlignedText, Boundaries
-from deepen_core.backend import Backend
-from deepen_core.text import Utf8Stream
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.sampling.detokenizer import Utf8Stream
+from deepen_core.tokenization.fast_tokenizer import Backend
+from deepen_core.tokenization.retokenizer import AlignedText, Boundaries
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 REAL = ["gpt-2", "falcon", "mistral-v1", "mistral-tekken"]
 KINDS = {

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from deepen_core.errors import DeepenError
-from deepen_core.store import RowStore, fingerprint
+from deepen_core.fusion.deepen.store import RowStore, fingerprint
 from deepen_integrations.cli.commands import commands
 
 

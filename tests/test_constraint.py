@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from deepen_core import SamplingParams
 from deepen_core.errors import DecodingError, SamplingError
-from deepen_core.sampling import masked
+from deepen_core.sampling.sampler import masked
 
 PROMPT = "The quick brown fox"
 PERSON = {

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.config import resolve_sampling
+from deepen_core.constraints.grammar import json_rule
 from deepen_core.errors import ConfigurationError, SamplingError
-from deepen_core.grammar import json_rule
 from deepen_integrations.langchain import DeepenLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
 

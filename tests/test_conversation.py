@@ -9,10 +9,10 @@ from chat_templates import read
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepen_core.conversation import Markup, check_messages
+from deepen_core.chat.messages import Markup, check_messages
+from deepen_core.chat.tool_format import TOOL_TAGS, read_arguments, tool_call_text, tool_response_text
 from deepen_core.errors import PromptError
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.tool_text import TOOL_TAGS, read_arguments, tool_call_text, tool_response_text
 
 TAG, END = "<tool_call>", "</tool_call>"
 

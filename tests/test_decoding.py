@@ -137,7 +137,7 @@ def test_end_of_text(pair, monkeypatch):
     """A stop token chosen ends the row, is no part of the text, and is not counted."""
     stop = sorted(pair._members[0].tokenizer.vocabulary.stop_ids)[0]
     chosen = iter([40, 41, stop])
-    monkeypatch.setattr("deepen_core.sampling.Sampler.choose", lambda *_: next(chosen))
+    monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", lambda *_: next(chosen))
     answer = pair.generate(PROMPT, max_new_tokens=10)
     assert (answer.finish_reason, answer.token_ids, answer.usage.completion_tokens) == ("stop", [40, 41], 2)
 

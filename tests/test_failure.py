@@ -8,7 +8,7 @@ from scheduler_parts import FAILING, OPTIONS, PROMPTS, hook
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import DecodingError, NonFiniteLogitsError
-from deepen_core.memory import is_memory
+from deepen_core.members.memory import is_memory
 
 REPORT = "This is a fault of deepen: please report it with this text."
 MEMORY = [
@@ -84,7 +84,7 @@ def test_fusing(load, monkeypatch, fusion, called, other, main, weights):
 def test_the_advice_for_a_failing_fusion_is_true(folders, monkeypatch):
     """With the weights that the error names nothing is fused."""
     fuse = raises(IndexError("a row too many"))(None)
-    monkeypatch.setattr("deepen_core.fusion.deepen.DeepenFusion._combine", fuse)
+    monkeypatch.setattr("deepen_core.fusion.deepen.sparse_fusion.DeepenFusion._combine", fuse)
     models = [folders["alpha"], folders["beta"]]
     with Ensemble.load(models, weights=[1, 0], progress=False, device="cpu") as ensemble:
         assert ensemble.generate(FAILING, **OPTIONS).token_ids
@@ -157,20 +157,20 @@ def test_rows_that_do_not_fit_into_memory_together_are_fused_one_by_one(ensemble
 )
 def test_choosing(ensemble, monkeypatch, options, named):
     """Only options that have to do with the choice are named, and fusion is not."""
-    monkeypatch.setattr("deepen_core.sampling.Sampler.choose", raises(IndexError("no such token"))(None))
+    monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", raises(IndexError("no such token"))(None))
     around = f" The same request without {named} may go around it." if named else ""
     said = said_by(ensemble, ignore_eos=False, logprobs=2, **options)
     assert said == f"Choosing token 1 of the answer failed: IndexError: no such token. {REPORT}{around}"
 
 
 def test_ignore_eos_has_to_do_with_the_choice(ensemble, monkeypatch):
-    monkeypatch.setattr("deepen_core.sampling.Sampler.choose", raises(IndexError("no such token"))(None))
+    monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", raises(IndexError("no such token"))(None))
     assert said_by(ensemble, ignore_eos=True).endswith("The same request without ignore_eos=True may go around it.")
 
 
 @pytest.mark.parametrize(("method", "token"), [("allowed", 3), ("advance", 3)])
 def test_following_a_constraint(ensemble, monkeypatch, method, token):
-    from deepen_core.constraint import Constraint
+    from deepen_core.constraints.matcher import Constraint
 
     failing = raises(IndexError("no such state"), after=2)(getattr(Constraint, method))
     monkeypatch.setattr(Constraint, method, failing)
@@ -183,13 +183,13 @@ def test_following_a_constraint(ensemble, monkeypatch, method, token):
 
 def test_what_a_constraint_itself_says_stays(ensemble, monkeypatch):
     own = DecodingError("The regex cannot be followed further: it is too long.")
-    monkeypatch.setattr("deepen_core.constraint.Constraint.advance", raises(own)(None))
+    monkeypatch.setattr("deepen_core.constraints.matcher.Constraint.advance", raises(own)(None))
     with pytest.raises(DecodingError, match=r"^The regex cannot be followed further: it is too long\.$"):
         ensemble.generate(FAILING, regex="[a-z ]{40}", **OPTIONS)
 
 
 def test_reporting(ensemble, monkeypatch):
-    monkeypatch.setattr("deepen_core.logprobs.TokenReporter.report", raises(IndexError("no such token"))(None))
+    monkeypatch.setattr("deepen_core.engine.logprobs.TokenReporter.report", raises(IndexError("no such token"))(None))
     assert said_by(ensemble, logprobs=2, temperature=0.7) == (
         "Reporting the log-probabilities of token 1 of the answer failed: IndexError: no such token. "
         f"{REPORT} The same request without logprobs goes around it."
@@ -201,7 +201,7 @@ def test_reporting(ensemble, monkeypatch):
 
 
 def test_telling_the_members(ensemble, load, monkeypatch):
-    from deepen_core.members import MemberRow
+    from deepen_core.members.base import MemberRow
 
     expected = ensemble.generate(FAILING, **OPTIONS)
     monkeypatch.setattr(MemberRow, "append_text", raises(IndexError("no such place"), after=1)(MemberRow.append_text))
@@ -220,7 +220,7 @@ def test_telling_the_members(ensemble, load, monkeypatch):
 
 
 def test_anything_else(ensemble, monkeypatch):
-    monkeypatch.setattr("deepen_core.stopping.StopMatcher.feed", raises(IndexError("no such place"))(None))
+    monkeypatch.setattr("deepen_core.sampling.stop_strings.StopMatcher.feed", raises(IndexError("no such place"))(None))
     assert said_by(ensemble) == (f"The step for token 1 of the answer failed: IndexError: no such place. {REPORT}")
 
 

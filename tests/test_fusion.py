@@ -10,7 +10,7 @@ from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
 from deepen_core.errors import CompatibilityWarning, ConfigurationError
 from deepen_core.fusion import make_fusion
-from deepen_core.inverse import DenseRows, adamw, em_search, expectation_maximisation
+from deepen_core.fusion.deepen.search import DenseRows, adamw, em_search, expectation_maximisation
 
 
 def distributions(rows=6, sharpness=4.0):
@@ -52,8 +52,9 @@ def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
     near = make_fusion(spaces(entries=4), 0, config)
     exact = make_fusion(spaces(), 0, config.model_copy(update={"exact": True}))
     wrong = {True: 0, False: 0}
-    monkeypatch.setattr("deepen_core.fusion.deepen._CLEAR", 1e-3)
-    monkeypatch.setattr("deepen_core.fusion.deepen._WEIGHTY", 0.0)  # all, as none is much weightier in so small a world
+    monkeypatch.setattr("deepen_core.fusion.deepen.sparse_fusion._CLEAR", 1e-3)
+    # All tokens, as none is much weightier in so small a world.
+    monkeypatch.setattr("deepen_core.fusion.deepen.sparse_fusion._WEIGHTY", 0.0)
     for seed in range(40):
         random = torch.Generator().manual_seed(seed)
         mine, theirs = (4.0 * torch.randn(1, n, generator=random) for n in (MAIN, OTHER))
@@ -65,7 +66,7 @@ def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
             low, high = (low, middle) if right == 7 else (middle, high)
         for closely in (True, False):
             with monkeypatch.context() as patch:
-                patch.setattr("deepen_core.fusion.deepen._TIE", 0.5 if closely else -1.0)
+                patch.setattr("deepen_core.fusion.deepen.sparse_fusion._TIE", 0.5 if closely else -1.0)
                 wrong[closely] += int(near.fuse(values, EVEN[:1]).argmax()) != right
     assert wrong[False] > 8
     # AdamW scales gradients to size one, also where they are mere rounding.
@@ -303,7 +304,7 @@ def test_equal_members_agree_with_themselves(exact, search):
 
 
 def test_whole_matrices_that_cannot_fit_are_refused_before_anything_is_loaded(folders, monkeypatch):
-    monkeypatch.setattr("deepen_core.fusion.exact._memory", lambda device: 2**20)
+    monkeypatch.setattr("deepen_core.fusion.deepen.exact_fusion._memory", lambda device: 2**20)
     monkeypatch.setattr("deepen_core.ensemble.load_members", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigurationError, match=r"whole matrices of 420 x \d+ and 520 x .* there are 0.0 GiB"):
         Ensemble.load([folders["alpha"], folders["beta"]], fusion={"exact": True}, progress=False, device="cpu")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models
 
-from deepen_core.anchors import common_tokens
-from deepen_core.inverse import adamw_search, em_search
-from deepen_core.relative import relative_matrix
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.fusion.anchors.shared_tokens import common_tokens
+from deepen_core.fusion.deepen.relative_space import relative_matrix
+from deepen_core.fusion.deepen.search import adamw_search, em_search
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from accounting import accounts
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from deepen_core import Ensemble, FusionConfig, SamplingParams
-from deepen_core.anchors import Anchors
-from deepen_core.backend import Backend
-from deepen_core.healing import Healer, Heard
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.token_healing import Healer, Heard
+from deepen_core.tokenization.fast_tokenizer import Backend
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 
 def metaspace(*pieces, merges=()):

@@ -9,10 +9,10 @@ from architectures import VOCABULARY, WINDOW, build
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deepen_core.kv_cache import RaggedCache, cache_option
-from deepen_core.members import MemberRow
-from deepen_core.members.causal import CausalMember
-from deepen_core.members.probe import probe
+from deepen_core.members.base import MemberRow
+from deepen_core.members.transformers.capabilities import probe
+from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 
 TOGETHER = [
     "llama",
@@ -168,7 +168,7 @@ def test_positions_that_depend_on_the_length(name):
 def test_a_row_grows_beyond_the_length_that_changes_positions_and_back(name, together, monkeypatch):
     model = build(name)
     found = replace(probe(model, WINDOW), **({} if together else {"masks": None}))
-    monkeypatch.setattr("deepen_core.members.causal.probe", lambda *_: found)
+    monkeypatch.setattr("deepen_core.members.transformers.causal.probe", lambda *_: found)
     member = member_of(model)
     rows = [IdsRow(made_up(n, n)) for n in (20, 5, 40)]
     with torch.inference_mode():

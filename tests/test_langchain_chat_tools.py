@@ -5,7 +5,7 @@ import pytest
 from langchain_parts import WAYS, asked
 from tool_kinds import TOOLS, Tree, check, choose, later, now, plain, shown
 
-from deepen_core import grammar
+from deepen_core.constraints import grammar
 from deepen_core.errors import SamplingError
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.langchain.tools import tool_definition

@@ -13,9 +13,9 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from deepen_core import Ensemble, MemberConfig
-from deepen_core import hub as module
 from deepen_core.errors import ConfigurationError, ModelFilesError
-from deepen_core.loading import describe, load_member, main_index, member_configs
+from deepen_core.members.transformers import hub as module
+from deepen_core.members.transformers.loader import describe, load_member, main_index, member_configs
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from huggingface_hub.utils import are_progress_bars_disabled
 
 from deepen_core import Ensemble, hub, steps
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, MemberError, ModelFilesError
-from deepen_core.members import causal
-from deepen_core.steps import Steps
+from deepen_core.members.base import causal
+from deepen_core.progress import Steps
 
 STEPS = [
     "alpha: reading its tokenizer",

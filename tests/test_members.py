@@ -5,7 +5,7 @@ import torch
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import CompatibilityWarning, ModelFilesError
-from deepen_core.members import MemberRow
+from deepen_core.members.base import MemberRow
 
 PROMPT = "The quick brown fox"
 

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Which extra the modules of a folder may import from, besides what is always there.
 EXTRAS = {
-    "core/deepen_core/constraint.py": "structured",
-    "core/deepen_core/grammar.py": "structured",
+    "core/deepen_core/constraints/matcher.py": "structured",
+    "core/deepen_core/constraints/grammar.py": "structured",
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",
     "deepen_integrations/llama_index": "llama-index",

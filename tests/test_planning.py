@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from deepen_core import Ensemble
-from deepen_core.asking import Asking
 from deepen_core.demo import documents
+from deepen_core.engine.frontend import Asking
 from deepen_core.errors import ContextWindowError
+from deepen_core.members.context_budget import added_tokens, fertility
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.planning import added_tokens, fertility
 
 # Says a good deal by itself, as Llama 3 and Qwen do, and takes no system message.
 TALKATIVE = (

@@ -4,9 +4,9 @@ import pytest
 import torch
 from architectures import WINDOW, build
 
-from deepen_core.kv_cache import RaggedCache, RaggedLayer, cache_option
-from deepen_core.members.probe import probe
-from deepen_core.members.rounding import Rounding
+from deepen_core.members.transformers.capabilities import probe
+from deepen_core.members.transformers.kv_cache import RaggedCache, RaggedLayer, cache_option
+from deepen_core.members.transformers.rounding import Rounding
 
 HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 

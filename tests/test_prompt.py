@@ -8,11 +8,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deepen_core import SamplingParams
-from deepen_core.backend import Backend
+from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.errors import ChatTemplateError, PromptError
-from deepen_core.members import MemberRow
+from deepen_core.members.base import MemberRow
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.prompt import PromptReader
+from deepen_core.tokenization.fast_tokenizer import Backend
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

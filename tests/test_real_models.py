@@ -17,7 +17,7 @@ from accounting import accounts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen_core import Ensemble, MemberConfig
-from deepen_core.store import RowStore
+from deepen_core.fusion.deepen.store import RowStore
 
 FOLDER = os.environ.get("DEEPEN_REAL_MODELS")
 pytestmark = [

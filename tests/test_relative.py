@@ -4,8 +4,8 @@ import pytest
 import torch
 from space_parts import ANCHORS, MAIN, spaces
 
-from deepen_core.relative import RelativeSpace, relative_matrix
-from deepen_core.sparse_rows import SparseRows, TokenRows
+from deepen_core.fusion.deepen.relative_space import RelativeSpace, relative_matrix
+from deepen_core.fusion.deepen.sparse_matrix import SparseRows, TokenRows
 
 
 def whole(rows, tokens, rest):

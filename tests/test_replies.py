@@ -8,13 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from deepen_core.chat.messages import Markup
 from deepen_core.config import SamplingParams
-from deepen_core.constraint import Constraints
-from deepen_core.conversation import Markup
+from deepen_core.constraints.matcher import Constraints
 from deepen_core.errors import PromptError, SamplingError
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.replies import Call, Reply, ReplyForm, ReplyParser, Text, Thought, instructed, parse_reply
-from deepen_core.replies.rules import MOST_CALLS
+from deepen_core.replies.grammar import MOST_CALLS
 
 
 def tool(name, properties=None, **more):

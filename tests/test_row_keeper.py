@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from deepen_core import Ensemble
-from deepen_core.store import RowStore
+from deepen_core.fusion.deepen.store import RowStore
 
 PROMPT = "The quick brown fox"
 
 
 @pytest.fixture(autouse=True)
 def _keep_small_ones_too(monkeypatch):
-    monkeypatch.setattr("deepen_core.row_keeper._WORTH_KEEPING", 10)
+    monkeypatch.setattr("deepen_core.fusion.deepen.store.keeper._WORTH_KEEPING", 10)
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_rows_of_two_processes_add_up(again):
 
 def test_a_long_build_is_kept_as_it_goes(again, monkeypatch):
     """What a build that is killed has done so far is found by the next one."""
-    monkeypatch.setattr("deepen_core.row_keeper._SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr("deepen_core.relative._CHUNK_FLOATS", 50 * 420)
+    monkeypatch.setattr("deepen_core.fusion.deepen.store.keeper._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("deepen_core.fusion.deepen.relative_space._CHUNK_FLOATS", 50 * 420)
     saved = []
     save = RowStore.save
 

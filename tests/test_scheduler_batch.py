@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scheduler_parts import PROMPTS, hook
 
 from deepen_core import SamplingParams
-from deepen_core.batch import Batch
-from deepen_core.handle import Request
+from deepen_core.engine.handle import Request
+from deepen_core.engine.scheduler import Batch
 
 OPTIONS = {"max_new_tokens": 6, "ignore_eos": True}
 LONG = "The quick brown fox jumps over the lazy dog. " * 4
@@ -207,7 +207,7 @@ def test_a_timeout_counts_in_the_queue(pair):
 
 
 def test_abandoned_requests_are_told(pair):
-    from deepen_core.scheduler import closed_error
+    from deepen_core.engine.worker import closed_error
 
     batch = Batch(pair._decoder, 1)
     requests = [ask(pair, batch, prompt) for prompt in PROMPTS[:3]]

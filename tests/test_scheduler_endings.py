@@ -146,7 +146,7 @@ class TestBreakingOff(Serving):
 
         more(2)
         with monkeypatch.context() as patch:
-            patch.setattr("deepen_core.mailbox.Mailbox.wait", interrupted)
+            patch.setattr("deepen_core.engine.output_queue.Mailbox.wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 ensemble.generate(PROMPT, **ENDLESS)
         more()

@@ -242,7 +242,7 @@ def test_a_choice_that_fails(ensemble, monkeypatch):
             raise IndexError("no such token")
         return choose(sampler, logits, history)
 
-    monkeypatch.setattr("deepen_core.sampling.Sampler.choose", failing)
+    monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", failing)
     handles = [*ask_together(ensemble, [FAILING], repetition_penalty=1.2), *ask_together(ensemble, [PROMPTS[1]])]
     with pytest.raises(DecodingError, match="no such token"):
         handles[0].result()

@@ -156,7 +156,7 @@ class TestLife(Serving):
         def breaks(_):
             raise SystemExit("the end")
 
-        monkeypatch.setattr("deepen_core.batch.Batch._admit", breaks)
+        monkeypatch.setattr("deepen_core.engine.scheduler.Batch._admit", breaks)
         handle = ensemble.submit(PROMPT, **OPTIONS)
         said = r"has broken down: SystemExit: the end\. This is a fault of deepen"
         with pytest.raises(ClosedError, match=said):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from deepen_core.engine.scoring import continuation_ids
 from deepen_core.errors import ContextWindowError, MemberError, PromptError
-from deepen_core.scoring import continuation_ids
-from deepen_core.text import Utf8Stream
+from deepen_core.sampling.detokenizer import Utf8Stream
 
 PROMPT = "The quick brown fox"
 
@@ -65,7 +65,7 @@ def test_logprobs_of_each_member(pair, folders):
 
 
 def test_logprobs_cost_nothing_unless_asked_for(pair, monkeypatch):
-    monkeypatch.setattr("deepen_core.logprobs.TokenReporter.report", lambda *_: pytest.fail("reported"))
+    monkeypatch.setattr("deepen_core.engine.logprobs.TokenReporter.report", lambda *_: pytest.fail("reported"))
     assert pair.generate(PROMPT, max_new_tokens=3).logprobs is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from store_parts import SPACE, child, fail, header, made_from, names, put, same, some_rows
 
-from deepen_core.store import FORMAT_VERSION, RowStore, StoreWarning, default_folder
+from deepen_core.fusion.deepen.store import FORMAT_VERSION, RowStore, StoreWarning, default_folder
 
 # A disk that refuses
 

@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen_core.stopping import StopMatcher
-from deepen_core.text import Utf8Stream
+from deepen_core.sampling.detokenizer import Utf8Stream
+from deepen_core.sampling.stop_strings import StopMatcher
 
 
 @given(

@@ -8,10 +8,10 @@ import tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deepen_core.anchors import Anchors, common_tokens
-from deepen_core.backend import Backend
 from deepen_core.errors import NoCommonTokensError, TokenizerError
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.fusion.anchors.shared_tokens import Anchors, common_tokens
+from deepen_core.tokenization.fast_tokenizer import Backend
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 KINDS = {
     "byte_level": tiny.byte_level,
@@ -183,8 +183,8 @@ def test_anchors_are_shared_sorted_and_canonical(vocabularies):
 
 def test_anchors_do_not_depend_on_the_hash_seed(shared):
     program = (
-        "from transformers import AutoTokenizer as T; from deepen_core.vocabulary import Vocabulary as V;"
-        "from deepen_core.anchors import Anchors;"
+        "from transformers import AutoTokenizer as T; from deepen_core.tokenization.vocabulary import Vocabulary as V;"
+        "from deepen_core.fusion.anchors.shared_tokens import Anchors;"
         f"f = {str(shared / 'models')!r};"
         "v = [V.from_tokenizer(T.from_pretrained(f'{f}/{n}')) for n in ('stories260K', 'babyllama105')];"
         "a = Anchors.shared_by(v, 'ab'); print(a.tokens, [i.tolist() for i in a.ids])"

@@ -12,8 +12,8 @@ from deepen_core.errors import DeepenError
 from deepen_core.results import Chunk, EnsembleInfo, Generation, Score
 
 if TYPE_CHECKING:
+    from deepen_core.engine.handle import Handle
     from deepen_core.ensemble import Ensemble
-    from deepen_core.handle import Handle
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
         return Ensemble
     if name == "Handle":
-        from deepen_core.handle import Handle  # noqa: PLC0415  as above
+        from deepen_core.engine.handle import Handle  # noqa: PLC0415  as above
 
         return Handle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,9 +14,8 @@ from typing import Any
 
 from typing_extensions import Self
 
-from deepen_core.anchors import Anchors
-from deepen_core.asking import Asking
-from deepen_core.compatibility import batching_warnings, compatibility_warnings, fusion_limits
+from deepen_core.chat.messages import Prompt, check_messages
+from deepen_core.chat.template import Thinking
 from deepen_core.config import (
     FusionConfig,
     MemberConfig,
@@ -25,25 +24,27 @@ from deepen_core.config import (
     ServingConfig,
     resolve_fusion,
 )
-from deepen_core.conversation import Prompt, check_messages
-from deepen_core.decoding import Decoder
 from deepen_core.demo import member_paths
+from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.frontend import Asking
+from deepen_core.engine.member_runner import PREFILL_CHUNK
+from deepen_core.engine.scoring import check_texts, continuation_ids, member_score
+from deepen_core.engine.worker import Scheduler, closed_error
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
-from deepen_core.forward import PREFILL_CHUNK
-from deepen_core.fusion import check_room, make_fusion
-from deepen_core.healing import Healer
-from deepen_core.loading import describe, load_members, main_index, member_configs, try_member
-from deepen_core.members import MemberRow
-from deepen_core.members.causal import CausalMember
-from deepen_core.planning import planning_window
-from deepen_core.relative import RelativeSpace
+from deepen_core.fusion import make_fusion
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.token_healing import Healer
+from deepen_core.fusion.deepen.diagnostics import batching_warnings, compatibility_warnings, fusion_limits
+from deepen_core.fusion.deepen.exact_fusion import check_room
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.fusion.deepen.store.keeper import RowKeeper
+from deepen_core.fusion.weights import normalised_weights
+from deepen_core.members.base import MemberRow
+from deepen_core.members.context_budget import planning_window
+from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.transformers.loader import describe, load_members, main_index, member_configs, try_member
+from deepen_core.progress import Steps
 from deepen_core.results import EnsembleInfo, MemberInfo, Score
-from deepen_core.row_keeper import RowKeeper
-from deepen_core.scheduler import Scheduler, closed_error
-from deepen_core.scoring import check_texts, continuation_ids, member_score
-from deepen_core.steps import Steps
-from deepen_core.template import Thinking
-from deepen_core.weights import normalised_weights
 
 # Of loading: of each member (its trial, if it is run, comes on top), and of all together.
 _STEPS_OF_MEMBER, _STEPS = 4, 2

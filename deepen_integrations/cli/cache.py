@@ -18,7 +18,7 @@ from deepen_integrations.cli.session import clear_errors, notice
 from deepen_integrations.cli.tables import size
 
 if TYPE_CHECKING:
-    from deepen_core.store import RowStore, StoreEntry
+    from deepen_core.fusion.deepen.store import RowStore, StoreEntry
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -65,7 +65,7 @@ def clear(
 @contextmanager
 def _open_store(debug: bool) -> Iterator[RowStore]:
     """The store, with its warnings shown as notices and errors as one line."""
-    from deepen_core.store import RowStore, StoreWarning  # noqa: PLC0415 (slow)
+    from deepen_core.fusion.deepen.store import RowStore, StoreWarning  # noqa: PLC0415 (slow)
 
     with clear_errors(debug), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", StoreWarning)

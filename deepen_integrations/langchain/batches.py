@@ -16,7 +16,7 @@ from typing_extensions import Self
 from deepen_core.errors import DeepenError, brief
 
 if TYPE_CHECKING:
-    from deepen_core.asking import Outcome
+    from deepen_core.engine.frontend import Outcome
 
 
 class AnsweredPrompt(str):

@@ -19,8 +19,8 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
-from deepen_core.constraining import can_constrain
-from deepen_core.conversation import Message, check_messages
+from deepen_core.chat.messages import Message, check_messages
+from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest, read_form
 from deepen_integrations.langchain.messages import chat_messages

@@ -12,7 +12,7 @@ from deepen_integrations.adapter import report
 from deepen_integrations.langchain.batches import PartialFailureError
 
 if TYPE_CHECKING:
-    from deepen_core.asking import Outcome
+    from deepen_core.engine.frontend import Outcome
     from deepen_core.results import Chunk
     from deepen_core.results import Generation as Answer
 

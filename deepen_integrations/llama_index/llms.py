@@ -23,7 +23,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import default_completion_to_prompt
 from pydantic import Field
 
-from deepen_core.conversation import Prompt
+from deepen_core.chat.messages import Prompt
 from deepen_core.replies import ReplyForm
 from deepen_integrations.chat import ChatRequest
 from deepen_integrations.llama_index.agents import ReActModel
@@ -33,7 +33,7 @@ from deepen_integrations.llama_index.structured import StructuredPrediction
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
-    from deepen_core.template import Thinking
+    from deepen_core.chat.template import Thinking
 
 
 class DeepenLLM(StructuredPrediction, ReActModel):

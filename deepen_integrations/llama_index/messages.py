@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 
-from deepen_core.conversation import Message
+from deepen_core.chat.messages import Message
 from deepen_core.errors import PromptError
 
 _ROLES = {

@@ -10,7 +10,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
-from deepen_core.constraining import can_constrain
+from deepen_core.config.constraints import can_constrain
 from deepen_core.errors import NoToolCallError
 from deepen_integrations.chat import ChatRequest, read_form
 from deepen_integrations.llama_index.llms import DeepenLLM

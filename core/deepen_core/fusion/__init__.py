@@ -1,16 +1,15 @@
-"""How several distributions become one."""
+"""How several distributions become one. Importing this loads no torch; making a strategy does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from deepen_core.config import FusionConfig
-from deepen_core.fusion.base import Fusion
-from deepen_core.fusion.deepen import DeepenFusion
-from deepen_core.fusion.exact import ExactFusion, check_room
-from deepen_core.relative import RelativeSpace
 
-__all__ = ["DeepenFusion", "ExactFusion", "Fusion", "check_room", "make_fusion"]
+if TYPE_CHECKING:
+    from deepen_core.fusion.deepen.averaging import Fusion
+    from deepen_core.fusion.deepen.relative_space import RelativeSpace
 
 
 def make_fusion(spaces: Sequence[RelativeSpace], main: int, config: FusionConfig) -> Fusion:
@@ -24,4 +23,7 @@ def make_fusion(spaces: Sequence[RelativeSpace], main: int, config: FusionConfig
     Raises:
         ConfigurationError: If `exact` is wanted, and the matrices do not fit into memory.
     """
+    from deepen_core.fusion.deepen.exact_fusion import ExactFusion  # noqa: PLC0415  needs torch
+    from deepen_core.fusion.deepen.sparse_fusion import DeepenFusion  # noqa: PLC0415  as above
+
     return (ExactFusion if config.exact else DeepenFusion)(spaces, main, config)

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from deepen_core.alignment import AlignedText
+from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.prompt import MemberPrompt
+from deepen_core.tokenization.retokenizer import AlignedText
 
 KEPT_TAIL = 2
 """Ids at the end of a text that run in the step itself, whose logits are kept: the last id and the one before it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from deepen_core.alignment import Boundaries
-from deepen_core.backend import Backend
-from deepen_core.prompt import PromptReader
-from deepen_core.vocabulary import Vocabulary
+from deepen_core.chat.prompt_encoder import PromptReader
+from deepen_core.tokenization.fast_tokenizer import Backend
+from deepen_core.tokenization.retokenizer import Boundaries
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 # A little of everything that members meet, to compare the length of their tokens.
 SAMPLE_TEXT = (

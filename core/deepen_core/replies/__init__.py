@@ -5,8 +5,8 @@ where they are about to say the same. It is that of Hermes and Qwen, calls as JS
 """
 
 from deepen_core.replies.form import ReplyForm
-from deepen_core.replies.instructions import instructed
 from deepen_core.replies.parser import Call, Part, Reply, ReplyParser, Text, Thought, parse_reply
+from deepen_core.replies.system_prompt import instructed
 from deepen_core.replies.tools import Tool
 
 __all__ = [

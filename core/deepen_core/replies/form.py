@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import BaseModel
 from typing_extensions import Self
 
+from deepen_core.chat.template import Thinking
 from deepen_core.config import SamplingParams, resolve_sampling
-from deepen_core.constraining import plain_schema
+from deepen_core.config.constraints import plain_schema
 from deepen_core.errors import SamplingError
+from deepen_core.replies.grammar import reply_rules
 from deepen_core.replies.parser import ReplyParser
-from deepen_core.replies.rules import reply_rules
 from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
-from deepen_core.template import Thinking
 
 
 @dataclass(frozen=True)

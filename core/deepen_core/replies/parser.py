@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deepen_core.template import Thinking
-from deepen_core.tool_text import CALL, CALL_END
+from deepen_core.chat.template import Thinking
+from deepen_core.chat.tool_format import CALL, CALL_END
 
 _THINK, _END_THINK = "<think>", "</think>"
 

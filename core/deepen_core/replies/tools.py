@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-from deepen_core.constraining import plain_schema
+from deepen_core.config.base import shown
+from deepen_core.config.constraints import plain_schema
 from deepen_core.errors import SamplingError
-from deepen_core.options import shown
 
 CallPolicy = Literal["never", "maybe", "must"]
 _POLICIES: dict[Any, CallPolicy] = {

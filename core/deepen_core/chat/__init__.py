@@ -1,0 +1,1 @@
+"""Conversations as each member's chat template wants them."""

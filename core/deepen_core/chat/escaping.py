@@ -1,0 +1,100 @@
+"""Keeps the strings of messages from turning into control tokens in what a chat template renders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from deepen_core.chat.messages import Markup, Message
+
+# Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
+_BREAK = "\ufdd0"  # splits a control token
+MARK = "\ufdd1"  # says that the next character is text; a control token of one character cannot be split
+_OURS = str.maketrans("", "", _BREAK + MARK)
+
+# Fields that templates compare with names of their own.
+_NAMES = frozenset({"role", "type"})
+
+
+class Shield:
+    """Shields messages.
+
+    Args:
+        outer: Control tokens that no string may hold: special ones, and those that set turns apart.
+        inner: The other control tokens (`<think>`). What an assistant said may hold those, since templates look for
+            them there, and so may `Markup`.
+    """
+
+    def __init__(self, outer: Collection[str], inner: Collection[str]) -> None:
+        self._outer = _Splitter(outer)
+        self._every = _Splitter([*outer, *inner])
+
+    def shielded(self, message: Message) -> dict[str, Any]:
+        """A copy of a message none of whose strings can put a control token into what a template renders.
+
+        Each string is shielded on its own, so strings may be joined in any way.
+        """
+        splitter = self._outer if message.get("role") == "assistant" else self._every
+        shielded: dict[str, Any] = self._value(message, splitter)
+        return shielded
+
+    def _value(self, value: Any, splitter: _Splitter) -> Any:
+        if isinstance(value, str):
+            return (self._outer if isinstance(value, Markup) else splitter).close(value)
+        if isinstance(value, Mapping):
+            return {
+                self._key(key, splitter): self._outer.split(v)
+                if key in _NAMES and isinstance(v, str)
+                else self._value(v, splitter)
+                for key, v in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            return [self._value(v, splitter) for v in value]
+        return value
+
+    def _key(self, key: Any, splitter: _Splitter) -> Any:
+        """Plain words may be fields that the template looks up, so only outer tokens are split in such keys."""
+        if not isinstance(key, str):
+            return key
+        return self._outer.split(key) if key.isidentifier() else splitter.close(key)
+
+
+class _Splitter:
+    """Keeps strings from holding any of some tokens, and from making one up where they are joined with others."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        tokens = list(tokens)
+        self._starts = re.compile(f"(?={any_of(t for t in tokens if len(t) > 1)}).", re.DOTALL)
+        self._single = re.compile(any_of(t for t in tokens if len(t) == 1))
+        self._openings = {t[:i].rstrip() for t in tokens for i in range(1, len(t))} - {""}
+        self._endings = {t[i:].lstrip() for t in tokens for i in range(1, len(t))} - {""}
+        self._longest = max(map(len, tokens), default=0)
+
+    def split(self, text: str) -> str:
+        """The text with every token in it split."""
+        marked = self._single.sub(lambda found: MARK + found[0], unshielded(text))
+        return self._starts.sub(lambda found: found[0] + _BREAK, marked)
+
+    def close(self, text: str) -> str:
+        """As `split`, and nothing before or behind the text makes a token of its first or last part.
+
+        The breaks stand inside of white space at the ends, which templates trim.
+        """
+        core = unshielded(text).strip()
+        whole = self.split(text)
+        lead, tail = len(whole) - len(whole.lstrip()), len(whole.rstrip())
+        parts = range(1, self._longest)
+        first = _BREAK if any(core[:n] in self._endings for n in parts) else ""
+        last = _BREAK if core and any(core[-n:] in self._openings for n in parts) else ""
+        return whole[:lead] + first + whole[lead:tail] + last + whole[tail:] if core else whole
+
+
+def any_of(tokens: Iterable[str]) -> str:
+    """A pattern for the longest of some tokens that stands at a place; without tokens it matches nowhere."""
+    return "(?:" + ("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)") + ")"
+
+
+def unshielded(text: str) -> str:
+    """A text without what shielding put into it."""
+    return text.translate(_OURS)

@@ -1,0 +1,163 @@
+"""From what a caller gives to the ids that one member starts from.
+
+A prompt becomes ids that are settled (BOS, everything up to the last control token of a chat template) and an open
+text that generation continues; both are the member's own. No message of a conversation turns into a control token;
+only what an assistant said may hold some that are not special (`<think>`), since templates look for them there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from deepen_core.chat.escaping import MARK, Shield, any_of, unshielded
+from deepen_core.chat.messages import Message, check_unicode
+from deepen_core.chat.template import ChatTemplate, Thinking, default_template
+from deepen_core.chat.tool_format import TOOL_TAGS
+from deepen_core.errors import ChatTemplateError, PromptError
+from deepen_core.tokenization.fast_tokenizer import Backend
+
+_TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
+"""What an assistant's text may hold, wherever a template writes it too."""
+# What `\s` is to the tokenizers library.
+_SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
+
+
+@dataclass(frozen=True)
+class MemberPrompt:
+    """Where one member starts."""
+
+    ids: list[int]
+    """Settled ids before the open text."""
+    text: str
+    """The open text; generation continues it."""
+    inside: bool
+    """Whether the open text follows a control token that a chat template wrote, BOS included; else it starts a text."""
+    backend: Backend | None = None
+    """Encodes the open text and what follows, where that is not the member's usual one."""
+
+
+class PromptReader:
+    """Reads prompts for one member.
+
+    Args:
+        tokenizer: The member's `transformers` tokenizer, for its chat template and its BOS.
+        backend: The tokenizer's private copy.
+        name: The member's name, for messages.
+    """
+
+    def __init__(self, tokenizer: Any, backend: Backend, name: str) -> None:
+        self._tokenizer = tokenizer
+        self._name = name
+        template = default_template(tokenizer.chat_template)
+        named = {*(getattr(tokenizer, "chat_control_tokens", None) or ()), *TOOL_TAGS}
+        special = backend.control_ids(tokenizer)
+        self._control = {
+            token.content: (token_id, token)
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token_id in special
+            or (
+                (not token.special and not token.content.isspace())
+                and (token.content in named or token.content in (template or ""))
+            )
+        }
+        unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
+        self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
+        self._unmarked = re.compile(any_of(unmarked))
+        # Some tokenizers do not mark the tokens special that a template sets turns apart with.
+        frame = "" if template is None else ChatTemplate(tokenizer, template, name, dict).frame
+        inner = frozenset(token for token in unmarked if token in _TAGS or token not in frame)
+        shield = Shield(set(self._control) - inner, inner)
+        self._chat = None if template is None else ChatTemplate(tokenizer, template, name, shield.shielded)
+        self._plain = backend
+        self._strict = Backend(tokenizer, unmarked) if unmarked else backend
+        self._start_ids = self._read_start_ids()
+
+    def _read_start_ids(self) -> list[int]:
+        """The ids that the tokenizer puts before every text."""
+        for probe in self._probes():
+            full, bare = list(self._tokenizer(probe)["input_ids"]), self._plain.encode(probe)
+            for place in range(len(full) - len(bare) + 1 if bare else 0):
+                if full[place : place + len(bare)] == bare:
+                    return full[:place]
+        return []
+
+    def _probes(self) -> Iterator[str]:
+        yield "a"
+        yield from islice(self._plain.pieces, 1000)  # a vocabulary without Latin letters
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the member can read a conversation."""
+        return self._chat is not None
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether an answer to a conversation begins with thoughts before `</think>`; see `ChatTemplate.thinking`."""
+        return "never" if self._chat is None else self._chat.thinking
+
+    def read_text(self, text: str) -> MemberPrompt:
+        """A text to be continued.
+
+        Raises:
+            PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it holds a
+                lone surrogate.
+        """
+        check_unicode(text, "The prompt")
+        return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
+
+    def _started(self, prompt: MemberPrompt) -> MemberPrompt:
+        """The prompt, from BOS on if it has no ids at all."""
+        if prompt.ids or (prompt.text and self._plain.encode(prompt.text)):
+            return prompt
+        bos = self._tokenizer.bos_token_id
+        if bos is None:
+            what = f"has no tokens ({prompt.text[:20]!r} is nothing to its tokenizer)" if prompt.text else "is empty"
+            raise PromptError(
+                f"The prompt {what} and member {self._name!r} has no BOS token to start from: give at least one "
+                f"{'other ' if prompt.text else ''}character, or a model with a BOS token."
+            )
+        return replace(prompt, ids=[bos])
+
+    def read_messages(self, messages: Sequence[Message]) -> MemberPrompt:
+        """A conversation, rendered by the member's own chat template and ready for the assistant's answer.
+
+        Raises:
+            ChatTemplateError: If there is no template, or it refuses the messages in every form.
+            PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
+        """
+        if self._chat is None:
+            raise ChatTemplateError(
+                f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use "
+                "an instruction-tuned model, or put a template into its folder (chat_template.jinja)."
+            )
+        return self._started(self._read_rendered(self._chat.render(messages)))
+
+    def _read_rendered(self, rendered: str) -> MemberPrompt:
+        """The ids of a rendered chat, its control tokens read as `transformers` reads them."""
+        ids: list[int] = []
+        place = 0
+        for found in self._pattern.finditer(rendered):
+            token_id, token = self._control[found[0]]
+            start, end = found.span()
+            if token.single_word and re.search(r"\w", rendered[start - 1 : start] + rendered[end : end + 1]):
+                continue
+            if token.lstrip:
+                start = _SPACE_BEFORE.search(rendered, place, start).start()  # type: ignore[union-attr]
+            if token.rstrip:
+                end = _SPACE_AFTER.match(rendered, end).end()  # type: ignore[union-attr]
+            ids += self._settled(rendered[place:start], inside=place > 0)
+            ids.append(token_id)
+            place = end
+        text = unshielded(rendered[place:])
+        backend = self._strict if self._unmarked.search(text) else None
+        return MemberPrompt(ids, text, inside=place > 0, backend=backend)
+
+    def _settled(self, text: str, *, inside: bool) -> list[int]:
+        text = unshielded(text)
+        if not text:
+            return []
+        return self._strict.encode_inside(text) if inside else self._strict.encode(text)

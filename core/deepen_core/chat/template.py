@@ -1,0 +1,194 @@
+"""One member's chat template, and what it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+from deepen_core.chat.messages import Message
+from deepen_core.chat.template_adapter import Takes, adapted, is_text, written
+from deepen_core.chat.template_probe import Skeleton
+from deepen_core.errors import ChatTemplateError
+
+Thinking = Literal["never", "optional", "opened"]
+
+_SYSTEM, _USER, _ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+_ID = "call00001"  # nine letters and digits, as Mistral's templates ask for
+_RESULT = {"role": "tool", "tool_call_id": _ID, "name": "f", "content": "a"}
+
+
+class ChatTemplate:
+    """Renders conversations for one member, adapting what its template cannot take.
+
+    What it can take is found by rendering small conversations. A conversation that the template renders whole is
+    rendered as it is.
+
+    Args:
+        tokenizer: The member's `transformers` tokenizer.
+        template: Its template for plain conversations.
+        name: The member's name, for messages.
+        shielded: Makes a copy of a message whose strings turn into no control tokens, each on its own.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str, name: str, shielded: Callable[[Message], Mapping[str, Any]]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._name = name
+        self._shielded = shielded
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, ready for the assistant's answer.
+
+        Raises:
+            ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot take
+                a part that is not text.
+            PromptError: If tool calls must become text and their arguments are no JSON.
+        """
+        for message in messages:
+            self._check_parts(message)
+        turns, strings = self._fitting(messages)
+        return self._apply([self._shielded(turn) for turn in turns], strings)
+
+    @property
+    def frame(self) -> str:
+        """What the template writes around messages that say next to nothing."""
+        chats = ([_USER], [_USER, _ASSISTANT, _USER], [_SYSTEM, _USER])
+        return "".join(self._rendering(chat, strings) or "" for chat in chats for strings in (True, False))
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """Whether an answer begins with thoughts before `</think>`.
+
+        They may be "opened" by the template, so that the answer holds no `<think>`; be "optional", begun by the model
+        itself; or there are "never" any.
+        """
+        if (self._rendering([_USER], self._takes.strings) or "").rstrip().endswith("<think>"):
+            return "opened"
+        return "optional" if "</think>" in self._template else "never"
+
+    def _fitting(self, messages: Sequence[Message]) -> tuple[Sequence[Message], bool]:
+        """The conversation with the least change that the template renders whole, and whether it takes strings."""
+        partly: list[tuple[Sequence[Message], bool, list[int]]] = []
+        for turns, strings in self._attempts(messages):
+            lost = self._lost(turns, strings)
+            if lost == []:
+                return turns, strings
+            if lost is not None:
+                partly.append((turns, strings, lost))
+        for turns, strings, lost in partly:
+            # Then it is by design that they are left out, as where only the last message counts.
+            if all(map(self._knows, {turns[place]["role"] for place in lost})):
+                return turns, strings
+        if partly and partly[0][0] is messages:
+            place = partly[0][2][0]
+            raise ChatTemplateError(
+                f"The chat template of member {self._name!r} leaves out message {place} (role "
+                f"{messages[place]['role']!r}): give it one of the roles that the template knows, such as 'user'."
+            )
+        return messages, True  # to be refused in the template's own words
+
+    def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
+        yield messages, True
+        as_text = replace(self._takes, tools=False)
+        plainest = Takes(self._takes.strings)
+        for takes in dict.fromkeys((self._takes, as_text, plainest)):
+            yield adapted(messages, takes), takes.strings
+
+    @cached_property
+    def _takes(self) -> Takes:
+        strings = self._whole(_USER) or not self._whole(_USER, strings=False)
+
+        def can(*messages: Message) -> bool:
+            return self._whole(*messages, strings=strings)
+
+        system, user, assistant = _SYSTEM, _USER, _ASSISTANT
+        mapped, as_json = (can(user, _calling(arguments), _RESULT) for arguments in ({"a": "a"}, '{"a": "a"}'))
+        repeated = {"user": can(user, user), "assistant": can(user, assistant, assistant, user)}
+        empty = {
+            "user": can({**user, "content": ""}, assistant, user),
+            "assistant": can(user, {**assistant, "content": ""}, user),
+        }
+        return Takes(
+            strings=strings,
+            system=can(system, user),
+            systems=can(system, system, user),
+            late_system=can(user, system) and can(user, assistant, system, user),
+            repeated=frozenset(role for role, taken in repeated.items() if taken),
+            assistant_first=can(assistant, user),
+            empty=frozenset(role for role, taken in empty.items() if taken),
+            tools=mapped or as_json,
+            mapped_arguments=mapped,
+            written_arguments=as_json,
+            calls_alone=can(user, {**_calling({"a": "a"} if mapped else '{"a": "a"}'), "content": None}, _RESULT),
+        )
+
+    def _knows(self, role: str) -> bool:
+        """Whether the template renders a message of a role anywhere."""
+        message = {"role": role, "content": "a"}
+        chats = ([message], [_USER, message], [message, _USER])
+        lost = [self._lost(chat, self._takes.strings) for chat in chats]
+        return any(
+            places is not None and chat.index(message) not in places for chat, places in zip(chats, lost, strict=True)
+        )
+
+    def _check_parts(self, message: Message) -> None:
+        content = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else ():
+            if not is_text(part) and not self._takes_part(part):
+                raise ChatTemplateError(
+                    f"The chat template of member {self._name!r} takes no content of type {part.get('type')!r} "
+                    f"(in a message of role {message.get('role')!r}): give it as text, or a model that reads it."
+                )
+
+    def _takes_part(self, part: Mapping[str, Any]) -> bool:
+        text = {"type": "text", "text": "a"}
+        without, with_it = ({"role": "user", "content": content} for content in ([text], [text, part]))
+        return self._whole(with_it) and self._rendering([without]) != self._rendering([with_it])
+
+    def _whole(self, *messages: Message, strings: bool = True) -> bool:
+        return self._lost(messages, strings) == []
+
+    def _lost(self, messages: Sequence[Message], strings: bool) -> list[int] | None:
+        """The places of messages of which text is left out; None if the template refuses them."""
+        skeleton = Skeleton(messages)
+        rendered = self._rendering(skeleton.messages, strings)
+        return None if rendered is None else skeleton.lost(rendered)
+
+    def _rendering(self, messages: Sequence[Message], strings: bool = True) -> str | None:
+        try:
+            return self._apply(messages, strings)
+        except ChatTemplateError:  # which is what was asked
+            return None
+
+    def _apply(self, messages: Sequence[Message], strings: bool) -> str:
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                [written(message, strings) for message in messages],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as problem:  # templates are programs of their own and raise whatever they like
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ChatTemplateError(
+                f"The chat template of member {self._name!r} refuses these messages (roles: {roles}): {problem}"
+            ) from problem
+        return str(rendered)
+
+
+def _calling(arguments: Mapping[str, Any] | str) -> Message:
+    call = {"id": _ID, "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def default_template(template: Any) -> str | None:
+    """The template for plain conversations, of one or of several that are given by name."""
+    if isinstance(template, (list, tuple)):
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, Mapping):
+        template = template.get("default") or (next(iter(template.values())) if len(template) == 1 else None)
+    return None if template is None else str(template)

@@ -1,0 +1,138 @@
+"""The options that constrain an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import BaseModel, field_validator, model_validator
+from typing_extensions import Self
+
+from deepen_core.config.base import Options
+
+CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
+"""The options that constrain an answer, of which one at most may be given."""
+_DEEPEST = 128
+"""Levels that a schema may have: as many as llguidance reads."""
+_HALF = "it holds half a character (a lone surrogate), which no answer can contain"
+
+
+def can_constrain() -> bool:
+    """Whether the extra `structured` is there, which constraints need."""
+    return find_spec("llguidance") is not None
+
+
+def plain_schema(value: Any) -> dict[str, Any]:
+    """Any form of JSON schema as plain data of its own.
+
+    Args:
+        value: A mapping, the schema as a string, or a pydantic model class.
+
+    Raises:
+        ValueError: If it is none of these, or no plain JSON.
+    """
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        value = value.model_json_schema()
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as problem:
+            raise ValueError(f"this is no JSON: {problem}") from problem
+    if not isinstance(value, Mapping):
+        raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+    if _is_deeper(plain, _DEEPEST):
+        raise ValueError(f"it has more than {_DEEPEST} levels; put its parts side by side under $defs")
+    if _holds_half_a_character(plain):
+        raise ValueError(_HALF)
+    return plain
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings in each other are more than so many."""
+    inside = [value]
+    for _ in range(levels + 1):
+        inside = [
+            child
+            for part in inside
+            if isinstance(part, (dict, list))
+            for child in (part.values() if isinstance(part, dict) else part)
+        ]
+    return bool(inside)
+
+
+def _holds_half_a_character(value: Any) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False))
+
+
+class ConstraintOptions(Options):
+    """What an answer has to follow: at most one of these, which need the extra `structured`."""
+
+    json_schema: dict[str, Any] | None = None
+    """The answer is a JSON value that this schema allows; a pydantic model class will do, or the schema as a string."""
+    regex: str | None = None
+    """The answer matches this regular expression as a whole, by the syntax of Rust's `regex` without look-around."""
+    choices: tuple[str, ...] | None = None
+    """The answer is one of these texts."""
+    grammar: str | None = None
+    """The answer follows this grammar, in llguidance's dialect of Lark."""
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _plain_schema(cls, value: Any) -> Any:
+        return None if value is None else plain_schema(value)
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _some_choices(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+            raise ValueError("give a list of strings")
+        choices = tuple(value)
+        if not choices:
+            raise ValueError("there is nothing to choose from; give at least one string, or None")
+        for choice in choices:
+            if not isinstance(choice, str) or not choice:
+                raise ValueError(f"{choice!r} is no choice; give strings that are not empty")
+        return choices
+
+    @field_validator("regex", "grammar")
+    @classmethod
+    def _not_empty(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("it would allow the empty answer only; leave it out")
+        return value
+
+    @field_validator(*CONSTRAINTS)
+    @classmethod
+    def _can_constrain(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not can_constrain():
+            raise ValueError("constraints need llguidance: pip install 'deepen-integrations[structured]'")
+        if _holds_half_a_character(value):
+            raise ValueError(_HALF)
+        return value
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; an answer can have one constraint")
+        return self
+
+    @property
+    def constraint(self) -> str | None:
+        """The name of the option that constrains the answer, if there is one."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+
+    @property
+    def stops_apply(self) -> bool:
+        """Whether stop strings cut the answer: not where it would be no JSON, or no choice, any more."""
+        return self.constraint not in {"json_schema", "choices"}

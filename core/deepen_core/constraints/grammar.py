@@ -1,0 +1,108 @@
+"""From the options that constrain an answer to a grammar, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher, regex_to_lark
+
+from deepen_core.config.constraints import ConstraintOptions
+from deepen_core.constraints.json_schema import checked_schema
+from deepen_core.errors import SamplingError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions  # there for type checkers only
+
+# One blank at most, where JSON as people write it has one: a model can neither be kept from its habits nor write
+# blanks for ever.
+_COMPACT: JsonCompileOptions = {
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "whitespace_flexible": False,
+    "lenient": False,
+}
+_DIRECTIVES = "x-guidance"  # llguidance's own keyword in a schema
+_FREE = '%llguidance {"no_forcing": true}'  # text without a choice may be spelled in any tokens
+_REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
+# A Lark grammar's strings, expressions and comments, in which nothing is looked for, and where JSON begins.
+_LARK_PIECE = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*|(?P<json>%json\s*)(?=\{)')
+
+
+def grammar_of(params: ConstraintOptions) -> str:
+    """The grammar that an answer has to follow, in llguidance's dialect of Lark.
+
+    Args:
+        params: Options of which one constrains the answer.
+
+    Raises:
+        SamplingError: If it cannot be followed: a schema with parts that are not supported or contradict each other,
+            an expression or a grammar with a mistake.
+    """
+    assert params.constraint is not None
+    return _grammar(params.constraint, json.dumps(getattr(params, params.constraint)))
+
+
+@lru_cache(maxsize=64)
+def _grammar(name: str, said: str) -> str:
+    """Kept, for a request is checked before its ensemble is loaded and compiled after that."""
+    value = json.loads(said)
+    if name == "json_schema":
+        return f"start: {json_rule(value)}\n{_FREE}"
+    if name == "choices":
+        rules = _start("|".join(map(_escaped, value)))
+    elif name == "regex":
+        rules = _start(value)
+    else:
+        rules = _with_compact_json(value)
+    if problem := _problem(rules):
+        raise SamplingError(f"{name} cannot be followed: {problem}")
+    return f"{rules}\n{_FREE}"
+
+
+def json_rule(schema: dict[str, Any]) -> str:
+    """What stands for JSON of a schema in a Lark grammar: `%json`, and no needless blanks in it.
+
+    Directives to llguidance in the schema are left out: they can make it allow what is no JSON.
+
+    Raises:
+        SamplingError: If the schema cannot be followed, naming the part to blame.
+    """
+    plain = {name: value for name, value in schema.items() if name != _DIRECTIVES}
+    checked = checked_schema(plain, _problem_of_schema)
+    return f"%json {json.dumps({**checked, _DIRECTIVES: _COMPACT}, ensure_ascii=False)}"
+
+
+def _start(regex: str) -> str:
+    return f"start: /{regex_to_lark(regex, '')}/"
+
+
+def _escaped(text: str) -> str:
+    return _REGEX_SIGNS.sub(r"\\\g<0>", text)
+
+
+def _problem_of_schema(schema: dict[str, Any]) -> str:
+    return _problem(LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT))
+
+
+def _problem(grammar: str) -> str:
+    """What llguidance says against a grammar; nothing if it is fine."""
+    wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    return " ".join(messages[0].split()) if wrong else ""
+
+
+def _with_compact_json(grammar: str) -> str:
+    """A Lark grammar in which the JSON of its schemas has no needless blanks."""
+    parts, place = [], 0
+    while found := _LARK_PIECE.search(grammar, place):
+        parts.append(grammar[place : found.start() if found["json"] else found.end()])
+        place = found.end()
+        if found["json"]:
+            try:
+                schema, place = json.JSONDecoder().raw_decode(grammar, place)
+            except json.JSONDecodeError as problem:
+                raise SamplingError(f"grammar has a schema that is no JSON: {problem}") from problem
+            parts.append(json_rule(schema))
+    return "".join([*parts, grammar[place:]])

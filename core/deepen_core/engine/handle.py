@@ -1,0 +1,122 @@
+"""A request under way, and the caller's end of it."""
+
+from __future__ import annotations
+
+from typing_extensions import Self
+
+from deepen_core.engine.output_queue import Mailbox
+from deepen_core.engine.sequence import Row
+from deepen_core.errors import DeepenError, NotDoneError
+from deepen_core.results import Chunk, Generation
+
+
+class Request:
+    """A row and where its answer goes.
+
+    Args:
+        row: What is decoded.
+
+    Attributes:
+        mail: Holds the answer until it is taken.
+        cancelled: Set by the caller's end; the worker looks at it once a step.
+    """
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.mail = Mailbox()
+        self.cancelled = False
+
+    def deliver(self) -> None:
+        """Sends what is new."""
+        chunk = self.row.take_chunk()
+        if chunk is not None:
+            self.mail.put(chunk)
+        if self.row.error is not None:
+            self.mail.fail(self.row.error)
+
+    def fail(self, error: DeepenError) -> None:
+        """Ends the request with an error."""
+        self.row.fail(error)
+        self.mail.fail(error)
+
+
+class Handle:
+    """One request: wait for its answer, read it piece by piece, or call it off.
+
+    It may be used from several threads and event loops; each piece goes to whoever takes it first, the whole answer to
+    everybody. A handle that is dropped cancels its request.
+
+    Args:
+        request: The request.
+        owner: Kept alive as long as the handle is, since the answer ends with it.
+
+    Example:
+        >>> handle = ens.submit("Once upon a time", max_new_tokens=64)
+        >>> for chunk in handle:
+        ...     print(chunk.text, end="")
+        >>> handle.result().usage
+    """
+
+    def __init__(self, request: Request, owner: object) -> None:
+        self._request = request
+        self._mail = request.mail
+        self._owner = owner
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has ended, in whatever way."""
+        return self._mail.ended()
+
+    def cancel(self) -> None:
+        """Ends the request at its next step with `finish_reason="cancelled"` and what it has, unless it is done."""
+        # Nothing but a flag: this runs in destructors too, where no lock may be taken.
+        self._request.cancelled = True
+
+    def result(self, timeout: float | None = None) -> Generation:
+        """Waits for the whole answer.
+
+        Args:
+            timeout: Seconds to wait at most; the request goes on whether or not they were enough.
+
+        Raises:
+            NotDoneError: If they were not enough.
+            DeepenError: The one that ended the request.
+        """
+        if not self._mail.wait(self._mail.ended, timeout):
+            raise NotDoneError(
+                f"The answer was not there after {timeout} s. The request goes on: ask for the result again, cancel "
+                "it, or give the request a timeout of its own, which ends it with what it has."
+            )
+        return self._mail.answer()
+
+    async def aresult(self) -> Generation:
+        """Waits for the whole answer without holding up the event loop.
+
+        Raises:
+            DeepenError: The one that ended the request.
+        """
+        await self._mail.sleep(self._mail.ended)
+        return self._mail.answer()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        while not self._mail.emptied():
+            self._mail.wait(self._mail.has_news)
+            if chunk := self._mail.take():
+                return chunk
+        raise StopIteration
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while not self._mail.emptied():
+            await self._mail.sleep(self._mail.has_news)
+            if chunk := self._mail.take():
+                return chunk
+        raise StopAsyncIteration
+
+    def __del__(self) -> None:
+        self.cancel()

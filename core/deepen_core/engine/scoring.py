@@ -1,0 +1,117 @@
+"""Which ids a continuation has, and what a single member thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from deepen_core.chat.messages import check_unicode
+from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
+from deepen_core.members.base import Member
+from deepen_core.members.memory import is_memory
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.results import MemberScore
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+
+def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:
+    """Checks what is to be scored.
+
+    Raises:
+        PromptError: If it is no text, or the continuation is empty.
+        ContextWindowError: If the two together are longer than a member's window.
+    """
+    wrong = [type(text).__name__ for text in (prompt, continuation) if not isinstance(text, str)]
+    if wrong:
+        raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
+    assert isinstance(prompt, str)
+    assert isinstance(continuation, str)
+    if not continuation:
+        raise PromptError("The continuation is empty: there is nothing to score.")
+    check_unicode(prompt, "The prompt")
+    check_unicode(continuation, "The continuation")
+    for member in members:
+        start = member.tokenizer.reader.read_text(prompt + continuation)
+        needed = len(start.ids) + len(member.tokenizer.encode(prompt + continuation))
+        if needed > member.context_window:
+            raise ContextWindowError(
+                f"Prompt and continuation have {needed} tokens for member {member.name!r}, whose context window is "
+                f"{member.context_window}: shorten them by at least {needed - member.context_window} tokens."
+            )
+
+
+def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str) -> list[int]:
+    """Main's ids of a continuation, such that they follow the prompt's own ids.
+
+    They are the ids behind the prompt's in the whole text, if the prompt's are the first of these. Where the two merge
+    across the seam, the continuation is spelled on its own.
+
+    Raises:
+        PromptError: If the tokenizer drops the whole continuation.
+    """
+    before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
+    ids = whole[len(before) :] if whole[: len(before)] == before else _on_its_own(tokenizer, continuation)
+    if not ids:
+        raise PromptError(f"The main member's tokenizer has no tokens for {continuation!r} behind this prompt.")
+    return ids
+
+
+def _on_its_own(tokenizer: MemberTokenizer, text: str) -> list[int]:
+    """Ids that spell a text exactly, as the tokenizer has them behind some other character."""
+    for ids in tokenizer.backend.encode_behind(text):
+        if tokenizer.vocabulary.join(ids) == text.encode():
+            return ids
+    return _longest_match(tokenizer.vocabulary, text.encode())
+
+
+def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
+    """Ids that spell some bytes, the longest token first; what no token begins with is left out."""
+    longest = max(map(len, vocabulary.tokens), default=0)
+    ids, place = [], 0
+    while place < len(data):
+        lengths = range(min(longest, len(data) - place), 0, -1)
+        length = next((n for n in lengths if data[place : place + n] in vocabulary.tokens), 0)
+        if length:
+            ids.append(vocabulary.tokens[data[place : place + length]])
+        place += length or 1
+    return ids
+
+
+@torch.inference_mode()
+def member_score(member: Member, prompt: str, whole: str, *, speaks: bool) -> MemberScore:
+    """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
+
+    Args:
+        member: The member.
+        prompt: The text before.
+        whole: The prompt and what follows.
+        speaks: Whether it is the main member, which has a score in any case.
+
+    Raises:
+        PromptError: If that is the very first token and the member has no BOS token to condition it on.
+        MemberError: If the member fails.
+    """
+    start = member.tokenizer.reader.read_text(prompt).ids
+    before, ids = start + member.tokenizer.encode(prompt), start + member.tokenizer.encode(whole)
+    same = 0
+    while same < min(len(before), len(ids)) and before[same] == ids[same]:
+        same += 1
+    if same == 0:
+        bos = member.tokenizer.vocabulary.bos_id
+        if bos is None:
+            raise PromptError(
+                f"Member {member.name!r} has no BOS token, and its first token spans prompt and continuation: give a "
+                "longer prompt."
+            )
+        ids, same = [bos, *ids], 1
+    try:
+        logprobs = member.token_logprobs(ids, same)
+    except Exception as problem:
+        advice = " Shorten the texts." if is_memory(problem) else ""
+        if not speaks:
+            advice += " With the weight 0 it has no score, and the others have theirs."
+        raise MemberError(
+            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}.{advice}"
+        ) from problem
+    return MemberScore(member.name, ids[same:], logprobs)

@@ -1,0 +1,257 @@
+"""One request on its way: what every member holds for it, and what has come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from deepen_core.config import SamplingParams
+from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
+from deepen_core.errors import DeepenError
+from deepen_core.members.base import MemberRow
+from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
+from deepen_core.sampling.detokenizer import Utf8Stream
+from deepen_core.sampling.sampler import Sampler, masked
+from deepen_core.sampling.stop_strings import StopMatcher
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from deepen_core.constraints.matcher import Constraint
+
+
+class Row:
+    """State of one request; `Decoder.step` drives it. One thread at a time may touch it.
+
+    Args:
+        sides: The row of each member, or None for a member that does not take part.
+        names: The members' names.
+        main: Which member speaks.
+        vocabulary: Main's vocabulary.
+        params: The request's options, `max_new_tokens` already clamped to the room there is.
+        constraint: What the answer has to follow, at its start.
+        starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
+        continues_text: Whether the answer goes on with a plain text, which may end in the middle of a word, rather
+            than with what a chat template has written.
+
+    Attributes:
+        sides: As given; None as well for a member that failed and was dropped.
+        token_ids: Main's ids chosen so far, the end token left out.
+        finish_reason: Set once the row has ended.
+        error: Set instead if the row cannot be ended properly.
+        warnings: What the caller should know.
+        submitted: When the caller asked (`time.perf_counter`); the request's timeout counts from here.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[MemberRow | None],
+        names: Sequence[str],
+        main: int,
+        vocabulary: Vocabulary,
+        params: SamplingParams,
+        constraint: Constraint | None = None,
+        *,
+        starts_text: bool,
+        continues_text: bool,
+    ) -> None:
+        self.sides = list(sides)
+        self.params = params
+        self.sampler = Sampler(params, sorted(vocabulary.stop_ids) if params.ignore_eos else ())
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: DeepenError | None = None
+        self.warnings: list[str] = []
+        self.submitted = time.perf_counter()
+        self._all_sides = tuple(sides)
+        self._names = list(names)
+        self._main = main
+        self._vocabulary = vocabulary
+        self.continues_text = continues_text
+        self._drop_space = starts_text and vocabulary.starts_with_space
+        self._utf8 = Utf8Stream()
+        self._constraint = constraint
+        self._stops = StopMatcher(params.stop if params.stops_apply else ())
+        self._shown: list[str] = []
+        self._fresh_text = ""
+        self._fresh_ids: list[int] = []
+        self._admitted: float | None = None
+        self._first_token: float | None = None
+        self._ended: float | None = None
+        if params.stop and not params.stops_apply:
+            self.warnings.append(
+                f"The stop strings were not applied: an answer cut before one would not follow the {params.constraint}."
+            )
+
+    @property
+    def main_side(self) -> MemberRow:
+        """The main member's row."""
+        side = self.sides[self._main]
+        assert side is not None, "main always takes part"
+        return side
+
+    @property
+    def next_token(self) -> int:
+        """Which token of the answer comes next, counted from 1."""
+        return len(self.token_ids) + 1
+
+    @property
+    def others_behind(self) -> bool:
+        """Whether bytes of an unfinished character wait, which the other members cannot be told yet."""
+        return self._utf8.waiting
+
+    @property
+    def pending(self) -> int:
+        """Ids that the member with most of them has to run before the next token."""
+        return max(side.pending for side in self.sides if side is not None)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of its prompt has been run."""
+        return any(side.cached for side in self.sides if side is not None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the row goes on no more."""
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the request's timeout has passed."""
+        return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
+
+    def admit(self) -> None:
+        """Notes that the row has left the queue."""
+        self._admitted = time.perf_counter()
+
+    def choose(self, scores: torch.Tensor, own: torch.Tensor) -> int:
+        """Chooses main's next token, one that the constraint allows if there is one.
+
+        Args:
+            scores: Fused scores [vocabulary].
+            own: Main's own logits [vocabulary].
+
+        Raises:
+            DecodingError: If the constraint cannot be asked.
+        """
+        history = self.main_side.ids if self.sampler.needs_history else ()
+        if self._constraint is None:
+            return self.sampler.choose(scores, history)
+        with self._following(self.next_token):
+            allowed = self._constraint.allowed(len(scores), scores.device)
+        return self.sampler.choose(masked(scores, own, allowed), history)
+
+    def accept(self, token_id: int) -> None:
+        """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller.
+
+        Raises:
+            DecodingError: If a member cannot be told, or the constraint cannot go on.
+        """
+        self._first_token = self._first_token or time.perf_counter()
+        if token_id in self._vocabulary.stop_ids:
+            self.finish("stop")
+            return
+        self._fresh_text += self._stops.feed(self.speak(token_id))
+        if self._stops.matched is not None or self._completes(token_id):
+            self.finish("stop")
+        elif len(self.token_ids) >= self.params.max_new_tokens:
+            self.finish("length")
+
+    def _completes(self, token_id: int) -> bool:
+        """Whether a token that was said leaves nothing but the end to the constraint."""
+        if self._constraint is None:
+            return False
+        with self._following(len(self.token_ids)):
+            self._constraint.advance(token_id)
+        return self._constraint.complete
+
+    def _following(self, token: int) -> AbstractContextManager[None]:
+        """What fails inside is told as a failure of the constraint."""
+        return told_as(partial(constraint_failed, token=token, constraint=self.params.constraint))
+
+    def speak(self, token_id: int) -> str:
+        """Lets main say a token and the other members hear it, and returns the text that is now certain.
+
+        Raises:
+            DecodingError: If a member cannot be told.
+        """
+        self.token_ids.append(token_id)
+        self._fresh_ids.append(token_id)
+        self.main_side.append_token(token_id)
+        text = self._utf8.feed(self._bytes(token_id))
+        if text:
+            for member, side in enumerate(self.sides):
+                if side is not None and member != self._main:
+                    token, name = len(self.token_ids), self._names[member]
+                    with told_as(partial(telling_failed, token=token, member=name, text=text)):
+                        side.append_text(text)
+        return text
+
+    def _bytes(self, token_id: int) -> bytes:
+        value = self._vocabulary.token_bytes(token_id) or b""
+        if value and self._drop_space:
+            self._drop_space = False
+            return value.removeprefix(b" ")
+        return value
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the row and lets go of its caches."""
+        self.finish_reason = reason
+        self._fresh_text += self._stops.finish()
+        self._ended = time.perf_counter()
+        self.release()
+
+    def fail(self, error: DeepenError) -> None:
+        """Ends the row with an error and lets go of its caches."""
+        self.error = error
+        self.release()
+
+    def drop(self, member: int, warning: str) -> None:
+        """Goes on without a member, and says so in the answer."""
+        side = self.sides[member]
+        assert side is not None, "it takes part"
+        side.release()
+        self.sides[member] = None
+        self.warnings.append(warning)
+
+    def release(self) -> None:
+        """Frees the key/value caches; the row can go on no more."""
+        for side in self.sides:
+            if side is not None:
+                side.release()
+
+    def take_chunk(self) -> Chunk | None:
+        """What is new since the last call; the last chunk of a finished row carries the whole answer."""
+        text, ids = self._fresh_text, self._fresh_ids
+        if self.finish_reason is None and not text:
+            return None
+        self._fresh_text, self._fresh_ids = "", []
+        self._shown.append(text)
+        whole = None if self.finish_reason is None else self.generation()
+        return Chunk(text, ids, self.finish_reason, whole)
+
+    def generation(self) -> Generation:
+        """The answer of a finished row."""
+        assert self.finish_reason is not None, "the row goes on"
+        ended = self._ended or self.submitted
+        admitted = self._admitted or ended
+        first = self._first_token or ended
+        return Generation(
+            text="".join(self._shown) + self._fresh_text,
+            token_ids=list(self.token_ids),
+            finish_reason=self.finish_reason,
+            usage=Usage(self.main_side.prompt_tokens, len(self.token_ids)),
+            logprobs=list(self.logprobs) if self.params.logprobs is not None else None,
+            timings=Timings(first - admitted, ended - first, admitted - self.submitted),
+            member_work=[
+                MemberWork(name, side.prompt_tokens, len(side.ids) - side.prompt_tokens, side.tokens_run)
+                for name, side in zip(self._names, self._all_sides, strict=True)
+                if side is not None
+            ],
+            warnings=list(self.warnings),
+        )

@@ -1,0 +1,1 @@
+"""What strategies without embeddings stand on: shared tokens, columns, and healing."""

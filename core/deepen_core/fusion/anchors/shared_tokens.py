@@ -1,0 +1,98 @@
+"""Tokens that all members share: the axes of the relative space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepen_core.errors import NoCommonTokensError
+from deepen_core.fusion.anchors.columns import Columns
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+
+def common_tokens(vocabularies: Sequence[Vocabulary]) -> list[bytes]:
+    """Byte strings that are one token in every vocabulary, sorted, so equal in every process.
+
+    Args:
+        vocabularies: One per member; special tokens are never among the result.
+    """
+    shared = set(vocabularies[0].tokens)
+    for vocabulary in vocabularies[1:]:
+        shared &= vocabulary.tokens.keys()
+    return sorted(shared)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The shared tokens with their ids in each member's vocabulary.
+
+    The stop class is one more anchor behind these; it has no embedding, see `RelativeSpace`.
+    """
+
+    tokens: list[bytes]
+    ids: list[torch.Tensor]
+    """One int64 tensor [anchors] per member, in the order of `tokens`."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def columns(self) -> Columns:
+        """Where each kind of column is."""
+        return Columns(len(self.tokens))
+
+    def fixed_columns(self, vocabulary: Vocabulary, size: int, *, by_prefix: bool) -> torch.Tensor:
+        """Columns of the relative space that need no embeddings.
+
+        A token that ends a text belongs to the stop column; one without bytes to the unknown column, for no other
+        member has it. With `by_prefix`, a token that is no anchor belongs to
+        the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks it says " tom" first.
+
+        Args:
+            vocabulary: The member's vocabulary.
+            size: Rows of its embedding matrix.
+            by_prefix: Whether tokens that are not shared go by their beginning rather than by their embedding.
+
+        Returns:
+            int32 [size]; -1 where the row is to be computed from embeddings.
+        """
+        column_of = {token: column for column, token in enumerate(self.tokens)}
+        columns = [-1] * size
+        for token_id in range(size):
+            value = vocabulary.token_bytes(token_id)
+            if token_id in vocabulary.stop_ids:
+                columns[token_id] = self.columns.stop
+            elif value is None:
+                columns[token_id] = self.columns.unknown
+            elif by_prefix and value not in column_of:
+                ends = range(len(value) - 1, 0, -1)
+                columns[token_id] = next((column_of[value[:n]] for n in ends if value[:n] in column_of), -1)
+        return torch.tensor(columns, dtype=torch.int32)
+
+    @classmethod
+    def shared_by(
+        cls, vocabularies: Sequence[Vocabulary], names: Sequence[str], sizes: Sequence[int] | None = None
+    ) -> Anchors:
+        """Finds the anchors of these members.
+
+        Args:
+            vocabularies: One per member.
+            names: The members' names, for the message.
+            sizes: Rows of each embedding matrix; a token beyond them is no anchor.
+
+        Raises:
+            NoCommonTokensError: If the vocabularies have no token in common.
+        """
+        limits = [v.size for v in vocabularies] if sizes is None else sizes
+        pairs = list(zip(vocabularies, limits, strict=True))
+        tokens = [t for t in common_tokens(vocabularies) if all(v.tokens[t] < limit for v, limit in pairs)]
+        if not tokens:
+            counts = ", ".join(f"{n} has {len(v.tokens)} tokens" for n, v in zip(names, vocabularies, strict=True))
+            raise NoCommonTokensError(
+                f"The members share no token ({counts}), so nothing can be fused: choose models whose vocabularies "
+                "overlap, for instance two that were trained on the same language."
+            )
+        ids = [torch.tensor([v.tokens[t] for t in tokens]) for v in vocabularies]
+        return cls(tokens, ids)

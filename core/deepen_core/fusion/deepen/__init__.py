@@ -1,0 +1,1 @@
+"""DeePEn: averaging in a relative space of embeddings, and the search back."""

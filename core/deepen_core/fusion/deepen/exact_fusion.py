@@ -1,0 +1,86 @@
+"""The same with whole matrices: every token is searched, and nothing is approximated. For small models and checks."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from deepen_core.config import FusionConfig
+from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.anchors.columns import Columns
+from deepen_core.fusion.anchors.token_healing import Healing
+from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.fusion.deepen.search import DenseRows, adamw, expectation_maximisation
+
+_MATRIX_COPIES = 2  # while a matrix is put together from its parts
+
+
+class ExactFusion(AveragingFusion):
+    """`FusionConfig(exact=True)`: holds a matrix [vocabulary, columns] per member.
+
+    Args:
+        spaces: The members' relative spaces over the same anchors.
+        main: Which member's vocabulary is spoken.
+        config: The search.
+
+    Raises:
+        ConfigurationError: If the matrices do not fit into the memory of their device.
+    """
+
+    def __init__(self, spaces: Sequence[RelativeSpace], main: int, config: FusionConfig) -> None:
+        super().__init__(spaces, main, config)
+        check_room([len(s.fixed) for s in spaces], [s.device for s in spaces], spaces[main].anchors)
+        self._dense = [DenseRows(s.dense()) for s in spaces]
+
+    def _combine(
+        self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
+    ) -> torch.Tensor:
+        main, config, rows = self._of_main(logprobs), self._config, self._dense[self._main]
+        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
+        target = self._target(projected, shares, healing)
+        if config.search == "adamw":
+            found = adamw(main, rows, target, config.trust_radius, config.steps)
+        else:
+            found = expectation_maximisation(main.exp(), rows, target, config.steps).log()
+        return normalised(found, main)
+
+
+def check_room(vocabularies: Sequence[int], devices: Sequence[torch.device], anchors: int) -> None:
+    """Refuses whole matrices that cannot fit, before anything is allocated.
+
+    Args:
+        vocabularies: Size of each member's vocabulary.
+        devices: Where each member's matrix would be.
+        anchors: How many tokens all share.
+
+    Raises:
+        ConfigurationError: With the sizes and the way out.
+    """
+    needed: Counter[torch.device] = Counter()
+    width = Columns(anchors).width
+    for size, device in zip(vocabularies, devices, strict=True):
+        needed[device] += 4 * size * width
+    largest = 4 * max(vocabularies) * width
+    for device, wanted in needed.items():
+        there = _memory(device)
+        peak = wanted + (_MATRIX_COPIES - 1) * largest
+        if there is not None and peak > there:
+            sizes = " and ".join(f"{size:,} x {anchors:,}" for size in vocabularies)
+            gib = [f"{count / 2**30:.1f} GiB" for count in (wanted, peak, there)]
+            raise ConfigurationError(
+                f"exact=True holds whole matrices of {sizes} numbers: {gib[0]} on {device}, {gib[1]} while they are "
+                f"made, where there are {gib[2]}. Leave exact out; the default needs a thousandth of that."
+            )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of memory of a device, None if that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

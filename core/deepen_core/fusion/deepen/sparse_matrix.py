@@ -1,0 +1,97 @@
+"""Rows of a relative matrix without the matrix: some by their largest entries, all others by one column.
+
+Columns are those of `deepen_core.fusion.anchors.columns`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from deepen_core.fusion.anchors.columns import Columns
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Rows by their largest entries; what lies below them is much alike for all tokens.
+
+    Attributes:
+        index: int64 [..., tokens, entries], columns.
+        value: float32 [..., tokens, entries], mass on these columns.
+        spread: float32 [..., tokens], mass below the entries.
+    """
+
+    index: torch.Tensor
+    value: torch.Tensor
+    spread: torch.Tensor
+
+    def taken(self, rows: slice, tokens: int) -> SparseRows:
+        """The first tokens of some rows of the batch."""
+        return SparseRows(
+            self.index[rows, :tokens].contiguous(),
+            self.value[rows, :tokens].contiguous(),
+            self.spread[rows, :tokens].contiguous(),
+        )
+
+
+class TokenRows:
+    """All tokens of a vocabulary: some with rows of their own, the others gathered by the column they stand for.
+
+    Probabilities [batch, some + gathered columns] are those of the tokens with rows, then the sum of all others of
+    each column, then the sum of the tokens that have neither. A token that stands for an anchor keeps `keeps` of its
+    mass there, as the median row does. What a row has below its entries, and what such a token does not keep, is
+    spread over the anchors as the mean row spreads it; a token with neither row nor column spreads all.
+
+    Args:
+        rows: Of some tokens [batch, some].
+        rest: How mass is spread, float32 [anchors], summing to one.
+        keeps: Self-mass of tokens without a row.
+        closely: Places among `some` and what their rows really have below their entries [places, anchors]. Only for a
+            batch of one.
+    """
+
+    def __init__(
+        self,
+        rows: SparseRows,
+        rest: torch.Tensor,
+        keeps: float,
+        closely: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self._at = rows.index.flatten(-2)  # [batch, some * entries]
+        self._value, self._spread = rows.value, rows.spread
+        self._rest, self._columns, self._keeps = rest, Columns(len(rest)), keeps
+        self._closely = closely
+        if closely is not None:
+            self._spread = self._spread.index_fill(-1, closely[0], 0.0)
+
+    def project(self, probs: torch.Tensor) -> torch.Tensor:
+        """`p R`, [batch, some + gathered columns] -> [batch, columns]."""
+        some, anchors = self._spread.shape[-1], self._columns.anchors
+        one, rest = probs[:, :some], probs[:, some:]
+        spread = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
+        spread += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
+        columns = rest.new_empty(len(rest), self._columns.width)
+        torch.mul(rest[:, :anchors], self._keeps, out=columns[:, :anchors]).addcmul_(spread, self._rest)
+        columns[:, anchors:] = rest[:, anchors:-1]
+        if self._closely is not None:
+            places, rests = self._closely
+            columns[:, :anchors] += one[:, places] @ rests
+        return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
+
+    def lift(self, columns: torch.Tensor) -> torch.Tensor:
+        """`R x`, [batch, columns] -> [batch, some + gathered columns]."""
+        some, anchors = self._spread.shape[-1], self._columns.anchors
+        mean = columns[:, :anchors] @ self._rest[:, None]  # [batch, 1]
+        lifted = columns.new_empty(len(columns), some + self._columns.gathered)
+        taken = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1)
+        torch.addcmul(taken, self._spread, mean, out=lifted[:, :some])
+        torch.add(
+            (1 - self._keeps) * mean, columns[:, :anchors], alpha=self._keeps, out=lifted[:, some : some + anchors]
+        )
+        lifted[:, some + anchors : -1] = columns[:, anchors:]
+        lifted[:, -1:] = mean
+        if self._closely is not None:
+            places, rests = self._closely
+            lifted[:, places] += columns[:, :anchors] @ rests.T
+        return lifted

@@ -1,0 +1,385 @@
+"""From configurations to members: everything cheap is checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from deepen_core.config import MemberConfig, member_config
+from deepen_core.errors import (
+    ConfigurationError,
+    DeepenError,
+    MemberError,
+    ModelFilesError,
+    TokenizerError,
+    brief,
+)
+from deepen_core.members.memory import is_memory
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.transformers.checkpoint import (
+    check_description,
+    check_model_folder,
+    declared_window,
+    read_object,
+    weight_files,
+)
+from deepen_core.members.transformers.hub import fetch_description, fetch_weights
+from deepen_core.progress import Steps
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_NO_LIMIT = 1_000_000
+_progress_lock = threading.Lock()
+
+
+def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any]]) -> list[MemberConfig]:
+    """Checks the list of members and gives each a name of its own.
+
+    Raises:
+        ConfigurationError: If the list is empty or an entry is wrong.
+    """
+    if isinstance(models, (str, Path, MemberConfig, Mapping)):
+        raise ConfigurationError(
+            f"models is a single {type(models).__name__}: give a list, such as ['path/a', 'path/b']."
+        )
+    if not models:
+        raise ConfigurationError("The list of members is empty: give at least one model folder or hub id.")
+    configs = []
+    for number, entry in enumerate(models):
+        try:
+            configs.append(member_config(entry))
+        except ConfigurationError as problem:
+            raise ConfigurationError(f"Member {number}: {problem}") from problem
+    given = [_path(c.model).resolve().name or c.model if c.name is None else c.name for c in configs]
+    names: list[str] = []
+    for place, name in enumerate(given):
+        again = (f"{name}-{number}" for number in range(2, len(given) + 2))
+        free = (n for n in again if n not in given and n not in names)
+        names.append(next(free) if name in given[:place] else name)
+    return [c.model_copy(update={"name": name}) for c, name in zip(configs, names, strict=True)]
+
+
+def main_index(main: object, configs: Sequence[MemberConfig]) -> int:
+    """Resolves the main member.
+
+    Raises:
+        ConfigurationError: If the index or name is not among the members.
+    """
+    names = [str(c.name) for c in configs]
+    if isinstance(main, str):
+        places = [i for i, c in enumerate(configs) if main in (c.name, c.model)]
+        if not places:
+            raise ConfigurationError(f"main is {main!r}, but the members are {', '.join(names)}.")
+        return places[0]
+    if isinstance(main, bool) or not isinstance(main, int) or not -len(names) <= main < len(names):
+        raise ConfigurationError(
+            f"main is {main!r}, but there are {len(names)} members ({', '.join(names)}): give an index from 0 to "
+            f"{len(names) - 1} or a name."
+        )
+    return main % len(names)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A member before its weights: configuration and tokenizer are read, nothing heavy is."""
+
+    config: MemberConfig
+    folder: Path
+    local: bool
+    """Whether `folder` is the user's own; if not, it is in the hub's cache and has no weights yet."""
+    model_config: Any
+    tokenizer: MemberTokenizer
+    context_window: int
+    device: torch.device
+    dtype: torch.dtype | str
+
+    @property
+    def name(self) -> str:
+        """How the member is called."""
+        return str(self.config.name)
+
+    @property
+    def wanted_dtype(self) -> torch.dtype:
+        """What its weights are to be in; "auto" resolved as far as its configuration says."""
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def describe(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool = False) -> Description:
+    """Reads a member's configuration and tokenizer.
+
+    Args:
+        config: The member.
+        device: For a member without one of its own.
+        dtype: For a member without one of its own.
+        progress: Show the hub's own bars, where files are fetched.
+
+    Raises:
+        ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
+        ModelFilesError: If files are missing or damaged.
+        TokenizerError: If the tokenizer cannot be used.
+    """
+    place = _device(config.device or device)
+    kind = _dtype(config.dtype or dtype)
+    with _others_bars(progress):
+        folder, local = _folder(config)
+    code = {"trust_remote_code": config.trust_remote_code}
+    try:
+        model_config = AutoConfig.from_pretrained(folder, **code)
+    except Exception as problem:  # a wrong value in it raises whatever the model's own checks raise
+        raise ModelFilesError(
+            f"The configuration of {folder} cannot be used ({brief(problem)}): correct config.json or fetch it again."
+        ) from problem
+    _check_causal(config, model_config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **code)
+    except Exception as problem:  # damaged tokenizer files raise whatever their parser raises
+        raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
+    described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
+    return Description(config, folder, local, model_config, described, _window(model_config, tokenizer), place, kind)
+
+
+def load_member(described: Description, progress: bool) -> CausalMember:
+    """Loads a member's weights.
+
+    Args:
+        described: The member.
+        progress: Show the bars of the hub and of `transformers`.
+
+    Raises:
+        ConfigurationError: If the member does not fit on its device.
+        ModelFilesError: If weights are missing, damaged or do not fit the configuration.
+    """
+    with _others_bars(progress):
+        folder = described.folder if described.local else fetch_weights(described.config)
+    check_model_folder(folder)
+    try:
+        # Tensors that the files lack are drawn at random before we hear of them.
+        with _others_bars(progress), _kept_random_state():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=described.dtype,
+                use_safetensors=True,
+                trust_remote_code=described.config.trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            model, report = loaded
+            _check_complete(folder, model, report)
+            model.eval().requires_grad_(False).to(described.device)
+    except DeepenError:
+        raise
+    except Exception as problem:  # a wrong value in config.json raises whatever the model's own code raises
+        if is_memory(problem):
+            size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
+            raise ConfigurationError(
+                f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. "
+                f"{_more_room(described.wanted_dtype)} ({brief(problem)})."
+            ) from problem
+        raise ModelFilesError(
+            f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
+            "again."
+        ) from problem
+    return CausalMember(described.name, model, described.tokenizer, described.context_window)
+
+
+def load_members(described: Sequence[Description], steps: Steps) -> list[CausalMember]:
+    """Checks the weight files of all members, then loads them one after the other, a step each."""
+    for description in described:
+        if description.local:
+            check_model_folder(description.folder)
+    members = []
+    for description in described:
+        with steps.doing(f"{description.name}: loading weights"):
+            members.append(load_member(description, steps.shown))
+    return members
+
+
+def try_member(member: CausalMember) -> None:
+    """Runs a member on made-up rows to find out how it runs several, so that its first request need not wait for it.
+
+    Raises:
+        ConfigurationError: If there is no memory for a text of a few words.
+        MemberError: If it fails in another way.
+    """
+    try:
+        member.find_ways()
+    except Exception as problem:  # models raise whatever they like
+        if is_memory(problem):
+            raise ConfigurationError(
+                f"{member.name} fits on {member.device}, but leaves no memory to run it. {_more_room(member.dtype)} "
+                f"({brief(problem)})."
+            ) from problem
+        raise MemberError(
+            f"Member {member.name!r} failed when it was tried on a few tokens: {brief(problem)}. Run the model alone "
+            "in transformers to see whether it works there, or leave it out."
+        ) from problem
+
+
+def _more_room(dtype: torch.dtype) -> str:
+    """What helps a member that does not fit."""
+    return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")
+
+
+def _check_causal(config: MemberConfig, model_config: Any) -> None:
+    """Refuses models that fill gaps or translate: their answers would be noise."""
+    kind = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"{config.model} is an encoder-decoder model ({kind}); members are decoder-only for now."
+        )
+    own_code = getattr(model_config, "auto_map", None)
+    if config.trust_remote_code and isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
+        return
+    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigurationError(
+            f"{config.model} is no causal language model ({kind}): members must predict the next token. Choose one "
+            "that AutoModelForCausalLM loads."
+        )
+    # Encoders have a causal class as well, which looks both ways unless the configuration makes it a decoder.
+    encoder = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING or kind == "bert-generation"
+    decoder = getattr(model_config, "is_decoder", False) or getattr(model_config, "causal", False)
+    if encoder and not decoder:
+        raise ConfigurationError(
+            f"{config.model} is an encoder ({kind}) that looks at both sides of a token: members must predict the next "
+            'one. Choose a causal language model; if this one was trained as such, set "is_decoder": true in its '
+            "config.json."
+        )
+
+
+def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuses weights that leave tensors of the model random. Tied tensors are not among the missing."""
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(
+        f"{name} {list(saved)} where {list(wanted)} is needed" for name, saved, wanted in report["mismatched_keys"]
+    )
+    if not missing and not mismatched:
+        return
+    faults = [
+        f"{len(names)} of its {len(model.state_dict())} tensors {fault} ({_first(names)})"
+        for names, fault in ((missing, "are missing"), (mismatched, "have another shape"))
+        if names
+    ]
+    raise ModelFilesError(
+        f"The weights of {folder} do not fit its config.json: {' and '.join(faults)}. They would be random: correct "
+        "the configuration, or fetch or save the model again."
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Leaves torch's global random states as they are; a GPU is not started for that."""
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        yield
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = "use 'cpu', 'cuda', 'cuda:1' or 'mps'."
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError, ValueError) as problem:
+        raise ConfigurationError(f"Unknown device {name!r}: {known}") from problem
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigurationError(f"Members cannot run on device {name!r}: {known}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"Device {name!r} is not there: {torch.cuda.device_count()} CUDA devices were found.")
+    if device.type == "mps" and (device.index or not torch.backends.mps.is_available()):
+        found = int(torch.backends.mps.is_available())
+        raise ConfigurationError(f"Device {name!r} is not there: {found} MPS devices were found. Use 'cpu'.")
+    return device
+
+
+def _dtype(name: object) -> torch.dtype | str:
+    if name in (None, "auto"):
+        return "auto"
+    if isinstance(name, torch.dtype):
+        given = str(name).removeprefix("torch.")
+        raise ConfigurationError(f"dtype is the object {name}: give a name, such as {given!r}.")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or dtype not in [getattr(torch, known) for known in _DTYPES]:
+        raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', {', '.join(map(repr, _DTYPES))}.")
+    return dtype
+
+
+def _path(model: str) -> Path:
+    """What a member names, read as a path."""
+    try:
+        path = Path(model).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ConfigurationError(
+            f"{model!r} cannot be looked up as a path ({problem}): give a model folder or a hub id."
+        ) from problem
+    return path
+
+
+def _folder(config: MemberConfig) -> tuple[Path, bool]:
+    """The folder with a member's small files, and whether it is local; if not, it was fetched from the hub."""
+    path = _path(config.model)
+    local = path.exists() or not _HUB_ID.fullmatch(config.model)
+    folder = path if local else fetch_description(config)
+    check_description(folder)
+    return folder, local
+
+
+def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
+    """Every id that ends a text by the generation config or the model's configuration."""
+    path = folder / "generation_config.json"
+    sources = [
+        (folder / "config.json", model_config.get_text_config().to_dict()),
+        (folder / "config.json", model_config.to_dict()),
+    ]
+    if path.is_file():
+        sources.append((path, read_object(path)))
+    ids: set[int] = set()
+    for file, source in sources:
+        value = source.get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, bool) or not isinstance(v, int | None) for v in values):
+            raise ModelFilesError(f"{file} has the eos_token_id {value!r}: it must be a token id or a list of them.")
+        ids.update(v for v in values if v is not None)
+    return ids
+
+
+def _window(model_config: Any, tokenizer: Any) -> int:
+    declared = declared_window(model_config.get_text_config().to_dict())
+    return declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
+
+
+@contextmanager
+def _others_bars(wanted: bool) -> Iterator[None]:
+    """Keeps the bars of transformers and the hub off where none are wanted, and leaves the setting as it was."""
+    with _progress_lock:
+        shown = transformers_logging.is_progress_bar_enabled()
+        if wanted or not shown:
+            yield
+            return
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,110 @@
+"""Runs rows one at a time: for models, and for lengths of text, that rows cannot share a forward with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deepen_core.members.base import KEPT_TAIL, MemberRow, Work
+from deepen_core.members.transformers.kv_cache import cache_option
+
+
+class OwnCache:
+    """The key/value cache of one row.
+
+    It keeps every position, also for models with sliding windows, whose masks see to the window, so that it can always
+    be shortened.
+
+    Args:
+        owner: Who fills it; what another runner has filled may not be continued.
+    """
+
+    def __init__(self, owner: AloneRunner) -> None:
+        self.owner = owner
+        self.held = DynamicCache()
+
+    def free(self) -> None:
+        """See `RowCache.free`."""
+        self.held = DynamicCache()
+
+
+def shortened(cache: DynamicCache, length: int) -> DynamicCache:
+    """A cache without the positions behind a length."""
+    surplus = cache.get_seq_length() - length
+    if surplus > 0:
+        cache.crop(-surplus)
+    return cache
+
+
+class AloneRunner:
+    """Runs each row by itself.
+
+    Args:
+        model: The model.
+        vocabulary_size: Logits beyond it are no tokens.
+        work: Counts what is run.
+        keeps_cache: Whether a row can be continued and shortened. If not, its whole text is run each time: slow, but
+            right.
+        in_pieces: Whether the start of a text can be run without its end.
+        resets: Whether the model must see a short text first, to forget how long the last one was.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vocabulary_size: int,
+        work: Work,
+        *,
+        keeps_cache: bool,
+        in_pieces: bool = True,
+        resets: bool = False,
+    ) -> None:
+        self._model = model
+        self._size = vocabulary_size
+        self._work = work
+        self._keeps_cache = keeps_cache
+        self._in_pieces = in_pieces and keeps_cache
+        self._resets = resets
+        self._cache_option = cache_option(model)
+        accepts = inspect.signature(model.forward).parameters
+        self._options = {"logits_to_keep": KEPT_TAIL} if "logits_to_keep" in accepts else {}
+
+    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+        """See `Member.next_logits`."""
+        return torch.stack([self._run(row, self._cache(row), None)[-1] for row in rows]).float()
+
+    def prefill(self, row: MemberRow, limit: int) -> int:
+        """See `Member.prefill`."""
+        if not self._in_pieces:
+            return 0
+        cache = self._cache(row)
+        count = max(0, min(limit, row.pending - KEPT_TAIL))
+        if count:
+            self._run(row, cache, count)
+        return count
+
+    def _cache(self, row: MemberRow) -> OwnCache:
+        """What the row holds; emptied if it cannot be continued."""
+        if not (self._keeps_cache and isinstance(row.cache, OwnCache) and row.cache.owner is self):
+            row.release()
+            row.cache = OwnCache(self)
+            row.cached = 0
+        return row.cache
+
+    def _run(self, row: MemberRow, cache: OwnCache, limit: int | None) -> torch.Tensor:
+        """Runs pending ids and returns the logits [at most KEPT_TAIL, vocabulary] at the last of them."""
+        pending = row.take_pending(limit)
+        ids = torch.tensor([pending], device=self._model.device)
+        if self._resets:
+            self._model(ids[:, :1], use_cache=False, **self._options)
+        held = {self._cache_option: shortened(cache.held, row.cached - len(pending))} if self._keeps_cache else {}
+        output = self._model(ids, use_cache=self._keeps_cache, **held, **self._options)
+        self._work.forwards += 1
+        self._work.ids_run += len(pending)
+        logits: torch.Tensor = output.logits[0, -KEPT_TAIL:, : self._size]
+        row.keep_logits(logits)
+        return logits

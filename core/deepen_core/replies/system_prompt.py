@@ -1,0 +1,92 @@
+"""What members are told of tools and objects, and conversations in which tools were called, as plain conversations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from deepen_core.chat.messages import Markup, Message
+from deepen_core.chat.template_adapter import as_text, pieces
+from deepen_core.chat.tool_format import CALL, CALL_END
+from deepen_core.errors import PromptError
+from deepen_core.replies.form import ReplyForm
+
+# In the words that Qwen's and Hermes's models were trained on.
+_TOOLS = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within """
+_CALLS = """
+
+For each function call, return a json object with function name and arguments within """
+_EXAMPLE = """
+{"name": <function-name>, "arguments": <args-json-object>}
+"""
+
+
+def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
+    """A conversation as every member reads it, whatever its chat template knows of tools.
+
+    What the answer has to look like is added to the system message, or makes one. Calls of tools become text of the
+    assistant's, what came of them a message of the user's.
+
+    Args:
+        messages: In OpenAI's form: an assistant's may have `tool_calls`, and those of role "tool" are results.
+        form: What the answer has to look like.
+
+    Raises:
+        PromptError: If the arguments of a call are no JSON.
+    """
+    spoken = _spoken(messages)
+    told = _instructions(form)
+    if not told:
+        return spoken
+    if spoken and spoken[0]["role"] == "system":
+        first = spoken[0]
+        return [{**first, "content": [*_only_text(first), "\n\n", *told]}, *spoken[1:]]
+    return [{"role": "system", "content": told}, *spoken]
+
+
+def _instructions(form: ReplyForm) -> list[str]:
+    """Strings to be joined."""
+    parts: list[str] = []
+    if form.callable:
+        parts += [_TOOLS, Markup("<tools></tools>"), " XML tags:\n", Markup("<tools>"), "\n"]
+        parts += ["\n".join(tool.described for tool in form.tools), "\n", Markup("</tools>")]
+        parts += [_CALLS, CALL, CALL_END, " XML tags:\n", CALL, _EXAMPLE, CALL_END]
+        if form.named is not None:
+            parts.append(f"\n\nCall the function {json.dumps(form.named, ensure_ascii=False)} now.")
+        elif form.calls == "must":
+            parts.append("\n\nAnswer with function calls only.")
+    if form.schema is not None:
+        parts += ["\n\n"] if parts else []
+        parts.append(f"Answer with JSON that follows this schema: {json.dumps(form.schema, ensure_ascii=False)}")
+    return parts
+
+
+def _spoken(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without the fields and the role that only models with tools know."""
+    spoken: list[Message] = []
+    after_result = False
+    for message in messages:
+        is_result = message["role"] == "tool"
+        turn = message
+        if is_result or message.get("tool_calls"):
+            _only_text(message)
+            turn = as_text(message)
+        if is_result and after_result:
+            before = spoken.pop()
+            turn = {**before, "content": [*before["content"], "\n", *turn["content"]]}
+        spoken.append(turn)
+        after_result = is_result
+    return spoken
+
+
+def _only_text(message: Message) -> list[str]:
+    """The texts of a message that holds nothing else."""
+    said = pieces(message)
+    if kinds := sorted({str(piece.get("type")) for piece in said if isinstance(piece, Mapping)}):
+        raise PromptError(f"A message holds a part of type {', '.join(kinds)}: beside tools only text can be read.")
+    return cast("list[str]", said)

@@ -1,0 +1,1 @@
+"""Choosing tokens, and the text that comes of them."""

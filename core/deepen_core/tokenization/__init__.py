@@ -1,0 +1,1 @@
+"""Tokenizers and vocabularies, and text that is encoded anew as it grows."""

@@ -1,0 +1,252 @@
+"""Canonical re-tokenisation of a growing text for every member but the one that speaks it.
+
+A member shall hold the ids that its tokenizer gives for the whole text, at every step. Encoding the whole text for
+each new token costs more the longer the text is; instead only the text behind a **safe boundary** is encoded again.
+A place between two characters is safe if no text behind it can change the ids before it:
+
+- no vocabulary entry holds the two characters side by side, so no merge ever crosses the place, and
+- if a pre-tokenizer cuts the text by rules of its own, these come to the same left of the place whatever follows: a
+  blank behind a visible character, a letter behind a lone newline, and in scripts without blanks (byte-level only)
+  a letter or a full-width mark behind a letter, or a letter behind such a mark.
+
+A Unigram model over uncut text has no safe place: it compares sums of scores from the start of the text, and rounding
+may break a tie either way. For such a tokenizer the whole text is encoded each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
+from deepen_core.tokenization.vocabulary import byte_table
+
+# Look for a new boundary once so many characters wait behind the last one.
+_TAIL_CHARACTERS = 48
+
+_LOCAL_NORMALIZERS = frozenset({"Prepend", "Replace"})
+_LOCAL_CUTS = frozenset({"ByteLevel", "Metaspace"})
+# These change a character of a script without blanks alone, or not at all.
+_COMPOSING = frozenset({"NFC", "NFKC"})
+
+# Neighbours in scripts without blanks, and what may stand around them, to see how a pre-tokenizer takes them.
+_NEIGHBOURS = ("好人", "好，", "。好", "のア", "ー々", "กข")
+_AROUND = ("", "好", "ก", "，", "。」", "a", "aB", "AB", "Ab", " ", "\n", "1", "12", "'s", "!", "\u0300")
+
+
+class Boundaries:
+    """Where a text may be cut so that the ids before the cut are final.
+
+    Args:
+        backend: The tokenizer.
+        kind: `Vocabulary.kind` of the same tokenizer.
+    """
+
+    def __init__(self, backend: Backend, kind: str) -> None:
+        self._byte_level = kind == "byte-level"
+        self._code = {byte: char for char, byte in byte_table().items()} if self._byte_level else {}
+        added = [t for t in backend.added_tokens if not t["special"]]
+        inner = {self._code[b] for b in range(0x80, 0xC0)} if self._byte_level else set()
+        normalized = backend.spellings(t["id"] for t in added)
+        self._pairs = _pairs([*backend.pieces, *normalized], inner)
+        self._added_pairs = _pairs(t["content"] for t in added)
+        # An added token may swallow the blanks beside it.
+        self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
+        self._singles = {piece for piece in backend.pieces if len(piece) == 1}
+        # Characters without a token become one unknown token with their neighbours, or vanish and let these meet.
+        self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
+        has_unknown = backend.model_type != "BPE" or backend.model.get("unk_token")
+        self._drops_unknown = self._fuses_unknown and not has_unknown
+        self._marks_spaces = kind == "sentencepiece"
+        rules = [p for p in backend.pre_tokenizers if not (self._marks_spaces and _cuts_nothing(p, backend))]
+        by_rules = any(p["type"] not in _LOCAL_CUTS or p.get("use_regex") for p in rules)
+        by_words = backend.model_type != "BPE" and any(p["type"] == "Metaspace" and p.get("split", True) for p in rules)
+        local = all(n["type"] in _LOCAL_NORMALIZERS for n in backend.normalizers)
+        composes = all(n["type"] in _LOCAL_NORMALIZERS | _COMPOSING for n in backend.normalizers)
+        # A normalizer that looks at neighbours (NFC, lower case) is only trusted at blanks, where it changes nothing.
+        self._only_blanks = by_rules or by_words or not local
+        self._none = backend.model_type == "Unigram" and not (by_rules or by_words)
+        # An added token found in normalized text may hold blanks where the text looks different.
+        self._none |= not local and any(t["normalized"] and len(t["content"].split()) > 1 for t in added)
+        # WordPiece looks at one word at a time; its pieces hold no blank, and no newline rule is known for it.
+        self._newlines = self._byte_level and by_rules
+        self._backend = backend
+        self._unspaced, self._restarts, self._cuts_marks = False, False, False
+        if self._newlines and composes:
+            self._unspaced, self._restarts, self._cuts_marks = _probe_unspaced(backend)
+
+    def last(self, text: str, start: int, stop: int | None = None, *, firm: bool = False) -> int | None:
+        """The last safe place in `text` behind `start` and before `stop`, as an index, or None.
+
+        Args:
+            text: The text.
+            start: Search behind this index.
+            stop: Search before this index, at most up to the end of the text.
+            firm: Whether encoding must also be able to begin there, with the same ids as in the whole text from the
+                next safe place on.
+        """
+        if self._none:
+            return None
+        for place in range((len(text) if stop is None else stop) - 1, start, -1):
+            if self._safe(text, place, firm):
+                return place
+        return None
+
+    def _safe(self, text: str, place: int, firm: bool) -> bool:
+        before, after = text[place - 1], text[place]
+        if self._only_blanks and not self._is_cut(text, place, firm):
+            return False
+        if unicodedata.category(after)[0] == "M" or before + after in self._added_pairs:
+            return False
+        if self._strips and before.isspace():
+            return False
+        left, right = self._symbols(before), self._symbols(after)
+        ends, starts = range(len(left)), range(1, len(right) + 1)
+        if any(left[i:] + right[:j] in self._pairs for i in ends for j in starts):
+            return False
+        if self._drops_unknown:
+            return left in self._singles and right in self._singles
+        return not self._fuses_unknown or left in self._singles or right in self._singles
+
+    def _is_cut(self, text: str, place: int, firm: bool) -> bool:
+        before, after = text[place - 1], text[place]
+        if after == " " or (after == "\t" and self._newlines):
+            return not before.isspace()
+        if self._newlines and before == "\n" and after.isalpha():
+            return place >= 2 and not text[place - 2].isspace()
+        kinds = (_unspaced(before), _unspaced(after))
+        if not self._unspaced or None in kinds or "letter" not in kinds:
+            return False
+        if firm and not self._restarts and not (self._cuts_marks and kinds == ("letter", "mark")):
+            return False
+        return all(self._backend.normalized(c) == c for c in (before, after))
+
+    def _symbols(self, char: str) -> str:
+        """The character as vocabulary entries spell it."""
+        if self._byte_level:
+            return "".join(self._code[b] for b in char.encode("utf-8", "surrogatepass"))
+        return SPACE_MARK if char == " " and self._marks_spaces else char
+
+
+def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
+    """Every two characters that stand side by side in a piece.
+
+    Args:
+        pieces: Vocabulary entries.
+        inner: How they spell the bytes that go on with a character. At its ends a piece may hold a part of one.
+    """
+    found: set[str] = set()
+    inner = frozenset(inner)
+    for piece in pieces:
+        if inner.isdisjoint(piece):
+            found.update(piece[i : i + 2] for i in range(len(piece) - 1))
+            continue
+        starts = [i for i, c in enumerate(piece) if c not in inner]
+        if starts and starts[0] > 0:
+            starts.insert(0, 0)
+        ends = [*starts[2:], len(piece)]
+        found.update(piece[start:end] for start, end in zip(starts, ends, strict=False) if len(starts) > 1)
+    return found
+
+
+def _cuts_nothing(part: dict[str, Any], backend: Backend) -> bool:
+    """Whether a pre-tokenizer cuts at blanks where a normalizer has left none (Gemma)."""
+    return part["type"] == "Split" and part["pattern"] == {"String": " "} and " " not in backend.normalized("a b")
+
+
+@lru_cache(maxsize=20_000)
+def _unspaced(char: str) -> str | None:
+    """Whether a character is a letter or a mark of a script that puts no blanks between words."""
+    category = unicodedata.category(char)
+    if category in ("Lo", "Lm") and not "\u1100" <= char <= "\u11ff":  # parts of Hangul syllables compose
+        return "letter"
+    return "mark" if category in ("Po", "Ps", "Pe") and char >= "\u3000" else None
+
+
+def _probe_unspaced(backend: Backend) -> tuple[bool, bool, bool]:
+    """How the pre-tokenizer takes two neighbours of an unspaced script, in every surrounding.
+
+    Returns:
+        Whether it cuts before them the same way whatever follows, whether it cuts behind them as if the text began
+        with the second one, and whether it always cuts between a letter and a mark.
+    """
+    left_stays = restarts = cuts_marks = True
+    for before, pair in itertools.product(_AROUND, _NEIGHBOURS):
+        place = len(before) + 1
+        seen = set()
+        for after in _AROUND:
+            cuts = backend.cuts(before + pair + after)
+            seen.add(tuple(c for c in cuts if c < place))
+            restarts &= [c - place for c in cuts if c > place] == [c for c in backend.cuts(pair[1] + after) if c > 0]
+            cuts_marks &= place in cuts or _unspaced(pair[1]) == "letter"
+        left_stays &= len(seen) == 1
+    return left_stays, restarts, cuts_marks
+
+
+class AlignedText:
+    """The canonical ids of a text that grows at its end.
+
+    Args:
+        backend: The member's tokenizer.
+        boundaries: Its safe places.
+        text: What the text is already.
+        inside: Whether the text follows a special token rather than starting a document.
+    """
+
+    def __init__(self, backend: Backend, boundaries: Boundaries, text: str = "", *, inside: bool = False) -> None:
+        self._backend = backend
+        self._boundaries = boundaries
+        self._inside = inside
+        self._final: list[int] = []  # ids of the text before `_cut`; nothing that follows changes them
+        self._open = ""  # the text from `_guard` on, encoded again each time
+        self._at_start = True  # whether `_open` starts the text
+        self._cut = 0  # the safe place in `_open`; what stands before it is only there as context
+        self._skip = 0  # ids that the context takes
+        self._scanned = 0  # the place in `_open` up to which no further cut is to be found
+        self._tail: list[int] = []
+        self.append(text)
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the whole text."""
+        return self._final + self._tail
+
+    def append(self, text: str) -> tuple[int, list[int]]:
+        """Adds text at the end.
+
+        Returns:
+            A position and the ids from there on; the ids before it are as they were before the call.
+        """
+        unchanged = len(self._final)
+        if text:
+            self._open += text
+            self._tail = self._encode(self._open, self._at_start)[self._skip :]
+            if len(self._open) - self._cut > _TAIL_CHARACTERS:
+                self._advance()
+        return unchanged, self._final[unchanged:] + self._tail
+
+    def _encode(self, text: str, at_start: bool) -> list[int]:
+        plain = not at_start or not self._inside
+        return self._backend.encode(text) if plain else self._backend.encode_inside(text)
+
+    def _advance(self) -> None:
+        """Moves the cut to the last safe place, with the stretch before it as context."""
+        cut = self._boundaries.last(self._open, max(self._cut, self._scanned))
+        self._scanned = len(self._open) - 1
+        if cut is None:
+            return
+        settled = self._encode(self._open[:cut], self._at_start)[self._skip :]
+        guard = self._boundaries.last(self._open, 0, cut, firm=True) or 0
+        at_start = self._at_start and guard == 0
+        skip = len(self._encode(self._open[guard:cut], at_start))
+        rest = self._encode(self._open[guard:], at_start)[skip:]
+        # The rules say that this always holds; a tokenizer of an unknown kind that breaks them keeps its long tail.
+        if settled + rest != self._tail:
+            return
+        self._final += settled
+        self._open, self._cut, self._skip = self._open[guard:], cut - guard, skip
+        self._scanned -= guard
+        self._tail, self._at_start = rest, at_start

@@ -1,0 +1,222 @@
+"""What each token id of a tokenizer means in bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from deepen_core.errors import TokenizerError
+from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+# Tokens that end a turn in the chat formats in use. See `_stops` for when they count.
+TURN_ENDS = frozenset(
+    "</s> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|eot|> <|return|> <|call|> "
+    "<end_of_turn> <turn|> <eos> <|end_of_turn|> <|endofturn|> <|END_OF_TURN_TOKEN|> <|eos|> "
+    "<｜end▁of▁sentence｜> <|end▁of▁sentence|> <|user_end|> <|assistant_end|>".split()
+)
+
+
+def byte_table() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte, inverted (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = byte_table()
+
+
+class Vocabulary:
+    """Bytes of every token id, and which ids are special or end a text.
+
+    Build it with `Vocabulary.from_tokenizer`.
+
+    Attributes:
+        kind: "byte-level", "sentencepiece", "wordpiece" or "plain".
+        size: One more than the largest id.
+        special_ids: Ids of control tokens; they have no bytes and are never anchors.
+        stop_ids: Ids that end a text or a turn, fused as one class; a subset of `special_ids`.
+        bos_id: The id that starts a text, if there is one.
+        starts_with_space: Whether encoding puts a space before the first word of a text.
+    """
+
+    def __init__(
+        self,
+        token_bytes: list[bytes | None],
+        *,
+        kind: str,
+        special_ids: Iterable[int],
+        stop_ids: Iterable[int],
+        bos_id: int | None,
+        canonical: dict[bytes, int],
+        starts_with_space: bool,
+    ) -> None:
+        self._bytes = token_bytes
+        self.kind = kind
+        self.size = len(token_bytes)
+        self.special_ids = frozenset(special_ids)
+        self.stop_ids = frozenset(stop_ids)
+        self.bos_id = bos_id
+        self._canonical = canonical
+        self.starts_with_space = starts_with_space
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes a token stands for, or None for a special token and for an id without a token."""
+        return self._bytes[token_id] if 0 <= token_id < self.size else None
+
+    def id_of(self, value: bytes) -> int | None:
+        """The id that the tokenizer itself would use for these bytes as one token."""
+        return self._canonical.get(value)
+
+    @property
+    def tokens(self) -> dict[bytes, int]:
+        """Every byte string that is one token, with its canonical id."""
+        return self._canonical
+
+    def join(self, token_ids: Iterable[int], *, at_start: bool = False) -> bytes:
+        """The bytes of a token sequence; special tokens add nothing.
+
+        Args:
+            token_ids: Ids in order.
+            at_start: Whether they start a text, so that a dummy space is to be dropped.
+        """
+        data = b"".join(self._bytes[i] or b"" for i in token_ids if 0 <= i < self.size)
+        return data.removeprefix(b" ") if at_start and self.starts_with_space else data
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, stop_ids: Iterable[int] = (), backend: Backend | None = None) -> Vocabulary:
+        """Reads the bytes of every token from a fast tokenizer.
+
+        Args:
+            tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
+            stop_ids: Ids that end a text by the generation config. If there is one beside the tokenizer's EOS, these
+                and the EOS are all there are; otherwise the special tokens named in `TURN_ENDS` end a text too, save
+                `<|end|>` beside `<|return|>`, where it ends a message but not the turn (the harmony format).
+            backend: The tokenizer's private copy, if there is one already.
+
+        Raises:
+            TokenizerError: If the tokenizer is of a kind whose tokens cannot be read as bytes.
+        """
+        backend = backend or Backend(tokenizer)
+        kind = _kind(backend)
+        pieces = backend.pieces
+        size = max(pieces.values(), default=-1) + 1
+        added = {t["id"]: t for t in backend.added_tokens}
+        special = backend.control_ids(tokenizer) | _unknown_ids(backend, pieces)
+        falls_back = bool(backend.model.get("byte_fallback")) or any(
+            d["type"] == "ByteFallback" for d in backend.decoders
+        )
+
+        values: list[bytes | None] = [None] * size
+        rank: list[int] = [0] * size  # among equal bytes a plain piece comes before an added token and a byte piece
+        for piece, token_id in pieces.items():
+            if token_id in special:
+                continue
+            byte = _BYTE_PIECE.fullmatch(piece) if falls_back and kind == "sentencepiece" else None
+            if byte:
+                values[token_id], rank[token_id] = bytes([int(byte[1], 16)]), 2
+            elif token_id in added and kind == "byte-level":
+                # Matched in the text as it stands; decoders of the other kinds treat added tokens as any piece.
+                values[token_id], rank[token_id] = piece.encode(), 1
+            else:
+                spelled = backend.spellings([token_id])[0] if token_id in added else piece  # as normalized
+                values[token_id], rank[token_id] = _piece_bytes(spelled, kind, backend), int(token_id in added)
+        names = {str(t["content"]): i for i, t in added.items() if i in special}
+        stops = _stops(set(stop_ids), getattr(tokenizer, "eos_token_id", None), names)
+        for token_id in stops:
+            if 0 <= token_id < size:
+                values[token_id] = None
+        bos = getattr(tokenizer, "bos_token_id", None)
+        # The probe falls back to the second-best guess only where a lone letter is no token of this vocabulary.
+        first = backend.encode("a")
+        starts_with_space = bool(first) and (values[first[0]] or b"").startswith(b" ")
+        return cls(
+            values,
+            kind=kind,
+            special_ids=special | stops,
+            stop_ids=stops,
+            bos_id=bos if isinstance(bos, int) else None,
+            canonical=_canonical_ids(values, rank, backend),
+            starts_with_space=starts_with_space,
+        )
+
+
+def _stops(given: set[int], eos: Any, names: dict[str, int]) -> set[int]:
+    """Ids that end a text, of those given, the EOS and the special tokens by name."""
+    ends = {eos} if isinstance(eos, int) else set()
+    if given - ends:
+        return given | ends
+    known = TURN_ENDS - {"<|end|>"} if "<|return|>" in names else TURN_ENDS
+    return ends | {token_id for name, token_id in names.items() if name in known}
+
+
+def _kind(backend: Backend) -> str:
+    """How token strings spell bytes."""
+    model = backend.model
+    if model.get("end_of_word_suffix"):
+        raise TokenizerError(
+            f"This tokenizer marks the end of words ({model['end_of_word_suffix']!r}), which is not supported: use a "
+            "model with byte-level BPE, SentencePiece or WordPiece tokens."
+        )
+    parts = backend.pre_tokenizers + backend.decoders
+    if any(p["type"] == "ByteLevel" for p in parts + backend.normalizers):
+        return "byte-level"
+    if model["type"] == "WordPiece":
+        return "wordpiece"
+    marks = any(p["type"] == "Metaspace" for p in parts)
+    replaces = any(
+        n["type"] == "Replace" and SPACE_MARK in (n.get("content"), *n.get("pattern", {}).values())
+        for n in backend.normalizers + backend.decoders
+    )
+    return "sentencepiece" if marks or replaces else "plain"
+
+
+def _unknown_ids(backend: Backend, pieces: dict[str, int]) -> set[int]:
+    """The id for text that has no token: it stands for nothing in particular."""
+    model = backend.model
+    if model.get("unk_id") is not None:
+        return {int(model["unk_id"])}
+    unknown = pieces.get(model.get("unk_token") or "")
+    return set() if unknown is None else {unknown}
+
+
+def _piece_bytes(piece: str, kind: str, backend: Backend) -> bytes:
+    if kind == "byte-level":
+        # Some vocabularies hold a few raw strings beside the byte-coded ones; they are text.
+        coded = all(c in _BYTE_OF for c in piece)
+        return bytes(_BYTE_OF[c] for c in piece) if coded else piece.encode()
+    if kind == "sentencepiece":
+        return piece.replace(SPACE_MARK, " ").encode()
+    if kind == "wordpiece":
+        prefix = backend.model.get("continuing_subword_prefix") or "##"
+        return piece.removeprefix(prefix).encode() if piece.startswith(prefix) else b" " + piece.encode()
+    return piece.encode()
+
+
+def _canonical_ids(values: list[bytes | None], rank: list[int], backend: Backend) -> dict[bytes, int]:
+    """For each byte string the id that the tokenizer emits, or else the plainest of those that have it."""
+    groups: dict[bytes, list[int]] = {}
+    for token_id, value in enumerate(values):
+        if value:
+            groups.setdefault(value, []).append(token_id)
+    canonical = {}
+    for value, ids in groups.items():
+        chosen = min(ids, key=lambda i: (rank[i], i))
+        if len(ids) > 1:
+            emitted = _emitted(value, backend)
+            chosen = emitted if emitted in ids else chosen
+        canonical[value] = chosen
+    return canonical
+
+
+def _emitted(value: bytes, backend: Backend) -> int | None:
+    """The single id that encoding these bytes ends with, if they are text and become one token."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return None
+    alone, after = backend.encode_inside("\n"), backend.encode_inside("\n" + text)
+    return after[-1] if after[: len(alone)] == alone and len(after) == len(alone) + 1 else None
