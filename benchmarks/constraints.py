@@ -53,8 +53,8 @@ TOOLS = [
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "json_schema": {"json_schema": RECORDS},
     "regex": {"regex": r"([A-Z][a-z]*( [a-z]+){2,12}[.!?] ){100}"},
-    "tools, required": {"grammar": ReplyForm.of(TOOLS, "required").params(SamplingParams(), "never").grammar},
-    "tools, a text": {"grammar": ReplyForm.of(TOOLS, "auto").params(SamplingParams(), "never").grammar},
+    "tools, required": {"grammar": ReplyForm.from_openai(TOOLS, "required").params(SamplingParams(), "never").grammar},
+    "tools, a text": {"grammar": ReplyForm.from_openai(TOOLS, "auto").params(SamplingParams(), "never").grammar},
 }
 
 

@@ -41,7 +41,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Said:
+class MemberLogits:
     """What both members say for one of main's tokens.
 
     Attributes:
@@ -89,7 +89,7 @@ def answers(count: int, size: int) -> list[Given]:
     return [Given([{"role": "user", "content": item["question"]}], item["solution"][:size]) for item in chosen]
 
 
-def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[Said]:
+def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[MemberLogits]:
     """Runs a text through both members of a pair.
 
     Args:
@@ -106,7 +106,7 @@ def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Itera
     held: tuple[list[list[int]], list[list[int]]] = ([], [])
     waiting, spoken = [], []
     for token_id in ids:
-        for side, states in zip(row.sides, held, strict=True):
+        for side, states in zip(row.member_sequences, held, strict=True):
             states.append(list(side.ids))
         waiting.append(row.others_behind)
         spoken.append(list(row.token_ids))
@@ -116,7 +116,7 @@ def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Itera
         (own, _), (theirs, before) = logits[0][place], logits[1][place]
         heard = Heard(held[1][place][-1], before, spoken[place], cut=row.continues_text)
         told = None if waiting[place] else torch.log_softmax(theirs, -1)
-        yield Said(token_id, torch.log_softmax(own, -1), told, heard)
+        yield MemberLogits(token_id, torch.log_softmax(own, -1), told, heard)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import KINDS, PAIRS, SETS, Given, Said, answers, beginnings, said_of, whole_texts
+from benchmarks.given_text import KINDS, PAIRS, SETS, Given, MemberLogits, answers, beginnings, said_of, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
 from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
@@ -59,7 +59,7 @@ def healers(ensemble: Ensemble) -> Healers:
 
 
 @torch.inference_mode()
-def nats(ensemble: Ensemble, steps: Sequence[Said], ways: Healers) -> dict[str, float]:
+def nats(ensemble: Ensemble, steps: Sequence[MemberLogits], ways: Healers) -> dict[str, float]:
     """Surprise of main alone, and of both at equal weights, at some steps in all."""
     found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
     for start in range(0, len(steps), _TOGETHER):

@@ -75,4 +75,4 @@ def read_form(options: dict[str, Any]) -> ReplyForm:
         SamplingError: If they are of another form than OpenAI's.
     """
     tools, choice, parallel, response_format = (options.pop(name, None) for name in FORM_OPTIONS)
-    return ReplyForm.of(tools, choice, parallel, response_format)
+    return ReplyForm.from_openai(tools, choice, parallel, response_format)

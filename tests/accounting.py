@@ -30,22 +30,22 @@ class Account:
 def accounts(ensemble, prompt, **options):
     """Decodes an answer step by step, and yields an `Account` of each token but the end."""
     decoder, members = ensemble._decoder, ensemble._members
-    row = decoder.start(prompt, resolve_sampling(None, {**options, "logprobs": 1}))
+    sequence = decoder.start(prompt, resolve_sampling(None, {**options, "logprobs": 1}))
     answer, reach = b"", len(prompt.encode()) if isinstance(prompt, str) else 0
-    while not row.ended:
-        places = [list(side.ids) for side in row.sides]
-        behind, said = row.others_behind, len(row.token_ids)
-        decoder.step([row])
-        if row.error is not None:
-            raise row.error
-        if len(row.token_ids) == said:
+    while not sequence.ended:
+        places = [list(side.ids) for side in sequence.member_sequences]
+        behind, said = sequence.others_behind, len(sequence.token_ids)
+        decoder.step([sequence])
+        if sequence.error is not None:
+            raise sequence.error
+        if len(sequence.token_ids) == said:
             return
-        token = row._vocabulary.token_bytes(row.token_ids[-1]) or b""
+        token = sequence._vocabulary.token_bytes(sequence.token_ids[-1]) or b""
         found = [
             None if behind and number else _accounted(member, ids, token, reach + len(answer) if number else 0)
             for number, (member, ids) in enumerate(zip(members, places, strict=True))
         ]
-        yield Account(token, float(torch.tensor(row.logprobs[-1].logprob).exp()), found)
+        yield Account(token, float(torch.tensor(sequence.logprobs[-1].logprob).exp()), found)
         answer += token
 
 

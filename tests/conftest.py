@@ -161,15 +161,15 @@ def shared():
 
 @pytest.fixture
 def store(tmp_path):
-    """A row store whose folder is not there yet."""
+    """A sequence store whose folder is not there yet."""
     return RowStore(tmp_path / "not" / "there yet")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory):
-    """Tests never read or write the user's row store."""
+    """Tests never read or write the user's sequence store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("row-store")))
+        patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("sequence-store")))
         yield
 
 

@@ -82,13 +82,13 @@ class Recorder(BaseCallbackHandler):
 
 @contextmanager
 def submissions(ensemble):
-    """How many rows each submission to the scheduler has."""
-    scheduler, sizes = ensemble._scheduler, []
+    """How many sequences each submission to the scheduler has."""
+    scheduler, sizes = ensemble._worker, []
     submit = scheduler.submit
 
-    def spy(rows, *more):
-        sizes.append(len(rows))
-        return submit(rows, *more)
+    def spy(sequences, *more):
+        sizes.append(len(sequences))
+        return submit(sequences, *more)
 
     scheduler.submit = spy
     try:

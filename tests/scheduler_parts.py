@@ -21,17 +21,17 @@ PROMPTS = (
     "Numbers: 1, 22, 333",
     "The dog",
 )
-FAILING = "Where the boats"  # a prompt whose rows a hooked member can be told to fail
+FAILING = "Where the boats"  # a prompt whose sequences a hooked member can be told to fail
 
 
 class HookedMember:
     """A member between the decoder and the real one.
 
     Attributes:
-        forwards: How many rows each forward had.
+        forwards: How many sequences each forward had.
         prefills: How many ids each piece of prompt had.
-        fail: Called with the rows of every forward and prefill; may raise.
-        spoil: Called with the rows and their logits; returns other logits.
+        fail: Called with the sequences of every forward and prefill; may raise.
+        spoil: Called with the sequences and their logits; returns other logits.
         permits: If set, every forward takes one and waits for it.
     """
 
@@ -39,23 +39,23 @@ class HookedMember:
         self._member = member
         self.forwards = []
         self.prefills = []
-        self.fail = lambda rows: None
-        self.spoil = lambda rows, logits: logits
+        self.fail = lambda sequences: None
+        self.spoil = lambda sequences, logits: logits
         self.permits = None
 
     def __getattr__(self, name):
         return getattr(self._member, name)
 
-    def next_logits(self, rows):
+    def next_logits(self, sequences):
         if self.permits is not None:
             assert self.permits.acquire(timeout=60), "a test has left the worker waiting"
-        self.forwards.append(len(rows))
-        self.fail(rows)
-        return self.spoil(rows, self._member.next_logits(rows))
+        self.forwards.append(len(sequences))
+        self.fail(sequences)
+        return self.spoil(sequences, self._member.next_logits(sequences))
 
-    def prefill(self, row, limit):
-        self.fail([row])
-        self.prefills.append(self._member.prefill(row, limit))
+    def prefill(self, sequence, limit):
+        self.fail([sequence])
+        self.prefills.append(self._member.prefill(sequence, limit))
         return self.prefills[-1]
 
 
@@ -67,22 +67,25 @@ def hook(ensemble, number=0):
 
 
 def fails_at(member, prompt, error, *, tokens=0):
-    """A `fail` hook for the rows of one prompt, once so many ids stand behind it."""
+    """A `fail` hook for the sequences of one prompt, once so many ids stand behind it."""
     start = member.tokenizer.encode(prompt)[:-2]  # what follows may change the last ids
 
-    def fail(rows):
-        for row in rows:
-            place = row.prompt_tokens - len(start) - 2
-            if row.ids[place : place + len(start)] == start and len(row.ids) >= row.prompt_tokens + tokens:
+    def fail(sequences):
+        for sequence in sequences:
+            place = sequence.prompt_tokens - len(start) - 2
+            if (
+                sequence.ids[place : place + len(start)] == start
+                and len(sequence.ids) >= sequence.prompt_tokens + tokens
+            ):
                 raise error
 
     return fail
 
 
-def rows_held(ensemble):
-    """Rows that the worker keeps; it must not be in a step that waits."""
-    scheduler = ensemble._scheduler
-    return scheduler.call(lambda: scheduler._batch.rows_held).result(timeout=30)
+def sequences_held(ensemble):
+    """Sequences that the worker keeps; it must not be in a step that waits."""
+    scheduler = ensemble._worker
+    return scheduler.call(lambda: scheduler._batch.sequences_held).result(timeout=30)
 
 
 def eventually(condition, seconds=30):

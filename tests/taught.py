@@ -60,7 +60,10 @@ def lessons():
 def save_taught(root):
     """Teaches two members with different tokenizers and architectures, in some twenty seconds."""
     told = [
-        (instructed(chat_messages(messages), ReplyForm.of([tool_definition(one) for one in tools], choice)), answer)
+        (
+            instructed(chat_messages(messages), ReplyForm.from_openai([tool_definition(one) for one in tools], choice)),
+            answer,
+        )
         for tools, choice, messages, answer in lessons()
     ]
     lines = ["".join(m["content"]) for messages, _ in told for m in messages] + [answer for _, answer in told]

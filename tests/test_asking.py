@@ -40,13 +40,13 @@ class TestErrorsInPlace(Serving):
         assert not member.prefills
 
     def test_the_readable_prompts_go_in_by_one_submission(self, ensemble, way, monkeypatch):
-        submit, sizes = ensemble._scheduler.submit, []
+        submit, sizes = ensemble._worker.submit, []
 
-        def spy(rows, *more):
-            sizes.append(len(rows))
-            return submit(rows, *more)
+        def spy(sequences, *more):
+            sizes.append(len(sequences))
+            return submit(sequences, *more)
 
-        monkeypatch.setattr(ensemble._scheduler, "submit", spy)
+        monkeypatch.setattr(ensemble._worker, "submit", spy)
         ask(ensemble, way, [PROMPT, TOO_LONG, PROMPT], return_exceptions=True)
         assert sizes == [2]
 

@@ -22,7 +22,7 @@ class Layer(torch.nn.Module):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 4),
+    sequences=st.integers(1, 4),
     groups=st.integers(1, 4),
     shared=st.integers(1, 3),
     count=st.integers(1, 40),
@@ -30,11 +30,11 @@ class Layer(torch.nn.Module):
     boolean=st.booleans(),
     scaling=st.sampled_from([None, 0.3]),
 )
-def test_packed_heads_attend_as_they_do_apart(rows, groups, shared, count, past, boolean, scaling):
-    generator = torch.Generator().manual_seed(rows * 1000 + count)
-    query = torch.randn(rows, groups * shared, count, 8, generator=generator)
-    key, value = (torch.randn(rows, shared, past + count, 8, generator=generator) for _ in range(2))
-    seen = torch.rand(rows, 1, count, past + count, generator=generator) < 0.6
+def test_packed_heads_attend_as_they_do_apart(sequences, groups, shared, count, past, boolean, scaling):
+    generator = torch.Generator().manual_seed(sequences * 1000 + count)
+    query = torch.randn(sequences, groups * shared, count, 8, generator=generator)
+    key, value = (torch.randn(sequences, shared, past + count, 8, generator=generator) for _ in range(2))
+    seen = torch.rand(sequences, 1, count, past + count, generator=generator) < 0.6
     seen |= torch.eye(count, past + count, dtype=torch.bool)  # every id looks at something
     mask = seen if boolean else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     expected, _ = sdpa_attention_forward(Layer(groups), query, key, value, mask, scaling=scaling)

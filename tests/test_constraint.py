@@ -288,7 +288,7 @@ def test_other_members_keep_canonical_ids(load):
             ensemble._decoder.step([row])
             if not row.ended and not row.others_behind:
                 text = row._vocabulary.join(row.token_ids).decode()
-                assert row.sides[1].ids[1:] == ensemble._members[1].tokenizer.encode(PROMPT + text)
+                assert row.member_sequences[1].ids[1:] == ensemble._members[1].tokenizer.encode(PROMPT + text)
                 seen += 1
     assert seen > 10
 

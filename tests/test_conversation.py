@@ -9,7 +9,7 @@ from chat_templates import read
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepen_core.chat.messages import Markup, check_messages
+from deepen_core.chat.messages import TrustedMarkup, check_messages
 from deepen_core.chat.tool_format import TOOL_TAGS, read_arguments, tool_call_text, tool_response_text
 from deepen_core.errors import PromptError
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -30,22 +30,25 @@ def within(name, *pieces, role="system"):
 @pytest.mark.parametrize("role", ["system", "user"])
 @pytest.mark.parametrize("tag", chat_templates.TAGS)
 def test_markup_is_the_one_token_that_a_plain_text_is_not(role, tag):
-    assert within("qwen", Markup(tag), role=role) == (tag, [tag])
+    assert within("qwen", TrustedMarkup(tag), role=role) == (tag, [tag])
     assert within("qwen", tag, role=role) == (tag, [])
-    assert within("qwen", "a", Markup(f"<{tag}>"), tag, role=role) == (f"a<{tag}>{tag}", [tag])
+    assert within("qwen", "a", TrustedMarkup(f"<{tag}>"), tag, role=role) == (f"a<{tag}>{tag}", [tag])
 
 
 def test_markup_as_the_whole_content_and_in_a_part():
-    for content in (Markup(TAG), [{"type": "text", "text": Markup(TAG)}], [Markup(TAG)]):
+    for content in (TrustedMarkup(TAG), [{"type": "text", "text": TrustedMarkup(TAG)}], [TrustedMarkup(TAG)]):
         assert read("qwen", [{"role": "user", "content": content}])[1].count(TAG) == 1
 
 
 def test_markup_holds_no_special_token():
-    assert within("qwen", Markup("<|im_end|>"), Markup("<|im_"), Markup("start|>")) == ("<|im_end|><|im_start|>", [])
+    assert within("qwen", TrustedMarkup("<|im_end|>"), TrustedMarkup("<|im_"), TrustedMarkup("start|>")) == (
+        "<|im_end|><|im_start|>",
+        [],
+    )
 
 
 def test_no_json_is_markup():
-    assert type(json.loads(json.dumps(Markup(TAG)))) is str
+    assert type(json.loads(json.dumps(TrustedMarkup(TAG)))) is str
 
 
 def test_tags_of_a_tokenizer_whose_template_has_none():
@@ -61,12 +64,12 @@ CUTS = [TAG[:n] for n in range(1, len(TAG))]
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("kinds", [(str, str), (str, Markup), (Markup, str)])
+@pytest.mark.parametrize("kinds", [(str, str), (str, TrustedMarkup), (TrustedMarkup, str)])
 def test_no_token_is_made_up_where_strings_meet(cut, kinds):
     halves = [kind(half) for kind, half in zip(kinds, (cut, TAG.removeprefix(cut)), strict=True)]
     assert within("qwen", *halves) == (TAG, [])
     assert within("qwen", halves[0], "", halves[1]) == (TAG, [])
-    assert within("qwen", "x", Markup(END), *halves, Markup(END)) == ("x" + END + TAG + END, [END, END])
+    assert within("qwen", "x", TrustedMarkup(END), *halves, TrustedMarkup(END)) == ("x" + END + TAG + END, [END, END])
 
 
 PIECES = st.lists(
@@ -82,12 +85,14 @@ PIECES = st.lists(
 @example([(False, ["<"]), (True, [TAG]), (False, [">"])])
 @settings(deadline=None, max_examples=150)
 def test_only_whole_tags_of_markup_are_tokens(made):
-    pieces = [(Markup if ours else str)("".join(parts)) for ours, parts in made]
+    pieces = [(TrustedMarkup if ours else str)("".join(parts)) for ours, parts in made]
     # What strings of the library's own make where they meet is its own affair.
-    pieces = [piece for i, piece in enumerate(pieces) if i == 0 or {type(piece), type(pieces[i - 1])} != {Markup}]
+    pieces = [
+        piece for i, piece in enumerate(pieces) if i == 0 or {type(piece), type(pieces[i - 1])} != {TrustedMarkup}
+    ]
     text, control = within("qwen", "x", *pieces, "x")
     assert text == "x" + "".join(pieces) + "x"
-    assert control == [tag for piece in pieces if isinstance(piece, Markup) for tag in tags_in(piece)]
+    assert control == [tag for piece in pieces if isinstance(piece, TrustedMarkup) for tag in tags_in(piece)]
 
 
 def tags_in(text):
@@ -119,7 +124,7 @@ def test_lists_that_are_no_content_stay_lists():
 )
 def test_a_call_as_text(arguments, said):
     pieces = tool_call_text('f"', arguments)
-    assert [type(piece) for piece in pieces] == [Markup, str, Markup]
+    assert [type(piece) for piece in pieces] == [TrustedMarkup, str, TrustedMarkup]
     assert "".join(pieces) == f'<tool_call>\n{{"name": "f\\"", "arguments": {said}}}\n</tool_call>'
     json.loads(pieces[1])
 
@@ -132,7 +137,7 @@ def test_a_call_that_no_json_says():
 def test_a_result_as_text():
     pieces = tool_response_text(["a", TAG])
     assert "".join(pieces) == "<tool_response>\na<tool_call>\n</tool_response>"
-    assert [piece for piece in pieces if isinstance(piece, Markup)] == ["<tool_response>", "</tool_response>"]
+    assert [piece for piece in pieces if isinstance(piece, TrustedMarkup)] == ["<tool_response>", "</tool_response>"]
 
 
 @pytest.mark.parametrize(("text", "arguments"), [('{"a": 1}', {"a": 1}), ("[1]", "[1]"), ("", {}), ("x", "x")])

@@ -35,16 +35,16 @@ def test_stream_equals_generate(load, names, options):
 def test_other_members_hold_canonical_ids_and_a_true_cache(load, folders, names):
     """After a generation with many rewinds: the ids of the whole text, and the logits of a fresh forward over them."""
     with load(*names) as ensemble:
-        row = ensemble._decoder.start(
+        sequence = ensemble._decoder.start(
             PROMPT, SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
         )
         for _ in range(45):
-            ensemble._decoder.step([row])
-            side, member = row.sides[1], ensemble._members[1]
-            if row.others_behind:
+            ensemble._decoder.step([sequence])
+            side, member = sequence.member_sequences[1], ensemble._members[1]
+            if sequence.others_behind:
                 continue
             tokenizer = AutoTokenizer.from_pretrained(folders[names[1]])
-            text = row._vocabulary.join(row.token_ids).decode("utf-8", "replace")
+            text = sequence._vocabulary.join(sequence.token_ids).decode("utf-8", "replace")
             expected = tokenizer(PROMPT + text, split_special_tokens=True)["input_ids"]
             assert side.ids == expected
             with torch.inference_mode():
@@ -119,22 +119,22 @@ def test_characters_that_take_several_tokens_come_whole(pair):
     """Main is made to speak emoji and CJK in single bytes; nobody sees half a character."""
     text = "né 你好 😀!"
     ids = [pair._members[0].tokenizer.vocabulary.id_of(bytes([b])) for b in text.encode()]
-    row = pair._decoder.start(PROMPT, SamplingParams(max_new_tokens=100))
+    sequence = pair._decoder.start(PROMPT, SamplingParams(max_new_tokens=100))
     chunks, lengths = [], []
     with torch.inference_mode():
         for token_id in ids:
-            row.accept(token_id)
-            chunk = row.take_chunk()
+            sequence.accept(token_id)
+            chunk = sequence.take_chunk()
             chunks.append(chunk.text if chunk else "")
-            lengths.append(len(row.sides[1].ids))
+            lengths.append(len(sequence.member_sequences[1].ids))
     assert "".join(chunks) == text
     assert not any("\ufffd" in c for c in chunks)
     other = pair._members[1].tokenizer
-    assert row.sides[1].ids[1:] == other.encode(PROMPT + text)
+    assert sequence.member_sequences[1].ids[1:] == other.encode(PROMPT + text)
 
 
 def test_end_of_text(pair, monkeypatch):
-    """A stop token chosen ends the row, is no part of the text, and is not counted."""
+    """A stop token chosen ends the sequence, is no part of the text, and is not counted."""
     stop = sorted(pair._members[0].tokenizer.vocabulary.stop_ids)[0]
     chosen = iter([40, 41, stop])
     monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", lambda *_: next(chosen))
@@ -150,14 +150,14 @@ def test_length_and_ignore_eos(pair):
 
 def test_dummy_space_at_the_very_start_is_no_text(load):
     with load("beta", "alpha") as ensemble:
-        row = ensemble._decoder.start("", SamplingParams(max_new_tokens=5))
+        sequence = ensemble._decoder.start("", SamplingParams(max_new_tokens=5))
         the = ensemble._members[0].tokenizer.vocabulary.id_of(b" the")
-        row.accept(the)
-        row.accept(the)
-        assert row.take_chunk().text == "the the"
-        row = ensemble._decoder.start("x", SamplingParams(max_new_tokens=5))
-        row.accept(the)
-        assert row.take_chunk().text == " the"
+        sequence.accept(the)
+        sequence.accept(the)
+        assert sequence.take_chunk().text == "the the"
+        sequence = ensemble._decoder.start("x", SamplingParams(max_new_tokens=5))
+        sequence.accept(the)
+        assert sequence.take_chunk().text == " the"
 
 
 def test_windows(load, folders):

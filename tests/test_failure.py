@@ -53,8 +53,8 @@ def said_by(ensemble, **options):
 
 
 def ask_together(ensemble, prompts):
-    rows = [ensemble._decoder.start(prompt, SamplingParams(**OPTIONS)) for prompt in prompts]
-    return ensemble._scheduler.submit(rows, ensemble)
+    sequences = [ensemble._decoder.start(prompt, SamplingParams(**OPTIONS)) for prompt in prompts]
+    return ensemble._worker.submit(sequences, ensemble)
 
 
 # Fusing
@@ -71,11 +71,11 @@ def ask_together(ensemble, prompts):
 @pytest.mark.parametrize(("main", "weights"), [(0, "[1, 0]"), (1, "[0, 1]")])
 def test_fusing(load, monkeypatch, fusion, called, other, main, weights):
     with load("alpha", "beta", fusion=fusion, main=main) as ensemble:
-        fuse = raises(IndexError("a row too many"), after=4)(ensemble._fusion.fuse)
+        fuse = raises(IndexError("a sequence too many"), after=4)(ensemble._fusion.fuse)
         monkeypatch.setattr(ensemble._fusion, "fuse", fuse)
         said = said_by(ensemble, temperature=0.7, top_k=5)
     assert said == (
-        f"Fusing alpha and beta ({called}) failed at token 5 of the answer: IndexError: a row too many. {REPORT} "
+        f"Fusing alpha and beta ({called}) failed at token 5 of the answer: IndexError: a sequence too many. {REPORT} "
         f"Members loaded with fusion='{other}' may not have it; with weights={weights} main answers alone, and nothing "
         "is fused."
     )
@@ -83,7 +83,7 @@ def test_fusing(load, monkeypatch, fusion, called, other, main, weights):
 
 def test_the_advice_for_a_failing_fusion_is_true(folders, monkeypatch):
     """With the weights that the error names nothing is fused."""
-    fuse = raises(IndexError("a row too many"))(None)
+    fuse = raises(IndexError("a sequence too many"))(None)
     monkeypatch.setattr("deepen_core.fusion.deepen.sparse_fusion.DeepenFusion._combine", fuse)
     models = [folders["alpha"], folders["beta"]]
     with Ensemble.load(models, weights=[1, 0], progress=False, device="cpu") as ensemble:
@@ -94,13 +94,15 @@ def test_fusing_with_nobody_left_but_main(ensemble, monkeypatch):
     """What has one member only is fused by nothing that other weights would leave out."""
     beta = hook(ensemble, 1)
     beta.fail = raises(RuntimeError("a kernel broke"))(None)
-    monkeypatch.setattr(ensemble._fusion, "fuse", raises(IndexError("a row too many"))(None))
+    monkeypatch.setattr(ensemble._fusion, "fuse", raises(IndexError("a sequence too many"))(None))
     said = said_by(ensemble, on_member_error="drop")
-    assert said == f"Fusing alpha (deepen) failed at token 1 of the answer: IndexError: a row too many. {REPORT}"
+    assert said == f"Fusing alpha (deepen) failed at token 1 of the answer: IndexError: a sequence too many. {REPORT}"
 
 
 def test_fusing_while_a_text_is_scored(ensemble, monkeypatch):
-    monkeypatch.setattr(ensemble._fusion, "fuse", raises(IndexError("a row too many"), after=1)(ensemble._fusion.fuse))
+    monkeypatch.setattr(
+        ensemble._fusion, "fuse", raises(IndexError("a sequence too many"), after=1)(ensemble._fusion.fuse)
+    )
     with pytest.raises(DecodingError, match=r"Fusing alpha and beta \(deepen\) failed at token 2 of the answer"):
         ensemble.score(FAILING, " lie and the dog")
 
@@ -201,10 +203,12 @@ def test_reporting(ensemble, monkeypatch):
 
 
 def test_telling_the_members(ensemble, load, monkeypatch):
-    from deepen_core.members.base import MemberRow
+    from deepen_core.members.base import MemberSequence
 
     expected = ensemble.generate(FAILING, **OPTIONS)
-    monkeypatch.setattr(MemberRow, "append_text", raises(IndexError("no such place"), after=1)(MemberRow.append_text))
+    monkeypatch.setattr(
+        MemberSequence, "append_text", raises(IndexError("no such place"), after=1)(MemberSequence.append_text)
+    )
     said = said_by(ensemble)
     heard = said.partition("the text ")[2].partition(" (token ")
     assert said.startswith("Telling member 'beta' the text '")
@@ -226,9 +230,11 @@ def test_anything_else(ensemble, monkeypatch):
 
 def test_a_step_that_fails_as_a_whole_ends_its_requests_and_not_the_worker(ensemble):
     step = ensemble._decoder.step
-    ensemble._decoder.step = raises(IndexError("no such row"))(None)
+    ensemble._decoder.step = raises(IndexError("no such sequence"))(None)
     for handle in ask_together(ensemble, PROMPTS[:2]):
-        with pytest.raises(DecodingError, match=r"^The step for token 1 of the answer failed: IndexError: no such row"):
+        with pytest.raises(
+            DecodingError, match=r"^The step for token 1 of the answer failed: IndexError: no such sequence"
+        ):
             handle.result()
     ensemble._decoder.step = step
     assert ensemble.generate(FAILING, **OPTIONS).token_ids
@@ -266,6 +272,6 @@ def test_an_error_holds_nothing_of_the_step(ensemble, monkeypatch, place):
 def test_another_dtype_is_advised_only_where_one_reaches_further(ensemble, dtype, advice):
     alpha = hook(ensemble, 0)
     alpha.dtype = dtype
-    alpha.spoil = lambda rows, logits: logits + float("inf")
+    alpha.spoil = lambda sequences, logits: logits + float("inf")
     with pytest.raises(NonFiniteLogitsError, match=rf"logits whose largest is inf: {advice}"):
         ensemble.generate(FAILING, **OPTIONS)

@@ -64,10 +64,10 @@ def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
             values = [torch.log_softmax(x, -1) for x in (mine + middle * (torch.arange(MAIN) == 7), theirs)]
             right = int(exact.fuse(values, EVEN[:1]).argmax())
             low, high = (low, middle) if right == 7 else (middle, high)
-        for closely in (True, False):
+        for exact_tail in (True, False):
             with monkeypatch.context() as patch:
-                patch.setattr("deepen_core.fusion.deepen.sparse_fusion._TIE", 0.5 if closely else -1.0)
-                wrong[closely] += int(near.fuse(values, EVEN[:1]).argmax()) != right
+                patch.setattr("deepen_core.fusion.deepen.sparse_fusion._TIE", 0.5 if exact_tail else -1.0)
+                wrong[exact_tail] += int(near.fuse(values, EVEN[:1]).argmax()) != right
     assert wrong[False] > 8
     # AdamW scales gradients to size one, also where they are mere rounding.
     assert wrong[True] == 0 if search == "em" else wrong[True] <= wrong[False] / 2

@@ -127,8 +127,8 @@ def test_rows_are_healed_each_on_its_own(healer, words):
     before = torch.zeros(words.size)
     sure = before.clone()
     sure[words.tokens[b" o"]] = 50.0
-    rows = [heard(words, value, logits, 6) for value, logits in ((b" o", before), (b"n", before), (b" o", sure))]
-    healing = healer.heal([*rows, Heard(words.tokens[b" o"], None, (6,), cut=False)])
+    sequences = [heard(words, value, logits, 6) for value, logits in ((b" o", before), (b"n", before), (b" o", sure))]
+    healing = healer.heal([*sequences, Heard(words.tokens[b" o"], None, (6,), cut=False)])
     assert healing.finished.tolist() == pytest.approx([1 / 3, 1.0, 1.0, 1.0])
     assert healing.open.sum(-1).tolist() == pytest.approx([2 / 3, 0.0, 0.0, 0.0])
 
@@ -178,14 +178,14 @@ def test_members_account_for_what_is_chosen(newline_folders, turned, prompt):
 def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
     """Kept from earlier steps, thrown away by rewinds, never stale."""
     with load(*names) as ensemble:
-        row = ensemble._decoder.start(
+        sequence = ensemble._decoder.start(
             "The quick", SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
         )
         known = 0
         for _ in range(40):
-            ensemble._decoder.step([row])
-            side, member = row.sides[1], ensemble._members[1]
-            if row.others_behind or len(side.ids) > 200:
+            ensemble._decoder.step([sequence])
+            side, member = sequence.member_sequences[1], ensemble._members[1]
+            if sequence.others_behind or len(side.ids) > 200:
                 continue
             with torch.inference_mode():
                 member.next_logits([side])

@@ -1,4 +1,4 @@
-"""Rows of different lengths in one ragged cache say what each says alone under plain `transformers`."""
+"""Sequences of different lengths in one ragged cache say what each says alone under plain `transformers`."""
 
 import threading
 from dataclasses import replace
@@ -9,7 +9,7 @@ from architectures import VOCABULARY, WINDOW, build
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deepen_core.members.base import MemberRow
+from deepen_core.members.base import MemberSequence
 from deepen_core.members.transformers.capabilities import probe
 from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
@@ -32,13 +32,13 @@ ALONE = ["falcon-alibi", "bloom", "gpt-neo", "mamba", "xlnet", "openai-gpt"]
 BY_LENGTH = ["longrope", "dynamic"]
 
 
-# What rows do after a step: how many ids they lose, and how many they gain.
+# What sequences do after a step: how many ids they lose, and how many they gain.
 GROW = [(0, 1)] * 8
 TURN = [(3, 2), (0, 6), (6, 1), (1, 3)] * 2
 
 
-class IdsRow(MemberRow):
-    """A row of plain ids, without a tokenizer."""
+class IdsRow(MemberSequence):
+    """A sequence of plain ids, without a tokenizer."""
 
     def __init__(self, ids):
         self.ids = list(ids)
@@ -68,14 +68,14 @@ def plain(model, ids):
         return model(torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
-def check(model, rows, logits, atol=2e-5):
+def check(model, sequences, logits, atol=2e-5):
     assert logits.dtype == torch.float32
-    for row, found in zip(rows, logits, strict=True):
-        expected = plain(model, row.ids)
+    for sequence, found in zip(sequences, logits, strict=True):
+        expected = plain(model, sequence.ids)
         torch.testing.assert_close(found, expected[-1], atol=atol, rtol=0)
         assert int(found.argmax()) == int(expected[-1].argmax())
-        if row.logits_before is not None:
-            torch.testing.assert_close(row.logits_before, expected[-2], atol=atol, rtol=0)
+        if sequence.logits_before is not None:
+            torch.testing.assert_close(sequence.logits_before, expected[-2], atol=atol, rtol=0)
 
 
 def made_up(length, seed):
@@ -102,30 +102,30 @@ _events = st.lists(
 
 
 def follow(model, member, events):
-    """Rows join, are prefilled, advance and are shortened, abstain and leave; every step is compared."""
-    rows, steps = [IdsRow(made_up(n, n)) for n in (9, 30, 2, 5)], 0
+    """Sequences join, are prefilled, advance and are shortened, abstain and leave; every step is compared."""
+    sequences, steps = [IdsRow(made_up(n, n)) for n in (9, 30, 2, 5)], 0
     for number, (kind, *details) in enumerate(events):
         if kind == "join":
-            rows.append(IdsRow(made_up(*details)))
-        elif kind == "join_alike" and rows:
-            one = rows[details[1] % len(rows)]
-            rows.append(IdsRow(one.ids[: details[0] * 5] + made_up(*details)))
-        elif kind == "leave" and rows:
-            rows.pop(details[0] % len(rows)).release()
-        elif kind == "prefill" and rows:
-            row = rows[details[0] % len(rows)]
-            assert 0 <= member.prefill(row, details[1]) <= details[1]
-            assert row.pending >= min(2, len(row.ids)) or row.started
+            sequences.append(IdsRow(made_up(*details)))
+        elif kind == "join_alike" and sequences:
+            one = sequences[details[1] % len(sequences)]
+            sequences.append(IdsRow(one.ids[: details[0] * 5] + made_up(*details)))
+        elif kind == "leave" and sequences:
+            sequences.pop(details[0] % len(sequences)).release()
+        elif kind == "prefill" and sequences:
+            sequence = sequences[details[0] % len(sequences)]
+            assert 0 <= member.prefill(sequence, details[1]) <= details[1]
+            assert sequence.pending >= min(2, len(sequence.ids)) or sequence.started
         elif kind == "step":
-            rows = [row for row in rows if len(row.ids) < WINDOW - 6 or row.release()]
-            part = [row for i, row in enumerate(rows) if details[0] >> i & 1]
+            sequences = [sequence for sequence in sequences if len(sequence.ids) < WINDOW - 6 or sequence.release()]
+            part = [sequence for i, sequence in enumerate(sequences) if details[0] >> i & 1]
             if part:
                 check(model, part, member.next_logits(part))
                 steps += 1
-            for i, (row, (back, new)) in enumerate(zip(part, details[1], strict=False)):
-                row.rewrite(back, made_up(new, 100 * number + i))
-    for row in rows:
-        row.release()
+            for i, (sequence, (back, new)) in enumerate(zip(part, details[1], strict=False)):
+                sequence.rewrite(back, made_up(new, 100 * number + i))
+    for sequence in sequences:
+        sequence.release()
     return steps
 
 
@@ -170,19 +170,19 @@ def test_a_row_grows_beyond_the_length_that_changes_positions_and_back(name, tog
     found = replace(probe(model, WINDOW), **({} if together else {"masks": None}))
     monkeypatch.setattr("deepen_core.members.transformers.causal.probe", lambda *_: found)
     member = member_of(model)
-    rows = [IdsRow(made_up(n, n)) for n in (20, 5, 40)]
+    sequences = [IdsRow(made_up(n, n)) for n in (20, 5, 40)]
     with torch.inference_mode():
         for back, new in [(0, 2), (0, 1), (0, 1), (0, 1), (4, 1), (0, 1), (0, 6)]:
-            check(model, rows, member.next_logits(rows))
-            for row in rows:
-                row.rewrite(back, made_up(new, len(row.ids)))
+            check(model, sequences, member.next_logits(sequences))
+            for sequence in sequences:
+                sequence.rewrite(back, made_up(new, len(sequence.ids)))
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_what_cannot_share_a_forward_runs_alone(name):
     model = build(name)
     member = member_of(model)
-    assert member.batching.startswith("one row at a time: ")
+    assert member.batching.startswith("one sequence at a time: ")
     events = [("prefill", 1, 7), ("step", 7, GROW), ("step", 5, TURN), ("step", 15, GROW), ("leave", 0)]
     events.append(("step", 3, GROW))
     with torch.inference_mode():
@@ -218,32 +218,32 @@ def llama():
 
 
 def buffers(member):
-    return [held for layer in member._ways.near.cache._held for held in (layer.keys, layer.values)]
+    return [held for layer in member._ways.short.cache._held for held in (layer.keys, layer.values)]
 
 
 def slots(member):
-    return member._ways.near.cache.slots
+    return member._ways.short.cache.slots
 
 
 def started(member, *texts):
-    rows = [IdsRow(text) for text in texts]
-    member.next_logits(rows)
-    return rows
+    sequences = [IdsRow(text) for text in texts]
+    member.next_logits(sequences)
+    return sequences
 
 
 @torch.inference_mode()
 def test_the_steady_state_is_one_forward_without_copies(llama):
-    """Rows that each gain one id: one forward a step, in the same memory, and nothing is run twice."""
+    """Sequences that each gain one id: one forward a step, in the same memory, and nothing is run twice."""
     member = member_of(llama)
-    rows = started(member, *(made_up(3 + 4 * i, i) for i in range(6)))
-    for row in rows:
-        row.ids.append(5)
-    member.next_logits(rows)
+    sequences = started(member, *(made_up(3 + 4 * i, i) for i in range(6)))
+    for sequence in sequences:
+        sequence.ids.append(5)
+    member.next_logits(sequences)
     held, before = [b.data_ptr() for b in buffers(member)], (member.work.forwards, member.work.ids_rerun)
     for step in range(8):
-        for row in rows:
-            row.ids.append(7 + step)
-        check(llama, rows, member.next_logits(rows))
+        for sequence in sequences:
+            sequence.ids.append(7 + step)
+        check(llama, sequences, member.next_logits(sequences))
     assert (member.work.forwards, member.work.ids_rerun) == (before[0] + 8, before[1])
     assert [b.data_ptr() for b in buffers(member)] == held
 
@@ -251,34 +251,35 @@ def test_the_steady_state_is_one_forward_without_copies(llama):
 @torch.inference_mode()
 @pytest.mark.parametrize("much", [20, 64])
 def test_padding_is_bounded(llama, much):
-    """One row with much to run does not make fifteen others run as much; one with a little does not cost a forward."""
+    """One sequence with much to run does not make fifteen others run as much; one with a little does not cost a
+    forward."""
     member = member_of(llama)
-    rows = started(member, *(made_up(9, i) for i in range(15)), made_up(8, 99))
-    rows[-1].ids += made_up(much, 3)
-    for row in rows[:-1]:
-        row.ids.append(4)
+    sequences = started(member, *(made_up(9, i) for i in range(15)), made_up(8, 99))
+    sequences[-1].ids += made_up(much, 3)
+    for sequence in sequences[:-1]:
+        sequence.ids.append(4)
     before = member.work.forwards
-    check(llama, rows, member.next_logits(rows))
+    check(llama, sequences, member.next_logits(sequences))
     assert member.work.forwards == before + 2
     assert member.work.ids_rerun < 40
-    rows[0].ids += [8, 9]
-    member.next_logits(rows)
+    sequences[0].ids += [8, 9]
+    member.next_logits(sequences)
     assert member.work.forwards == before + 3
 
 
 @torch.inference_mode()
 def test_rows_that_leave_give_their_memory_back(llama):
     member = member_of(llama)
-    rows = started(member, *(made_up(5 + 3 * i, i) for i in range(12)), made_up(90, 50))
+    sequences = started(member, *(made_up(5 + 3 * i, i) for i in range(12)), made_up(90, 50))
     most = buffers(member)[0].shape
     assert most[0] >= 13
     assert most[2] >= 90
-    for row in rows[1:-1:2] + rows[-1:] + rows[2:-1:2]:
-        row.release()
-    rows[0].ids.append(9)
-    check(llama, rows[:1], member.next_logits(rows[:1]))
+    for sequence in sequences[1:-1:2] + sequences[-1:] + sequences[2:-1:2]:
+        sequence.release()
+    sequences[0].ids.append(9)
+    check(llama, sequences[:1], member.next_logits(sequences[:1]))
     assert buffers(member)[0].shape[0] <= 4
-    rows[0].release()
+    sequences[0].release()
     assert buffers(member) == []
     check(llama, started(member, [5, 6, 7]), plain(llama, [5, 6, 7])[-1:])
 
@@ -286,32 +287,32 @@ def test_rows_that_leave_give_their_memory_back(llama):
 @torch.inference_mode()
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_nothing_of_another_row_is_read(llama, place):
-    """What a row that went wrong leaves behind is not a number, which no mask would hide."""
+    """What a sequence that went wrong leaves behind is not a number, which no mask would hide."""
     member = member_of(llama)
-    rows = started(member, *(made_up(n, n) for n in (40, 4, 50, 6)))
-    bad = rows.pop(place)
+    sequences = started(member, *(made_up(n, n) for n in (40, 4, 50, 6)))
+    bad = sequences.pop(place)
     for held in buffers(member):
         held[bad.cache.index, :, : len(bad.ids)] = float("nan")
     bad.release()
-    rows.append(IdsRow(made_up(3, 5)))
+    sequences.append(IdsRow(made_up(3, 5)))
     for step in range(3):
-        check(llama, rows, member.next_logits(rows))
-        for row in rows:
-            row.ids.append(4 + step)
+        check(llama, sequences, member.next_logits(sequences))
+        for sequence in sequences:
+            sequence.ids.append(4 + step)
 
 
 @torch.inference_mode()
 def test_a_forward_that_fails_is_made_up_for(llama, monkeypatch):
     member = member_of(llama)
-    rows = started(member, made_up(12, 1), made_up(7, 2), made_up(9, 3))
-    rows[0].rewrite(5, [4, 5])
-    rows[2].ids.append(6)
+    sequences = started(member, made_up(12, 1), made_up(7, 2), made_up(9, 3))
+    sequences[0].rewrite(5, [4, 5])
+    sequences[2].ids.append(6)
     with monkeypatch.context() as patch:
         patch.setattr(llama.model.layers[1].mlp, "forward", lambda states: states + states.new_zeros(3))
         with pytest.raises(RuntimeError):
-            member.next_logits(rows[::2])
-    check(llama, rows, member.next_logits(rows))
-    check(llama, [row := IdsRow(made_up(12, 1) + [3] * 5)], member.next_logits([row]))
+            member.next_logits(sequences[::2])
+    check(llama, sequences, member.next_logits(sequences))
+    check(llama, [sequence := IdsRow(made_up(12, 1) + [3] * 5)], member.next_logits([sequence]))
 
 
 def test_rows_are_freed_from_any_thread_while_others_run(llama):
@@ -321,8 +322,8 @@ def test_rows_are_freed_from_any_thread_while_others_run(llama):
         keep, *leaving = started(member, *texts)
 
     def free():
-        for row in leaving:
-            row.release()
+        for sequence in leaving:
+            sequence.release()
 
     thread = threading.Thread(target=free)
     with torch.inference_mode():
@@ -361,24 +362,24 @@ def test_a_slot_outlives_neither_its_row_nor_a_second_release(llama):
 
 @torch.inference_mode()
 def test_a_shared_beginning_is_copied(llama):
-    """Logits are those of computing it, and afterwards the rows do not disturb each other."""
+    """Logits are those of computing it, and afterwards the sequences do not disturb each other."""
     member = member_of(llama)
     beginning = made_up(40, 1)
     first = IdsRow(beginning + made_up(5, 2))
     while member.prefill(first, 16):
         pass
     assert (member.work.ids_run, member.work.ids_copied) == (43, 0)
-    rows = [first, IdsRow(beginning + made_up(9, 3)), IdsRow(beginning[:20]), IdsRow(beginning[:15])]
-    assert member.prefill(rows[1], 4) == 4
+    sequences = [first, IdsRow(beginning + made_up(9, 3)), IdsRow(beginning[:20]), IdsRow(beginning[:15])]
+    assert member.prefill(sequences[1], 4) == 4
     assert (member.work.ids_run, member.work.ids_copied) == (47, 40)
-    check(llama, rows, member.next_logits(rows))
+    check(llama, sequences, member.next_logits(sequences))
     assert member.work.ids_copied == 40 + 18
     first.rewrite(30, made_up(3, 7))
-    check(llama, rows[:1], member.next_logits(rows[:1]))
-    for row in rows:
-        row.rewrite(1, made_up(2, 8))
+    check(llama, sequences[:1], member.next_logits(sequences[:1]))
+    for sequence in sequences:
+        sequence.rewrite(1, made_up(2, 8))
     first.release()
-    check(llama, rows[1:], member.next_logits(rows[1:]))
+    check(llama, sequences[1:], member.next_logits(sequences[1:]))
     # What `first` had changed is no beginning any more.
     late = IdsRow([*beginning, 5, 6, 7])
     check(llama, [late], member.next_logits([late]))
@@ -389,8 +390,8 @@ def test_a_shared_beginning_is_copied(llama):
 def test_prompts_that_begin_alike_are_run_once_in_one_call(llama):
     member = member_of(llama)
     beginning = made_up(48, 1)
-    rows = [IdsRow(beginning + made_up(3, n)) for n in range(4)]
-    check(llama, rows, member.next_logits(rows))
+    sequences = [IdsRow(beginning + made_up(3, n)) for n in range(4)]
+    check(llama, sequences, member.next_logits(sequences))
     assert member.work.ids_copied == 3 * 48
     assert member.work.ids_run == 48 + 4 * 3
 
@@ -401,14 +402,14 @@ def test_bfloat16(name):
     model = build(name, dtype=torch.bfloat16)
     member = member_of(model)
     assert member.batching == "ragged"
-    rows = [IdsRow(made_up(n, n)) for n in (3, 17, 30)]
+    sequences = [IdsRow(made_up(n, n)) for n in (3, 17, 30)]
     for step in range(5):
-        logits = member.next_logits(rows)
-        expected = torch.stack([plain(model, row.ids)[-1] for row in rows])
+        logits = member.next_logits(sequences)
+        expected = torch.stack([plain(model, sequence.ids)[-1] for sequence in sequences])
         assert logits.dtype == torch.float32
         assert float((logits - expected).norm() / expected.norm()) < 0.03
-        for row in rows:
-            row.rewrite(step % 2, [5 + step] * (1 + step % 3))
+        for sequence in sequences:
+            sequence.rewrite(step % 2, [5 + step] * (1 + step % 3))
 
 
 def test_a_cache_is_given_by_the_name_that_a_model_has_for_it():
@@ -450,6 +451,6 @@ def test_a_configuration_that_lies_about_the_window_is_found_out(said, true):
     member = member_of(model)
     works = said is not None and true is None  # one of the readings is that there is no window
     assert (member.batching == "ragged") == works
-    rows = [IdsRow(made_up(n, n)) for n in (85, 17)]
+    sequences = [IdsRow(made_up(n, n)) for n in (85, 17)]
     with torch.inference_mode():
-        check(model, rows, member.next_logits(rows))
+        check(model, sequences, member.next_logits(sequences))

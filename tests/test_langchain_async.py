@@ -9,7 +9,7 @@ import time
 
 import pytest
 from langchain_parts import MODELS, WAYS, Recorder, said, text_of
-from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, rows_held
+from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, sequences_held
 
 from deepen_core.errors import ClosedError, MemberError
 from deepen_integrations import engines
@@ -114,7 +114,7 @@ class Interrupted(Serving):
     def check_it_ends_within_two_steps(self, llm):
         forwards = len(self.member.forwards)
         self.member.permits.release(2)
-        eventually(lambda: rows_held(self.ensemble) == 0)
+        eventually(lambda: sequences_held(self.ensemble) == 0)
         assert len(self.member.forwards) <= forwards + 2
         self.member.permits.release(10_000)
         assert llm.invoke(PROMPT, max_new_tokens=4)
@@ -205,7 +205,7 @@ async def test_an_engine_error_comes_through_at_once(load, kind, way):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble, 1)
 
-        def fail(rows):
+        def fail(sequences):
             if len(member.forwards) == 4:
                 raise MemberError("out of memory")
 
@@ -217,7 +217,7 @@ async def test_an_engine_error_comes_through_at_once(load, kind, way):
             await text_of(llm, way, PROMPT, {"callbacks": [recorder]})
         assert time.perf_counter() - start < 1
         assert len(recorder.errors) == 1
-        member.fail = lambda rows: None
+        member.fail = lambda sequences: None
         assert llm.invoke(PROMPT, max_new_tokens=4)
 
 

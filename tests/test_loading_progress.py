@@ -25,8 +25,8 @@ STEPS = [
     "comparing vocabularies",
     "alpha: loading weights",
     "beta: loading weights",
-    "alpha: trying how it runs several rows",
-    "beta: trying how it runs several rows",
+    "alpha: trying how it runs several sequences",
+    "beta: trying how it runs several sequences",
     "alpha: calibrating",
     "beta: calibrating",
     "alpha: looking up kept rows",
@@ -207,7 +207,7 @@ def test_a_member_that_is_never_run_is_not_tried(models, trials, monkeypatch):
     with pytest.warns(CompatibilityWarning) as said:
         ensemble = Ensemble.load(models, weights=[1, 0], device="cpu", progress=False)
     with ensemble:
-        assert [m.batching.partition(":")[0] for m in ensemble.info.members] == ["one row at a time", "never run"]
+        assert [m.batching.partition(":")[0] for m in ensemble.info.members] == ["one sequence at a time", "never run"]
         ensemble.generate("The dog", max_new_tokens=3)
     assert set(trials) == {"GPT2LMHeadModel"}
     assert [str(w.message)[:15] for w in said] == ["Member 'alpha' "]
@@ -262,7 +262,9 @@ def test_members_that_run_one_row_at_a_time_are_warned_of(models, monkeypatch):
         messages = [str(w.message) for w in said]
         assert messages == ensemble.info.warnings
         for name, message in zip(["alpha", "beta"], messages, strict=True):
-            assert message.startswith(f"Member {name!r} runs one row at a time: its logits are shy. In it the requests")
+            assert message.startswith(
+                f"Member {name!r} runs one sequence at a time: its logits are shy. In it the requests"
+            )
             assert "a batch of 8 is no faster than 8 calls" in message
             assert message.endswith("take another model in its place.")
     assert {w.filename for w in said} == {__file__}
@@ -284,7 +286,7 @@ def test_a_state_space_model_is_warned_of_with_what_it_costs(tmp_path, folders):
     tokenizer.save_pretrained(tmp_path / "mamba")
     with pytest.warns(
         CompatibilityWarning,
-        match=r"Member 'mamba' runs one row at a time: .*, so its whole text is run again for every token\. In it the",
+        match=r"Member .mamba. runs one sequence at a time: .*, so its whole text is run again for every token\. In it",
     ):
         ensemble = Ensemble.load([folders["alpha"], tmp_path / "mamba"], device="cpu", progress=False)
     with ensemble:

@@ -5,7 +5,7 @@ import torch
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import CompatibilityWarning, ModelFilesError
-from deepen_core.members.base import MemberRow
+from deepen_core.members.base import MemberSequence
 
 PROMPT = "The quick brown fox"
 
@@ -70,14 +70,14 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
     with pytest.warns(CompatibilityWarning, match="its state cannot be shortened"):
         ensemble = Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu")
     with ensemble:
-        row = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
+        sequence = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
         for _ in range(10):
-            ensemble._decoder.step([row])
+            ensemble._decoder.step([sequence])
         with torch.inference_mode():
-            found = ensemble._members[1].next_logits([row.sides[1]])[0]
-            fresh = ensemble._members[1].model(torch.tensor([row.sides[1].ids])).logits[0, -1]
+            found = ensemble._members[1].next_logits([sequence.member_sequences[1]])[0]
+            fresh = ensemble._members[1].model(torch.tensor([sequence.member_sequences[1].ids])).logits[0, -1]
         torch.testing.assert_close(found, fresh)
-        assert row.sides[1].tokens_run > 0
+        assert sequence.member_sequences[1].tokens_run > 0
 
 
 def test_prefill_in_pieces_gives_the_same_logits(pair):
@@ -85,17 +85,17 @@ def test_prefill_in_pieces_gives_the_same_logits(pair):
     member = pair._members[0]
     prompt = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog. The dog sleeps;")
     with torch.inference_mode():
-        whole = MemberRow(prompt, member.tokenizer, speaks=True)
+        whole = MemberSequence(prompt, member.tokenizer, is_main=True)
         expected = member.next_logits([whole])
-        whole.release()  # the next row would take over what it holds
+        whole.release()  # the next sequence would take over what it holds
         for limit in (1, 2, 7, 1000):
-            row = MemberRow(prompt, member.tokenizer, speaks=True)
+            sequence = MemberSequence(prompt, member.tokenizer, is_main=True)
             run = []
-            while n := member.prefill(row, limit):
+            while n := member.prefill(sequence, limit):
                 run.append(n)
             assert max(run) <= limit
-            assert sum(run) == len(row.ids) - 2
-            assert row.pending == 2
-            torch.testing.assert_close(member.next_logits([row]), expected)
-            torch.testing.assert_close(row.logits_before, whole.logits_before)
-            row.release()
+            assert sum(run) == len(sequence.ids) - 2
+            assert sequence.pending == 2
+            torch.testing.assert_close(member.next_logits([sequence]), expected)
+            torch.testing.assert_close(sequence.logits_before, whole.logits_before)
+            sequence.release()

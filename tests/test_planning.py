@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from deepen_core import Ensemble
 from deepen_core.demo import documents
-from deepen_core.engine.frontend import Asking
+from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.errors import ContextWindowError
 from deepen_core.members.context_budget import added_tokens, fertility
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -67,8 +67,8 @@ def filled(ensemble, words, tokens):
 
 
 WORDS = " ".join(document.text for document in documents()[:8]).split()
-CODE = inspect.getsource(Asking).split("\n")
-CODE_BLOCKS = inspect.getsource(Asking).split("\n\n")
+CODE = inspect.getsource(GenerationAPI).split("\n")
+CODE_BLOCKS = inspect.getsource(GenerationAPI).split("\n\n")
 
 
 @pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")

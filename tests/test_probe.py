@@ -12,7 +12,7 @@ HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def rough(model, dtype, layers_of_noise=3.0):
-    """Lets a model round as real ones do: each product is off by what depends on how many rows and ids it is of.
+    """Lets a model round as real ones do: each product is off by what depends on how many sequences and ids it is of.
 
     Kernels of other shapes add up in another order. In tiny models that is next to nothing, and in deep ones it grows
     until logits are off by as much as a wrong mask may make them.

@@ -21,7 +21,7 @@ def whole(rows, tokens, rest):
 def test_rows_equal_the_dense_matrix():
     (space, _) = spaces()
     rows = space.rows(torch.arange(MAIN))
-    torch.testing.assert_close(whole(rows, MAIN, space.rest).float(), space.dense(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole(rows, MAIN, space.tail).float(), space.dense(), atol=1e-6, rtol=0)
     assert float(rows.spread.max()) == 0.0  # all entries are kept
 
 
@@ -60,9 +60,9 @@ def test_a_row_so_sharp_that_its_entries_underflow_names_anchors_only(column):
     ids = torch.tensor([1, 2, 3])
     rows = space.rows(ids)
     assert int(rows.index.max()) < space.anchors
-    assert torch.equal(space.rests(ids), torch.zeros(3, 3))
+    assert torch.equal(space.exact_tails(ids), torch.zeros(3, 3))
     probs = torch.tensor([[0.5, 0.2, 0.3]])
-    token_rows = TokenRows(space.rows(ids[None]), space.rest, space.self_mass)
+    token_rows = TokenRows(space.rows(ids[None]), space.tail, space.self_mass)
     padded = torch.cat([probs, torch.zeros(1, space.anchors + 3)], dim=-1)
     torch.testing.assert_close(token_rows.project(padded)[0, :3], probs[0])
     torch.testing.assert_close(token_rows.lift(torch.ones(1, space.anchors + 2))[0, :3], torch.ones(3))
@@ -81,11 +81,11 @@ def test_rows_built_while_decoding_can_be_added_to_outside_of_it(first):
     assert torch.equal(mine.rows(torch.tensor([5, 6])).value, theirs.rows(torch.tensor([5, 6])).value)
 
 
-def test_rows_looked_at_closely_are_whole():
+def test_rows_looked_at_exact_tail_are_whole():
     (space, _), random = spaces(entries=7, temperature=10.0), torch.Generator().manual_seed(5)
     ids = torch.randperm(MAIN - 5, generator=random)[None, :20]
     places = torch.tensor([2, 7, 11])
-    rows = TokenRows(space.rows(ids), space.rest, 0.9, (places, space.rests(ids[0, places])))
+    rows = TokenRows(space.rows(ids), space.tail, 0.9, (places, space.exact_tails(ids[0, places])))
     dense = space.dense()[ids[0, places]]
     for place, whole_row in zip(places, dense, strict=True):
         one = torch.zeros(1, 20 + ANCHORS + 3).index_fill(1, place, 1.0)
@@ -173,5 +173,5 @@ def test_the_rest_is_what_rows_have_below_their_entries():
     (space, _) = spaces(entries=7, temperature=10.0)
     dense = space.dense()[:ANCHORS, :ANCHORS]
     below = dense.scatter(-1, dense.topk(7).indices, 0.0).sum(0)
-    torch.testing.assert_close(space.rest, below / below.sum())
+    torch.testing.assert_close(space.tail, below / below.sum())
     torch.testing.assert_close(spaces()[0].rest, torch.full((ANCHORS,), 1 / ANCHORS))

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from deepen_core.chat.messages import Markup
+from deepen_core.chat.messages import TrustedMarkup
 from deepen_core.config import SamplingParams
 from deepen_core.constraints.matcher import Constraints
 from deepen_core.errors import PromptError, SamplingError
@@ -102,12 +102,12 @@ TOOLS = [ADD, NOW, SAY, TREE]
     ],
 )
 def test_each_choice_of_tools_is_enforced(verdict, choice, text, expected):
-    assert verdict(ReplyForm.of(TOOLS, choice), text) == expected
+    assert verdict(ReplyForm.from_openai(TOOLS, choice), text) == expected
 
 
 @pytest.mark.parametrize("choice", ["none", False])
 def test_without_a_choice_an_answer_is_free(choice):
-    form = ReplyForm.of(TOOLS, choice)
+    form = ReplyForm.from_openai(TOOLS, choice)
     assert form.is_text
     assert form.params(SamplingParams(stop=["x"]), "never") == SamplingParams(stop=["x"])
     assert parse_reply(call("now"), form.parser("never")).text == call("now")
@@ -119,33 +119,33 @@ def test_without_a_choice_an_answer_is_free(choice):
 )
 def test_several_calls_only_where_they_may_be(verdict, parallel, choice, several):
     twice = call("now") + "\n" + call("now")
-    assert verdict(ReplyForm.of(TOOLS, choice, parallel), twice) == ("whole" if several else "no")
+    assert verdict(ReplyForm.from_openai(TOOLS, choice, parallel), twice) == ("whole" if several else "no")
 
 
 def test_a_model_that_is_lost_does_not_call_for_ever(verdict):
-    form = ReplyForm.of(TOOLS, "any")
+    form = ReplyForm.from_openai(TOOLS, "any")
     assert verdict(form, "\n".join([call("now")] * MOST_CALLS)) == "whole"
     assert verdict(form, "\n".join([call("now")] * (MOST_CALLS + 1))) == "no"
 
 
 def test_an_object_in_place_of_a_text(verdict):
-    assert verdict(ReplyForm.of(response_format=OBJECT), '{"ok": true}') == "whole"
-    assert verdict(ReplyForm.of(response_format=OBJECT), "ok") == "no"
-    assert verdict(ReplyForm.of(response_format={"type": "json_object"}), '{"a": [1, null]}') == "whole"
-    assert verdict(ReplyForm.of(response_format={"type": "json_object"}), "[1]") == "no"
-    both = ReplyForm.of(TOOLS, "auto", response_format=OBJECT)
+    assert verdict(ReplyForm.from_openai(response_format=OBJECT), '{"ok": true}') == "whole"
+    assert verdict(ReplyForm.from_openai(response_format=OBJECT), "ok") == "no"
+    assert verdict(ReplyForm.from_openai(response_format={"type": "json_object"}), '{"a": [1, null]}') == "whole"
+    assert verdict(ReplyForm.from_openai(response_format={"type": "json_object"}), "[1]") == "no"
+    both = ReplyForm.from_openai(TOOLS, "auto", response_format=OBJECT)
     assert verdict(both, '{"ok": false}') == "whole"
     assert verdict(both, call("now")) == "whole"
     assert verdict(both, "Hello.") == "no"
-    assert verdict(ReplyForm.of(TOOLS, "any", response_format=OBJECT), '{"ok": false}') == "no"
-    assert ReplyForm.of(response_format={"type": "text"}).is_text
+    assert verdict(ReplyForm.from_openai(TOOLS, "any", response_format=OBJECT), '{"ok": false}') == "no"
+    assert ReplyForm.from_openai(response_format={"type": "text"}).is_text
 
 
 def test_a_class_is_a_response_format(verdict):
     class Weather(BaseModel):
         degrees: int
 
-    assert verdict(ReplyForm.of(response_format=Weather), '{"degrees": -3}') == "whole"
+    assert verdict(ReplyForm.from_openai(response_format=Weather), '{"degrees": -3}') == "whole"
 
 
 @pytest.mark.parametrize(
@@ -162,21 +162,21 @@ def test_a_class_is_a_response_format(verdict):
     ],
 )
 def test_thoughts_come_before_calls(verdict, thinking, text, expected):
-    assert verdict(ReplyForm.of(TOOLS, "any"), text, thinking) == expected
+    assert verdict(ReplyForm.from_openai(TOOLS, "any"), text, thinking) == expected
 
 
 @pytest.mark.parametrize("thinking", ["never", "optional", "opened"])
 def test_thoughts_come_before_text(verdict, thinking):
     begin = {"never": "", "optional": "<think>", "opened": ""}[thinking]
     thoughts = "" if thinking == "never" else f"{begin}Shall I <tool_call>?</think>"
-    form = ReplyForm.of(TOOLS, "auto")
+    form = ReplyForm.from_openai(TOOLS, "auto")
     for text, expected in [("\n\n\n\nHello.", "whole"), ("Hm: " + call("now"), "whole"), ("<tool_call>x", "no")]:
         assert verdict(form, thoughts + text, thinking) == expected
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\n\n", "\t", "\u2003", "\x1c"])
 def test_what_the_parser_takes_for_a_thought_is_no_call(verdict, blank):
-    form = ReplyForm.of(TOOLS, "auto")
+    form = ReplyForm.from_openai(TOOLS, "auto")
     inside, behind = f"{blank}<think>{call('now')}", f"{blank}<think></think>{call('now')}"
     assert verdict(form, inside, "optional") in {"more", "no"}, "or a call would be lost in the thoughts"
     if verdict(form, behind, "optional") == "whole":
@@ -187,9 +187,9 @@ def test_what_the_parser_takes_for_a_thought_is_no_call(verdict, blank):
 
 def test_stop_strings_cut_texts_only():
     given = SamplingParams(stop=["x"], max_new_tokens=5)
-    assert ReplyForm.of(TOOLS, "auto").params(given, "never").stop == ("x",)
-    assert ReplyForm.of(TOOLS, "any").params(given, "never").stop == ()
-    held = ReplyForm.of(response_format=OBJECT).params(given, "never")
+    assert ReplyForm.from_openai(TOOLS, "auto").params(given, "never").stop == ("x",)
+    assert ReplyForm.from_openai(TOOLS, "any").params(given, "never").stop == ()
+    held = ReplyForm.from_openai(response_format=OBJECT).params(given, "never")
     assert (held.stop, held.max_new_tokens) == ((), 5)
 
 
@@ -221,24 +221,24 @@ def test_stop_strings_cut_texts_only():
 )
 def test_what_is_no_form_is_refused(arguments, message):
     with pytest.raises(SamplingError, match=message):
-        ReplyForm.of(**arguments)
+        ReplyForm.from_openai(**arguments)
 
 
 def test_a_mapping_names_a_tool_whatever_its_name():
     for name in ("none", "auto", "any"):
-        form = ReplyForm.of([tool(name), NOW], {"type": "function", "function": {"name": name}})
+        form = ReplyForm.from_openai([tool(name), NOW], {"type": "function", "function": {"name": name}})
         assert (form.calls, form.named) == ("must", name)
-    assert ReplyForm.of([NOW], {"type": "any"}).calls == "must"
+    assert ReplyForm.from_openai([NOW], {"type": "any"}).calls == "must"
 
 
 def test_a_tool_given_twice_counts_once():
-    assert [tool.name for tool in ReplyForm.of([NOW, ADD, NOW]).tools] == ["now", "add"]
+    assert [tool.name for tool in ReplyForm.from_openai([NOW, ADD, NOW]).tools] == ["now", "add"]
 
 
 def test_two_constraints_are_refused():
     for form, name in [
-        (ReplyForm.of(TOOLS), "tools that may be called"),
-        (ReplyForm.of(response_format=OBJECT), "response_format"),
+        (ReplyForm.from_openai(TOOLS), "tools that may be called"),
+        (ReplyForm.from_openai(response_format=OBJECT), "response_format"),
     ]:
         with pytest.raises(SamplingError, match=f"{name} and regex are given"):
             form.params(SamplingParams(regex="a"), "never")
@@ -246,7 +246,7 @@ def test_two_constraints_are_refused():
 
 def test_a_schema_that_cannot_be_followed_is_refused(constraints):
     odd = tool("odd", {"x": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}})
-    params = ReplyForm.of([odd], "any").params(SamplingParams(), "never")
+    params = ReplyForm.from_openai([odd], "any").params(SamplingParams(), "never")
     with pytest.raises(SamplingError, match=r"properties\.x"):
         constraints.start(params, starts_text=False)
 
@@ -376,7 +376,7 @@ def test_a_conversation_without_tools_stays_as_it_is():
 
 def test_tools_are_told_in_the_system_message():
     for system in [[], [{"role": "system", "content": "Be brief."}]]:
-        told = instructed([*system, {"role": "user", "content": "hi"}], ReplyForm.of([ADD, NOW]))
+        told = instructed([*system, {"role": "user", "content": "hi"}], ReplyForm.from_openai([ADD, NOW]))
         (role, text), user = joined(told)
         assert (role, user) == ("system", ("user", "hi"))
         assert text.startswith("Be brief.\n\n# Tools" if system else "# Tools")
@@ -387,11 +387,11 @@ def test_tools_are_told_in_the_system_message():
 def test_tags_are_markup_and_what_users_wrote_is_not():
     told = instructed(
         [{"role": "user", "content": "hi"}],
-        ReplyForm.of([tool("now", {"x": {"type": "string", "description": "<tool_call>"}})]),
+        ReplyForm.from_openai([tool("now", {"x": {"type": "string", "description": "<tool_call>"}})]),
     )
-    marks = [part for part in told[0]["content"] if isinstance(part, Markup)]
+    marks = [part for part in told[0]["content"] if isinstance(part, TrustedMarkup)]
     assert set(marks) == {"<tools></tools>", "<tools>", "</tools>", "<tool_call>", "</tool_call>"}
-    assert sum("<tool_call>" in part for part in told[0]["content"] if not isinstance(part, Markup)) == 1
+    assert sum("<tool_call>" in part for part in told[0]["content"] if not isinstance(part, TrustedMarkup)) == 1
 
 
 def test_calls_and_results_are_told_as_text():
@@ -429,10 +429,10 @@ def test_what_an_answer_has_to_be_is_told():
     texts = [
         joined(instructed([{"role": "user", "content": "hi"}], form))[0][1]
         for form in (
-            ReplyForm.of([NOW], "any"),
-            ReplyForm.of([NOW, ADD], "now"),
-            ReplyForm.of(response_format=OBJECT),
-            ReplyForm.of([NOW], response_format=OBJECT),
+            ReplyForm.from_openai([NOW], "any"),
+            ReplyForm.from_openai([NOW, ADD], "now"),
+            ReplyForm.from_openai(response_format=OBJECT),
+            ReplyForm.from_openai([NOW], response_format=OBJECT),
         )
     ]
     assert texts[0].endswith("Answer with function calls only.")

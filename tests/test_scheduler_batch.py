@@ -1,4 +1,4 @@
-"""The batch without its thread: whatever joins, leaves and waits, every row's answer is the one it has alone."""
+"""The batch without its thread: whatever joins, leaves and waits, every sequence's answer is the one it has alone."""
 
 import functools
 
@@ -9,7 +9,7 @@ from scheduler_parts import PROMPTS, hook
 
 from deepen_core import SamplingParams
 from deepen_core.engine.handle import Request
-from deepen_core.engine.scheduler import Batch
+from deepen_core.engine.scheduler import Scheduler
 
 OPTIONS = {"max_new_tokens": 6, "ignore_eos": True}
 LONG = "The quick brown fox jumps over the lazy dog. " * 4
@@ -35,7 +35,7 @@ def run_out(batch):
 
 
 def holds_nothing(request):
-    return all(side is None or side.cache is None for side in request.row.sides)
+    return all(side is None or side.cache is None for side in request.sequence.member_sequences)
 
 
 actions = st.one_of(
@@ -48,7 +48,7 @@ actions = st.one_of(
 @settings(max_examples=25, deadline=None)
 @given(plan=st.lists(actions, max_size=14), size=st.integers(1, 4), budget=st.sampled_from([1, 7, 256]))
 def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
-    batch = Batch(pair._decoder, size, budget)
+    batch = Scheduler(pair._decoder, size, budget)
     asked = []
     for action, value in plan:
         if action == "ask":
@@ -58,7 +58,7 @@ def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
         elif action == "step":
             for _ in range(value):
                 batch.step()
-                assert batch.rows_held <= size
+                assert batch.sequences_held <= size
     run_out(batch)
     for prompt, request in asked:
         expected, answer = alone(pair, prompt), request.mail.answer()
@@ -69,7 +69,7 @@ def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
 
 
 def test_first_come_first_admitted(pair):
-    batch = Batch(pair._decoder, 2)
+    batch = Scheduler(pair._decoder, 2)
     requests = [ask(pair, batch, prompt) for prompt in PROMPTS]
     ended = []
     while not batch.idle:
@@ -79,14 +79,14 @@ def test_first_come_first_admitted(pair):
 
 
 def test_a_cancelled_row_is_free_within_two_steps(pair):
-    batch = Batch(pair._decoder, 2, budget=8)
+    batch = Scheduler(pair._decoder, 2, budget=8)
     running, reading = ask(pair, batch, "The dog", max_new_tokens=50), ask(pair, batch, LONG)
     waiting, other = ask(pair, batch, "Once"), ask(pair, batch, "Once upon")
     for _ in range(4):
         batch.step()
     assert not holds_nothing(running)
     assert not holds_nothing(reading)
-    assert batch.rows_held == 2
+    assert batch.sequences_held == 2
     for request in (running, reading, waiting):
         request.cancelled = True
     batch.step()
@@ -100,24 +100,24 @@ def test_a_cancelled_row_is_free_within_two_steps(pair):
 
 
 def test_a_long_prompt_does_not_stall_running_rows(load):
-    """While it is read, in pieces within the budget, every running row gets a token at every step."""
+    """While it is read, in pieces within the budget, every running sequence gets a token at every step."""
     with load("alpha", "beta") as ensemble:
         members = [hook(ensemble, 0), hook(ensemble, 1)]
-        batch = Batch(ensemble._decoder, 8, budget=16)
+        batch = Scheduler(ensemble._decoder, 8, budget=16)
         running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:3]]
-        while not all(r.row.token_ids for r in running):
+        while not all(r.sequence.token_ids for r in running):
             batch.step()
         long = ask(ensemble, batch, LONG)
         steps = 0
-        while not long.row.token_ids:
-            before = [len(r.row.token_ids) for r in running]
+        while not long.sequence.token_ids:
+            before = [len(r.sequence.token_ids) for r in running]
             for member in members:
                 member.prefills.clear()
             batch.step()
             steps += 1
-            assert [len(r.row.token_ids) for r in running] == [n + 1 for n in before]
+            assert [len(r.sequence.token_ids) for r in running] == [n + 1 for n in before]
             assert all(sum(member.prefills) <= 16 for member in members)
-        assert steps >= long.row.main_side.prompt_tokens // 16
+        assert steps >= long.sequence.main_sequence.prompt_tokens // 16
         for request in running:
             request.cancelled = True
         run_out(batch)
@@ -128,9 +128,9 @@ def test_a_long_prompt_does_not_stall_running_rows(load):
 def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, long, most):
     """Up to four times the budget: larger pieces are read faster, and hold up few."""
     with load("alpha", "beta") as ensemble:
-        alpha, batch = hook(ensemble, 0), Batch(ensemble._decoder, 16, budget=8)
-        rows = [ask(ensemble, batch, prompt, max_new_tokens=100).row for prompt in PROMPTS[:running]]
-        while not all(row.token_ids for row in rows):
+        alpha, batch = hook(ensemble, 0), Scheduler(ensemble._decoder, 16, budget=8)
+        sequences = [ask(ensemble, batch, prompt, max_new_tokens=100).sequence for prompt in PROMPTS[:running]]
+        while not all(sequence.token_ids for sequence in sequences):
             batch.step()
         for number in range(long):
             ask(ensemble, batch, f"{number}. {LONG}")
@@ -142,7 +142,7 @@ def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, lon
 
 def test_neither_short_nor_long_prompts_starve(pair):
     """Short prompts that keep coming pass a long one, which is read all the same."""
-    batch = Batch(pair._decoder, 8, budget=8)
+    batch = Scheduler(pair._decoder, 8, budget=8)
     long = ask(pair, batch, LONG, max_new_tokens=1)
     batch.step()
     short = ask(pair, batch, "The quick brown fox jumps over", max_new_tokens=1)
@@ -150,7 +150,7 @@ def test_neither_short_nor_long_prompts_starve(pair):
     while not short.mail.ended():
         batch.step()
         steps += 1
-    assert not long.row.token_ids
+    assert not long.sequence.token_ids
     assert steps < 8
     steps = 0
     while not long.mail.ended():
@@ -162,17 +162,17 @@ def test_neither_short_nor_long_prompts_starve(pair):
 
 def test_an_equal_prompt_waits_for_the_one_being_read(pair):
     """So that what it shares can be copied; prompts that share nothing do not wait."""
-    batch = Batch(pair._decoder, 8, budget=8)
+    batch = Scheduler(pair._decoder, 8, budget=8)
     more = LONG + "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14"  # so that the second has less left
     first, second = ask(pair, batch, more), ask(pair, batch, LONG)
-    while first.row.pending > 90:
+    while first.sequence.pending > 90:
         batch.step()
-        assert not second.row.begun
+        assert not second.sequence.begun
     other = ask(pair, batch, "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14 + 2.71 = 5.85;")
     batch.step()
     batch.step()
-    assert other.row.begun
-    assert not second.row.begun
+    assert other.sequence.begun
+    assert not second.sequence.begun
     run_out(batch)
     assert first.mail.answer().token_ids == alone(pair, more)
     assert second.mail.answer().token_ids == alone(pair, LONG)
@@ -181,7 +181,7 @@ def test_an_equal_prompt_waits_for_the_one_being_read(pair):
 def test_short_prompts_are_run_with_the_first_step(load):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble, 0)
-        batch = Batch(ensemble._decoder, 8)
+        batch = Scheduler(ensemble._decoder, 8)
         for prompt in PROMPTS[:2]:
             ask(ensemble, batch, prompt, max_new_tokens=2)
         batch.step()
@@ -191,17 +191,17 @@ def test_short_prompts_are_run_with_the_first_step(load):
 
 
 def test_a_timeout_counts_in_the_queue(pair):
-    batch = Batch(pair._decoder, 1)
+    batch = Scheduler(pair._decoder, 1)
     running, waiting = ask(pair, batch, "The dog", max_new_tokens=20), ask(pair, batch, "Once", timeout=3600)
     batch.step()
     batch.step()
-    waiting.row.submitted -= 3600
+    waiting.sequence.submitted -= 3600
     batch.step()
     answer = waiting.mail.answer()
     assert (answer.finish_reason, answer.text) == ("timeout", "")
     assert answer.timings.queue_s >= 3600
     assert not running.mail.ended()
-    running.row.submitted -= 3600
+    running.sequence.submitted -= 3600
     run_out(batch)
     assert running.mail.answer().finish_reason == "length"
 
@@ -209,7 +209,7 @@ def test_a_timeout_counts_in_the_queue(pair):
 def test_abandoned_requests_are_told(pair):
     from deepen_core.engine.worker import closed_error
 
-    batch = Batch(pair._decoder, 1)
+    batch = Scheduler(pair._decoder, 1)
     requests = [ask(pair, batch, prompt) for prompt in PROMPTS[:3]]
     batch.step()
     batch.abandon(closed_error)

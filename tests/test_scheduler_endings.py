@@ -4,7 +4,7 @@ import asyncio
 import gc
 
 import pytest
-from scheduler_parts import ENDLESS, OPTIONS, PROMPT, Serving, eventually, rows_held
+from scheduler_parts import ENDLESS, OPTIONS, PROMPT, Serving, eventually, sequences_held
 
 from deepen_core.errors import (
     DeepenError,
@@ -24,8 +24,8 @@ class TestBreakingOff(Serving):
             member.permits.release(steps)
 
         yield ensemble, more
-        eventually(lambda: rows_held(ensemble) == 0)
-        assert ensemble._scheduler._batch.idle
+        eventually(lambda: sequences_held(ensemble) == 0)
+        assert ensemble._worker._batch.idle
 
     def test_cancel(self, begun):
         ensemble, more = begun
@@ -76,7 +76,7 @@ class TestBreakingOff(Serving):
     def test_a_stream_that_never_begins_costs_nothing(self, begun):
         ensemble, _ = begun
         stream = ensemble.stream(PROMPT, **ENDLESS)
-        assert ensemble._scheduler._thread is None
+        assert ensemble._worker._thread is None
         stream.close()
 
     @pytest.mark.parametrize("ending", ["aclose", "cancel", "break", "wait_for"])
@@ -146,7 +146,7 @@ class TestBreakingOff(Serving):
 
         more(2)
         with monkeypatch.context() as patch:
-            patch.setattr("deepen_core.engine.output_queue.Mailbox.wait", interrupted)
+            patch.setattr("deepen_core.engine.output_queue.OutputQueue.wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 ensemble.generate(PROMPT, **ENDLESS)
         more()
@@ -167,7 +167,7 @@ class TestDeadlines(Serving):
         handle = ensemble.submit(PROMPT, timeout=3600, **ENDLESS)
         member.permits.release(4)
         eventually(lambda: len(member.forwards) == 4)
-        handle._request.row.submitted -= 3600
+        handle._request.sequence.submitted -= 3600
         member.permits.release(2)
         answer = handle.result(timeout=30)
         assert answer.finish_reason == "timeout"

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from scheduler_parts import FAILING, PROMPTS, fails_at, hook, rows_held
+from scheduler_parts import FAILING, PROMPTS, fails_at, hook, sequences_held
 
 from deepen_core.errors import DecodingError, MemberError, NonFiniteLogitsError
 
@@ -24,13 +24,13 @@ def ensemble(load):
 
 
 def spoils(member, prompt, value):
-    """A `spoil` hook that puts a value into the logits of one prompt's rows."""
+    """A `spoil` hook that puts a value into the logits of one prompt's sequences."""
     marked = fails_at(member, prompt, StopIteration())
 
-    def spoil(rows, logits):
-        for row, found in zip(rows, logits, strict=True):
+    def spoil(sequences, logits):
+        for sequence, found in zip(sequences, logits, strict=True):
             try:
-                marked([row])
+                marked([sequence])
             except StopIteration:
                 found[3] = value
         return logits
@@ -40,9 +40,9 @@ def spoils(member, prompt, value):
 
 def ask_together(ensemble, prompts, **options):
     """Handles of requests that are decoded in one batch."""
-    scheduler = ensemble._scheduler
-    rows = [ensemble._decoder.start(p, ensemble_params(**options)) for p in prompts]
-    return scheduler.submit(rows, ensemble)
+    scheduler = ensemble._worker
+    sequences = [ensemble._decoder.start(p, ensemble_params(**options)) for p in prompts]
+    return scheduler.submit(sequences, ensemble)
 
 
 def ensemble_params(**options):
@@ -66,8 +66,8 @@ def test_the_failing_request_alone_is_told(ensemble, error, number, tokens):
             handle.result()
         assert handle.done
     assert [h.result().text for h in others] == [e.text for e in expected]
-    assert rows_held(ensemble) == 0
-    member.fail = lambda rows: None
+    assert sequences_held(ensemble) == 0
+    member.fail = lambda sequences: None
     assert ensemble.generate(FAILING, **OPTIONS).token_ids
 
 
@@ -78,7 +78,7 @@ def test_the_error_says_the_way_out(ensemble):
         with pytest.raises(MemberError, match=rf"MemoryError: no room\. Lower max_batch_size.*{message}") as caught:
             ensemble.generate(FAILING, **OPTIONS)
         assert isinstance(caught.value.__cause__, MemoryError)
-        member.fail = lambda rows: None
+        member.fail = lambda sequences: None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -111,8 +111,8 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     assert alpha.forwards == [2] * OPTIONS["max_new_tokens"], "both are decoded together all the same"
 
     asked = []
-    beta.fail = lambda rows: (
-        asked.append(len(rows)) or (len(asked) > 3 and fails_at(beta, FAILING, ValueError("x"))(rows))
+    beta.fail = lambda sequences: (
+        asked.append(len(sequences)) or (len(asked) > 3 and fails_at(beta, FAILING, ValueError("x"))(sequences))
     )
     late = ensemble.generate(FAILING, on_member_error="drop", **OPTIONS)
     assert late.token_ids[:3] == together.token_ids[:3]
@@ -127,11 +127,11 @@ def test_an_error_holds_nothing_of_the_forward(ensemble, prompts):
     beta, held = hook(ensemble, 1), []
     fails = fails_at(beta, FAILING, torch.OutOfMemoryError("no room"))
 
-    def fail(rows):
+    def fail(sequences):
         assert all(reference() is None for reference in held), "the next forward finds the last one's tensors"
         computed = torch.zeros(10)
         held.append(weakref.ref(computed))
-        fails(rows)
+        fails(sequences)
 
     beta.fail = fail
     handle, *_ = ask_together(ensemble, prompts)
@@ -162,8 +162,8 @@ def test_a_failure_while_the_prompt_is_read(ensemble):
     expected = ensemble.generate(PROMPTS[0], **OPTIONS)
     beta = hook(ensemble, 1)
 
-    def fail(rows):
-        if rows[0].pending > 40:
+    def fail(sequences):
+        if sequences[0].pending > 40:
             raise RuntimeError("a kernel broke")
 
     beta.fail = fail
@@ -176,7 +176,7 @@ def test_a_failure_while_the_prompt_is_read(ensemble):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_forward_that_broke_off_half_way_leaves_no_trace(ensemble, number, request):
-    """It has written to the caches of all rows before it fails; the others' answers are the serial ones."""
+    """It has written to the caches of all sequences before it fails; the others' answers are the serial ones."""
     expected = ensemble.generate(list(PROMPTS), **OPTIONS)
     model, runs, broken = ensemble._members[number].model, [], []
     last_block = (model.transformer.h if number == 0 else model.model.layers)[-1]
@@ -199,9 +199,9 @@ def test_rows_that_fit_into_memory_one_by_one_are_run_in_smaller_groups(ensemble
     expected = ensemble.generate(list(PROMPTS), **OPTIONS)
     beta, failed = hook(ensemble, 1), []
 
-    def fail(rows):
-        if len(rows) > 2:
-            failed.append(len(rows))
+    def fail(sequences):
+        if len(sequences) > 2:
+            failed.append(len(sequences))
             raise torch.OutOfMemoryError("no room")
 
     beta.fail = fail
@@ -212,19 +212,19 @@ def test_rows_that_fit_into_memory_one_by_one_are_run_in_smaller_groups(ensemble
 
 
 def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
-    """Fusion runs all rows at once; the one at fault is found."""
+    """Fusion runs all sequences at once; the one at fault is found."""
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)
     fuse, calls = ensemble._fusion.fuse, []
 
     def failing(logprobs, weights, healing):
         calls.append(len(weights))
         if len(weights) > 1 or len(calls) < 4:
-            raise IndexError("a row too many")
+            raise IndexError("a sequence too many")
         return fuse(logprobs, weights, healing)
 
     monkeypatch.setattr(ensemble._fusion, "fuse", failing)
     first, other = ask_together(ensemble, [FAILING, PROMPTS[1]])
-    with pytest.raises(DecodingError, match="failed at token 1 of the answer: IndexError: a row too many"):
+    with pytest.raises(DecodingError, match="failed at token 1 of the answer: IndexError: a sequence too many"):
         first.result()
     assert calls[:3] == [2, 1, 1]
     with pytest.raises(DecodingError, match="token 1 of the answer"):

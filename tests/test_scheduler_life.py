@@ -35,10 +35,10 @@ class TestLife(Serving):
     def test_an_idle_worker_sleeps(self, load):
         with load("alpha", "beta") as ensemble:
             ensemble.generate(PROMPT, **OPTIONS)
-            ensemble._scheduler.call(time.thread_time).result()
-            busy = ensemble._scheduler.call(time.thread_time).result()
+            ensemble._worker.call(time.thread_time).result()
+            busy = ensemble._worker.call(time.thread_time).result()
             time.sleep(0.3)
-            assert ensemble._scheduler.call(time.thread_time).result() - busy < 0.01
+            assert ensemble._worker.call(time.thread_time).result() - busy < 0.01
 
     @pytest.mark.parametrize("waiting", [1, 6])
     def test_close_ends_requests(self, load, waiting, workers):
@@ -73,7 +73,7 @@ class TestLife(Serving):
     def test_close_on_the_worker(self, load, workers):
         """As a destructor that happens to run there would."""
         ensemble = load("alpha", "beta")
-        ensemble._scheduler.call(ensemble.close).result()
+        ensemble._worker.call(ensemble.close).result()
         eventually(lambda: workers() == set())
 
     def test_close_while_a_task_waits(self, load):
@@ -91,7 +91,7 @@ class TestLife(Serving):
     def test_a_dropped_ensemble_ends_its_worker_and_frees_its_models(self, load, workers):
         ensemble = load("alpha", "beta")
         ensemble.generate(PROMPT, **OPTIONS)
-        ensemble._scheduler.call(partial(id, ensemble)).result()
+        ensemble._worker.call(partial(id, ensemble)).result()
         model = weakref.ref(ensemble._members[0].model)
         del ensemble
         gc.collect()
@@ -118,13 +118,13 @@ class TestLife(Serving):
 
     def test_a_request_that_comes_while_the_worker_ends_is_told(self, load, monkeypatch):
         ensemble = load("alpha", "beta")
-        start = ensemble._scheduler._start
+        start = ensemble._worker._start
 
         def start_and_end():
             start()
             ensemble.close()
 
-        monkeypatch.setattr(ensemble._scheduler, "_start", start_and_end)
+        monkeypatch.setattr(ensemble._worker, "_start", start_and_end)
         with pytest.raises(ClosedError):
             ensemble.generate(PROMPT)
 
@@ -156,7 +156,7 @@ class TestLife(Serving):
         def breaks(_):
             raise SystemExit("the end")
 
-        monkeypatch.setattr("deepen_core.engine.scheduler.Batch._admit", breaks)
+        monkeypatch.setattr("deepen_core.engine.scheduler.Scheduler._admit", breaks)
         handle = ensemble.submit(PROMPT, **OPTIONS)
         said = r"has broken down: SystemExit: the end\. This is a fault of deepen"
         with pytest.raises(ClosedError, match=said):

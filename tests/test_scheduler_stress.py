@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from scheduler_parts import FAILING, MixedLoad, fails_at, hook, rows_held
+from scheduler_parts import FAILING, MixedLoad, fails_at, hook, sequences_held
 
 OPTIONS = {"max_new_tokens": 10, "temperature": 0.9, "seed": 4, "ignore_eos": True}
 
@@ -21,7 +21,7 @@ def test_mixed_callers_get_the_serial_answers(load, options):
         beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
         mixed = MixedLoad(ensemble, options, cancelled=0.15, failing=0.1)
         mixed.run(150)
-        assert rows_held(ensemble) == 0
+        assert sequences_held(ensemble) == 0
         assert max(beta.forwards) > 1
     assert mixed.counts["whole"] > 80
     assert mixed.counts["cancelled"] > 5
@@ -50,8 +50,8 @@ def test_five_thousand_generations_leave_nothing_behind(load):
         warm = _resident()
         mixed.run(5_004, threads=8, loops=4)
         grown = _resident() / warm - 1
-        assert rows_held(ensemble) == 0
-        assert all(not member._ways.near.cache.slots for member in ensemble._members)
+        assert sequences_held(ensemble) == 0
+        assert all(not member._ways.short.cache.slots for member in ensemble._members)
     print(f"{mixed.counts}, resident memory {warm / 2**20:.0f} MiB, grown by {grown:.2%}")
     assert sum(mixed.counts.values()) == 6_000
     assert mixed.counts["cancelled"] > 300

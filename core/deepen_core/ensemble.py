@@ -26,10 +26,10 @@ from deepen_core.config import (
 )
 from deepen_core.demo import member_paths
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.frontend import Asking
+from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.scoring import check_texts, continuation_ids, member_score
-from deepen_core.engine.worker import Scheduler, closed_error
+from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
 from deepen_core.fusion import make_fusion
 from deepen_core.fusion.anchors.shared_tokens import Anchors
@@ -39,7 +39,7 @@ from deepen_core.fusion.deepen.exact_fusion import check_room
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.store.keeper import RowKeeper
 from deepen_core.fusion.weights import normalised_weights
-from deepen_core.members.base import MemberRow
+from deepen_core.members.base import MemberSequence
 from deepen_core.members.context_budget import planning_window
 from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.loader import describe, load_members, main_index, member_configs, try_member
@@ -50,7 +50,7 @@ from deepen_core.results import EnsembleInfo, MemberInfo, Score
 _STEPS_OF_MEMBER, _STEPS = 4, 2
 
 
-class Ensemble(Asking):
+class Ensemble(GenerationAPI):
     r"""Local language models with different tokenizers and architectures that answer as one.
 
     Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops, whose
@@ -84,7 +84,7 @@ class Ensemble(Asking):
             _check_matrix(member)
         run = self._counted()
         for member in run:
-            with steps.doing(f"{member.name}: trying how it runs several rows"):
+            with steps.doing(f"{member.name}: trying how it runs several sequences"):
                 try_member(member)
         spaces = []
         for place, member in enumerate(members):
@@ -99,9 +99,9 @@ class Ensemble(Asking):
                 for m in members
             ]
         self._decoder = Decoder(members, main, weights, self._fusion, fusion_name, healers, serving.on_member_error)
-        self._scheduler = Scheduler(self._decoder, serving.max_batch_size)
+        self._worker = Worker(self._decoder, serving.max_batch_size)
         # The worker knows nothing of the ensemble; one that is dropped ends its worker.
-        weakref.finalize(self, self._scheduler.stop, wait=False)
+        weakref.finalize(self, self._worker.stop, wait=False)
         self._warnings = compatibility_warnings(
             [m.name for m in members],
             self_mass=[s.self_mass for s in spaces],
@@ -204,22 +204,22 @@ class Ensemble(Asking):
         """
         counted, main = self._counted(), self._open_members()[self._main]
         check_texts(prompt, continuation, counted)
-        scheduler, decoder = self._serving()
+        worker, decoder = self._serving()
         ids = continuation_ids(main.tokenizer, prompt, continuation)
-        row = decoder.start(prompt, SamplingParams())
+        sequence = decoder.start(prompt, SamplingParams())
         logprobs: list[float] = []
         try:
             # In small pieces: the worker decodes for others in between.
-            while scheduler.call(partial(decoder.prefill, row, PREFILL_CHUNK)).result():
+            while worker.call(partial(decoder.prefill, sequence, PREFILL_CHUNK)).result():
                 pass
             for token_id in ids:
-                logprobs += scheduler.call(partial(decoder.force, row, [token_id])).result()
+                logprobs += worker.call(partial(decoder.force, sequence, [token_id])).result()
             whole = prompt + continuation
-            errands = [partial(member_score, m, prompt, whole, speaks=m is main) for m in counted]
-            scores = [scheduler.call(errand).result() for errand in errands]
+            tasks = [partial(member_score, m, prompt, whole, is_main=m is main) for m in counted]
+            scores = [worker.call(task).result() for task in tasks]
         finally:
             with contextlib.suppress(ClosedError):  # then nothing is held any more
-                scheduler.call(row.release)
+                worker.call(sequence.release)
         return Score(ids, logprobs, len(continuation.encode()), scores)
 
     def tokenize(self, text: str) -> list[int]:
@@ -240,7 +240,7 @@ class Ensemble(Asking):
             return len(self.tokenize(prompt))
         tokenizer = self._open_members()[self._main].tokenizer
         read = tokenizer.reader.read_messages(check_messages(prompt))
-        return MemberRow(read, tokenizer, speaks=True).prompt_tokens
+        return MemberSequence(read, tokenizer, is_main=True).prompt_tokens
 
     @property
     def main_name(self) -> str:
@@ -306,8 +306,8 @@ class Ensemble(Asking):
             raise closed_error()
         return members
 
-    def _serving(self) -> tuple[Scheduler, Decoder]:
-        serving = self._scheduler, self._decoder
+    def _serving(self) -> tuple[Worker, Decoder]:
+        serving = self._worker, self._decoder
         if self._closed:  # as above
             raise closed_error()
         return serving
@@ -320,15 +320,15 @@ class Ensemble(Asking):
         Args:
             progress: Show progress bars.
         """
-        scheduler, _ = self._serving()
+        worker, _ = self._serving()
         for stretch in self._keeper.stretches(progress):
-            scheduler.call(stretch).result()
+            worker.call(stretch).result()
 
     def close(self) -> None:
         """Releases the models and keeps new rows. Requests under way end with `ClosedError`."""
         first = self._closing.acquire(blocking=False)
         self._closed = True
-        self._scheduler.stop()
+        self._worker.stop()
         if not first:
             return
         try:

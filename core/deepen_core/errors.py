@@ -65,7 +65,7 @@ class StructuredAnswerError(DeepenError):
     """An answer that was to be an object is none: it was cut off, or its class asks for more than its schema says."""
 
     @classmethod
-    def of(cls, wanted: str, text: str, finish_reason: str, problem: Exception) -> Self:
+    def from_answer(cls, wanted: str, text: str, finish_reason: str, problem: Exception) -> Self:
         """The error of one answer.
 
         Args:
@@ -89,7 +89,7 @@ class NoToolCallError(DeepenError):
     """An answer that was to call a tool calls none: the model chose not to, or the call was cut off."""
 
     @classmethod
-    def of(cls, text: str, finish_reason: str) -> Self:
+    def from_answer(cls, text: str, finish_reason: str) -> Self:
         """The error of one answer.
 
         Args:

@@ -7,8 +7,8 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
-ONE_AT_A_TIME = "one row at a time"
-"""How `MemberInfo.batching` begins for a member that cannot run several rows in one forward."""
+ONE_AT_A_TIME = "one sequence at a time"
+"""How `MemberInfo.batching` begins for a member that cannot run several sequences in one forward."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class MemberInfo:
     architecture: str
     parameters: int
     vocabulary_size: int
-    """Rows of the embedding matrix."""
+    """Length of the embedding matrix."""
     context_window: int
     """Tokens, by this member's tokenizer."""
     weight: float
@@ -179,8 +179,8 @@ class MemberInfo:
     space_bytes: int
     """Memory held by the relative space."""
     batching: str = ONE_AT_A_TIME
-    """How it runs the rows of a step: "ragged" is all of them in one forward, "one row at a time: ..." says why not.
-    Of a member that is never run (weight 0) nothing is known."""
+    """How it runs the sequences of a step: "ragged" is all of them in one forward, "one sequence at a time: ..." says
+    why not. Of a member that is never run (weight 0) nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,6 @@ class EnsembleInfo:
     """Memory of the relative spaces beyond the models' own weights."""
     warnings: list[str] = field(default_factory=list)
     """Measured reasons why fusion may not help (weak signal, tokens of very different length) or batches may not (a
-    member that runs one row at a time)."""
+    member that runs one sequence at a time)."""
     limits: list[str] = field(default_factory=list)
     """What fusion cannot do with these members, however well they fit; empty for a single one."""

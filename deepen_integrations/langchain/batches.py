@@ -31,7 +31,7 @@ class AnsweredPrompt(str):
     outcome: Outcome
 
     @classmethod
-    def of(cls, prompt: str, outcome: Outcome) -> Self:
+    def from_outcome(cls, prompt: str, outcome: Outcome) -> Self:
         """A prompt with its outcome."""
         answered = cls(prompt)
         answered.outcome = outcome
@@ -59,7 +59,7 @@ class PartialFailureError(DeepenError):
     def take(self, prompt: str) -> str:
         """The prompt with its outcome; as it is, if LangChain's cache has kept it from the engine."""
         outcomes = self._outcomes[prompt]
-        return AnsweredPrompt.of(prompt, outcomes.popleft()) if outcomes else prompt
+        return AnsweredPrompt.from_outcome(prompt, outcomes.popleft()) if outcomes else prompt
 
 
 def known_outcomes(prompts: Sequence[str]) -> list[Outcome] | None:

@@ -227,7 +227,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
             PromptError: If the messages hold what no text model can read.
             ChatTemplateError: If main has no chat template.
         """
-        form = ReplyForm.of([tool_definition(tool) for tool in tools or ()])
+        form = ReplyForm.from_openai([tool_definition(tool) for tool in tools or ()])
         return self.ensemble.count_tokens(instructed(chat_messages(messages), form))
 
     def batch(
@@ -281,7 +281,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
         with closing(ensemble.stream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             for piece in pieces:
-                for chunk in chunks.of(piece):
+                for chunk in chunks.chunks_for(piece):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
@@ -298,7 +298,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
         async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble.thinking))) as pieces:
             async for piece in pieces:
-                for chunk in chunks.of(piece):
+                for chunk in chunks.chunks_for(piece):
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk

@@ -36,7 +36,7 @@ class Conversation(str):
     joined: str
 
     @classmethod
-    def of(cls, messages: Sequence[BaseMessage]) -> Self:
+    def from_messages(cls, messages: Sequence[BaseMessage]) -> Self:
         """The conversation of these messages.
 
         Raises:
@@ -54,7 +54,7 @@ class ConversationValue(ChatPromptValue):
 
     def to_string(self) -> str:
         """A `Conversation`."""
-        return Conversation.of(self.messages)
+        return Conversation.from_messages(self.messages)
 
 
 class PromptReader(BaseLLM, LangChainOptions):

@@ -66,7 +66,7 @@ class ChatChunks:
         self._thoughts: list[str] = []
         self._calls = 0
 
-    def of(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
+    def chunks_for(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
         """The chunks that a piece of the answer makes certain; the last piece tells of the whole."""
         for part in self._parser.feed(piece.text):
             yield ChatGenerationChunk(message=self._message(part))

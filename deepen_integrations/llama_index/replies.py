@@ -39,12 +39,12 @@ class Replies(ABC, Generic[Response]):
         self._model_name = model_name
 
     @abstractmethod
-    def of(self, piece: Chunk) -> Response | None:
+    def response_for(self, piece: Chunk) -> Response | None:
         """The response that a piece of the answer makes; none where nothing is certain yet."""
 
     def whole(self, answer: Generation) -> Response:
         """The response of a whole answer."""
-        response = self.of(Chunk(answer.text, generation=answer))
+        response = self.response_for(Chunk(answer.text, generation=answer))
         assert response is not None, "the last piece always makes one"
         response.delta = None
         return response
@@ -53,14 +53,14 @@ class Replies(ABC, Generic[Response]):
         """The responses of a stream, which ends with this one."""
         with closing(pieces):
             for piece in pieces:
-                if (response := self.of(piece)) is not None:
+                if (response := self.response_for(piece)) is not None:
                     yield response
 
     async def aeach(self, pieces: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Response, None]:
         """As `each`, for an event loop."""
         async with aclosing(pieces):
             async for piece in pieces:
-                if (response := self.of(piece)) is not None:
+                if (response := self.response_for(piece)) is not None:
                     yield response
 
     def _raw(self, piece: Chunk) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ class Completions(Replies[CompletionResponse]):
         super().__init__(model_name)
         self._text = ""
 
-    def of(self, piece: Chunk) -> CompletionResponse:
+    def response_for(self, piece: Chunk) -> CompletionResponse:
         """The response that a piece of the answer makes."""
         self._text += piece.text
         raw = self._raw(piece)
@@ -98,7 +98,7 @@ class ChatReplies(Replies[ChatResponse]):
         self._thoughts = self._text = ""
         self._calls: list[ToolCallBlock] = []
 
-    def of(self, piece: Chunk) -> ChatResponse | None:
+    def response_for(self, piece: Chunk) -> ChatResponse | None:
         """The response that a piece of the answer makes; none where nothing is certain yet."""
         parts = self._parser.feed(piece.text)
         if piece.generation is not None:

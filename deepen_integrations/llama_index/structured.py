@@ -171,7 +171,7 @@ def _parsed(output_cls: type[Model], found: Response) -> Model:
         return output_cls.model_validate_json(text)
     except ValidationError as problem:
         reason = found.raw["finish_reason"] if isinstance(found.raw, dict) else "unknown"
-        raise StructuredAnswerError.of(output_cls.__name__, text, reason, problem) from problem
+        raise StructuredAnswerError.from_answer(output_cls.__name__, text, reason, problem) from problem
 
 
 def _started(output_cls: type[Model], prompt: PromptTemplate, values: dict[str, Any]) -> None:

@@ -94,7 +94,9 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
         del kwargs
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
-            raise NoToolCallError.of(response.message.content or "", (response.raw or {}).get("finish_reason", "stop"))
+            raise NoToolCallError.from_answer(
+                response.message.content or "", (response.raw or {}).get("finish_reason", "stop")
+            )
         return [
             ToolSelection(
                 tool_id=call.tool_call_id or "",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from deepen_core.chat.messages import Markup, Message
+from deepen_core.chat.messages import Message, TrustedMarkup
 
 # Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
 _BREAK = "\ufdd0"  # splits a control token
@@ -23,7 +23,7 @@ class Shield:
     Args:
         outer: Control tokens that no string may hold: special ones, and those that set turns apart.
         inner: The other control tokens (`<think>`). What an assistant said may hold those, since templates look for
-            them there, and so may `Markup`.
+            them there, and so may `TrustedMarkup`.
     """
 
     def __init__(self, outer: Collection[str], inner: Collection[str]) -> None:
@@ -41,7 +41,7 @@ class Shield:
 
     def _value(self, value: Any, splitter: _Splitter) -> Any:
         if isinstance(value, str):
-            return (self._outer if isinstance(value, Markup) else splitter).close(value)
+            return (self._outer if isinstance(value, TrustedMarkup) else splitter).close(value)
         if isinstance(value, Mapping):
             return {
                 self._key(key, splitter): self._outer.split(v)

@@ -11,7 +11,7 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
-class Markup(str):
+class TrustedMarkup(str):
     """Text of the library's own inside a message, such as `<tool_call>`.
 
     It may hold control tokens of a member that are not special, which a plain `str` of a user or a system message never

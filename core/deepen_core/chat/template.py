@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from deepen_core.chat.messages import Message
-from deepen_core.chat.template_adapter import Takes, adapted, is_text, written
-from deepen_core.chat.template_probe import Skeleton
+from deepen_core.chat.template_adapter import TemplateCapabilities, adapted, is_text, written
+from deepen_core.chat.template_probe import TemplateProbe
 from deepen_core.errors import ChatTemplateError
 
 Thinking = Literal["never", "optional", "opened"]
@@ -94,12 +94,12 @@ class ChatTemplate:
     def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
         yield messages, True
         as_text = replace(self._takes, tools=False)
-        plainest = Takes(self._takes.strings)
+        plainest = TemplateCapabilities(self._takes.strings)
         for takes in dict.fromkeys((self._takes, as_text, plainest)):
             yield adapted(messages, takes), takes.strings
 
     @cached_property
-    def _takes(self) -> Takes:
+    def _takes(self) -> TemplateCapabilities:
         strings = self._whole(_USER) or not self._whole(_USER, strings=False)
 
         def can(*messages: Message) -> bool:
@@ -112,7 +112,7 @@ class ChatTemplate:
             "user": can({**user, "content": ""}, assistant, user),
             "assistant": can(user, {**assistant, "content": ""}, user),
         }
-        return Takes(
+        return TemplateCapabilities(
             strings=strings,
             system=can(system, user),
             systems=can(system, system, user),
@@ -154,7 +154,7 @@ class ChatTemplate:
 
     def _lost(self, messages: Sequence[Message], strings: bool) -> list[int] | None:
         """The places of messages of which text is left out; None if the template refuses them."""
-        skeleton = Skeleton(messages)
+        skeleton = TemplateProbe(messages)
         rendered = self._rendering(skeleton.messages, strings)
         return None if rendered is None else skeleton.lost(rendered)
 

@@ -18,7 +18,7 @@ SPEAKERS = frozenset({"user", "assistant"})
 
 
 @dataclass(frozen=True)
-class Takes:
+class TemplateCapabilities:
     """What a chat template can render."""
 
     strings: bool
@@ -45,7 +45,7 @@ class Takes:
     """Tool calls in a message that has no content."""
 
 
-def adapted(messages: Iterable[Message], takes: Takes) -> list[Message]:
+def adapted(messages: Iterable[Message], takes: TemplateCapabilities) -> list[Message]:
     """A conversation changed so that a template takes it.
 
     Args:
@@ -92,7 +92,7 @@ def _part(text: str) -> list[Piece]:
     return [{"type": "text", "text": text}]
 
 
-def _pieced(message: Message, takes: Takes) -> Message:
+def _pieced(message: Message, takes: TemplateCapabilities) -> Message:
     alone = message.get("content") is None and message.get("tool_calls") and takes.tools and takes.calls_alone
     return message if alone else {**message, "content": pieces(message)}
 
@@ -109,7 +109,7 @@ def _says(message: Message) -> bool:
     return any(not isinstance(p, str) or p.strip() for p in pieces(message)) or bool(message.get("tool_calls"))
 
 
-def _called(message: Message, takes: Takes) -> Message:
+def _called(message: Message, takes: TemplateCapabilities) -> Message:
     """A message with its tool calls as the template takes them."""
     if "tool_calls" not in message:
         return message
@@ -118,7 +118,7 @@ def _called(message: Message, takes: Takes) -> Message:
     return {**message, "tool_calls": [_with_arguments(call, takes) for call in message["tool_calls"]]}
 
 
-def _with_arguments(call: Mapping[str, Any], takes: Takes) -> Mapping[str, Any]:
+def _with_arguments(call: Mapping[str, Any], takes: TemplateCapabilities) -> Mapping[str, Any]:
     function = called(call)
     arguments = function.get("arguments")
     if isinstance(arguments, str) and takes.mapped_arguments and not takes.written_arguments:
@@ -145,7 +145,7 @@ def as_text(message: Message) -> Message:
     return {**said, "content": content}
 
 
-def _systems(turns: Sequence[Message], takes: Takes) -> list[Message]:
+def _systems(turns: Sequence[Message], takes: TemplateCapabilities) -> list[Message]:
     first = list(takewhile(lambda turn: turn["role"] == "system", turns))
     rest = [
         {**turn, "role": "user"} if turn["role"] == "system" and not takes.late_system else turn
@@ -171,14 +171,14 @@ def _both(first: Message, second: Message) -> Message:
     return {**second, **first, "content": [*pieces(first), *between, *pieces(second)]}
 
 
-def _opened(turns: Sequence[Message], takes: Takes) -> list[Message]:
+def _opened(turns: Sequence[Message], takes: TemplateCapabilities) -> list[Message]:
     """The turns, with a user's in front of an assistant's that may not be the first."""
     place = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), 0)
     late = not takes.assistant_first and turns[place]["role"] == "assistant"
     return [*turns[:place], *([{"role": "user", "content": []}] if late else []), *turns[place:]]
 
 
-def _merged(turns: Iterable[Message], takes: Takes) -> list[Message]:
+def _merged(turns: Iterable[Message], takes: TemplateCapabilities) -> list[Message]:
     """The turns, with those made one that follow each other and may not."""
     merged: list[Message] = []
     for turn in turns:
@@ -191,6 +191,6 @@ def _merged(turns: Iterable[Message], takes: Takes) -> list[Message]:
     return merged
 
 
-def _filled(turn: Message, takes: Takes) -> Message:
+def _filled(turn: Message, takes: TemplateCapabilities) -> Message:
     may = turn["role"] not in SPEAKERS or turn["role"] in takes.empty or _says(turn)
     return turn if may else {**turn, "content": [_FILLER]}

@@ -13,7 +13,7 @@ from deepen_core.chat.messages import Message, called
 _SEEN = re.compile(r"""zq(?:t|(?<!["']text["']: ["']zq)p|(?<!\\["']zq)j)(\d+)qz""")
 
 
-class Skeleton:
+class TemplateProbe:
     """A conversation of the same shape, each of whose texts is one marker word.
 
     Args:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from deepen_core.chat.messages import Markup
+from deepen_core.chat.messages import TrustedMarkup
 from deepen_core.errors import PromptError
 
 T = TypeVar("T")
 
-CALL, CALL_END = Markup("<tool_call>"), Markup("</tool_call>")
-RESPONSE, RESPONSE_END = Markup("<tool_response>"), Markup("</tool_response>")
+CALL, CALL_END = TrustedMarkup("<tool_call>"), TrustedMarkup("</tool_call>")
+RESPONSE, RESPONSE_END = TrustedMarkup("<tool_response>"), TrustedMarkup("</tool_response>")
 TOOL_TAGS = frozenset({CALL, CALL_END, RESPONSE, RESPONSE_END})
 
 
@@ -25,7 +25,7 @@ def tool_call_text(name: str, arguments: Mapping[str, Any] | str | None) -> list
             JSON becomes a JSON string.
 
     Returns:
-        Strings to be joined, the tags among them as `Markup`.
+        Strings to be joined, the tags among them as `TrustedMarkup`.
 
     Raises:
         PromptError: If the arguments are nothing that JSON can say.
@@ -41,7 +41,7 @@ def tool_response_text(content: Iterable[T]) -> list[str | T]:
         content: The strings (and images, where a member reads them) of the result, to be joined.
 
     Returns:
-        The same with strings around it, the tags among them as `Markup`.
+        The same with strings around it, the tags among them as `TrustedMarkup`.
     """
     return [RESPONSE, "\n", *content, "\n", RESPONSE_END]
 

@@ -1,4 +1,4 @@
-"""The step that turns rows into longer rows: run what is pending, fuse, choose, tell the others."""
+"""The step that turns sequences into longer sequences: run what is pending, fuse, choose, tell the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.engine.failures import choice_failed, forget_frames, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
-from deepen_core.engine.member_runner import Forward, Said
-from deepen_core.engine.sequence import Row
+from deepen_core.engine.member_runner import MemberLogits, MemberRunner
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, DecodingError, DeepenError
 from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
 from deepen_core.fusion.deepen.averaging import Fusion
-from deepen_core.members.base import Member, MemberRow
+from deepen_core.members.base import Member, MemberSequence
 
 if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraints
@@ -29,7 +29,7 @@ _Fused = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]
 
 
 class Decoder:
-    """Steps rows through all members.
+    """Steps sequences through all members.
 
     Args:
         members: The models.
@@ -60,12 +60,12 @@ class Decoder:
         self._vocabulary = members[main].tokenizer.vocabulary
         self._reporter = TokenReporter(members, main)
         self._forwards = [
-            Forward(m, number, speaks=number == main, on_member_error=on_member_error)
+            MemberRunner(m, number, is_main=number == main, on_member_error=on_member_error)
             for number, m in enumerate(members)
         ]
 
-    def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> Row:
-        """Makes a row of a prompt; nothing is run yet.
+    def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
+        """Makes a sequence of a prompt; nothing is run yet.
 
         Raises:
             PromptError: If the prompt is empty where a member cannot start from nothing.
@@ -74,19 +74,19 @@ class Decoder:
             SamplingError: If no answer can follow the constraint.
         """
         prompts = [self._read(i, prompt) if self._takes_part(i) else None for i in range(len(self._members))]
-        sides = [
-            None if p is None else MemberRow(p, m.tokenizer, speaks=i == self._main)
+        member_sequences = [
+            None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
             for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
         ]
-        room = self._room(sides)
+        room = self._room(member_sequences)
         clamped = params.model_copy(update={"max_new_tokens": min(params.max_new_tokens, room)})
         spoken = prompts[self._main]
         assert spoken is not None
         names = [m.name for m in self._members]
         starts_text = not spoken.text
         constraint = self._constraints.start(params, starts_text=starts_text) if params.constraint else None
-        row = Row(
-            sides,
+        sequence = EnsembleSequence(
+            member_sequences,
             names,
             self._main,
             self._vocabulary,
@@ -96,10 +96,10 @@ class Decoder:
             continues_text=isinstance(prompt, str),
         )
         if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
-            row.warnings.append(
+            sequence.warnings.append(
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
-        return row
+        return sequence
 
     @cached_property
     def _constraints(self) -> Constraints:
@@ -114,103 +114,105 @@ class Decoder:
         reader = self._members[member].tokenizer.reader
         return reader.read_text(prompt) if isinstance(prompt, str) else reader.read_messages(prompt)
 
-    def _room(self, sides: Sequence[MemberRow | None]) -> int:
+    def _room(self, member_sequences: Sequence[MemberSequence | None]) -> int:
         """How many tokens fit behind the prompt in main's window; every member must have room for at least one."""
-        for member, side in zip(self._members, sides, strict=True):
-            if side is not None and side.prompt_tokens >= member.context_window:
+        for member, part in zip(self._members, member_sequences, strict=True):
+            if part is not None and part.prompt_tokens >= member.context_window:
                 raise ContextWindowError(
-                    f"The prompt has {side.prompt_tokens} tokens for member {member.name!r}, whose context window is "
-                    f"{member.context_window}: shorten it by at least {side.prompt_tokens - member.context_window + 1} "
+                    f"The prompt has {part.prompt_tokens} tokens for member {member.name!r}, whose context window is "
+                    f"{member.context_window}: shorten it by at least {part.prompt_tokens - member.context_window + 1} "
                     "tokens, or use members with larger windows."
                 )
-        main = sides[self._main]
+        main = member_sequences[self._main]
         assert main is not None
         return self._members[self._main].context_window - main.prompt_tokens
 
     @torch.inference_mode()
-    def prefill(self, row: Row, limit: int) -> int:
-        """Runs a part of a row's prompt ahead of its first step, in every member.
+    def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
+        """Runs a part of a sequence's prompt ahead of its first step, in every member.
 
         Args:
-            row: The row; it may fail.
+            sequence: The sequence; it may fail.
             limit: Ids that each member runs at most.
 
         Returns:
             How many ids a member ran at most; 0 if none needs to be run.
         """
-        return max(forward.prefill(row, limit) for forward in self._forwards)
+        return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[Row]) -> None:
-        """Gives each of these rows its next token, or ends it; a row in which something fails is ended by its error."""
+    def step(self, sequences: Sequence[EnsembleSequence]) -> None:
+        """Gives each sequence its next token, or ends it; a sequence in which something fails ends with its error."""
         # 1) Every member runs what is pending.
-        going = [row for row in rows if not self._fills_window(row)]
+        going = [sequence for sequence in sequences if not self._fills_window(sequence)]
         said = [forward.run(going) for forward in self._forwards]
-        alive = [place for place, row in enumerate(going) if not row.ended]
+        alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
             self._conclude(going, said)
-        for row in rows:
-            if row.error is not None:
-                forget_frames(row.error)
+        for sequence in sequences:
+            if sequence.error is not None:
+                forget_frames(sequence.error)
 
-    def _conclude(self, rows: Sequence[Row], said: Sequence[Said]) -> None:
-        """Gives each row the token that follows from what the members said."""
+    def _conclude(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> None:
+        """Gives each sequence the token that follows from what the members said."""
         # 2) Their distributions become one.
-        together = self._fused(rows, said)
+        together = self._fused(sequences, said)
         if together is None:
-            if len(rows) > 1:  # find those at fault
-                for place, row in enumerate(rows):
-                    self._conclude([row], [one.only([place]) for one in said])
+            if len(sequences) > 1:  # find those at fault
+                for place, sequence in enumerate(sequences):
+                    self._conclude([sequence], [one.only([place]) for one in said])
             return
-        # 3) Each row chooses, and tells the others.
-        for place, row in enumerate(rows):
-            token = row.next_token
+        # 3) Each sequence chooses, and tells the others.
+        for place, sequence in enumerate(sequences):
+            token = sequence.next_token
             try:
-                self._speak(row, place, said, together)
+                self._speak(sequence, place, said, together)
             except DeepenError as error:
-                row.fail(error)
-            except Exception as problem:  # noqa: BLE001 (what fails in one row must not end the others)
-                row.fail(step_failed(problem, token=token))
+                sequence.fail(error)
+            except Exception as problem:  # noqa: BLE001 (what fails in one sequence must not end the others)
+                sequence.fail(step_failed(problem, token=token))
 
-    def _fused(self, rows: Sequence[Row], said: Sequence[Said]) -> _Fused | None:
-        """What the members say together; None if fusing fails, which ends a row that is by itself."""
+    def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
+        """What the members say together; None if fusing fails, which ends a sequence that is by itself."""
         try:
-            return self._fuse(rows, said)
+            return self._fuse(sequences, said)
         except Exception as problem:  # noqa: BLE001 (the request tells it)
             traceback.clear_frames(problem.__traceback__)  # what they hold may be what there is no memory for
-            if len(rows) == 1:
-                rows[0].fail(self._fusion_failed(problem, rows[0]))
+            if len(sequences) == 1:
+                sequences[0].fail(self._fusion_failed(problem, sequences[0]))
             return None
 
-    def _fusion_failed(self, problem: Exception, row: Row) -> DecodingError:
+    def _fusion_failed(self, problem: Exception, sequence: EnsembleSequence) -> DecodingError:
         return fusion_failed(
             problem,
-            token=row.next_token,
-            members=[m.name for m, side in zip(self._members, row.sides, strict=True) if side is not None],
+            token=sequence.next_token,
+            members=[
+                m.name for m, part in zip(self._members, sequence.member_sequences, strict=True) if part is not None
+            ],
             strategy=self._strategy,
             main_alone=[float(number == self._main) for number in range(len(self._members))],
         )
 
-    def _speak(self, row: Row, place: int, said: Sequence[Said], together: _Fused) -> None:
-        """Lets a row choose its token, and tells the other members and the caller.
+    def _speak(self, sequence: EnsembleSequence, place: int, said: Sequence[MemberLogits], together: _Fused) -> None:
+        """Lets a sequence choose its token, and tells the other members and the caller.
 
         Raises:
             DecodingError: If something of it fails.
         """
         scores, fused, logprobs = together
         own_scores = said[self._main].logits
-        assert own_scores is not None, "main has said something in every row that goes on"
-        with told_as(partial(choice_failed, token=row.next_token, params=row.params)):
-            token_id = row.choose(scores[place], own_scores[place])
-        if row.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
+        assert own_scores is not None, "main has said something in every sequence that goes on"
+        with told_as(partial(choice_failed, token=sequence.next_token, params=sequence.params)):
+            token_id = sequence.choose(scores[place], own_scores[place])
+        if sequence.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
             own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
-            with told_as(partial(report_failed, token=row.next_token)):
-                row.logprobs.append(self._reporter.report(token_id, row.params.logprobs, fused[place], own))
-        row.accept(token_id)
+            with told_as(partial(report_failed, token=sequence.next_token)):
+                sequence.logprobs.append(self._reporter.report(token_id, sequence.params.logprobs, fused[place], own))
+        sequence.accept(token_id)
 
     @torch.inference_mode()
-    def force(self, row: Row, token_ids: Sequence[int]) -> list[float]:
+    def force(self, sequence: EnsembleSequence, token_ids: Sequence[int]) -> list[float]:
         """Speaks given tokens and returns the fused log-probability (nats) of each.
 
         Raises:
@@ -219,76 +221,78 @@ class Decoder:
         """
         found = []
         for token_id in token_ids:
-            said = [forward.run([row]) for forward in self._forwards]
-            if row.error is not None:
-                raise row.error
+            said = [forward.run([sequence]) for forward in self._forwards]
+            if sequence.error is not None:
+                raise sequence.error
             try:
-                _, fused, _ = self._fuse([row], said)
+                _, fused, _ = self._fuse([sequence], said)
             except Exception as problem:
-                raise self._fusion_failed(problem, row) from problem
+                raise self._fusion_failed(problem, sequence) from problem
             found.append(float(fused[0, token_id]))
-            row.speak(token_id)
+            sequence.speak(token_id)
         return found
 
-    def _fills_window(self, row: Row) -> bool:
-        for member, side in zip(self._members, row.sides, strict=True):
-            if side is not None and len(side.ids) > member.context_window:
-                row.warnings.append(
+    def _fills_window(self, sequence: EnsembleSequence) -> bool:
+        for member, part in zip(self._members, sequence.member_sequences, strict=True):
+            if part is not None and len(part.ids) > member.context_window:
+                sequence.warnings.append(
                     f"Ended where the text fills the context window of member {member.name!r}, "
                     f"{member.context_window} tokens."
                 )
-                row.finish("length")
+                sequence.finish("length")
                 return True
         return False
 
-    def _fuse(self, rows: Sequence[Row], said: Sequence[Said]) -> _Fused:
+    def _fuse(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused:
         """Makes one distribution of what the members said.
 
-        A member that said nothing in a row (bytes of an unfinished character wait, or it was dropped) abstains there:
-        the others' weights are scaled up.
+        A member that said nothing in a sequence (bytes of an unfinished character wait, or it was dropped) abstains
+        there: the others' weights are scaled up.
 
         Returns:
-            Scores to choose by and the fused log-probabilities, both [rows, main's vocabulary], and each member's own
-            log-probabilities [rows, vocabulary]. Scores are the log-probabilities shifted to the scale of main's
-            logits, and main's logits themselves where main alone counts: rounding must not decide there what it would
-            not decide in `transformers`.
+            Scores to choose by and the fused log-probabilities, both [sequences, main's vocabulary], and each member's
+            own log-probabilities [sequences, vocabulary]. Scores are the log-probabilities shifted to the scale of
+            main's logits, and main's logits themselves where main alone counts: rounding must not decide there what it
+            would not decide in `transformers`.
         """
-        weights = torch.zeros(len(rows), len(self._members), dtype=torch.float32)  # [rows, members]
+        weights = torch.zeros(len(sequences), len(self._members), dtype=torch.float32)  # [sequences, members]
         for number, one in enumerate(said):
             weights[one.at, number] = self._weights[number]
         weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
         main_logits = said[self._main].logits
-        assert main_logits is not None, "main has said something in every row that goes on"
-        logprobs = [_spread(one, len(rows)) for one in said]
-        fused = self._fusion.fuse(logprobs, weights, [self._heal(i, rows, p) for i, p in enumerate(logprobs)])
+        assert main_logits is not None, "main has said something in every sequence that goes on"
+        logprobs = [_spread(one, len(sequences)) for one in said]
+        fused = self._fusion.fuse(logprobs, weights, [self._heal(i, sequences, p) for i, p in enumerate(logprobs)])
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
         return torch.where(alone[:, None], main_logits, shifted), fused, logprobs
 
-    def _heal(self, number: int, rows: Sequence[Row], logprobs: torch.Tensor | None) -> Healing | None:
-        """What a listening member may still have meant in each row."""
+    def _heal(
+        self, number: int, sequences: Sequence[EnsembleSequence], logprobs: torch.Tensor | None
+    ) -> Healing | None:
+        """What a listening member may still have meant in each sequence."""
         healer = self._healers[number]
         if healer is None or logprobs is None:
             return None
-        return healer.heal([self._heard(row, row.sides[number]) for row in rows])
+        return healer.heal([self._heard(sequence, sequence.member_sequences[number]) for sequence in sequences])
 
     @staticmethod
-    def _heard(row: Row, side: MemberRow | None) -> Heard:
-        if side is None:
+    def _heard(sequence: EnsembleSequence, part: MemberSequence | None) -> Heard:
+        if part is None:
             return Heard(0, None, (), cut=False)
-        return Heard(side.ids[-1], side.logits_before, row.token_ids, cut=row.continues_text)
+        return Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=sequence.continues_text)
 
     @staticmethod
-    def _own(said: Said, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
+    def _own(said: MemberLogits, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
         return logprobs[place] if logprobs is not None and place in said.at else None
 
 
-def _spread(said: Said, rows: int) -> torch.Tensor | None:
-    """A member's log-probabilities [rows, vocabulary]; what stands in rows it said nothing in is not looked at."""
+def _spread(said: MemberLogits, sequences: int) -> torch.Tensor | None:
+    """A member's log-probabilities [sequences, vocabulary]; zeros, which nobody reads, where it said nothing."""
     if said.logits is None:
         return None
     values = torch.log_softmax(said.logits, dim=-1)
-    if len(said.at) == rows:
+    if len(said.at) == sequences:
         return values
     at = torch.tensor(said.at, device=values.device)
-    return values.new_zeros(rows, values.shape[-1]).index_copy(0, at, values)
+    return values.new_zeros(sequences, values.shape[-1]).index_copy(0, at, values)

@@ -38,7 +38,7 @@ def forget_frames(error: BaseException) -> None:
 def fusion_failed(
     problem: Exception, *, token: int, members: Sequence[str], strategy: str, main_alone: Sequence[float]
 ) -> DecodingError:
-    """The error of a row in which the members' distributions could not be fused.
+    """The error of a sequence in which the members' distributions could not be fused.
 
     Args:
         problem: What was raised.
@@ -61,7 +61,7 @@ def fusion_failed(
 
 
 def choice_failed(problem: Exception, *, token: int, params: SamplingParams) -> DecodingError:
-    """The error of a row in which no token could be chosen.
+    """The error of a sequence in which no token could be chosen.
 
     Args:
         problem: What was raised.
@@ -74,7 +74,7 @@ def choice_failed(problem: Exception, *, token: int, params: SamplingParams) -> 
 
 
 def constraint_failed(problem: Exception, *, token: int, constraint: str | None) -> DecodingError:
-    """The error of a row whose constraint could not be asked, or told of a token.
+    """The error of a sequence whose constraint could not be asked, or told of a token.
 
     Args:
         problem: What was raised.
@@ -86,7 +86,7 @@ def constraint_failed(problem: Exception, *, token: int, constraint: str | None)
 
 
 def report_failed(problem: Exception, *, token: int) -> DecodingError:
-    """The error of a row whose log-probabilities could not be reported.
+    """The error of a sequence whose log-probabilities could not be reported.
 
     Args:
         problem: What was raised.
@@ -97,7 +97,7 @@ def report_failed(problem: Exception, *, token: int) -> DecodingError:
 
 
 def telling_failed(problem: Exception, *, token: int, member: str, text: str) -> DecodingError:
-    """The error of a row in which a member could not be told what main said.
+    """The error of a sequence in which a member could not be told what main said.
 
     Args:
         problem: What was raised.
@@ -110,7 +110,7 @@ def telling_failed(problem: Exception, *, token: int, member: str, text: str) ->
 
 
 def step_failed(problem: Exception, *, token: int) -> DecodingError:
-    """The error of a row whose step failed in none of the ways above.
+    """The error of a sequence whose step failed in none of the ways above.
 
     Args:
         problem: What was raised.

@@ -13,8 +13,8 @@ from deepen_core.chat.messages import Message, Prompt, check_messages, prompt_li
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.handle import Handle
-from deepen_core.engine.sequence import Row
-from deepen_core.engine.worker import Scheduler
+from deepen_core.engine.sequence import EnsembleSequence
+from deepen_core.engine.worker import Worker
 from deepen_core.errors import DeepenError, PromptError
 from deepen_core.results import Chunk, Generation
 
@@ -23,15 +23,15 @@ Outcome = Generation | DeepenError
 """What a prompt comes to where one that fails does not end the others."""
 
 
-class Asking(ABC):
-    """What every way of asking comes to: prompts are read into rows, which the scheduler decodes together.
+class GenerationAPI(ABC):
+    """What every way of asking comes to: prompts are read into sequences, which the worker decodes together.
 
     Wrong options and prompts are told by the call itself, before anything is run. The asynchronous ways do the same on
     the worker and never hold up the event loop; they may be used from several loops at once.
     """
 
     @abstractmethod
-    def _serving(self) -> tuple[Scheduler, Decoder]:
+    def _serving(self) -> tuple[Worker, Decoder]:
         """What decodes.
 
         Raises:
@@ -102,14 +102,14 @@ class Asking(ABC):
         """
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
-        scheduler, decoder = self._serving()
-        rows = [_kept(return_exceptions, partial(_start, decoder, p, resolved)) for p in prompts]
-        handles = scheduler.submit(_readable(rows), self)
+        worker, decoder = self._serving()
+        sequences = [_kept(return_exceptions, partial(_start, decoder, p, resolved)) for p in prompts]
+        handles = worker.submit(_readable(sequences), self)
         try:
             answers = [_kept(return_exceptions, handle.result) for handle in handles]
         finally:
             _cancel(handles)
-        outcomes = _in_place(rows, answers)
+        outcomes = _in_place(sequences, answers)
         return outcomes[0] if single else outcomes
 
     @overload
@@ -156,17 +156,15 @@ class Asking(ABC):
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
         asked = time.perf_counter()
-        scheduler, decoder = self._serving()
-        reads = [
-            scheduler.call(partial(_kept, return_exceptions, partial(_start, decoder, p, resolved))) for p in prompts
-        ]
-        rows = [await asyncio.wrap_future(read) for read in reads]
-        handles = scheduler.submit(_readable(rows), self, asked)
+        worker, decoder = self._serving()
+        reads = [worker.call(partial(_kept, return_exceptions, partial(_start, decoder, p, resolved))) for p in prompts]
+        sequences = [await asyncio.wrap_future(read) for read in reads]
+        handles = worker.submit(_readable(sequences), self, asked)
         try:
             answers = [await _akept(return_exceptions, handle.aresult()) for handle in handles]
         finally:
             _cancel(handles)
-        outcomes = _in_place(rows, answers)
+        outcomes = _in_place(sequences, answers)
         return outcomes[0] if single else outcomes
 
     def stream(
@@ -187,11 +185,11 @@ class Asking(ABC):
             DeepenError: As from `generate`.
         """
         resolved = resolve_sampling(params, options)
-        scheduler, decoder = self._serving()
-        return self._pieces(scheduler, decoder.start(_only(prompt, "stream"), resolved))
+        worker, decoder = self._serving()
+        return self._pieces(worker, decoder.start(_only(prompt, "stream"), resolved))
 
-    def _pieces(self, scheduler: Scheduler, row: Row) -> Generator[Chunk, None, None]:
-        (handle,) = scheduler.submit([row], self)
+    def _pieces(self, worker: Worker, sequence: EnsembleSequence) -> Generator[Chunk, None, None]:
+        (handle,) = worker.submit([sequence], self)
         try:
             yield from handle
         finally:
@@ -227,8 +225,8 @@ class Asking(ABC):
             DeepenError: As from `generate`, where it is the request that is wrong; what fails later the handle tells.
         """
         resolved = resolve_sampling(params, options)
-        scheduler, decoder = self._serving()
-        (handle,) = scheduler.submit([decoder.start(_only(prompt, "submit"), resolved)], self)
+        worker, decoder = self._serving()
+        (handle,) = worker.submit([decoder.start(_only(prompt, "submit"), resolved)], self)
         return handle
 
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
@@ -238,9 +236,9 @@ class Asking(ABC):
 
     async def _aread_and_submit(self, prompt: Prompt, params: SamplingParams) -> Handle:
         asked = time.perf_counter()
-        scheduler, decoder = self._serving()
-        row = await asyncio.wrap_future(scheduler.call(partial(decoder.start, prompt, params)))
-        (handle,) = scheduler.submit([row], self, asked)
+        worker, decoder = self._serving()
+        sequence = await asyncio.wrap_future(worker.call(partial(decoder.start, prompt, params)))
+        (handle,) = worker.submit([sequence], self, asked)
         return handle
 
 
@@ -251,7 +249,7 @@ def _only(prompt: Prompt, way: str) -> Prompt:
     return prompts[0]
 
 
-def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> Row:
+def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> EnsembleSequence:
     return decoder.start(prompt if isinstance(prompt, str) else check_messages(prompt), params)
 
 
@@ -274,14 +272,14 @@ async def _akept(keep: bool, work: Awaitable[T]) -> T | DeepenError:
         return error
 
 
-def _readable(rows: Iterable[Row | DeepenError]) -> list[Row]:
-    return [row for row in rows if isinstance(row, Row)]
+def _readable(sequences: Iterable[EnsembleSequence | DeepenError]) -> list[EnsembleSequence]:
+    return [sequence for sequence in sequences if isinstance(sequence, EnsembleSequence)]
 
 
-def _in_place(rows: Iterable[Row | DeepenError], answers: Iterable[Outcome]) -> list[Outcome]:
+def _in_place(sequences: Iterable[EnsembleSequence | DeepenError], answers: Iterable[Outcome]) -> list[Outcome]:
     """The answers, and among them the errors of the prompts that could not be read."""
     coming = iter(answers)
-    return [row if isinstance(row, DeepenError) else next(coming) for row in rows]
+    return [sequence if isinstance(sequence, DeepenError) else next(coming) for sequence in sequences]
 
 
 def _cancel(handles: Sequence[Handle]) -> None:

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from typing_extensions import Self
 
-from deepen_core.engine.output_queue import Mailbox
-from deepen_core.engine.sequence import Row
+from deepen_core.engine.output_queue import OutputQueue
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError, NotDoneError
 from deepen_core.results import Chunk, Generation
 
 
 class Request:
-    """A row and where its answer goes.
+    """A sequence and where its answer goes.
 
     Args:
-        row: What is decoded.
+        sequence: What is decoded.
 
     Attributes:
         mail: Holds the answer until it is taken.
         cancelled: Set by the caller's end; the worker looks at it once a step.
     """
 
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.mail = Mailbox()
+    def __init__(self, sequence: EnsembleSequence) -> None:
+        self.sequence = sequence
+        self.mail = OutputQueue()
         self.cancelled = False
 
     def deliver(self) -> None:
         """Sends what is new."""
-        chunk = self.row.take_chunk()
+        chunk = self.sequence.take_chunk()
         if chunk is not None:
             self.mail.put(chunk)
-        if self.row.error is not None:
-            self.mail.fail(self.row.error)
+        if self.sequence.error is not None:
+            self.mail.fail(self.sequence.error)
 
     def fail(self, error: DeepenError) -> None:
         """Ends the request with an error."""
-        self.row.fail(error)
+        self.sequence.fail(error)
         self.mail.fail(error)
 
 

@@ -1,4 +1,4 @@
-"""One member's forward over the rows of a step, and what becomes of a row in which the member fails."""
+"""One member's forward over the sequences of a step, and what becomes of a sequence in which the member fails."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from deepen_core.config import MemberErrorPolicy
-from deepen_core.engine.sequence import Row
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
-from deepen_core.members.base import KEPT_TAIL, Member, MemberRow
+from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
 from deepen_core.members.memory import MORE_ROOM, is_memory
 
 PREFILL_CHUNK = 256
@@ -19,125 +19,125 @@ PREFILL_CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Said:
+class MemberLogits:
     """What one member said in a step.
 
     Attributes:
-        at: Places of the rows it answered.
-        logits: Its logits there, [rows answered, vocabulary]; None if it answered none.
+        at: Places of the sequences it answered.
+        logits: Its logits there, [sequences answered, vocabulary]; None if it answered none.
     """
 
     at: list[int]
     logits: torch.Tensor | None
 
-    def only(self, places: Sequence[int]) -> Said:
-        """What it said to some of the rows, whose places are counted anew."""
+    def only(self, places: Sequence[int]) -> MemberLogits:
+        """What it said to some of the sequences, whose places are counted anew."""
         new = {old: place for place, old in enumerate(places)}
         kept = [i for i, place in enumerate(self.at) if place in new]
         if self.logits is None or not kept:
-            return Said([], None)
+            return MemberLogits([], None)
         logits = self.logits if len(kept) == len(self.at) else self.logits[kept]
-        return Said([new[self.at[i]] for i in kept], logits)
+        return MemberLogits([new[self.at[i]] for i in kept], logits)
 
 
-class Forward:
+class MemberRunner:
     """Runs one member.
 
-    A failure is the row's in which it happens: it ends the row, or the row goes on without the member, as the request
-    has it. Nothing that was computed before a failure is used after it.
+    A failure is the sequence's in which it happens: it ends the sequence, or the sequence goes on without the member,
+    as the request has it. Nothing that was computed before a failure is used after it.
 
     Args:
         member: The model.
         number: Its place in the ensemble.
-        speaks: Whether it is the main member, without which no row can go on.
-        on_member_error: The policy of rows that name none.
+        is_main: Whether it is the main member, without which no sequence can go on.
+        on_member_error: The policy of sequences that name none.
     """
 
-    def __init__(self, member: Member, number: int, *, speaks: bool, on_member_error: MemberErrorPolicy) -> None:
+    def __init__(self, member: Member, number: int, *, is_main: bool, on_member_error: MemberErrorPolicy) -> None:
         self.member = member
         self._number = number
-        self._speaks = speaks
+        self._is_main = is_main
         self._policy = on_member_error
-        self._width: int | None = None  # so many rows at once have turned out to fit into memory
+        self._width: int | None = None  # so many sequences at once have turned out to fit into memory
 
-    def run(self, rows: Sequence[Row]) -> Said:
-        """Gives logits for the next token of rows, but where the member has no say or fails."""
-        at = [place for place, row in enumerate(rows) if self._takes_part(row)]
+    def run(self, sequences: Sequence[EnsembleSequence]) -> MemberLogits:
+        """Gives logits for the next token of sequences, but where the member has no say or fails."""
+        at = [place for place, sequence in enumerate(sequences) if self._takes_part(sequence)]
         width = self._width or max(1, len(at))
-        parts = [self._run_together(rows, at[start : start + width]) for start in range(0, len(at), width)]
+        parts = [self._run_together(sequences, at[start : start + width]) for start in range(0, len(at), width)]
         return _joined(parts)
 
-    def _run_together(self, rows: Sequence[Row], at: list[int]) -> Said:
+    def _run_together(self, sequences: Sequence[EnsembleSequence], at: list[int]) -> MemberLogits:
         try:
-            logits = self.member.next_logits([self._side(rows[place]) for place in at])
+            logits = self.member.next_logits([self._part(sequences[place]) for place in at])
         except Exception as problem:  # noqa: BLE001 (models raise whatever they like; the request tells it)
-            return self._run_each(rows, at, problem)
-        return self._checked(rows, at, logits)
+            return self._run_each(sequences, at, problem)
+        return self._checked(sequences, at, logits)
 
-    def prefill(self, row: Row, limit: int) -> int:
+    def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
         """Runs at most `limit` ids of the prompt ahead of `run`; 0 if none needs to be."""
-        side = row.sides[self._number]
-        if side is None or row.ended or side.pending <= KEPT_TAIL:
+        part = sequence.member_sequences[self._number]
+        if part is None or sequence.ended or part.pending <= KEPT_TAIL:
             return 0
         try:
-            return self.member.prefill(side, limit)
+            return self.member.prefill(part, limit)
         except Exception as problem:  # noqa: BLE001 (as in `run`)
-            self._fail(row, problem)
+            self._fail(sequence, problem)
             return 0
 
-    def _takes_part(self, row: Row) -> bool:
-        if row.ended or row.sides[self._number] is None:
+    def _takes_part(self, sequence: EnsembleSequence) -> bool:
+        if sequence.ended or sequence.member_sequences[self._number] is None:
             return False
-        return self._speaks or not row.others_behind
+        return self._is_main or not sequence.others_behind
 
-    def _side(self, row: Row) -> MemberRow:
-        side = row.sides[self._number]
-        assert side is not None, "it takes part"
-        return side
+    def _part(self, sequence: EnsembleSequence) -> MemberSequence:
+        part = sequence.member_sequences[self._number]
+        assert part is not None, "it takes part"
+        return part
 
-    def _run_each(self, rows: Sequence[Row], at: Sequence[int], problem: Exception) -> Said:
-        """Finds the rows at fault, and runs the others alone.
+    def _run_each(self, sequences: Sequence[EnsembleSequence], at: Sequence[int], problem: Exception) -> MemberLogits:
+        """Finds the sequences at fault, and runs the others alone.
 
         A forward that broke off may have written to some layers of a cache and not to others, so every cache it had in
         hand is given up and computed again.
         """
         if len(at) == 1:
-            self._fail(rows[at[0]], problem)
-            return Said([], None)
+            self._fail(sequences[at[0]], problem)
+            return MemberLogits([], None)
         traceback.clear_frames(problem.__traceback__)
         for place in at:
-            self._forget(rows[place])
+            self._forget(sequences[place])
         found: list[torch.Tensor] = []
         answered: list[int] = []
         for place in at:
-            side = self._side(rows[place])
+            part = self._part(sequences[place])
             try:
-                while self.member.prefill(side, PREFILL_CHUNK):
+                while self.member.prefill(part, PREFILL_CHUNK):
                     pass
-                found.append(self.member.next_logits([side])[0])
+                found.append(self.member.next_logits([part])[0])
                 answered.append(place)
             except Exception as again:  # noqa: BLE001 (as in `run`)
-                self._fail(rows[place], again)
+                self._fail(sequences[place], again)
         if is_memory(problem) and len(answered) == len(at):  # each fits, all together do not
             self._width = max(1, len(at) // 2)
-        return self._checked(rows, answered, torch.stack(found)) if found else Said([], None)
+        return self._checked(sequences, answered, torch.stack(found)) if found else MemberLogits([], None)
 
-    def _forget(self, row: Row) -> None:
-        side = self._side(row)
-        side.release()
-        side.cached = 0
+    def _forget(self, sequence: EnsembleSequence) -> None:
+        part = self._part(sequence)
+        part.release()
+        part.cached = 0
 
-    def _checked(self, rows: Sequence[Row], at: list[int], logits: torch.Tensor) -> Said:
-        """Fails the rows in which logits are no numbers to choose by."""
+    def _checked(self, sequences: Sequence[EnsembleSequence], at: list[int], logits: torch.Tensor) -> MemberLogits:
+        """Fails the sequences in which logits are no numbers to choose by."""
         best = logits.amax(-1)  # NaN if any entry is
         finite = torch.isfinite(best)
         if bool(finite.all()):
-            return Said(at, logits)
+            return MemberLogits(at, logits)
         for place, value, fine in zip(at, best.tolist(), finite.tolist(), strict=True):
             if not fine:
-                self._fail(rows[place], NonFiniteLogitsError(self._non_finite(value)))
+                self._fail(sequences[place], NonFiniteLogitsError(self._non_finite(value)))
         kept = finite.nonzero()[:, 0]
-        return Said([at[i] for i in kept.tolist()], logits[kept])
+        return MemberLogits([at[i] for i in kept.tolist()], logits[kept])
 
     def _non_finite(self, value: float) -> str:
         why = "its weights are damaged, or its code fails on this text (run it alone in transformers to see)"
@@ -145,37 +145,37 @@ class Forward:
             why = "its dtype float16 overflows (load it with dtype='bfloat16' or 'float32'), or its weights are damaged"
         return f"Member {self.member.name!r} returned logits whose largest is {value}: {why}.{self._way_out()}"
 
-    def _fail(self, row: Row, problem: Exception) -> None:
+    def _fail(self, sequence: EnsembleSequence, problem: Exception) -> None:
         traceback.clear_frames(problem.__traceback__)  # they hold all that the forward had computed
-        error = problem if isinstance(problem, MemberError) else self._error(row, problem)
-        policy = row.params.on_member_error or self._policy
-        if self._speaks or policy == "raise":
-            row.fail(error)
+        error = problem if isinstance(problem, MemberError) else self._error(sequence, problem)
+        policy = sequence.params.on_member_error or self._policy
+        if self._is_main or policy == "raise":
+            sequence.fail(error)
         else:
-            row.drop(
+            sequence.drop(
                 self._number,
-                f"Member {self.member.name!r} failed and had no say from token {len(row.token_ids) + 1} of the answer "
-                f"on: {brief(problem)}",
+                f"Member {self.member.name!r} failed and had no say from token {len(sequence.token_ids) + 1} of the "
+                f"answer on: {brief(problem)}",
             )
 
-    def _error(self, row: Row, problem: Exception) -> MemberError:
+    def _error(self, sequence: EnsembleSequence, problem: Exception) -> MemberError:
         advice = f" {MORE_ROOM}" if is_memory(problem) else ""
         error = MemberError(
-            f"Member {self.member.name!r} failed with {row.main_side.prompt_tokens} prompt tokens and "
-            f"{len(row.token_ids)} tokens of the answer: {brief(problem)}.{advice}{self._way_out()}"
+            f"Member {self.member.name!r} failed with {sequence.main_sequence.prompt_tokens} prompt tokens and "
+            f"{len(sequence.token_ids)} tokens of the answer: {brief(problem)}.{advice}{self._way_out()}"
         )
         error.__cause__ = problem
         return error
 
     def _way_out(self) -> str:
-        if self._speaks:
+        if self._is_main:
             return " It is the main member, without which no answer can go on."
         return " With on_member_error='drop' requests go on without it."
 
 
-def _joined(parts: Sequence[Said]) -> Said:
-    """What was said to several groups of rows."""
+def _joined(parts: Sequence[MemberLogits]) -> MemberLogits:
+    """What was said to several groups of sequences."""
     if len(parts) == 1:
         return parts[0]
     logits = [part.logits for part in parts if part.logits is not None]
-    return Said([place for part in parts for place in part.at], torch.cat(logits) if logits else None)
+    return MemberLogits([place for part in parts for place in part.at], torch.cat(logits) if logits else None)

@@ -14,7 +14,7 @@ from deepen_core.results import Chunk, Generation
 _LONGEST = 32  # a slow reader finds what came in behind so many pieces joined to one
 
 
-class Mailbox:
+class OutputQueue:
     """The pieces of one answer on their way, and its end.
 
     Putting never waits for whoever takes. Nothing but a lock is held between calls, so that readers may come from any

@@ -9,15 +9,15 @@ from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.failures import forget_frames, step_failed
 from deepen_core.engine.handle import Request
 from deepen_core.engine.member_runner import PREFILL_CHUNK
-from deepen_core.engine.sequence import Row
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError
 from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING
 
-_PATIENCE = 4  # so many times that, where fewer rows wait for it than for their prompt to be read
+_PATIENCE = 4  # so many times that, where fewer sequences wait for it than for their prompt to be read
 _SHORT = 32  # a prompt of so many tokens is run with the first step rather than ahead of it
 
 
-class Batch:
+class Scheduler:
     """Requests on their way through one decoder. One thread may touch it.
 
     First come, first admitted. A long prompt is prefilled in pieces, between which the others decode on; pieces go in
@@ -25,8 +25,8 @@ class Batch:
     nor a long one for a stream of short ones.
 
     Args:
-        decoder: Steps the rows.
-        size: So many rows hold caches at most.
+        decoder: Steps the sequences.
+        size: So many sequences hold caches at most.
         budget: Prompt tokens to run in a step at most.
     """
 
@@ -45,8 +45,8 @@ class Batch:
         return not (self._waiting or self._prefilling or self._decoding)
 
     @property
-    def rows_held(self) -> int:
-        """Rows that hold or may hold caches."""
+    def sequences_held(self) -> int:
+        """Sequences that hold or may hold caches."""
         return len(self._prefilling) + len(self._decoding)
 
     def add(self, request: Request) -> None:
@@ -54,7 +54,7 @@ class Batch:
         self._waiting.append(request)
 
     def step(self) -> None:
-        """Moves every request on: ends what is over, admits, decodes a token a row, prefills a piece."""
+        """Moves every request on: ends what is over, admits, decodes a token a sequence, prefills a piece."""
         self._end_overdue()
         self._admit()
         self._decode()
@@ -72,41 +72,41 @@ class Batch:
         ended = False
         for request in (*self._waiting, *self._prefilling, *self._decoding):
             if request.cancelled or request.mail.abandoned:
-                request.row.finish("cancelled")
-            elif request.row.out_of_time:
-                request.row.finish("timeout")
+                request.sequence.finish("cancelled")
+            elif request.sequence.out_of_time:
+                request.sequence.finish("timeout")
             else:
                 continue
             request.deliver()
             ended = True
         if not ended:
             return
-        self._waiting = deque(r for r in self._waiting if not r.row.ended)
-        self._prefilling = [r for r in self._prefilling if not r.row.ended]
-        self._decoding = [r for r in self._decoding if not r.row.ended]
+        self._waiting = deque(r for r in self._waiting if not r.sequence.ended)
+        self._prefilling = [r for r in self._prefilling if not r.sequence.ended]
+        self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
     def _admit(self) -> None:
-        while self._waiting and self.rows_held < self._size:
+        while self._waiting and self.sequences_held < self._size:
             request = self._waiting.popleft()
-            request.row.admit()
+            request.sequence.admit()
             self._prefilling.append(request)
 
     def _decode(self) -> None:
         if not self._decoding:
             return
-        self._step_rows([request.row for request in self._decoding])
+        self._step_sequences([request.sequence for request in self._decoding])
         for request in self._decoding:
             request.deliver()
-        self._decoding = [r for r in self._decoding if not r.row.ended]
+        self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
-    def _step_rows(self, rows: Sequence[Row]) -> None:
-        """Steps rows; should a step fail as a whole, which none is known to do, the requests alone are ended by it."""
+    def _step_sequences(self, sequences: Sequence[EnsembleSequence]) -> None:
+        """Steps sequences; should a step fail as a whole, which none is known to do, it ends only these requests."""
         try:
-            self.decoder.step(rows)
+            self.decoder.step(sequences)
         except Exception as problem:  # noqa: BLE001 (the requests tell it)
-            for row in rows:
-                if not row.ended:
-                    row.fail(step_failed(problem, token=row.next_token))
+            for sequence in sequences:
+                if not sequence.ended:
+                    sequence.fail(step_failed(problem, token=sequence.next_token))
             forget_frames(problem)
 
     def _prefill(self) -> None:
@@ -116,37 +116,37 @@ class Batch:
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
             request = self._next_prompt()
-            row = request.row
-            ran = self.decoder.prefill(row, budget) if row.pending > short else 0
-            budget -= ran or row.pending
-            if row.ended:
+            sequence = request.sequence
+            ran = self.decoder.prefill(sequence, budget) if sequence.pending > short else 0
+            budget -= ran or sequence.pending
+            if sequence.ended:
                 self._prefilling.remove(request)
                 request.deliver()
-            elif not ran or row.pending <= KEPT_TAIL:
+            elif not ran or sequence.pending <= KEPT_TAIL:
                 self._prefilling.remove(request)
                 self._decoding.append(request)
 
     def _patience(self) -> int:
-        """How many times the budget the decoding rows can wait for: larger pieces are read faster."""
+        """How many times the budget the decoding sequences can wait for: larger pieces are read faster."""
         if not self._decoding:
             return _PATIENCE
         return min(max(1, len(self._prefilling) // len(self._decoding)), _PATIENCE)
 
     def _next_prompt(self) -> Request:
         oldest = self._prefilling[0]
-        request = oldest if self._oldest_next else min(self._prefilling, key=lambda r: r.row.pending)
-        if request.row.begun:
+        request = oldest if self._oldest_next else min(self._prefilling, key=lambda r: r.sequence.pending)
+        if request.sequence.begun:
             return request
         # A prompt under way that begins as this one does comes first, so that its cache can be copied.
-        begun = (r for r in self._prefilling if r.row.begun)
-        return next((r for r in begun if _will_share(r.row, request.row)), request)
+        begun = (r for r in self._prefilling if r.sequence.begun)
+        return next((r for r in begun if _will_share(r.sequence, request.sequence)), request)
 
 
-def _will_share(begun: Row, other: Row) -> bool:
-    """Whether a row in prefill will hold more of another's prompt than it does now, in any member."""
-    for side, its in zip(begun.sides, other.sides, strict=True):
-        if side is not None and its is not None and side.pending > KEPT_TAIL:
-            stop = side.cached + WORTH_SHARING
-            if min(len(side.ids), len(its.ids)) >= stop and side.ids[:stop] == its.ids[:stop]:
+def _will_share(begun: EnsembleSequence, other: EnsembleSequence) -> bool:
+    """Whether a sequence in prefill will hold more of another's prompt than it does now, in any member."""
+    for part, its in zip(begun.member_sequences, other.member_sequences, strict=True):
+        if part is not None and its is not None and part.pending > KEPT_TAIL:
+            stop = part.cached + WORTH_SHARING
+            if min(len(part.ids), len(its.ids)) >= stop and part.ids[:stop] == its.ids[:stop]:
                 return True
     return False

@@ -79,14 +79,14 @@ def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
 
 
 @torch.inference_mode()
-def member_score(member: Member, prompt: str, whole: str, *, speaks: bool) -> MemberScore:
+def member_score(member: Member, prompt: str, whole: str, *, is_main: bool) -> MemberScore:
     """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
 
     Args:
         member: The member.
         prompt: The text before.
         whole: The prompt and what follows.
-        speaks: Whether it is the main member, which has a score in any case.
+        is_main: Whether it is the main member, which has a score in any case.
 
     Raises:
         PromptError: If that is the very first token and the member has no BOS token to condition it on.
@@ -109,7 +109,7 @@ def member_score(member: Member, prompt: str, whole: str, *, speaks: bool) -> Me
         logprobs = member.token_logprobs(ids, same)
     except Exception as problem:
         advice = " Shorten the texts." if is_memory(problem) else ""
-        if not speaks:
+        if not is_main:
             advice += " With the weight 0 it has no score, and the others have theirs."
         raise MemberError(
             f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}.{advice}"

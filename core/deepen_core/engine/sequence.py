@@ -13,7 +13,7 @@ import torch
 from deepen_core.config import SamplingParams
 from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
 from deepen_core.errors import DeepenError
-from deepen_core.members.base import MemberRow
+from deepen_core.members.base import MemberSequence
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling.detokenizer import Utf8Stream
 from deepen_core.sampling.sampler import Sampler, masked
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraint
 
 
-class Row:
+class EnsembleSequence:
     """State of one request; `Decoder.step` drives it. One thread at a time may touch it.
 
     Args:
-        sides: The row of each member, or None for a member that does not take part.
+        member_sequences: The sequence of each member, or None for a member that does not take part.
         names: The members' names.
         main: Which member speaks.
         vocabulary: Main's vocabulary.
@@ -39,17 +39,17 @@ class Row:
             than with what a chat template has written.
 
     Attributes:
-        sides: As given; None as well for a member that failed and was dropped.
+        member_sequences: As given; None as well for a member that failed and was dropped.
         token_ids: Main's ids chosen so far, the end token left out.
-        finish_reason: Set once the row has ended.
-        error: Set instead if the row cannot be ended properly.
+        finish_reason: Set once the sequence has ended.
+        error: Set instead if the sequence cannot be ended properly.
         warnings: What the caller should know.
         submitted: When the caller asked (`time.perf_counter`); the request's timeout counts from here.
     """
 
     def __init__(
         self,
-        sides: Sequence[MemberRow | None],
+        member_sequences: Sequence[MemberSequence | None],
         names: Sequence[str],
         main: int,
         vocabulary: Vocabulary,
@@ -59,7 +59,7 @@ class Row:
         starts_text: bool,
         continues_text: bool,
     ) -> None:
-        self.sides = list(sides)
+        self.member_sequences = list(member_sequences)
         self.params = params
         self.sampler = Sampler(params, sorted(vocabulary.stop_ids) if params.ignore_eos else ())
         self.token_ids: list[int] = []
@@ -68,7 +68,7 @@ class Row:
         self.error: DeepenError | None = None
         self.warnings: list[str] = []
         self.submitted = time.perf_counter()
-        self._all_sides = tuple(sides)
+        self._all_parts = tuple(member_sequences)
         self._names = list(names)
         self._main = main
         self._vocabulary = vocabulary
@@ -89,11 +89,11 @@ class Row:
             )
 
     @property
-    def main_side(self) -> MemberRow:
-        """The main member's row."""
-        side = self.sides[self._main]
-        assert side is not None, "main always takes part"
-        return side
+    def main_sequence(self) -> MemberSequence:
+        """The main member's sequence."""
+        part = self.member_sequences[self._main]
+        assert part is not None, "main always takes part"
+        return part
 
     @property
     def next_token(self) -> int:
@@ -108,16 +108,16 @@ class Row:
     @property
     def pending(self) -> int:
         """Ids that the member with most of them has to run before the next token."""
-        return max(side.pending for side in self.sides if side is not None)
+        return max(part.pending for part in self.member_sequences if part is not None)
 
     @property
     def begun(self) -> bool:
         """Whether any of its prompt has been run."""
-        return any(side.cached for side in self.sides if side is not None)
+        return any(part.cached for part in self.member_sequences if part is not None)
 
     @property
     def ended(self) -> bool:
-        """Whether the row goes on no more."""
+        """Whether the sequence goes on no more."""
         return self.finish_reason is not None or self.error is not None
 
     @property
@@ -126,7 +126,7 @@ class Row:
         return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
 
     def admit(self) -> None:
-        """Notes that the row has left the queue."""
+        """Notes that the sequence has left the queue."""
         self._admitted = time.perf_counter()
 
     def choose(self, scores: torch.Tensor, own: torch.Tensor) -> int:
@@ -139,7 +139,7 @@ class Row:
         Raises:
             DecodingError: If the constraint cannot be asked.
         """
-        history = self.main_side.ids if self.sampler.needs_history else ()
+        history = self.main_sequence.ids if self.sampler.needs_history else ()
         if self._constraint is None:
             return self.sampler.choose(scores, history)
         with self._following(self.next_token):
@@ -182,14 +182,14 @@ class Row:
         """
         self.token_ids.append(token_id)
         self._fresh_ids.append(token_id)
-        self.main_side.append_token(token_id)
+        self.main_sequence.append_token(token_id)
         text = self._utf8.feed(self._bytes(token_id))
         if text:
-            for member, side in enumerate(self.sides):
-                if side is not None and member != self._main:
+            for member, part in enumerate(self.member_sequences):
+                if part is not None and member != self._main:
                     token, name = len(self.token_ids), self._names[member]
                     with told_as(partial(telling_failed, token=token, member=name, text=text)):
-                        side.append_text(text)
+                        part.append_text(text)
         return text
 
     def _bytes(self, token_id: int) -> bytes:
@@ -200,33 +200,33 @@ class Row:
         return value
 
     def finish(self, reason: FinishReason) -> None:
-        """Ends the row and lets go of its caches."""
+        """Ends the sequence and lets go of its caches."""
         self.finish_reason = reason
         self._fresh_text += self._stops.finish()
         self._ended = time.perf_counter()
         self.release()
 
     def fail(self, error: DeepenError) -> None:
-        """Ends the row with an error and lets go of its caches."""
+        """Ends the sequence with an error and lets go of its caches."""
         self.error = error
         self.release()
 
     def drop(self, member: int, warning: str) -> None:
         """Goes on without a member, and says so in the answer."""
-        side = self.sides[member]
-        assert side is not None, "it takes part"
-        side.release()
-        self.sides[member] = None
+        part = self.member_sequences[member]
+        assert part is not None, "it takes part"
+        part.release()
+        self.member_sequences[member] = None
         self.warnings.append(warning)
 
     def release(self) -> None:
-        """Frees the key/value caches; the row can go on no more."""
-        for side in self.sides:
-            if side is not None:
-                side.release()
+        """Frees the key/value caches; the sequence can go on no more."""
+        for part in self.member_sequences:
+            if part is not None:
+                part.release()
 
     def take_chunk(self) -> Chunk | None:
-        """What is new since the last call; the last chunk of a finished row carries the whole answer."""
+        """What is new since the last call; the last chunk of a finished sequence carries the whole answer."""
         text, ids = self._fresh_text, self._fresh_ids
         if self.finish_reason is None and not text:
             return None
@@ -236,8 +236,8 @@ class Row:
         return Chunk(text, ids, self.finish_reason, whole)
 
     def generation(self) -> Generation:
-        """The answer of a finished row."""
-        assert self.finish_reason is not None, "the row goes on"
+        """The answer of a finished sequence."""
+        assert self.finish_reason is not None, "the sequence goes on"
         ended = self._ended or self.submitted
         admitted = self._admitted or ended
         first = self._first_token or ended
@@ -245,13 +245,18 @@ class Row:
             text="".join(self._shown) + self._fresh_text,
             token_ids=list(self.token_ids),
             finish_reason=self.finish_reason,
-            usage=Usage(self.main_side.prompt_tokens, len(self.token_ids)),
+            usage=Usage(self.main_sequence.prompt_tokens, len(self.token_ids)),
             logprobs=list(self.logprobs) if self.params.logprobs is not None else None,
             timings=Timings(first - admitted, ended - first, admitted - self.submitted),
             member_work=[
-                MemberWork(name, side.prompt_tokens, len(side.ids) - side.prompt_tokens, side.tokens_run)
-                for name, side in zip(self._names, self._all_sides, strict=True)
-                if side is not None
+                MemberWork(
+                    name,
+                    part.prompt_tokens,
+                    len(part.ids) - part.prompt_tokens,
+                    part.tokens_run,
+                )
+                for name, part in zip(self._names, self._all_parts, strict=True)
+                if part is not None
             ],
             warnings=list(self.warnings),
         )

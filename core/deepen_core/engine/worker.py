@@ -15,16 +15,16 @@ from typing import Any, Generic, TypeVar
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.failures import OUR_FAULT
 from deepen_core.engine.handle import Handle, Request
-from deepen_core.engine.scheduler import Batch
-from deepen_core.engine.sequence import Row
+from deepen_core.engine.scheduler import Scheduler
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ClosedError, brief
 
 T = TypeVar("T")
 
-_ERRANDS_S = 0.01  # while rows decode, errands take so many seconds between two steps
+_TASKS_S = 0.01  # while sequences decode, tasks take so many seconds between two steps
 
 
-class _Errand(Generic[T]):
+class _Task(Generic[T]):
     """Work that is done between steps."""
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -48,7 +48,7 @@ class _Stop:
     """Ends the worker."""
 
 
-class Scheduler:
+class Worker:
     """Takes requests from any thread and any event loop, and decodes them together on one thread.
 
     The thread starts with the first request and ends with `stop`. It sleeps while there is nothing to do. Whatever
@@ -56,13 +56,13 @@ class Scheduler:
     nobody ever waits for a lock that is held during a step.
 
     Args:
-        decoder: Steps the rows.
-        max_batch_size: So many rows are decoded together at most.
+        decoder: Steps the sequences.
+        max_batch_size: So many sequences are decoded together at most.
     """
 
     def __init__(self, decoder: Decoder, max_batch_size: int) -> None:
-        self._batch: Batch | None = Batch(decoder, max_batch_size)
-        self._inbox: queue.SimpleQueue[Request | _Errand[Any] | _Stop] = queue.SimpleQueue()
+        self._scheduler: Scheduler | None = Scheduler(decoder, max_batch_size)
+        self._inbox: queue.SimpleQueue[Request | _Task[Any] | _Stop] = queue.SimpleQueue()
         # Re-entrant, as a destructor may come to `stop` in the middle of `_start`.
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -70,22 +70,22 @@ class Scheduler:
         self._closed = False
         self._broken = ""
 
-    def submit(self, rows: Sequence[Row], owner: object, asked: float | None = None) -> list[Handle]:
-        """Puts rows into the queue, next to each other.
+    def submit(self, sequences: Sequence[EnsembleSequence], owner: object, asked: float | None = None) -> list[Handle]:
+        """Puts sequences into the queue, next to each other.
 
         Args:
-            rows: The rows, from now on the worker's.
+            sequences: The sequences, from now on the worker's.
             owner: Kept alive by the handles.
             asked: When the caller asked (`time.perf_counter`), if not now; timeouts count from there.
 
         Raises:
             ClosedError: After `stop`, and in a fork of the process that has already decoded.
         """
-        requests = [Request(row) for row in rows]
+        requests = [Request(sequence) for sequence in sequences]
         asked = time.perf_counter() if asked is None else asked
         self._start()
         for request in requests:
-            request.row.submitted = asked
+            request.sequence.submitted = asked
             self._inbox.put(request)
         self._check_open()  # if the worker was stopped meanwhile, it may not have seen these
         return [Handle(request, owner) for request in requests]
@@ -96,11 +96,11 @@ class Scheduler:
         Raises:
             ClosedError: As from `submit`.
         """
-        errand = _Errand(work)
+        task = _Task(work)
         self._start()
-        self._inbox.put(errand)
+        self._inbox.put(task)
         self._check_open()
-        return errand.done
+        return task.done
 
     def stop(self, *, wait: bool = True) -> None:
         """Ends the worker at its next step, and every request with `ClosedError`.
@@ -110,12 +110,12 @@ class Scheduler:
         """
         self._closed = True
         if self._process != os.getpid():
-            self._batch = None  # the worker did not come along into this fork
+            self._scheduler = None  # the worker did not come along into this fork
             return
         with self._starting:
             worker = self._thread
         if worker is None:
-            self._batch = None
+            self._scheduler = None
             return
         self._inbox.put(_Stop())
         if wait and worker is not threading.current_thread():
@@ -143,8 +143,8 @@ class Scheduler:
     def _work(self) -> None:
         try:
             while self._receive():
-                assert self._batch is not None, "only this thread lets go of it"
-                self._batch.step()
+                assert self._scheduler is not None, "only this thread lets go of it"
+                self._scheduler.step()
         except BaseException as problem:
             self._broken = brief(problem)
             raise
@@ -154,27 +154,27 @@ class Scheduler:
 
     def _receive(self) -> bool:
         """Takes what has come in, and waits for it while there is nothing to step; False once it is time to end."""
-        assert self._batch is not None, "only this thread lets go of it"
+        assert self._scheduler is not None, "only this thread lets go of it"
         started = time.perf_counter()
         while True:
             try:
-                item = self._inbox.get(block=self._batch.idle)
+                item = self._inbox.get(block=self._scheduler.idle)
             except queue.Empty:
                 return True
             if isinstance(item, _Stop):
                 return False
             if isinstance(item, Request):
-                self._batch.add(item)
+                self._scheduler.add(item)
             else:
                 item.run()
-                if not self._batch.idle and time.perf_counter() - started > _ERRANDS_S:
+                if not self._scheduler.idle and time.perf_counter() - started > _TASKS_S:
                     return True
             del item  # while the worker sleeps it holds nothing of anybody's
 
     def _abandon(self) -> None:
-        if self._batch is not None:
-            self._batch.abandon(partial(closed_error, self._broken))
-            self._batch = None
+        if self._scheduler is not None:
+            self._scheduler.abandon(partial(closed_error, self._broken))
+            self._scheduler = None
         while not self._inbox.empty():
             item = self._inbox.get()
             if not isinstance(item, _Stop):
@@ -192,7 +192,7 @@ def closed_error(broken: str = "") -> ClosedError:
     return ClosedError("This ensemble was closed and its models released: load it again.")
 
 
-def _stop_if_alive(reference: weakref.ref[Scheduler]) -> None:
-    scheduler = reference()
-    if scheduler is not None:
-        scheduler.stop()
+def _stop_if_alive(reference: weakref.ref[Worker]) -> None:
+    worker = reference()
+    if worker is not None:
+        worker.stop()

@@ -1,4 +1,4 @@
-"""What the decoding loop asks of a member, and what it keeps for one row."""
+"""What the decoding loop asks of a member, and what it keeps for one sequence."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ KEPT_TAIL = 2
 """Ids at the end of a text that run in the step itself, whose logits are kept: the last id and the one before it."""
 
 WORTH_SHARING = 16
-"""From so many ids on, taking over what another row holds of the same beginning pays."""
+"""From so many ids on, taking over what another sequence holds of the same beginning pays."""
 
 
-class RowCache(Protocol):
-    """What a member holds for one row."""
+class SequenceCache(Protocol):
+    """What a member holds for one sequence."""
 
     def free(self) -> None:
         """Lets go of it."""
         ...
 
 
-class MemberRow:
-    """One member's side of one request: the ids it should hold, and how many of them its cache holds.
+class MemberSequence:
+    """One member's part of one request: the ids it should hold, and how many of them its cache holds.
 
     Args:
         prompt: Where the member starts.
         tokenizer: The member's tokenizer.
-        speaks: Whether it is the main member, whose tokens are appended as chosen and never re-tokenised.
+        is_main: Whether it is the main member, whose tokens are appended as chosen and never re-tokenised.
 
     Attributes:
         ids: The ids it should hold.
@@ -44,14 +44,14 @@ class MemberRow:
         started: Whether the prompt has been run to its end.
     """
 
-    def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, speaks: bool) -> None:
+    def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, is_main: bool) -> None:
         self._offset = len(prompt.ids)
         backend = prompt.backend or tokenizer.backend
         text = AlignedText(backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
         self.ids = prompt.ids + text.ids
-        self._text = None if speaks else text
+        self._text = None if is_main else text
         self.cached = 0
-        self.cache: RowCache | None = None
+        self.cache: SequenceCache | None = None
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
         self.started = False
@@ -93,15 +93,15 @@ class MemberRow:
         return self.ids[start : self.cached]
 
     def release(self) -> None:
-        """Frees what the member holds for this row, which can go on no more."""
+        """Frees what the member holds for this sequence, which can go on no more."""
         if self.cache is not None:
             self.cache.free()
             self.cache = None
 
     def keep_logits(self, logits: torch.Tensor) -> None:
         """Notes the logits [at most KEPT_TAIL, vocabulary] at the last places that were run."""
-        for back, row in enumerate(reversed(logits)):
-            self._recent[self.cached - back] = row
+        for back, sequence in enumerate(reversed(logits)):
+            self._recent[self.cached - back] = sequence
 
     @property
     def logits_before(self) -> torch.Tensor | None:
@@ -116,9 +116,9 @@ class Work:
 
     Attributes:
         forwards: Runs of the model.
-        ids_run: Ids run because they were new, or the last of their row.
-        ids_rerun: Ids run once more beside rows with more new ones.
-        ids_copied: Ids whose keys and values were taken over from another row that begins alike.
+        ids_run: Ids run because they were new, or the last of their sequence.
+        ids_rerun: Ids run once more beside sequences with more new ones.
+        ids_copied: Ids whose keys and values were taken over from another sequence that begins alike.
     """
 
     forwards: int = 0
@@ -137,7 +137,7 @@ class Member(Protocol):
 
     @property
     def batching(self) -> str:
-        """How it runs several rows: "ragged" (all in one forward) or "one row at a time: <why>"."""
+        """How it runs several sequences: "ragged" (all in one forward) or "one sequence at a time: <why>"."""
         ...
 
     @property
@@ -150,17 +150,17 @@ class Member(Protocol):
         """What it computes in."""
         ...
 
-    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
-        """Runs all pending ids of some rows, together.
+    def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
+        """Runs all pending ids of some sequences, together.
 
         Returns:
-            Logits of the token after the last id of each row, float32 [rows, vocabulary]. They may share memory with
-            `MemberRow.logits_before`: do not write to them.
+            Logits of the token after the last id of each sequence, float32 [sequences, vocabulary]. They may share
+            memory with `MemberSequence.logits_before`: do not write to them.
         """
         ...
 
-    def prefill(self, row: MemberRow, limit: int) -> int:
-        """Runs at most `limit` pending ids of a row ahead of `next_logits`, to which the last `KEPT_TAIL` are left.
+    def prefill(self, sequence: MemberSequence, limit: int) -> int:
+        """Runs at most `limit` pending ids of a sequence, but not its last `KEPT_TAIL`, ahead of `next_logits`.
 
         Returns:
             How many ids were run; 0 if none needs to be.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepen_core.errors import ChatTemplateError
-from deepen_core.members.base import Member, MemberRow
+from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
 KINDS_OF_TEXT = (
@@ -84,7 +84,9 @@ def added_tokens(tokenizer: MemberTokenizer, *, conversations: bool) -> int:
     reader = tokenizer.reader
     text = "Where does Mira live?"
     if not conversations:
-        return MemberRow(reader.read_text(text), tokenizer, speaks=True).prompt_tokens - len(tokenizer.encode(text))
+        return MemberSequence(reader.read_text(text), tokenizer, is_main=True).prompt_tokens - len(
+            tokenizer.encode(text)
+        )
     found = [0]
     for turns in (_TURNS, _TURNS[1:], _TURNS[:2], _TURNS[1:2]):
         try:
@@ -92,5 +94,5 @@ def added_tokens(tokenizer: MemberTokenizer, *, conversations: bool) -> int:
         except ChatTemplateError:  # what it refuses, it adds nothing to
             continue
         said = sum(len(tokenizer.encode(turn["content"])) for turn in turns)
-        found.append(MemberRow(read, tokenizer, speaks=True).prompt_tokens - said)
+        found.append(MemberSequence(read, tokenizer, is_main=True).prompt_tokens - said)
     return max(found)

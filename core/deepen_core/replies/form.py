@@ -34,7 +34,7 @@ class ReplyForm:
     """JSON schema that the answer follows in place of a text."""
 
     @classmethod
-    def of(
+    def from_openai(
         cls,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: Any = None,

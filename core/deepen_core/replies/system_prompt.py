@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from deepen_core.chat.messages import Markup, Message
+from deepen_core.chat.messages import Message, TrustedMarkup
 from deepen_core.chat.template_adapter import as_text, pieces
 from deepen_core.chat.tool_format import CALL, CALL_END
 from deepen_core.errors import PromptError
@@ -53,8 +53,8 @@ def _instructions(form: ReplyForm) -> list[str]:
     """Strings to be joined."""
     parts: list[str] = []
     if form.callable:
-        parts += [_TOOLS, Markup("<tools></tools>"), " XML tags:\n", Markup("<tools>"), "\n"]
-        parts += ["\n".join(tool.described for tool in form.tools), "\n", Markup("</tools>")]
+        parts += [_TOOLS, TrustedMarkup("<tools></tools>"), " XML tags:\n", TrustedMarkup("<tools>"), "\n"]
+        parts += ["\n".join(tool.described for tool in form.tools), "\n", TrustedMarkup("</tools>")]
         parts += [_CALLS, CALL, CALL_END, " XML tags:\n", CALL, _EXAMPLE, CALL_END]
         if form.named is not None:
             parts.append(f"\n\nCall the function {json.dumps(form.named, ensure_ascii=False)} now.")

@@ -35,7 +35,7 @@ class Tool:
     """JSON schema of an object: the arguments."""
 
     @classmethod
-    def of(cls, definition: Any) -> Self:
+    def from_openai(cls, definition: Any) -> Self:
         """Reads OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
 
         Raises:
@@ -79,7 +79,7 @@ def read_tools(definitions: Any) -> tuple[Tool, ...]:
         raise SamplingError(f"tools is {shown(definitions)}: give a list of definitions.")
     tools: dict[str, Tool] = {}
     for definition in definitions:
-        tool = Tool.of(definition)
+        tool = Tool.from_openai(definition)
         if tools.setdefault(tool.name, tool) != tool:
             raise SamplingError(f"Two different tools are called {tool.name!r}: give each its own name.")
     return tuple(tools.values())

@@ -52,7 +52,7 @@ class Anchors:
 
         Args:
             vocabulary: The member's vocabulary.
-            size: Rows of its embedding matrix.
+            size: Length of its embedding matrix.
             by_prefix: Whether tokens that are not shared go by their beginning rather than by their embedding.
 
         Returns:
@@ -80,7 +80,7 @@ class Anchors:
         Args:
             vocabularies: One per member.
             names: The members' names, for the message.
-            sizes: Rows of each embedding matrix; a token beyond them is no anchor.
+            sizes: Length of each embedding matrix; a token beyond them is no anchor.
 
         Raises:
             NoCommonTokensError: If the vocabularies have no token in common.

@@ -30,29 +30,29 @@ _REMEMBERED = 2**16
 
 @dataclass(frozen=True)
 class Healing:
-    """How a member's columns are corrected, for all rows of a step.
+    """How a member's columns are corrected, for all sequences of a step.
 
     Attributes:
-        finished: Share of the member's mass that goes on behind its last token as it stands, [rows].
-        open: Mass on columns for tokens of which the last one is only the beginning, [rows, columns].
+        finished: Share of the member's mass that goes on behind its last token as it stands, [sequences].
+        open: Mass on columns for tokens of which the last one is only the beginning, [sequences, columns].
     """
 
     finished: torch.Tensor
     open: torch.Tensor
 
-    def taken(self, rows: torch.Tensor | slice) -> Healing:
-        """The correction of some of the rows."""
-        at = rows if isinstance(rows, slice) else rows.to(self.finished.device)
+    def taken(self, sequences: torch.Tensor | slice) -> Healing:
+        """The correction of some of the sequences."""
+        at = sequences if isinstance(sequences, slice) else sequences.to(self.finished.device)
         return Healing(self.finished[at], self.open[at])
 
     def applied(self, mass: torch.Tensor) -> torch.Tensor:
-        """Corrects projected mass [rows, columns]."""
+        """Corrects projected mass [sequences, columns]."""
         return self.finished[:, None] * mass + self.open
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a member has heard last, in one row.
+    """What a member has heard last, in one sequence.
 
     Attributes:
         last: The member's last id.
@@ -75,7 +75,7 @@ class Healer:
         main: The main member's.
         backend: The main member's, which says how main would put a longer token.
         anchors: What all members share.
-        size: Rows of the member's embedding matrix.
+        size: Length of the member's embedding matrix.
     """
 
     def __init__(self, vocabulary: Vocabulary, main: Vocabulary, backend: Backend, anchors: Anchors, size: int) -> None:
@@ -89,11 +89,11 @@ class Healer:
         self._longer: dict[int, torch.Tensor] = {}
         self._left: dict[tuple[int, tuple[int, ...]], int | None] = {}
 
-    def heal(self, rows: Sequence[Heard]) -> Healing | None:
-        """The correction for some rows, or None if there is nothing to correct."""
+    def heal(self, sequences: Sequence[Heard]) -> Healing | None:
+        """The correction for some sequences, or None if there is nothing to correct."""
         finished: torch.Tensor | None = None
         opened: torch.Tensor | None = None
-        for row, heard in enumerate(rows):
+        for sequence, heard in enumerate(sequences):
             if heard.before is None:
                 continue
             found = self._open(heard, heard.before)
@@ -101,10 +101,10 @@ class Healer:
                 continue
             share, columns, shares = found
             if finished is None or opened is None:
-                finished = shares.new_ones(len(rows))
-                opened = shares.new_zeros(len(rows), self._places.width)
-            finished[row] = share
-            opened[row].scatter_add_(0, columns, shares)
+                finished = shares.new_ones(len(sequences))
+                opened = shares.new_zeros(len(sequences), self._places.width)
+            finished[sequence] = share
+            opened[sequence].scatter_add_(0, columns, shares)
         return None if finished is None or opened is None else Healing(finished, opened)
 
     def _open(self, heard: Heard, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:

@@ -56,7 +56,7 @@ class RelativeSpace:
         temperature: In use.
         self_mass: Median mass that an anchor's row has on that anchor.
         effective_support: Median number of anchors that an anchor's row spreads over, the exponential of its entropy.
-        rest: How rows spread what lies below their entries, float32 [anchors], summing to one: the mean of the sample.
+        tail: How rows spread what lies below their entries, float32 [anchors], summing to one: the mean of the sample.
         entries: How many entries of a row are kept.
         fixed: As given.
         columns: The column that each token stands for.
@@ -88,7 +88,7 @@ class RelativeSpace:
         self.temperature = float(temperature)
         self.self_mass = self_mass(logits, sample, self.temperature)
         self.effective_support = effective_support(logits, self.temperature)
-        self.rest = self._mean_rest(logits)
+        self.tail = self._mean_tail(logits)
 
         self._slot = torch.full((len(embeddings),), -1, dtype=torch.int32, device=device)
         self._index = torch.empty(0, self.entries, dtype=torch.int32, device=device)
@@ -99,7 +99,7 @@ class RelativeSpace:
         one[:, 0] = 1.0
         self._store(None, torch.zeros_like(one, dtype=torch.int32), one, one.new_zeros(1))
 
-    def _mean_rest(self, logits: torch.Tensor) -> torch.Tensor:
+    def _mean_tail(self, logits: torch.Tensor) -> torch.Tensor:
         mass = torch.softmax(self.temperature * logits, dim=-1)  # [sample, vocabulary]
         below = mass.scatter_(-1, mass.topk(self.entries, dim=-1).indices, 0.0).sum(0)[self.anchor_ids]
         total = below.sum()
@@ -113,7 +113,7 @@ class RelativeSpace:
     @property
     def bytes_held(self) -> int:
         """Memory beyond the member's own weights."""
-        held = (self.anchor_ids, self.rest, self.fixed, self._slot, self._index, self._value, self._spread)
+        held = (self.anchor_ids, self.tail, self.fixed, self._slot, self._index, self._value, self._spread)
         own = sum(t.numel() * t.element_size() for t in held)
         return own + self.columns.bytes_held + self._proximity.bytes_held
 
@@ -136,7 +136,7 @@ class RelativeSpace:
         index[..., 0] = torch.where(computed, index[..., 0], fixed)
         return SparseRows(index, self._value[at], self._spread[at])
 
-    def rests(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def exact_tails(self, token_ids: torch.Tensor) -> torch.Tensor:
         """What the rows of some tokens have below their entries, computed anew, float32 [tokens, anchors].
 
         Args:

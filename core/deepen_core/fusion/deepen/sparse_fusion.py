@@ -74,13 +74,13 @@ class DeepenFusion(AveragingFusion):
         listed = [None if p is None else self._probable(i, p) for i, p in enumerate(logprobs)]
         listed[self._main] = self._with_images(listed)
 
-        def fuse(part: slice, near: torch.Tensor | None = None) -> torch.Tensor:
+        def fuse(part: slice, refine: torch.Tensor | None = None) -> torch.Tensor:
             return self._fuse_part(
                 [None if p is None else p[part] for p in logprobs],
                 [None if x is None else x.taken(part) for x in listed],
                 shares[part],
                 [None if h is None else h.taken(part) for h in healing],
-                near,
+                refine,
             )
 
         # 2) Few rows of the batch at a time, as many as stay in the cache.
@@ -96,7 +96,7 @@ class DeepenFusion(AveragingFusion):
         listed: Sequence[_Listed | None],
         shares: torch.Tensor,
         healing: Sequence[Healing | None],
-        near: torch.Tensor | None,
+        refine: torch.Tensor | None,
     ) -> torch.Tensor:
         """Fuses some rows, or one of which nearly all is known: its fused log-probabilities [vocabulary]."""
         main, config, space = self._of_main(logprobs), self._config, self._spaces[self._main]
@@ -108,7 +108,7 @@ class DeepenFusion(AveragingFusion):
             for member, (p, x) in enumerate(zip(logprobs, listed, strict=True))
         ]
         rows = [
-            None if x is None or m is None else self._token_rows(member, x, m, near)
+            None if x is None or m is None else self._token_rows(member, x, m, refine)
             for member, (x, m) in enumerate(zip(listed, masses, strict=True))
         ]
         projected = [None if r is None or m is None else r.project(m) for r, m in zip(rows, masses, strict=True)]
@@ -159,16 +159,16 @@ class DeepenFusion(AveragingFusion):
         ids = torch.cat([mine.ids, more], dim=-1).gather(-1, order)
         return _Listed(ids, live, space.rows(ids, live))
 
-    def _token_rows(self, member: int, listed: _Listed, mass: torch.Tensor, near: torch.Tensor | None) -> TokenRows:
-        space, closely = self._spaces[member], None
-        if near is not None:
+    def _token_rows(self, member: int, listed: _Listed, mass: torch.Tensor, refine: torch.Tensor | None) -> TokenRows:
+        space, exact_tail = self._spaces[member], None
+        if refine is not None:
             probs = mass[0, : listed.ids.shape[-1]]
             if member == self._main:
-                probs = torch.maximum(probs, near[listed.ids[0]].exp())
+                probs = torch.maximum(probs, refine[listed.ids[0]].exp())
             ids = listed.ids[0]
             places = ((probs >= _WEIGHTY) & listed.live[0] & (space.fixed[ids] < 0)).nonzero()[:, 0]
-            closely = (places, space.rests(ids[places]))
-        return TokenRows(listed.rows, space.rest, space.self_mass, closely)
+            exact_tail = (places, space.exact_tails(ids[places]))
+        return TokenRows(listed.rows, space.tail, space.self_mass, exact_tail)
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
         """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + gathered columns]."""

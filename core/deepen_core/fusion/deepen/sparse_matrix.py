@@ -45,25 +45,25 @@ class TokenRows:
 
     Args:
         rows: Of some tokens [batch, some].
-        rest: How mass is spread, float32 [anchors], summing to one.
+        tail: How mass is spread, float32 [anchors], summing to one.
         keeps: Self-mass of tokens without a row.
-        closely: Places among `some` and what their rows really have below their entries [places, anchors]. Only for a
-            batch of one.
+        exact_tail: Places among `some` and what their rows really have below their entries [places, anchors]. Only for
+            a batch of one.
     """
 
     def __init__(
         self,
         rows: SparseRows,
-        rest: torch.Tensor,
+        tail: torch.Tensor,
         keeps: float,
-        closely: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exact_tail: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self._at = rows.index.flatten(-2)  # [batch, some * entries]
         self._value, self._spread = rows.value, rows.spread
-        self._rest, self._columns, self._keeps = rest, Columns(len(rest)), keeps
-        self._closely = closely
-        if closely is not None:
-            self._spread = self._spread.index_fill(-1, closely[0], 0.0)
+        self._tail, self._columns, self._keeps = tail, Columns(len(tail)), keeps
+        self._exact_tail = exact_tail
+        if exact_tail is not None:
+            self._spread = self._spread.index_fill(-1, exact_tail[0], 0.0)
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [batch, some + gathered columns] -> [batch, columns]."""
@@ -72,17 +72,17 @@ class TokenRows:
         spread = (1 - self._keeps) * rest[:, :anchors].sum(-1, keepdim=True)
         spread += (one * self._spread).sum(-1, keepdim=True) + rest[:, -1:]
         columns = rest.new_empty(len(rest), self._columns.width)
-        torch.mul(rest[:, :anchors], self._keeps, out=columns[:, :anchors]).addcmul_(spread, self._rest)
+        torch.mul(rest[:, :anchors], self._keeps, out=columns[:, :anchors]).addcmul_(spread, self._tail)
         columns[:, anchors:] = rest[:, anchors:-1]
-        if self._closely is not None:
-            places, rests = self._closely
+        if self._exact_tail is not None:
+            places, rests = self._exact_tail
             columns[:, :anchors] += one[:, places] @ rests
         return columns.scatter_add_(-1, self._at, (one.unsqueeze(-1) * self._value).flatten(-2))
 
     def lift(self, columns: torch.Tensor) -> torch.Tensor:
         """`R x`, [batch, columns] -> [batch, some + gathered columns]."""
         some, anchors = self._spread.shape[-1], self._columns.anchors
-        mean = columns[:, :anchors] @ self._rest[:, None]  # [batch, 1]
+        mean = columns[:, :anchors] @ self._tail[:, None]  # [batch, 1]
         lifted = columns.new_empty(len(columns), some + self._columns.gathered)
         taken = (columns.gather(-1, self._at).view(self._value.shape) * self._value).sum(-1)
         torch.addcmul(taken, self._spread, mean, out=lifted[:, :some])
@@ -91,7 +91,7 @@ class TokenRows:
         )
         lifted[:, some + anchors : -1] = columns[:, anchors:]
         lifted[:, -1:] = mean
-        if self._closely is not None:
-            places, rests = self._closely
+        if self._exact_tail is not None:
+            places, rests = self._exact_tail
             lifted[:, places] += columns[:, :anchors] @ rests.T
         return lifted

@@ -1,8 +1,9 @@
-"""Attention of several new ids a row where query heads share their keys: no copy of the keys for every head.
+"""Attention of several new ids a sequence where query heads share their keys: no copy of the keys for every head.
 
 Where a mask is given, `transformers` writes every key and value once for each query head that looks at it before it
-runs `scaled_dot_product_attention`, all that is held, in every layer and step: sixteen rows of a thousand ids cost 20
-ms a layer. It packs the heads that share a key into one only for a single new id. Here they are packed for a few too.
+runs `scaled_dot_product_attention`, all that is held, in every layer and step: sixteen sequences of a thousand ids cost
+20 ms a layer. It packs the heads that share a key into one only for a single new id. Here they are packed for a few
+too.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ def packed_attention(
 
     Args:
         module: The attention layer.
-        query: [rows, heads, ids, width].
-        key: [rows, heads / groups, positions, width].
+        query: [sequences, heads, ids, width].
+        key: [sequences, heads / groups, positions, width].
         value: Shaped as `key`.
-        attention_mask: [rows, 1, ids, positions], or None.
+        attention_mask: [sequences, 1, ids, positions], or None.
         dropout: Share of weights that are dropped.
         scaling: Of the scores.
         options: As `sdpa_attention_forward` takes them.
 
     Returns:
-        [rows, ids, heads, width], and None for the weights.
+        [sequences, ids, heads, width], and None for the weights.
     """
-    rows, heads, count, width = query.shape
+    sequences, heads, count, width = query.shape
     groups = heads // key.shape[1]
     special = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     if groups == 1 or count > _FEW or attention_mask is None or attention_mask.shape[1] != 1 or special:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    packed = query.reshape(rows, -1, groups * count, width)  # the heads of one key stand next to each other
-    mask = attention_mask.repeat(1, 1, groups, 1)  # [rows, 1, groups * ids, positions]
+    packed = query.reshape(sequences, -1, groups * count, width)  # the heads of one key stand next to each other
+    mask = attention_mask.repeat(1, 1, groups, 1)  # [sequences, 1, groups * ids, positions]
     found = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return found.reshape(rows, heads, count, -1).transpose(1, 2).contiguous(), None
+    return found.reshape(sequences, heads, count, -1).transpose(1, 2).contiguous(), None
 
 
 def pack_heads(model: Any) -> bool:

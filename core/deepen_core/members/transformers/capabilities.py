@@ -1,7 +1,8 @@
-"""Finds out, by trying it, how the rows of a model can be run: together, one at a time, or only from their start.
+"""Finds out, by trying it, how the sequences of a model can be run: together, one at a time, or only from their start.
 
-A name says little about a model: options of its configuration, and code of its own, decide. So a few made-up rows are
-run both ways, in a ragged batch with rows that are shortened, and each whole by itself, and the logits are compared.
+A name says little about a model: options of its configuration, and code of its own, decide. So a few made-up sequences
+are run both ways, in a ragged batch with sequences that are shortened, and each whole by itself, and the logits are
+compared.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ _SEEDS = (1, 2)
 
 @dataclass(frozen=True)
 class Findings:
-    """How a model's rows can be run.
+    """How a model's sequences can be run.
 
     Attributes:
-        masks: For rows in a ragged cache; None if the model cannot run them so.
+        masks: For sequences in a ragged cache; None if the model cannot run them so.
         why_not: The reason, if it cannot.
-        keeps_cache: Whether a row by itself can be continued and shortened.
-        steady: Up to so many ids, where the ids of a text stand does not depend on its length; None if it never does.
-        settles: Whether beyond that length it does not either, other than that.
+        keeps_cache: Whether a sequence by itself can be continued and shortened.
+        max_stable_length: Up to so many ids, where the ids of a text stand does not depend on its length; None if it
+            never does.
+        positions_fixed: Whether beyond that length it does not either, other than that.
     """
 
     masks: Masks | None
     why_not: str
     keeps_cache: bool
-    steady: int | None = None
-    settles: bool = True
+    max_stable_length: int | None = None
+    positions_fixed: bool = True
 
 
 @torch.inference_mode()
@@ -76,13 +78,15 @@ def probe(model: Any, context_window: int) -> Findings:
         if not fault:
             masks, why_not = reading, ""
             break
-        why_not = why_not or f"rows of different lengths do not share a forward ({fault})"
+        why_not = why_not or f"sequences of different lengths do not share a forward ({fault})"
     if not trial.length_matters(_PIECE, context_window):
         return Findings(masks, why_not, keeps_cache)
-    steady = _declared_length(model)
-    settles = not trial.length_matters(steady + _PIECE, context_window)
+    max_stable_length = _declared_length(model)
+    positions_fixed = not trial.length_matters(max_stable_length + _PIECE, context_window)
     # A model whose positions go on changing notices a shorter text only if it is shorter by one.
-    return Findings(masks, why_not, keeps_cache, steady if settles else steady - 1, settles)
+    return Findings(
+        masks, why_not, keeps_cache, max_stable_length if positions_fixed else max_stable_length - 1, positions_fixed
+    )
 
 
 def _declared_length(model: Any) -> int:
@@ -100,7 +104,7 @@ class _DisagreementError(Exception):
 
 
 class _Trial:
-    """Runs made-up rows through a model."""
+    """Runs made-up sequences through a model."""
 
     def __init__(self, model: Any, context_window: int) -> None:
         self._model = model
@@ -116,10 +120,10 @@ class _Trial:
         """Runs the beginnings of a text, and the same text several times: to a causal model they are all alike."""
         text = self._text(17, seed=8)
         if any(state.shape[:2] != (1, len(text)) for state in self._whole(text)):
-            self._layers.ignore()  # they put out something else (XLNet: places before rows)
+            self._layers.ignore()  # they put out something else (XLNet: places before sequences)
             self._known.clear()
-        for beginning, rows in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
-            states = self._run(torch.tensor([beginning] * rows, device=self._model.device))
+        for beginning, sequences in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
+            states = self._run(torch.tensor([beginning] * sequences, device=self._model.device))
             whole = [state[:1, len(beginning) - KEPT_TAIL : len(beginning)] for state in self._whole(text)]
             self._rounding.learn([state[:1, -KEPT_TAIL:] for state in states], whole)
 
@@ -142,7 +146,7 @@ class _Trial:
         return found
 
     def own_cache(self, seed: int) -> None:
-        """Whether a row by itself can be continued and shortened."""
+        """Whether a sequence by itself can be continued and shortened."""
         first, second = self._text(9, seed), self._text(9, seed, other_from=4)
         cache = DynamicCache()
         self._run(self._batch(first[:7]), cache)
@@ -150,7 +154,7 @@ class _Trial:
         self._compare(states, 0, second, KEPT_TAIL)
 
     def ragged(self, masks: Masks, seed: int) -> None:
-        """Whether rows of different lengths can share forwards, advance by different counts and be shortened."""
+        """Whether sequences of different lengths can share forwards, advance by different counts and be shortened."""
         limits = [n for n in masks.limits if n <= _SHORT_WINDOW]
         length = min(max(limits, default=0) + 12, self._window - 1)
         if length < 10:
@@ -197,11 +201,11 @@ class _Trial:
             position_ids=torch.cat(places),
             attention_mask=masks.make(torch.cat(places), past + 1),
         )
-        for row, states in enumerate(alone):
-            self._judge([state[row : row + 1] for state in together], states)
+        for sequence, states in enumerate(alone):
+            self._judge([state[sequence : sequence + 1] for state in together], states)
 
     def length_matters(self, own: int, far: int) -> bool:
-        """Whether a row that ends at `own` ids says something else beside one that ends at `far`."""
+        """Whether a sequence that ends at `own` ids says something else beside one that ends at `far`."""
         if far <= own or own < _PIECE:
             return False
         ids = self._batch(self._text(_PIECE, seed=6)).expand(2, -1)
@@ -244,10 +248,12 @@ class _Trial:
         self._known[tuple(text)] = self._run(self._batch(text))
         return self._known[tuple(text)]
 
-    def _compare(self, states: States, row: int, text: Sequence[int], count: int) -> None:
-        """Compares a row's last places with those of its text run whole."""
+    def _compare(self, states: States, sequence: int, text: Sequence[int], count: int) -> None:
+        """Compares a sequence's last places with those of its text run whole."""
         whole = self._whole(text)
-        self._judge([state[row : row + 1, -count:] for state in states], [state[:, -count:] for state in whole])
+        self._judge(
+            [state[sequence : sequence + 1, -count:] for state in states], [state[:, -count:] for state in whole]
+        )
 
     def _judge(self, found: States, expected: States) -> None:
         if problem := self._rounding.problem(found, expected):
@@ -292,18 +298,21 @@ class _MadeUpLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the past with the new states [rows, heads, 1, width] behind it."""
+        """Returns the past with the new states [sequences, heads, 1, width] behind it."""
         length = max(self._pasts) + 1
         keys, values = (
             states.new_zeros(states.shape[0], states.shape[1], length, states.shape[3])
             for states in (key_states, value_states)
         )
         width = torch.arange(values.shape[3], device=values.device)
-        for row, past in enumerate(self._pasts):
+        for sequence, past in enumerate(self._pasts):
             around = [
                 past - edge + offset for edge in (*self._edges, *range(0, past, past // 8 + 1)) for offset in (-1, 0, 1)
             ]
             for place in {n for n in around if 0 <= n < past}:
-                values[row, :, place] = (past * torch.cos(width + place)).to(values.dtype)
-            keys[row, :, past], values[row, :, past] = key_states[row, :, 0], value_states[row, :, 0]
+                values[sequence, :, place] = (past * torch.cos(width + place)).to(values.dtype)
+            keys[sequence, :, past], values[sequence, :, past] = (
+                key_states[sequence, :, 0],
+                value_states[sequence, :, 0],
+            )
         return keys, values

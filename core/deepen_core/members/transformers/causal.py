@@ -8,39 +8,39 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import MemberRow, Work
+from deepen_core.members.base import MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
 from deepen_core.members.transformers.capabilities import probe
 from deepen_core.members.transformers.ragged import RaggedRunner
-from deepen_core.members.transformers.sequential import AloneRunner
+from deepen_core.members.transformers.sequential import SequentialRunner
 from deepen_core.results import ONE_AT_A_TIME
 
 
 @dataclass(frozen=True)
 class _Ways:
-    """How rows are run.
+    """How sequences are run.
 
     Attributes:
-        near: Runs rows up to `steady` ids.
-        far: Runs longer ones.
-        steady: None if all rows are alike.
+        short: Runs sequences up to `max_stable_length` ids.
+        long: Runs longer ones.
+        max_stable_length: None if all sequences are alike.
         batching: See `Member.batching`.
     """
 
-    near: RaggedRunner | AloneRunner
-    far: AloneRunner
-    steady: int | None
+    short: RaggedRunner | SequentialRunner
+    long: SequentialRunner
+    max_stable_length: int | None
     batching: str
 
 
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
-    Rows are run together, in a ragged cache, where the model can do that. It is tried by `find_ways`, or else when the
-    member is first used; a model that cannot runs its rows one at a time, and one without a cache that can be shortened
-    (a state-space model) the whole text of each: slow, but right. So does a text behind the length from which on a
-    model with rotary positions of that kind stretches them all.
+    Sequences are run together, in a ragged cache, where the model can do that. It is tried by `find_ways`, or else when
+    the member is first used; a model that cannot runs its sequences one at a time, and one without a cache that can be
+    shortened (a state-space model) the whole text of each: slow, but right. So does a text behind the length from which
+    on a model with rotary positions of that kind stretches them all.
 
     Args:
         name: How it is called in reports.
@@ -104,39 +104,41 @@ class CausalMember:
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
         given = (self.model, len(self.embeddings), self.work)
-        alone = far = AloneRunner(*given, keeps_cache=found.keeps_cache)
-        near: RaggedRunner | AloneRunner = alone
+        alone = long = SequentialRunner(*given, keeps_cache=found.keeps_cache)
+        short: RaggedRunner | SequentialRunner = alone
         batching = f"{ONE_AT_A_TIME}: {found.why_not}"
         if not found.keeps_cache:
             batching += ", so its whole text is run again for every token"
         if found.masks is not None:
-            near, batching = RaggedRunner(self.model, found.masks, len(self.embeddings), self.work), "ragged"
-        if found.steady is not None:
-            keeps = found.keeps_cache and found.settles
-            far = AloneRunner(*given, keeps_cache=keeps, in_pieces=False, resets=not found.settles)
-            batching += f" (up to {found.steady} ids, longer ones one at a time: their length changes all positions)"
-        return _Ways(near, far, found.steady, batching)
+            short, batching = RaggedRunner(self.model, found.masks, len(self.embeddings), self.work), "ragged"
+        if found.max_stable_length is not None:
+            keeps = found.keeps_cache and found.positions_fixed
+            long = SequentialRunner(*given, keeps_cache=keeps, in_pieces=False, resets=not found.positions_fixed)
+            batching += (
+                f" (up to {found.max_stable_length} ids, longer ones one at a time: their length changes all positions)"
+            )
+        return _Ways(short, long, found.max_stable_length, batching)
 
-    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+    def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         ways = self._ways
-        far = [self._is_far(row) for row in rows]
-        if not any(far):
-            return ways.near.next_logits(rows)
-        logits = torch.empty(len(rows), len(self.embeddings), device=self.device)
-        for way, part in ((ways.near, False), (ways.far, True)):
-            places = [i for i, is_far in enumerate(far) if is_far is part]
+        long = [self._is_long(sequence) for sequence in sequences]
+        if not any(long):
+            return ways.short.next_logits(sequences)
+        logits = torch.empty(len(sequences), len(self.embeddings), device=self.device)
+        for way, part in ((ways.short, False), (ways.long, True)):
+            places = [i for i, is_long in enumerate(long) if is_long is part]
             if places:
-                logits[places] = way.next_logits([rows[i] for i in places])
+                logits[places] = way.next_logits([sequences[i] for i in places])
         return logits
 
-    def prefill(self, row: MemberRow, limit: int) -> int:
+    def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
-        way = self._ways.far if self._is_far(row) else self._ways.near
-        return way.prefill(row, limit)
+        way = self._ways.long if self._is_long(sequence) else self._ways.short
+        return way.prefill(sequence, limit)
 
-    def _is_far(self, row: MemberRow) -> bool:
-        return self._ways.steady is not None and len(row.ids) > self._ways.steady
+    def _is_long(self, sequence: MemberSequence) -> bool:
+        return self._ways.max_stable_length is not None and len(sequence.ids) > self._ways.max_stable_length
 
     def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """See `Member.token_logprobs`."""

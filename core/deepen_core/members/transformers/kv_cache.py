@@ -1,11 +1,11 @@
-"""A key/value cache whose rows have lengths of their own, advance by different counts and are shortened one by one.
+"""A key/value cache for sequences of different lengths, which advance and are shortened independently.
 
-Each layer holds its keys and values in two buffers [slots, heads, positions, width]. A row has a slot, a line of these
-buffers; the slots in use are always the first ones, so that neighbours can be attended to as a view, and nothing is
-copied from step to step. A row that ends leaves a gap, into which the last slot moves.
+Each layer holds its keys and values in two buffers [slots, heads, positions, width]. A sequence has a slot, a line of
+these buffers; the slots in use are always the first ones, so that neighbours can be attended to as a view, and nothing
+is copied from step to step. A sequence that ends leaves a gap, into which the last slot moves.
 
-Positions behind the end of a row hold zeros, or what the row held there before it was shortened: numbers that a mask
-turns into nothing, never what another row left (which may be NaN, and no mask hides that).
+Positions behind the end of a sequence hold zeros, or what the sequence held there before it was shortened: numbers that
+a mask turns into nothing, never what another sequence left (which may be NaN, and no mask hides that).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def cache_option(model: Any) -> str:
 
 
 class Slot:
-    """The place of one row in a `RaggedCache`.
+    """The place of one sequence in a `RaggedCache`.
 
     Attributes:
         index: Its line in the buffers; may change between forwards.
@@ -55,9 +55,9 @@ class _Plan:
 
     Attributes:
         slots: Lines of the buffers that take part.
-        start: Position of the first new id where all rows agree, else None.
-        places: Indices (line, position) of the new ids, each [rows, ids], where they do not.
-        past: Positions read that are not new in every row.
+        start: Position of the first new id where all sequences agree, else None.
+        places: Indices (line, position) of the new ids, each [sequences, ids], where they do not.
+        past: Positions read that are not new in every sequence.
         length: Positions read.
         room: Lines and positions that the buffers must have.
     """
@@ -83,7 +83,7 @@ class RaggedLayer(CacheLayerMixin):
         self._plan = plan
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Makes the buffers for states of these shapes [rows, heads, ids, width]."""
+        """Makes the buffers for states of these shapes [sequences, heads, ids, width]."""
         lines, positions = self._plan.room
         self.keys, self.values = (
             states.new_zeros(lines, states.shape[1], positions, states.shape[3])
@@ -94,10 +94,10 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new keys and values [rows, heads, ids, width].
+        """Writes new keys and values [sequences, heads, ids, width].
 
         Returns:
-            All that is held for these rows, [rows, heads, positions, width].
+            All that is held for these sequences, [sequences, heads, positions, width].
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -107,7 +107,7 @@ class RaggedLayer(CacheLayerMixin):
             if plan.start is not None:
                 held[plan.slots, :, plan.start : plan.length] = new
             else:
-                held.transpose(1, 2)[plan.places] = new.transpose(1, 2)  # [rows, ids, heads, width]
+                held.transpose(1, 2)[plan.places] = new.transpose(1, 2)  # [sequences, ids, heads, width]
         keys, values = (held[plan.slots, :, : plan.length] for held in self._buffers())
         return keys, values
 
@@ -152,7 +152,7 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """The keys and values of many rows; see the head of this module.
+    """The keys and values of many sequences; see the head of this module.
 
     Whoever uses it does so inside `busy`, one at a time; only `Slot.free` may be called at any time.
     """
@@ -185,7 +185,7 @@ class RaggedCache(Cache):
         return self.slots[min(lines) : max(lines) + 1]
 
     def take(self) -> Slot:
-        """A slot for a new row."""
+        """A slot for a new sequence."""
         slot = Slot(self, len(self.slots))
         self.slots.append(slot)
         self._make_room()
@@ -210,7 +210,7 @@ class RaggedCache(Cache):
         Args:
             slots: Neighbours, in their order.
             starts: Position of the first new id of each.
-            places: Positions of the new ids, [rows, ids].
+            places: Positions of the new ids, [sequences, ids].
         """
         plan, count = self._plan, places.shape[1]
         plan.past = max(starts)
@@ -261,7 +261,7 @@ class RaggedCache(Cache):
             self._shrink()
 
     def _shrink(self) -> None:
-        """Gives memory back that is far too large for the rows that are left."""
+        """Gives memory back that is far too large for the sequences that are left."""
         lines, room = self._plan.room
         if not self.slots:
             self.layers.clear()

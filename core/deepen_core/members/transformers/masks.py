@@ -1,4 +1,4 @@
-"""Attention masks for rows of different lengths: which of the positions held each new id looks at."""
+"""Attention masks for sequences of different lengths: which of the positions held each new id looks at."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Masks:
         """The masks, in the shape that the model takes them.
 
         Args:
-            places: Positions of the new ids, [rows, ids].
+            places: Positions of the new ids, [sequences, ids].
             length: How many positions are held at most.
 
         Returns:
-            Numbers to add to attention scores, [rows, 1, ids, positions]; by layer type if the model wants that.
+            Numbers to add to attention scores, [sequences, 1, ids, positions]; by layer type if the model wants that.
         """
         made: dict[Reach, torch.Tensor] = {}
         kinds = {"": self._reach} if isinstance(self._reach, Reach) else self._reach
@@ -66,7 +66,7 @@ class Masks:
     def _make(self, reach: Reach, places: torch.Tensor, length: int) -> torch.Tensor:
         here = places[:, None, :, None]
         keys = torch.arange(length, device=places.device)
-        hidden = keys > here  # [rows, 1, ids, positions]
+        hidden = keys > here  # [sequences, 1, ids, positions]
         if reach.window is not None and length > reach.window:
             hidden |= keys <= here - reach.window
         if reach.chunk is not None and length > reach.chunk:

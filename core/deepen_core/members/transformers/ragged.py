@@ -1,4 +1,4 @@
-"""Runs many rows together, each with a length of its own."""
+"""Runs many sequences together, each with a length of its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberRow, Work
+from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberSequence, Work
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
-# A row with more new ids than this is run alone, and those behind it can take over what it holds.
+# A sequence with more new ids than this is run alone, and those behind it can take over what it holds.
 _LONG = 32
-# Ids of one forward of a row alone.
+# Ids of one forward of a sequence alone.
 _CHUNK = 1024
 # So many ids cost as much as one more forward: measured on a CPU core; a GPU has room for far more.
 _OVERHEAD = {"cpu": 16, "cuda": 256}
@@ -24,12 +24,12 @@ _OVERHEAD = {"cpu": 16, "cuda": 256}
 class RaggedForward:
     """One forward of a model over neighbouring slots of a cache.
 
-    All rows run as many ids. A row that has fewer new ones runs its last ones again, to the same end: nothing is
-    padded, and the logits at the last places are those of the last ids of every row.
+    All sequences run as many ids. A sequence that has fewer new ones runs its last ones again, to the same end: nothing
+    is padded, and the logits at the last places are those of the last ids of every sequence.
 
     Args:
         model: The model.
-        cache: Where rows are held.
+        cache: Where sequences are held.
         masks: The masks that the model takes.
     """
 
@@ -53,10 +53,10 @@ class RaggedForward:
             The slots that were run, those in between included, and their logits [slots, keep, vocabulary].
         """
         slots = self._cache.between(texts)
-        # A slot between these rows that holds nothing yet runs any id: what it then holds is true of that id.
-        rows = [texts.get(slot) or slot.ids or [0] for slot in slots]
-        starts = [len(row) - count for row in rows]
-        ids = [list(row[-count:]) for row in rows]
+        # A slot between these sequences that holds nothing yet runs any id: what it then holds is true of that id.
+        sequences = [texts.get(slot) or slot.ids or [0] for slot in slots]
+        starts = [len(sequence) - count for sequence in sequences]
+        ids = [list(sequence[-count:]) for sequence in sequences]
         places = [list(range(start, start + count)) for start in starts]
         for slot, start in zip(slots, starts, strict=True):
             del slot.ids[start:]  # until the forward has come to its end
@@ -74,7 +74,7 @@ class RaggedForward:
 
 
 class RaggedRunner:
-    """Keeps rows in a ragged cache and runs them together.
+    """Keeps sequences in a ragged cache and runs them together.
 
     Args:
         model: The model.
@@ -90,84 +90,84 @@ class RaggedRunner:
         self._work = work
         self._overhead = _OVERHEAD.get(model.device.type, _OVERHEAD["cuda"])
 
-    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+    def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         with self.cache.busy():
-            slots = [self._admit(row) for row in rows]
-            count = self._count(rows, slots)
-            for row, slot in zip(rows, slots, strict=True):
-                self._run_ahead(row, slot, row.pending - count)
-            return self._run_together(rows, slots, count)
+            slots = [self._admit(sequence) for sequence in sequences]
+            count = self._count(sequences, slots)
+            for sequence, slot in zip(sequences, slots, strict=True):
+                self._run_ahead(sequence, slot, sequence.pending - count)
+            return self._run_together(sequences, slots, count)
 
-    def prefill(self, row: MemberRow, limit: int) -> int:
+    def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
         with self.cache.busy():
-            slot = self._slot(row)
-            count = max(0, min(limit, row.pending - KEPT_TAIL))
-            self._run_ahead(row, slot, count)
+            slot = self._slot(sequence)
+            count = max(0, min(limit, sequence.pending - KEPT_TAIL))
+            self._run_ahead(sequence, slot, count)
             return count
 
-    def _admit(self, row: MemberRow) -> Slot:
-        """The slot of a row; a row with long text is run up to its last ids, so that the next one may begin with it."""
-        slot = self._slot(row)
-        if row.pending > _LONG:
-            self._run_ahead(row, slot, row.pending - KEPT_TAIL)
+    def _admit(self, sequence: MemberSequence) -> Slot:
+        """The slot of a sequence; long text is run up to its last ids now, so that the next one may begin with it."""
+        slot = self._slot(sequence)
+        if sequence.pending > _LONG:
+            self._run_ahead(sequence, slot, sequence.pending - KEPT_TAIL)
         return slot
 
-    def _slot(self, row: MemberRow) -> Slot:
-        """The slot of a row; that of a new one holds as much as another row has of the same beginning."""
-        if not isinstance(row.cache, Slot):
-            row.release()
-            row.cache = self.cache.take()
-            row.cached = 0
-            # A row that is dropped without a word gives its slot back too.
-            weakref.finalize(row, row.cache.free).atexit = False
-        slot = row.cache
-        row.cached = min(row.cached, len(slot.ids))
-        if not row.cached:
-            self._share(row, slot)
+    def _slot(self, sequence: MemberSequence) -> Slot:
+        """The slot of a sequence; that of a new one holds as much as another sequence has of the same beginning."""
+        if not isinstance(sequence.cache, Slot):
+            sequence.release()
+            sequence.cache = self.cache.take()
+            sequence.cached = 0
+            # A sequence that is dropped without a word gives its slot back too.
+            weakref.finalize(sequence, sequence.cache.free).atexit = False
+        slot = sequence.cache
+        sequence.cached = min(sequence.cached, len(slot.ids))
+        if not sequence.cached:
+            self._share(sequence, slot)
         return slot
 
-    def _share(self, row: MemberRow, slot: Slot) -> None:
-        wanted = row.ids[:-KEPT_TAIL]
+    def _share(self, sequence: MemberSequence, slot: Slot) -> None:
+        wanted = sequence.ids[:-KEPT_TAIL]
         shared = {_common(other.ids, wanted): other for other in self.cache.slots if other is not slot}
         length = max(shared, default=0)
         if length >= WORTH_SHARING:
             self.cache.copy(shared[length], slot, length)
-            row.cached = length
+            sequence.cached = length
             self._work.ids_copied += length
 
-    def _count(self, rows: Sequence[MemberRow], slots: Sequence[Slot]) -> int:
-        """How many ids to run of every row at once; rows with more new ones run the others ahead, each alone."""
-        lengths = {slot: len(row.ids) for row, slot in zip(rows, slots, strict=True)}
+    def _count(self, sequences: Sequence[MemberSequence], slots: Sequence[Slot]) -> int:
+        """How many ids to run of every sequence at once; what a sequence has more of runs ahead, alone."""
+        lengths = {slot: len(sequence.ids) for sequence, slot in zip(sequences, slots, strict=True)}
         between = self.cache.between(slots)
         most = min(lengths.get(slot) or len(slot.ids) or 1 for slot in between)
-        pending = [row.pending for row in rows]
+        pending = [sequence.pending for sequence in sequences]
 
         def cost(count: int) -> int:
             return count * len(between) + sum(self._overhead + p - count for p in pending if p > count)
 
         return min(sorted({min(p, most) for p in pending}), key=cost)
 
-    def _run_ahead(self, row: MemberRow, slot: Slot, count: int) -> None:
-        """Runs the first pending ids of a row alone."""
+    def _run_ahead(self, sequence: MemberSequence, slot: Slot, count: int) -> None:
+        """Runs the first pending ids of a sequence alone."""
         while count > 0:
-            taken = row.take_pending(min(count, _CHUNK))
-            _, logits = self._forward.run({slot: row.ids[: row.cached]}, len(taken), keep=1)
-            row.keep_logits(logits[0, :, : self._size])
+            taken = sequence.take_pending(min(count, _CHUNK))
+            _, logits = self._forward.run({slot: sequence.ids[: sequence.cached]}, len(taken), keep=1)
+            sequence.keep_logits(logits[0, :, : self._size])
             self._note(len(taken), len(taken))
             count -= len(taken)
 
-    def _run_together(self, rows: Sequence[MemberRow], slots: Sequence[Slot], count: int) -> torch.Tensor:
-        """Runs what is left of all rows."""
-        new = sum(len(row.take_pending()) for row in rows)
-        texts = {slot: row.ids for row, slot in zip(rows, slots, strict=True)}
+    def _run_together(self, sequences: Sequence[MemberSequence], slots: Sequence[Slot], count: int) -> torch.Tensor:
+        """Runs what is left of all sequences."""
+        new = sum(len(sequence.take_pending()) for sequence in sequences)
+        texts = {slot: sequence.ids for sequence, slot in zip(sequences, slots, strict=True)}
         run, logits = self._forward.run(texts, count, keep=min(count, KEPT_TAIL))
         logits = logits[:, :, : self._size]  # [slots, at most KEPT_TAIL, vocabulary]
         self._note(new, len(run) * count)
         lines = [slot.index - run[0].index for slot in slots]
-        for row, line in zip(rows, lines, strict=True):
-            row.keep_logits(logits[line])
+        for sequence, line in zip(sequences, lines, strict=True):
+            sequence.keep_logits(logits[line])
         last = logits[:, -1]
         if lines != list(range(len(run))):
             last = last[torch.tensor(lines, device=last.device)]
@@ -182,8 +182,8 @@ class RaggedRunner:
 def _kept(keep: int, count: int, batch: torch.Tensor) -> int | torch.Tensor:
     """The last places as `logits_to_keep` takes them.
 
-    As indices where several rows have more places: a number is made a slice, whose rows do not lie next to each other,
-    and on a CPU that makes the output layer ten times as slow.
+    As indices where several sequences have more places: a number is made a slice, whose sequences do not lie next to
+    each other, and on a CPU that makes the output layer ten times as slow.
     """
     if keep == count or batch.shape[1] == 1:
         return keep

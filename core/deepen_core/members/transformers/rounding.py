@@ -42,7 +42,7 @@ _BOUNDS = {
 _FACTOR = 12.0
 
 States = list[torch.Tensor]
-"""What each layer puts out [rows, ids, width], and at the end the logits [rows, ids, vocabulary]."""
+"""What each layer puts out [sequences, ids, width], and at the end the logits [sequences, ids, vocabulary]."""
 
 
 class Layers:

@@ -1,4 +1,4 @@
-"""Runs rows one at a time: for models, and for lengths of text, that rows cannot share a forward with."""
+"""Runs sequences one at a time: for models, and for lengths of text, that sequences cannot share a forward with."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from deepen_core.members.base import KEPT_TAIL, MemberRow, Work
+from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
 from deepen_core.members.transformers.kv_cache import cache_option
 
 
 class OwnCache:
-    """The key/value cache of one row.
+    """The key/value cache of one sequence.
 
     It keeps every position, also for models with sliding windows, whose masks see to the window, so that it can always
     be shortened.
@@ -23,12 +23,12 @@ class OwnCache:
         owner: Who fills it; what another runner has filled may not be continued.
     """
 
-    def __init__(self, owner: AloneRunner) -> None:
+    def __init__(self, owner: SequentialRunner) -> None:
         self.owner = owner
         self.held = DynamicCache()
 
     def free(self) -> None:
-        """See `RowCache.free`."""
+        """See `SequenceCache.free`."""
         self.held = DynamicCache()
 
 
@@ -40,15 +40,15 @@ def shortened(cache: DynamicCache, length: int) -> DynamicCache:
     return cache
 
 
-class AloneRunner:
-    """Runs each row by itself.
+class SequentialRunner:
+    """Runs each sequence by itself.
 
     Args:
         model: The model.
         vocabulary_size: Logits beyond it are no tokens.
         work: Counts what is run.
-        keeps_cache: Whether a row can be continued and shortened. If not, its whole text is run each time: slow, but
-            right.
+        keeps_cache: Whether a sequence can be continued and shortened. If not, its whole text is run each time: slow,
+            but right.
         in_pieces: Whether the start of a text can be run without its end.
         resets: Whether the model must see a short text first, to forget how long the last one was.
     """
@@ -73,38 +73,38 @@ class AloneRunner:
         accepts = inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": KEPT_TAIL} if "logits_to_keep" in accepts else {}
 
-    def next_logits(self, rows: Sequence[MemberRow]) -> torch.Tensor:
+    def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
-        return torch.stack([self._run(row, self._cache(row), None)[-1] for row in rows]).float()
+        return torch.stack([self._run(sequence, self._cache(sequence), None)[-1] for sequence in sequences]).float()
 
-    def prefill(self, row: MemberRow, limit: int) -> int:
+    def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
         if not self._in_pieces:
             return 0
-        cache = self._cache(row)
-        count = max(0, min(limit, row.pending - KEPT_TAIL))
+        cache = self._cache(sequence)
+        count = max(0, min(limit, sequence.pending - KEPT_TAIL))
         if count:
-            self._run(row, cache, count)
+            self._run(sequence, cache, count)
         return count
 
-    def _cache(self, row: MemberRow) -> OwnCache:
-        """What the row holds; emptied if it cannot be continued."""
-        if not (self._keeps_cache and isinstance(row.cache, OwnCache) and row.cache.owner is self):
-            row.release()
-            row.cache = OwnCache(self)
-            row.cached = 0
-        return row.cache
+    def _cache(self, sequence: MemberSequence) -> OwnCache:
+        """What the sequence holds; emptied if it cannot be continued."""
+        if not (self._keeps_cache and isinstance(sequence.cache, OwnCache) and sequence.cache.owner is self):
+            sequence.release()
+            sequence.cache = OwnCache(self)
+            sequence.cached = 0
+        return sequence.cache
 
-    def _run(self, row: MemberRow, cache: OwnCache, limit: int | None) -> torch.Tensor:
+    def _run(self, sequence: MemberSequence, cache: OwnCache, limit: int | None) -> torch.Tensor:
         """Runs pending ids and returns the logits [at most KEPT_TAIL, vocabulary] at the last of them."""
-        pending = row.take_pending(limit)
+        pending = sequence.take_pending(limit)
         ids = torch.tensor([pending], device=self._model.device)
         if self._resets:
             self._model(ids[:, :1], use_cache=False, **self._options)
-        held = {self._cache_option: shortened(cache.held, row.cached - len(pending))} if self._keeps_cache else {}
+        held = {self._cache_option: shortened(cache.held, sequence.cached - len(pending))} if self._keeps_cache else {}
         output = self._model(ids, use_cache=self._keeps_cache, **held, **self._options)
         self._work.forwards += 1
         self._work.ids_run += len(pending)
         logits: torch.Tensor = output.logits[0, -KEPT_TAIL:, : self._size]
-        row.keep_logits(logits)
+        sequence.keep_logits(logits)
         return logits
