@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from deepen_core import Ensemble
 from deepen_core.config import resolve_fusion
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
-from deepen_core.fusion import make_fusion
-from deepen_core.fusion.anchors.token_healing import Healing
-from deepen_core.fusion.deepen.averaging import Fusion
-from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.fusion.base import StepInputs
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -34,30 +31,20 @@ class Comparing:
         exact: The same with whole matrices.
     """
 
-    def __init__(self, fast: Fusion, exact: Fusion) -> None:
+    def __init__(self, fast: DeepenStrategy, exact: DeepenStrategy) -> None:
         self._fast, self._exact = fast, exact
         self.steps = self.equal = self.sure = self.sure_equal = self.calls = self.cold = 0
         self.distance = 0.0
 
-    @property
-    def spaces(self) -> Sequence[RelativeSpace]:
-        """The relative spaces of the fast path."""
-        return self._fast.spaces
-
-    def fuse(
-        self,
-        logprobs: Sequence[torch.Tensor | None],
-        weights: torch.Tensor,
-        healing: Sequence[Healing | None] = (),
-    ) -> torch.Tensor:
+    def fuse(self, inputs: StepInputs) -> torch.Tensor:
         """The fast path's answer."""
-        built = [s.rows_built for s in self.spaces]
-        fast = self._fast.fuse(logprobs, weights, healing)
+        built = [s.rows_built for s in self._fast.spaces]
+        fast = self._fast.fuse(inputs)
         self.calls += 1
-        self.cold += int(built != [s.rows_built for s in self.spaces])
-        exact = self._exact.fuse(logprobs, weights, healing)
+        self.cold += int(built != [s.rows_built for s in self._fast.spaces])
+        exact = self._exact.fuse(inputs)
         same = fast.argmax(-1) == exact.argmax(-1)
-        main = next(p for p in logprobs if p is not None and p.shape == fast.shape)
+        main = next(p for p in inputs.logprobs if p is not None and p.shape == fast.shape)
         sure = main.exp().amax(-1) >= 0.2
         self.steps += len(same)
         self.equal += int(same.sum())
@@ -73,9 +60,10 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
         warnings.simplefilter("ignore")
         with Ensemble.load(models, main=main, fusion=fusion, progress=False, device="cpu") as ensemble:
             config = resolve_fusion(fusion).model_copy(update={"exact": True})
-            spaces = list(ensemble._fusion.spaces)
-            both = Comparing(ensemble._fusion, make_fusion(spaces, main, config))
-            ensemble._decoder._fusion = both
+            fast = ensemble._engine.fusion
+            exact = DeepenStrategy(fast.spaces, main, config, fast._average._healers)
+            both = Comparing(fast, exact)
+            ensemble._engine.decoder._fusion = both
             for place in range(0, len(prompts), 8):
                 if both.steps >= steps:
                     break

@@ -185,9 +185,9 @@ def measure_sharing(ensemble: Ensemble, tokenizer: Any, shared: int, count: int)
     asked = [f"{start} {number} and" for number in range(count)]
 
     def ran(texts: list[str]) -> int:
-        before = sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._members)
+        before = sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members)
         ensemble.generate(texts, max_new_tokens=1, ignore_eos=True)
-        return sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._members) - before
+        return sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members) - before
 
     one, many = ran(asked[:1]), ran(asked)
     return {

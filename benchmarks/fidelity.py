@@ -16,11 +16,11 @@ import torch
 from benchmarks.report import publish
 from benchmarks.worlds import CLASSES, TOKENIZERS, World, logits, make_world, real_world
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import make_fusion
-from deepen_core.fusion.deepen.averaging import Fusion
+from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.deepen.calibration import effective_support, self_mass
 from deepen_core.fusion.deepen.search import DenseRows, adamw, expectation_maximisation
 from deepen_core.fusion.deepen.similarity import Proximity
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
 _BATCH = 20
 SWEEPS: dict[str, list[dict[str, Any]]] = {
@@ -44,7 +44,7 @@ def compare(near: Fusion, exact: list[torch.Tensor], batches: list[list[torch.Te
     weights = torch.full((_BATCH, 2), 0.5)
     same, sure, moved, distance = [], [], [], []
     for values, right in zip(batches, exact, strict=True):
-        found = near.fuse(values, weights)
+        found = near.fuse(StepInputs(values, weights))
         same.append(found.argmax(-1) == right.argmax(-1))
         sure.append(values[0].exp().amax(-1) >= 0.2)
         moved.append(right.argmax(-1) != values[0].argmax(-1))
@@ -62,8 +62,8 @@ def compare(near: Fusion, exact: list[torch.Tensor], batches: list[list[torch.Te
 
 def exact_results(world: World, config: FusionConfig, batches: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     """What whole matrices give; held only while they are asked."""
-    exact = make_fusion(world.spaces(), 0, config.model_copy(update={"exact": True}))
-    return [exact.fuse(values, torch.full((_BATCH, 2), 0.5)) for values in batches]
+    exact = DeepenStrategy(world.spaces(), 0, config.model_copy(update={"exact": True}))
+    return [exact.fuse(StepInputs(values, torch.full((_BATCH, 2), 0.5))) for values in batches]
 
 
 def measure(name: str, world: World, config: FusionConfig, steps: int) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def measure(name: str, world: World, config: FusionConfig, steps: int) -> list[d
     rows, start = [], 0
     for entropy, of_class in [*batches.items(), ("all", every)]:
         begin = 0 if entropy == "all" else start
-        near = make_fusion(world.spaces(config.row_entries), 0, config)
+        near = DeepenStrategy(world.spaces(config.row_entries), 0, config)
         found = compare(near, right[begin : begin + len(of_class)], of_class)
         start += len(of_class)
         rows.append({"world": name, "search": config.search, "entropy": entropy, **found})
@@ -98,8 +98,8 @@ def sweep(world: World, steps: int) -> list[dict[str, Any]]:
 def _limited(
     world: World, config: FusionConfig, right: list[torch.Tensor], batches: list[list[torch.Tensor]]
 ) -> dict[str, float]:
-    cold = make_fusion(world.spaces(config.row_entries), 0, config)
-    cold.fuse([x[:1] for x in batches[0]], torch.full((1, 2), 0.5))
+    cold = DeepenStrategy(world.spaces(config.row_entries), 0, config)
+    cold.fuse(StepInputs([x[:1] for x in batches[0]], torch.full((1, 2), 0.5)))
     built = sum(space.rows_built for space in cold.spaces)
     found = compare(cold, right, batches)
     kept = {name: found[name] for name in ("equal choices", "mean total variation")}

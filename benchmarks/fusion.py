@@ -23,8 +23,8 @@ from benchmarks.reference import DenseReference
 from benchmarks.report import publish
 from benchmarks.worlds import CLASSES, TOKENIZERS, World, logits, make_world, real_world
 from deepen_core.config import FusionConfig
-from deepen_core.fusion import make_fusion
-from deepen_core.fusion.deepen.averaging import Fusion
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
 WORLDS: dict[str, Callable[[str], World]] = {
     "32k": lambda device: make_world((32_000, 32_000), 24_000, 512, device=device),
@@ -74,7 +74,7 @@ def _status(field: str) -> int:
 def fuse(fusion: Fusion, values: list[torch.Tensor]) -> torch.Tensor:
     """One step at equal weights: logits of both members [rows, vocabulary] to fused log-probabilities."""
     weights = torch.full((len(values[0]), 2), 0.5)
-    return fusion.fuse([torch.log_softmax(x, -1) for x in values], weights)
+    return fusion.fuse(StepInputs([torch.log_softmax(x, -1) for x in values], weights))
 
 
 def measure_speed(name: str, world: World, config: FusionConfig, repeats: int) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def measure_speed(name: str, world: World, config: FusionConfig, repeats: int) -
             values = logits(world, entropy, batch, seed=7)
             memory: dict[str, float] = {}
             with peak_memory(memory):
-                fusion = make_fusion(world.spaces(config.row_entries), 0, config)
+                fusion = DeepenStrategy(world.spaces(config.row_entries), 0, config)
                 cold = seconds(lambda f=fusion, v=values: fuse(f, v), 1)  # type: ignore[misc]
                 warm = seconds(lambda f=fusion, v=values: fuse(f, v), repeats)  # type: ignore[misc]
             rows.append(
@@ -144,7 +144,7 @@ def measure_generation(name: str, world: World, config: FusionConfig, tokens: in
 
     Candidates are drawn by a Zipf law; of twenty steps thirteen are of low entropy, six of middle and one of high.
     """
-    fusion = make_fusion(world.spaces(config.row_entries), 0, config)
+    fusion = DeepenStrategy(world.spaces(config.row_entries), 0, config)
     mixed = ["low"] * 13 + ["mid"] * 6 + ["high"]
     built, times = [0], []
     for step in range(tokens):

@@ -41,7 +41,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class MemberLogits:
+class SaidStep:
     """What both members say for one of main's tokens.
 
     Attributes:
@@ -89,7 +89,7 @@ def answers(count: int, size: int) -> list[Given]:
     return [Given([{"role": "user", "content": item["question"]}], item["solution"][:size]) for item in chosen]
 
 
-def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[MemberLogits]:
+def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[SaidStep]:
     """Runs a text through both members of a pair.
 
     Args:
@@ -97,12 +97,12 @@ def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Itera
         given: The text.
         limit: At most so many of its tokens.
     """
-    main, other = ensemble._members
+    main, other = ensemble._engine.members
     if isinstance(given.prompt, str):
         ids = continuation_ids(main.tokenizer, given.prompt, given.text)[:limit]
     else:
         ids = main.tokenizer.encode(given.text)[:limit]
-    row = ensemble._decoder.start(given.prompt, SamplingParams())
+    row = ensemble._engine.decoder.start(given.prompt, SamplingParams())
     held: tuple[list[list[int]], list[list[int]]] = ([], [])
     waiting, spoken = [], []
     for token_id in ids:
@@ -116,7 +116,7 @@ def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Itera
         (own, _), (theirs, before) = logits[0][place], logits[1][place]
         heard = Heard(held[1][place][-1], before, spoken[place], cut=row.continues_text)
         told = None if waiting[place] else torch.log_softmax(theirs, -1)
-        yield MemberLogits(token_id, torch.log_softmax(own, -1), told, heard)
+        yield SaidStep(token_id, torch.log_softmax(own, -1), told, heard)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import os
 import random
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import KINDS, PAIRS, SETS, Given, MemberLogits, answers, beginnings, said_of, whole_texts
+from benchmarks.given_text import KINDS, PAIRS, SETS, Given, SaidStep, answers, beginnings, said_of, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
 from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
-Healers = dict[str, Callable[[Sequence[Heard]], Healing | None]]
 _FIRST = 3  # tokens behind the end of a prompt
 _TOGETHER = 32  # steps that are fused at once
 
@@ -43,35 +44,37 @@ class HealerAsItWas(Healer):
             return None
         left = value[len(start) :]
         starts = (left[:n] for n in range(len(left), 0, -1))
-        return next((self._columns[s] for s in starts if s in self._columns), self._anchors + 1)
+        return next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
 
 
-def healers(ensemble: Ensemble) -> Healers:
-    """The ways to heal the other member of a pair."""
-    now = ensemble._decoder._healers[1]
-    assert now is not None
-    main, other = ensemble._members
-    size = len(other.embeddings)
-    was = HealerAsItWas(
-        other.tokenizer.vocabulary, main.tokenizer.vocabulary, main.tokenizer.backend, ensemble._anchors, size
-    )
-    return {"no healing": lambda _: None, "as it was": was.heal, "as it is": now.heal}
+def ways_to_heal(ensemble: Ensemble) -> dict[str, DeepenStrategy]:
+    """Strategies that differ in how they heal the other member of a pair."""
+    now = ensemble._engine.fusion
+    main, other = (m.tokenizer for m in ensemble._engine.members)
+    size = ensemble._engine.members[1].vocabulary_size
+    was = HealerAsItWas(other.vocabulary, main.vocabulary, main.backend, now._anchors, size)
+    return {
+        "no healing": DeepenStrategy(now.spaces, 0, now._config),
+        "as it was": DeepenStrategy(now.spaces, 0, now._config, [None, was]),
+        "as it is": now,
+    }
 
 
 @torch.inference_mode()
-def nats(ensemble: Ensemble, steps: Sequence[MemberLogits], ways: Healers) -> dict[str, float]:
+def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion]) -> dict[str, float]:
     """Surprise of main alone, and of both at equal weights, at some steps in all."""
     found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
     for start in range(0, len(steps), _TOGETHER):
         part = [step for step in steps[start : start + _TOGETHER] if step.other is not None]
         quiet = [step for step in steps[start : start + _TOGETHER] if step.other is None]
-        for name, heal in ways.items():
+        for name, fusion in ways.items():
             found[name] -= sum(float(step.main[step.token_id]) for step in quiet)
             if not part:
                 continue
             said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
             weights = torch.full((len(part), 2), 0.5)
-            fused = ensemble._fusion.fuse(said, weights, [None, heal([step.heard for step in part])])
+            heard = [step.heard for step in part]
+            fused = fusion.fuse(StepInputs(said, weights, lambda _, heard=heard: heard))  # type: ignore[misc]
             found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))
     return found
 
@@ -101,14 +104,14 @@ def cuts(text: str, chosen: random.Random) -> dict[str, int]:
 
 def bits_a_byte(ensemble: Ensemble, count: int, size: int) -> Iterable[dict[str, Any]]:
     """A row for each kind of given text."""
-    ways = healers(ensemble)
+    ways = ways_to_heal(ensemble)
     given = {kind: beginnings(kind, count, size) for kind in KINDS}
     if ensemble.has_chat_template:
         given["chat"] = answers(count, size)
     for kind, texts in given.items():
         total: dict[str, float] = defaultdict(float)
         for text in tqdm(texts, desc=kind, leave=False):
-            for name, value in nats(ensemble, list(said_of(ensemble, text)), ways).items():
+            for name, value in nats(list(said_of(ensemble, text)), ways).items():
                 total[name] += value
         scale = log(2) * sum(len(text.text.encode()) for text in texts)
         yield {"text": kind, **{name: value / scale for name, value in total.items()}}
@@ -116,13 +119,13 @@ def bits_a_byte(ensemble: Ensemble, count: int, size: int) -> Iterable[dict[str,
 
 def ends_of_prompts(ensemble: Ensemble, count: int) -> Iterable[dict[str, Any]]:
     """A row for each kind of place at which a prompt ends: nats for the first tokens behind it."""
-    ways, chosen = healers(ensemble), random.Random(3)
+    ways, chosen = ways_to_heal(ensemble), random.Random(3)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for kind in ("code", "maths", "prose"):
         for text in tqdm(whole_texts(kind, count), desc=f"ends of {kind}", leave=False):
             for place, cut in cuts(text, chosen).items():
                 given = Given(text[max(0, cut - 120) : cut], text[cut : cut + 40])
-                found[place].append(nats(ensemble, list(said_of(ensemble, given, limit=_FIRST)), ways))
+                found[place].append(nats(list(said_of(ensemble, given, limit=_FIRST)), ways))
     for place, texts in sorted(found.items()):
         means = {name: sum(values[name] for values in texts) / len(texts) for name in texts[0]}
         yield {"prompt ends": place, "prompts": len(texts), **means}

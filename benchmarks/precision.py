@@ -2,8 +2,8 @@
 
 Run with `python -m benchmarks.precision --models FOLDER`, a folder of model folders; `--help` lists the options. The
 dtypes take turns, and the best turn of each counts. Beside the pair stand its members as `transformers` runs them, one
-after the other, on the same batch: on a CPU without instructions for bfloat16, half
-precision is slower there too.
+after the other, on the same batch: on a CPU without instructions for bfloat16 half precision is slower there too, and
+most of all where long prompts are read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
     parser.add_argument("--members", nargs="+", default=["smollm2-135m", "qwen-coder-0.5b"], help="main first")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES)
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -17,7 +18,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from deepen_core.config import PRESETS, FusionConfig, MemberConfig, member_config, resolve_fusion
+from deepen_core.config import PRESETS, MemberConfig, StrategyOptions, member_config, resolve_fusion
 from deepen_core.config.base import explain
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
@@ -44,8 +45,8 @@ class LoadOptions(BaseModel):
     """Whose vocabulary is spoken: index or name of a member."""
     weights: tuple[float, ...] | None = None
     """How much each member counts: a number each; its own weight if not given."""
-    fusion: FusionConfig | str = "deepen"
-    """How distributions are joined: "deepen", "deepen-paper", or a `FusionConfig`."""
+    fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
+    """How distributions are joined: "deepen", "deepen-paper", "product", "union", or the options of one."""
     device: str | None = None
     """Torch device of members that name none, such as "cpu" or "cuda:0"; the engine's choice if not given."""
     dtype: str = "auto"
@@ -76,7 +77,7 @@ class LoadOptions(BaseModel):
 
     @field_validator("fusion", mode="before")
     @classmethod
-    def _known_fusion(cls, value: Any) -> FusionConfig | str:
+    def _known_fusion(cls, value: Any) -> StrategyOptions | str:
         """The same fusion is the same value, however it was given."""
         config = resolve_fusion(value)
         return next((name for name, preset in PRESETS.items() if preset == config), config)

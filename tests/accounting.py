@@ -29,7 +29,7 @@ class Account:
 
 def accounts(ensemble, prompt, **options):
     """Decodes an answer step by step, and yields an `Account` of each token but the end."""
-    decoder, members = ensemble._decoder, ensemble._members
+    decoder, members = ensemble._engine.decoder, ensemble._engine.members
     sequence = decoder.start(prompt, resolve_sampling(None, {**options, "logprobs": 1}))
     answer, reach = b"", len(prompt.encode()) if isinstance(prompt, str) else 0
     while not sequence.ended:

@@ -25,7 +25,7 @@ def check_the_last_frees(models, ask, ending):
     assert ask(second) == answer
     assert first.ensemble is second.ensemble
     ensemble = weakref.ref(first.ensemble)
-    weights = weakref.ref(next(first.ensemble._members[0].model.parameters()))
+    weights = weakref.ref(next(first.ensemble._engine.members[0].model.parameters()))
     first.close()
     assert ask(second) == answer
     if ending == "close":

@@ -52,7 +52,7 @@ class TestErrorsInPlace(Serving):
 
     def test_a_member_that_fails_in_one_row_leaves_the_others(self, ensemble, way):
         error = MemberError("no room")
-        hook(ensemble, 1).fail = fails_at(ensemble._members[1], FAILING, error, tokens=2)
+        hook(ensemble, 1).fail = fails_at(ensemble._engine.members[1], FAILING, error, tokens=2)
         first, failed, last = ask(ensemble, way, [PROMPT, FAILING, PROMPT], return_exceptions=True)
         assert isinstance(failed, MemberError)
         assert first.token_ids == last.token_ids

@@ -92,7 +92,7 @@ def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
     given = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuft über die Straße.")
     with load(*names) as ensemble:
         steps = list(given_text.said_of(ensemble, given))
-        found = healing.nats(ensemble, steps, healing.healers(ensemble))
+        found = healing.nats(steps, healing.ways_to_heal(ensemble))
         score = ensemble.score(given.prompt, given.text)
     assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)
     assert len({round(value, 6) for value in found.values()}) == 4

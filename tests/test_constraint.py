@@ -122,7 +122,7 @@ def test_json_in_a_grammar_is_as_compact(pair):
 def test_at_the_start_of_a_text_the_dummy_space_is_no_text(load, names):
     """The caller never sees it, so the constraint must not either; nor may a space be lost that is wanted."""
     with load(*names) as ensemble:
-        vocabulary = ensemble._members[0].tokenizer.vocabulary
+        vocabulary = ensemble._engine.members[0].tokenizer.vocabulary
         spaced = set()
         for seed in range(20):
             options = {"max_new_tokens": 30, "temperature": 2.0, "seed": seed}
@@ -174,7 +174,7 @@ def test_many_threads(pair):
 def test_a_closed_ensemble_leaves_nothing(load):
     with load("beta", "alpha") as ensemble:
         ensemble.generate(["", PROMPT], choices=["the", "fox"])
-        lexicons = list(map(weakref.ref, ensemble._decoder._constraints._lexicons.values()))
+        lexicons = list(map(weakref.ref, ensemble._engine.decoder._constraints._lexicons.values()))
         tokens = [weakref.ref(t) for t in gc.get_objects() if type(t).__name__ == "_Tokens"]
     del ensemble
     gc.collect()
@@ -192,7 +192,7 @@ def test_seeds(pair):
 
 def test_an_answer_ends_with_its_last_token(pair):
     """No forward is spent on an end that is certain."""
-    member = pair._members[0]
+    member = pair._engine.members[0]
     before = member.work.forwards
     answer = pair.generate(PROMPT, json_schema=PERSON, max_new_tokens=150)
     assert answer.text.endswith("}")
@@ -221,7 +221,7 @@ def test_the_end_is_allowed_just_where_the_answer_is_complete(pair):
     """`ignore_eos` forbids the end while there is anything else to say."""
     assert len(pair.generate(PROMPT, regex="[a-z]{1,30}", ignore_eos=True, max_new_tokens=60).text) == 30
     assert pair.generate(PROMPT, json_schema=PERSON, ignore_eos=True, max_new_tokens=150).finish_reason == "stop"
-    decoder, vocabulary = pair._decoder, pair._members[0].tokenizer.vocabulary
+    decoder, vocabulary = pair._engine.decoder, pair._engine.members[0].tokenizer.vocabulary
     constraint = decoder._constraints.start(SamplingParams(regex="ab?"), starts_text=False)
     stops = sorted(vocabulary.stop_ids)
     assert not constraint.allowed(500, torch.device("cpu"))[stops].any()
@@ -235,8 +235,8 @@ def test_the_end_is_allowed_just_where_the_answer_is_complete(pair):
 def test_a_mask_is_exactly_what_may_follow(load):
     """Every token that Python's re says may come first, and no other: no control token, no id beyond the vocabulary."""
     with load("beta", "alpha") as ensemble:
-        vocabulary = ensemble._members[0].tokenizer.vocabulary
-        start = functools.partial(ensemble._decoder._constraints.start, SamplingParams(regex="[a-z]{3}[0-9]"))
+        vocabulary = ensemble._engine.members[0].tokenizer.vocabulary
+        start = functools.partial(ensemble._engine.decoder._constraints.start, SamplingParams(regex="[a-z]{3}[0-9]"))
         for starts_text in (False, True):
             mask = start(starts_text=starts_text).allowed(vocabulary.size + 40, torch.device("cpu"))
             for token_id in range(vocabulary.size + 40):
@@ -268,13 +268,13 @@ def test_masked_scores_fall_back_to_mains_own():
 def test_where_fusion_gives_nothing_to_what_is_allowed(load, monkeypatch, temperature):
     """Whatever it leaves over, main's own word is taken, and never a forbidden token."""
     with load("alpha", "beta") as ensemble:
-        fuse = ensemble._fusion.fuse
+        fuse = ensemble._engine.fusion.fuse
 
         def spoiled(*arguments):
             fused = fuse(*arguments)
             return torch.full_like(fused, -torch.inf).index_fill_(1, torch.tensor([40]), 0.0)
 
-        monkeypatch.setattr(ensemble._fusion, "fuse", spoiled)
+        monkeypatch.setattr(ensemble._engine.fusion, "fuse", spoiled)
         answer = ensemble.generate(PROMPT, json_schema=PERSON, max_new_tokens=150, temperature=temperature, seed=2)
     assert set(json.loads(answer.text)) == {"name", "age", "city"}
 
@@ -282,13 +282,13 @@ def test_where_fusion_gives_nothing_to_what_is_allowed(load, monkeypatch, temper
 def test_other_members_keep_canonical_ids(load):
     """The mask is main's; what the others hear is tokenised as any text."""
     with load("alpha", "beta") as ensemble:
-        row = ensemble._decoder.start(PROMPT, SamplingParams(json_schema=PERSON, max_new_tokens=100))
+        row = ensemble._engine.decoder.start(PROMPT, SamplingParams(json_schema=PERSON, max_new_tokens=100))
         seen = 0
         while not row.ended:
-            ensemble._decoder.step([row])
+            ensemble._engine.decoder.step([row])
             if not row.ended and not row.others_behind:
                 text = row._vocabulary.join(row.token_ids).decode()
-                assert row.member_sequences[1].ids[1:] == ensemble._members[1].tokenizer.encode(PROMPT + text)
+                assert row.member_sequences[1].ids[1:] == ensemble._engine.members[1].tokenizer.encode(PROMPT + text)
                 seen += 1
     assert seen > 10
 

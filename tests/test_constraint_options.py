@@ -180,7 +180,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("schema", "said"), REFUSED, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_followed_is_refused_before_decoding(pair, schema, said):
-    member = pair._members[0]
+    member = pair._engine.members[0]
     before = member.work.forwards
     with pytest.raises(SamplingError, match=said):
         pair.generate("a", json_schema=schema)
@@ -297,7 +297,7 @@ def test_each_constraint_is_compiled_once(pair, monkeypatch):
     for expression in ("a{3}", "a{4}", "[abc]{3}"):
         pair.generate("a", regex=expression, max_new_tokens=4)
     assert [params.regex for params in compiled][2:] == ["a{3}", "a{4}", "[abc]{3}"]
-    assert len(pair._decoder._constraints._compiled) == 2
+    assert len(pair._engine.decoder._constraints._compiled) == 2
 
 
 def test_sampling_params_without_a_constraint_are_as_before():

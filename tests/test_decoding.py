@@ -35,12 +35,12 @@ def test_stream_equals_generate(load, names, options):
 def test_other_members_hold_canonical_ids_and_a_true_cache(load, folders, names):
     """After a generation with many rewinds: the ids of the whole text, and the logits of a fresh forward over them."""
     with load(*names) as ensemble:
-        sequence = ensemble._decoder.start(
+        sequence = ensemble._engine.decoder.start(
             PROMPT, SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
         )
         for _ in range(45):
-            ensemble._decoder.step([sequence])
-            side, member = sequence.member_sequences[1], ensemble._members[1]
+            ensemble._engine.decoder.step([sequence])
+            side, member = sequence.member_sequences[1], ensemble._engine.members[1]
             if sequence.others_behind:
                 continue
             tokenizer = AutoTokenizer.from_pretrained(folders[names[1]])
@@ -118,8 +118,8 @@ def test_stop_strings_cut_exactly(pair, data):
 def test_characters_that_take_several_tokens_come_whole(pair):
     """Main is made to speak emoji and CJK in single bytes; nobody sees half a character."""
     text = "né 你好 😀!"
-    ids = [pair._members[0].tokenizer.vocabulary.id_of(bytes([b])) for b in text.encode()]
-    sequence = pair._decoder.start(PROMPT, SamplingParams(max_new_tokens=100))
+    ids = [pair._engine.members[0].tokenizer.vocabulary.id_of(bytes([b])) for b in text.encode()]
+    sequence = pair._engine.decoder.start(PROMPT, SamplingParams(max_new_tokens=100))
     chunks, lengths = [], []
     with torch.inference_mode():
         for token_id in ids:
@@ -129,13 +129,13 @@ def test_characters_that_take_several_tokens_come_whole(pair):
             lengths.append(len(sequence.member_sequences[1].ids))
     assert "".join(chunks) == text
     assert not any("\ufffd" in c for c in chunks)
-    other = pair._members[1].tokenizer
+    other = pair._engine.members[1].tokenizer
     assert sequence.member_sequences[1].ids[1:] == other.encode(PROMPT + text)
 
 
 def test_end_of_text(pair, monkeypatch):
     """A stop token chosen ends the sequence, is no part of the text, and is not counted."""
-    stop = sorted(pair._members[0].tokenizer.vocabulary.stop_ids)[0]
+    stop = sorted(pair._engine.members[0].tokenizer.vocabulary.stop_ids)[0]
     chosen = iter([40, 41, stop])
     monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", lambda *_: next(chosen))
     answer = pair.generate(PROMPT, max_new_tokens=10)
@@ -150,12 +150,12 @@ def test_length_and_ignore_eos(pair):
 
 def test_dummy_space_at_the_very_start_is_no_text(load):
     with load("beta", "alpha") as ensemble:
-        sequence = ensemble._decoder.start("", SamplingParams(max_new_tokens=5))
-        the = ensemble._members[0].tokenizer.vocabulary.id_of(b" the")
+        sequence = ensemble._engine.decoder.start("", SamplingParams(max_new_tokens=5))
+        the = ensemble._engine.members[0].tokenizer.vocabulary.id_of(b" the")
         sequence.accept(the)
         sequence.accept(the)
         assert sequence.take_chunk().text == "the the"
-        sequence = ensemble._decoder.start("x", SamplingParams(max_new_tokens=5))
+        sequence = ensemble._engine.decoder.start("x", SamplingParams(max_new_tokens=5))
         sequence.accept(the)
         assert sequence.take_chunk().text == " the"
 
@@ -198,7 +198,7 @@ def test_two_threads_share_an_ensemble(pair):
 
 def test_non_finite_logits_name_the_member(load):
     with load("alpha", "beta") as ensemble:
-        ensemble._members[1].model.model.norm.weight.data[0] = float("nan")
+        ensemble._engine.members[1].model.model.norm.weight.data[0] = float("nan")
         with pytest.raises(MemberError, match=r"Member 'beta' returned logits whose largest is nan"):
             ensemble.generate(PROMPT, max_new_tokens=2)
 
@@ -234,8 +234,8 @@ def test_info(pair):
     assert (info.main, info.fusion, info.context_window) == ("alpha", "deepen", 256)
     assert info.bytes_held == sum(m.space_bytes for m in info.members) > 0
     assert info.members[0].stop_tokens == ["<|eos|>", "<|end|>"]
-    anchors = set(pair._anchors.tokens)
-    ids, vocabulary = (getattr(pair._members[1].tokenizer, name) for name in ("sample_ids", "vocabulary"))
+    anchors = set(pair._engine.fusion._anchors.tokens)
+    ids, vocabulary = (getattr(pair._engine.members[1].tokenizer, name) for name in ("sample_ids", "vocabulary"))
     share = sum(vocabulary.token_bytes(i) not in anchors for i in ids) / len(ids)
     assert 0 < share < 1
     assert info.limits[1].startswith(f"{share:.0%} of the tokens of 'beta'")

@@ -53,7 +53,7 @@ def said_by(ensemble, **options):
 
 
 def ask_together(ensemble, prompts):
-    sequences = [ensemble._decoder.start(prompt, SamplingParams(**OPTIONS)) for prompt in prompts]
+    sequences = [ensemble._engine.decoder.start(prompt, SamplingParams(**OPTIONS)) for prompt in prompts]
     return ensemble._worker.submit(sequences, ensemble)
 
 
@@ -63,16 +63,18 @@ def ask_together(ensemble, prompts):
 @pytest.mark.parametrize(
     ("fusion", "called", "other"),
     [
-        ("deepen", "deepen", "deepen-paper"),
-        ("deepen-paper", "deepen-paper", "deepen"),
-        ({"steps": 3}, r"custom (em)", "deepen"),
+        ("deepen", "deepen", "product"),
+        ("deepen-paper", "deepen-paper", "product"),
+        ("product", "product", "deepen"),
+        ("union", "union", "product"),
+        ({"steps": 3}, "custom (deepen)", "product"),
     ],
 )
 @pytest.mark.parametrize(("main", "weights"), [(0, "[1, 0]"), (1, "[0, 1]")])
 def test_fusing(load, monkeypatch, fusion, called, other, main, weights):
     with load("alpha", "beta", fusion=fusion, main=main) as ensemble:
-        fuse = raises(IndexError("a sequence too many"), after=4)(ensemble._fusion.fuse)
-        monkeypatch.setattr(ensemble._fusion, "fuse", fuse)
+        fuse = raises(IndexError("a sequence too many"), after=4)(ensemble._engine.fusion.fuse)
+        monkeypatch.setattr(ensemble._engine.fusion, "fuse", fuse)
         said = said_by(ensemble, temperature=0.7, top_k=5)
     assert said == (
         f"Fusing alpha and beta ({called}) failed at token 5 of the answer: IndexError: a sequence too many. {REPORT} "
@@ -94,14 +96,16 @@ def test_fusing_with_nobody_left_but_main(ensemble, monkeypatch):
     """What has one member only is fused by nothing that other weights would leave out."""
     beta = hook(ensemble, 1)
     beta.fail = raises(RuntimeError("a kernel broke"))(None)
-    monkeypatch.setattr(ensemble._fusion, "fuse", raises(IndexError("a sequence too many"))(None))
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", raises(IndexError("a sequence too many"))(None))
     said = said_by(ensemble, on_member_error="drop")
     assert said == f"Fusing alpha (deepen) failed at token 1 of the answer: IndexError: a sequence too many. {REPORT}"
 
 
 def test_fusing_while_a_text_is_scored(ensemble, monkeypatch):
     monkeypatch.setattr(
-        ensemble._fusion, "fuse", raises(IndexError("a sequence too many"), after=1)(ensemble._fusion.fuse)
+        ensemble._engine.fusion,
+        "fuse",
+        raises(IndexError("a sequence too many"), after=1)(ensemble._engine.fusion.fuse),
     )
     with pytest.raises(DecodingError, match=r"Fusing alpha and beta \(deepen\) failed at token 2 of the answer"):
         ensemble.score(FAILING, " lie and the dog")
@@ -110,7 +114,7 @@ def test_fusing_while_a_text_is_scored(ensemble, monkeypatch):
 @pytest.mark.parametrize("problem", MEMORY, ids=lambda p: type(p).__name__)
 def test_a_lack_of_memory(ensemble, monkeypatch, problem):
     assert is_memory(problem)
-    monkeypatch.setattr(ensemble._fusion, "fuse", raises(problem)(None))
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", raises(problem)(None))
     said = said_by(ensemble)
     assert said.endswith(f"{problem}. Lower max_batch_size, or shorten the prompt.")
     assert "fault of deepen" not in said
@@ -122,20 +126,20 @@ def test_other_problems_are_no_lack_of_memory():
         assert not is_memory(problem)
 
 
-def test_rows_that_do_not_fit_into_memory_together_are_fused_one_by_one(ensemble, monkeypatch):
+def test_sequences_that_do_not_fit_into_memory_together_are_fused_one_by_one(ensemble, monkeypatch):
     """The members are not run again for it, and what the first try had computed is gone by then."""
     expected = ensemble.generate(list(PROMPTS[:3]), **OPTIONS)
-    alpha, fuse, held = hook(ensemble, 0), ensemble._fusion.fuse, []
+    alpha, fuse, held = hook(ensemble, 0), ensemble._engine.fusion.fuse, []
 
-    def full(logprobs, weights, healing):
-        if len(weights) > 1:
+    def full(inputs):
+        if len(inputs.weights) > 1:
             computed = torch.zeros(10)
             held.append(weakref.ref(computed))
             raise torch.OutOfMemoryError("no room")
         assert all(reference() is None for reference in held)
-        return fuse(logprobs, weights, healing)
+        return fuse(inputs)
 
-    monkeypatch.setattr(ensemble._fusion, "fuse", full)
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", full)
     answers = [handle.result() for handle in ask_together(ensemble, PROMPTS[:3])]
     assert [a.token_ids for a in answers] == [e.token_ids for e in expected]
     assert len(held) == len(alpha.forwards) == OPTIONS["max_new_tokens"]
@@ -229,29 +233,31 @@ def test_anything_else(ensemble, monkeypatch):
 
 
 def test_a_step_that_fails_as_a_whole_ends_its_requests_and_not_the_worker(ensemble):
-    step = ensemble._decoder.step
-    ensemble._decoder.step = raises(IndexError("no such sequence"))(None)
+    step = ensemble._engine.decoder.step
+    ensemble._engine.decoder.step = raises(IndexError("no such sequence"))(None)
     for handle in ask_together(ensemble, PROMPTS[:2]):
         with pytest.raises(
             DecodingError, match=r"^The step for token 1 of the answer failed: IndexError: no such sequence"
         ):
             handle.result()
-    ensemble._decoder.step = step
+    ensemble._engine.decoder.step = step
     assert ensemble.generate(FAILING, **OPTIONS).token_ids
 
 
 @pytest.mark.parametrize("place", ["choosing", "following"])
 def test_an_error_holds_nothing_of_the_step(ensemble, monkeypatch, place):
     """Callers keep errors; the distributions over all vocabularies would stay with them."""
-    held, fuse = [], ensemble._fusion.fuse
+    held, fuse = [], ensemble._engine.fusion.fuse
 
     def watched(*arguments):
         fused = fuse(*arguments)
         held.append(weakref.ref(fused))
         return fused
 
-    monkeypatch.setattr(ensemble._fusion, "fuse", watched)
-    failing = {"choosing": "sampling.Sampler.choose", "following": "constraint.Constraint.advance"}[place]
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", watched)
+    failing = {"choosing": "sampling.sampler.Sampler.choose", "following": "constraints.matcher.Constraint.advance"}[
+        place
+    ]
     problem = DecodingError("it cannot go on") if place == "following" else IndexError("no such token")
     monkeypatch.setattr(f"deepen_core.{failing}", raises(problem)(None))
     with pytest.raises(DecodingError) as caught:

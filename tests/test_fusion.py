@@ -9,8 +9,9 @@ from space_parts import ANCHORS, MAIN, OTHER, spaces
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
 from deepen_core.errors import CompatibilityWarning, ConfigurationError
-from deepen_core.fusion import make_fusion
+from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.deepen.search import DenseRows, adamw, em_search, expectation_maximisation
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
 
 def distributions(rows=6, sharpness=4.0):
@@ -27,8 +28,8 @@ def test_all_candidates_equal_whole_matrices(search, temperature):
     """With every token a candidate and every entry kept, the restricted search is the exact one."""
     config = {"search": search, "temperature": temperature, "candidates": 512, "row_entries": 128, "row_floor": 0.0}
     members, logprobs = spaces(temperature=temperature), distributions()
-    near = make_fusion(members, 0, FusionConfig(**config)).fuse(logprobs, EVEN)
-    exact = make_fusion(members, 0, FusionConfig(**config, exact=True)).fuse(logprobs, EVEN)
+    near = DeepenStrategy(members, 0, FusionConfig(**config)).fuse(StepInputs(logprobs, EVEN))
+    exact = DeepenStrategy(members, 0, FusionConfig(**config, exact=True)).fuse(StepInputs(logprobs, EVEN))
     torch.testing.assert_close(near.exp(), exact.exp(), atol=1e-5, rtol=1e-3)
 
 
@@ -37,8 +38,8 @@ def test_all_candidates_equal_whole_matrices(search, temperature):
 def test_few_candidates_stay_near_whole_matrices(search, unshared):
     members, logprobs = spaces(prefix=unshared == "prefix"), distributions(sharpness=3.0)
     config = FusionConfig(search=search, unshared=unshared, candidates=40, images=20)
-    near = make_fusion(members, 0, config).fuse(logprobs, EVEN)
-    exact = make_fusion(members, 0, config.model_copy(update={"exact": True})).fuse(logprobs, EVEN)
+    near = DeepenStrategy(members, 0, config).fuse(StepInputs(logprobs, EVEN))
+    exact = DeepenStrategy(members, 0, config.model_copy(update={"exact": True})).fuse(StepInputs(logprobs, EVEN))
     distance = 0.5 * (near.exp() - exact.exp()).abs().sum(-1)
     assert float(distance.mean()) < 0.02
     assert float(distance.max()) < 0.05
@@ -49,8 +50,8 @@ def test_few_candidates_stay_near_whole_matrices(search, unshared):
 def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
     """Main's chance of a token is raised until the exact choice tips over; four entries a row are not enough there."""
     config = FusionConfig(search=search, row_entries=4, row_floor=0.0)
-    near = make_fusion(spaces(entries=4), 0, config)
-    exact = make_fusion(spaces(), 0, config.model_copy(update={"exact": True}))
+    near = DeepenStrategy(spaces(entries=4), 0, config)
+    exact = DeepenStrategy(spaces(), 0, config.model_copy(update={"exact": True}))
     wrong = {True: 0, False: 0}
     monkeypatch.setattr("deepen_core.fusion.deepen.sparse_fusion._CLEAR", 1e-3)
     # All tokens, as none is much weightier in so small a world.
@@ -62,12 +63,12 @@ def test_ties_are_decided_as_whole_matrices_do(search, monkeypatch):
         for _ in range(12):
             middle = (low + high) / 2
             values = [torch.log_softmax(x, -1) for x in (mine + middle * (torch.arange(MAIN) == 7), theirs)]
-            right = int(exact.fuse(values, EVEN[:1]).argmax())
+            right = int(exact.fuse(StepInputs(values, EVEN[:1])).argmax())
             low, high = (low, middle) if right == 7 else (middle, high)
         for exact_tail in (True, False):
             with monkeypatch.context() as patch:
                 patch.setattr("deepen_core.fusion.deepen.sparse_fusion._TIE", 0.5 if exact_tail else -1.0)
-                wrong[exact_tail] += int(near.fuse(values, EVEN[:1]).argmax()) != right
+                wrong[exact_tail] += int(near.fuse(StepInputs(values, EVEN[:1])).argmax()) != right
     assert wrong[False] > 8
     # AdamW scales gradients to size one, also where they are mere rounding.
     assert wrong[True] == 0 if search == "em" else wrong[True] <= wrong[False] / 2
@@ -79,7 +80,7 @@ def test_exact_em_equals_em_search():
     for values in logprobs:
         values[:, -4:] = -torch.inf  # control tokens are for main to decide
     logprobs = [torch.log_softmax(values, -1) for values in logprobs]
-    fused = make_fusion(members, 0, FusionConfig(exact=True)).fuse(logprobs, EVEN[:1])
+    fused = DeepenStrategy(members, 0, FusionConfig(exact=True)).fuse(StepInputs(logprobs, EVEN[:1]))
     matrices = [s.dense() for s in members]
     target = 0.5 * logprobs[0][0].exp() @ matrices[0] + 0.5 * logprobs[1][0].exp() @ matrices[1]
     expected = em_search(logprobs[0][0].exp(), matrices[0], target, 5)
@@ -89,7 +90,9 @@ def test_exact_em_equals_em_search():
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("search", ["em", "adamw"])
 def test_fused_rows_are_distributions(search, exact):
-    fused = make_fusion(spaces(), 0, FusionConfig(search=search, exact=exact)).fuse(distributions(), EVEN)
+    fused = DeepenStrategy(spaces(), 0, FusionConfig(search=search, exact=exact)).fuse(
+        StepInputs(distributions(), EVEN)
+    )
     torch.testing.assert_close(fused.exp().sum(-1), torch.ones(6), atol=1e-5, rtol=0)
     assert not torch.isnan(fused).any()
 
@@ -98,36 +101,38 @@ def test_main_alone_is_untouched_bit_for_bit():
     logprobs = distributions()
     weights = EVEN.clone()
     weights[[1, 4]] = torch.tensor([1.0, 0.0])
-    fusion = make_fusion(spaces(), 0, FusionConfig())
-    fused = fusion.fuse(logprobs, weights)
+    fusion = DeepenStrategy(spaces(), 0, FusionConfig())
+    fused = fusion.fuse(StepInputs(logprobs, weights))
     assert torch.equal(fused[[1, 4]], logprobs[0][[1, 4]])
     assert not torch.equal(fused[0], logprobs[0][0])
-    assert torch.equal(fusion.fuse([logprobs[0], None], torch.tensor([[1.0, 0.0]] * 6)), logprobs[0])
+    assert torch.equal(fusion.fuse(StepInputs([logprobs[0], None], torch.tensor([[1.0, 0.0]] * 6))), logprobs[0])
 
 
 def test_what_stands_where_a_weight_is_zero_does_not_matter():
     logprobs = distributions()
     weights = EVEN.clone()
     weights[2] = torch.tensor([1.0, 0.0])
-    fusion = make_fusion(spaces(), 0, FusionConfig())
-    before = fusion.fuse(logprobs, weights)
+    fusion = DeepenStrategy(spaces(), 0, FusionConfig())
+    before = fusion.fuse(StepInputs(logprobs, weights))
     logprobs[1][2] = 0.0  # what a member that abstains in this row alone leaves there
-    assert torch.equal(fusion.fuse(logprobs, weights), before)
+    assert torch.equal(fusion.fuse(StepInputs(logprobs, weights)), before)
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
     logprobs = distributions()
-    together = make_fusion(spaces(), 0, FusionConfig(candidates=40)).fuse(logprobs, EVEN)
+    together = DeepenStrategy(spaces(), 0, FusionConfig(candidates=40)).fuse(StepInputs(logprobs, EVEN))
     for row in range(6):
-        alone = make_fusion(spaces(), 0, FusionConfig(candidates=40)).fuse(
-            [p[row : row + 1] for p in logprobs], EVEN[:1]
+        alone = DeepenStrategy(spaces(), 0, FusionConfig(candidates=40)).fuse(
+            StepInputs([p[row : row + 1] for p in logprobs], EVEN[:1])
         )
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_weights_need_not_sum_to_one():
-    fusion = make_fusion(spaces(), 0, FusionConfig())
-    torch.testing.assert_close(fusion.fuse(distributions(), EVEN), fusion.fuse(distributions(), 3 * EVEN))
+    fusion = DeepenStrategy(spaces(), 0, FusionConfig())
+    torch.testing.assert_close(
+        fusion.fuse(StepInputs(distributions(), EVEN)), fusion.fuse(StepInputs(distributions(), 3 * EVEN))
+    )
 
 
 def test_ending_is_a_joint_decision():
@@ -139,7 +144,7 @@ def test_ending_is_a_joint_decision():
     logits[0][0, stop_main] = 6.5
     logits[1][0, stop_other] = 12.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = make_fusion(members, 0, FusionConfig()).fuse(logprobs, EVEN[:1])[0].exp()
+    fused = DeepenStrategy(members, 0, FusionConfig()).fuse(StepInputs(logprobs, EVEN[:1]))[0].exp()
     assert int(logprobs[0].argmax()) == 3
     assert int(fused.argmax()) == stop_main
     assert float(fused[stop_main]) == pytest.approx(
@@ -156,7 +161,7 @@ def test_tokens_only_the_other_favours_are_candidates():
     favoured = int(members[1].anchor_ids[55])
     logits[1][0, favoured] = 15.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = make_fusion(members, 0, FusionConfig(candidates=10, images=4)).fuse(logprobs, EVEN[:1])
+    fused = DeepenStrategy(members, 0, FusionConfig(candidates=10, images=4)).fuse(StepInputs(logprobs, EVEN[:1]))
     assert int(fused.argmax()) == 55
 
 
@@ -166,7 +171,7 @@ def test_minus_infinity_stays(search):
     logits = logprobs[0].clone()
     logits[:, :5] = -torch.inf
     logprobs[0] = torch.log_softmax(logits, -1)
-    fused = make_fusion(spaces(), 0, FusionConfig(search=search)).fuse(logprobs, EVEN)
+    fused = DeepenStrategy(spaces(), 0, FusionConfig(search=search)).fuse(StepInputs(logprobs, EVEN))
     assert torch.isneginf(fused[:, :5]).all()
     assert torch.isfinite(fused[:, 5:60]).all()
 
@@ -174,8 +179,10 @@ def test_minus_infinity_stays(search):
 def test_three_members():
     members, logprobs = spaces(), distributions()
     weights = torch.tensor([[0.4, 0.3, 0.3]] * 6)
-    three = make_fusion([*members, members[1]], 0, FusionConfig()).fuse([*logprobs, logprobs[1]], weights)
-    two = make_fusion(members, 0, FusionConfig()).fuse(logprobs, torch.tensor([[0.4, 0.6]] * 6))
+    three = DeepenStrategy([*members, members[1]], 0, FusionConfig()).fuse(
+        StepInputs([*logprobs, logprobs[1]], weights)
+    )
+    two = DeepenStrategy(members, 0, FusionConfig()).fuse(StepInputs(logprobs, torch.tensor([[0.4, 0.6]] * 6)))
     torch.testing.assert_close(three, two, atol=1e-5, rtol=0)
 
 
@@ -184,9 +191,9 @@ def test_what_an_abstaining_member_leaves_is_not_looked_at(exact):
     """Not even where the others share a row without it."""
     members, logprobs = spaces(), distributions()
     left = torch.full_like(logprobs[1], torch.nan)
-    fusion = make_fusion([*members, members[1]], 0, FusionConfig(exact=exact))
-    three = fusion.fuse([*logprobs, left], torch.tensor([[0.5, 0.5, 0.0]] * 6))
-    two = make_fusion(members, 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN)
+    fusion = DeepenStrategy([*members, members[1]], 0, FusionConfig(exact=exact))
+    three = fusion.fuse(StepInputs([*logprobs, left], torch.tensor([[0.5, 0.5, 0.0]] * 6)))
+    two = DeepenStrategy(members, 0, FusionConfig(exact=exact)).fuse(StepInputs(logprobs, EVEN))
     torch.testing.assert_close(three, two)
 
 
@@ -273,8 +280,8 @@ def test_extremes_give_distributions_near_the_exact_ones(kinds, share, search, c
     logprobs = [_extreme(kind, 3, size, random) for kind, size in zip(kinds, (MAIN, OTHER), strict=True)]
     weights = torch.tensor([[share, 1 - share]] * 3)
     config = FusionConfig(search=search, candidates=candidates, row_floor=0.0, row_entries=ANCHORS)
-    near = make_fusion(spaces(), 0, config).fuse(logprobs, weights)
-    exact = make_fusion(spaces(), 0, config.model_copy(update={"exact": True})).fuse(logprobs, weights)
+    near = DeepenStrategy(spaces(), 0, config).fuse(StepInputs(logprobs, weights))
+    exact = DeepenStrategy(spaces(), 0, config.model_copy(update={"exact": True})).fuse(StepInputs(logprobs, weights))
     for fused in (near, exact):
         assert not torch.isnan(fused).any()
         torch.testing.assert_close(fused.exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
@@ -289,7 +296,7 @@ def test_what_main_has_no_word_for_has_no_say(exact):
     logits = [torch.randn(1, MAIN, generator=torch.Generator().manual_seed(8)), torch.zeros(1, OTHER)]
     logits[1][0, OTHER - 1] = 20.0
     logprobs = [torch.log_softmax(x, -1) for x in logits]
-    fused = make_fusion(spaces(), 0, FusionConfig(exact=exact)).fuse(logprobs, EVEN[:1])
+    fused = DeepenStrategy(spaces(), 0, FusionConfig(exact=exact)).fuse(StepInputs(logprobs, EVEN[:1]))
     torch.testing.assert_close(fused.exp(), logprobs[0].exp(), atol=1e-3, rtol=0)
 
 
@@ -299,7 +306,7 @@ def test_equal_members_agree_with_themselves(exact, search):
     """Control tokens included: averaging a distribution with itself changes nothing."""
     (space, _), (logprobs, _) = spaces(), distributions(sharpness=2.0)
     config = FusionConfig(exact=exact, search=search, trust_radius=1e-4)
-    fused = make_fusion([space, space], 0, config).fuse([logprobs, logprobs], EVEN)
+    fused = DeepenStrategy([space, space], 0, config).fuse(StepInputs([logprobs, logprobs], EVEN))
     torch.testing.assert_close(fused.exp(), logprobs.exp(), atol=2e-4, rtol=0)
 
 

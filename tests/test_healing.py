@@ -155,7 +155,9 @@ def test_no_member_is_asked_what_the_template_may_have_begun(newline_folders, tu
             progress=False,
             device="cpu",
         ) as ensemble:
-            few, many = (member.tokenizer.vocabulary.tokens for member in ensemble._members[:: -1 if turned else 1])
+            few, many = (
+                member.tokenizer.vocabulary.tokens for member in ensemble._engine.members[:: -1 if turned else 1]
+            )
             assert b"\n" * 4 in many.keys() - few.keys()
             answer = ensemble.generate(CONVERSATION, max_new_tokens=1, logprobs=20, ignore_eos=True)
             found.append(answer.logprobs[0].top)
@@ -178,13 +180,13 @@ def test_members_account_for_what_is_chosen(newline_folders, turned, prompt):
 def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
     """Kept from earlier steps, thrown away by rewinds, never stale."""
     with load(*names) as ensemble:
-        sequence = ensemble._decoder.start(
+        sequence = ensemble._engine.decoder.start(
             "The quick", SamplingParams(max_new_tokens=60, temperature=1.0, seed=3, ignore_eos=True)
         )
         known = 0
         for _ in range(40):
-            ensemble._decoder.step([sequence])
-            side, member = sequence.member_sequences[1], ensemble._members[1]
+            ensemble._engine.decoder.step([sequence])
+            side, member = sequence.member_sequences[1], ensemble._engine.members[1]
             if sequence.others_behind or len(side.ids) > 200:
                 continue
             with torch.inference_mode():

@@ -163,7 +163,7 @@ class TestCache:
             assert structured.invoke("hi").word in {"yes", "no"}
             assert len(member.forwards) == forwards > 0
         finally:
-            terse._decoder._forwards[0].member = member._member
+            terse._engine.decoder._forwards[0].member = member._member
 
     @pytest.mark.parametrize(("cache", "times"), [(None, 1), (True, 1), (False, 2)])
     def test_the_global_cache(self, ensemble, cache, times):
@@ -339,7 +339,7 @@ def test_one_member_says_what_transformers_says(load, folders, name):
     spoken = model.generate(inputs, attention_mask=torch.ones_like(inputs), **options)[0, len(ids) :]
     with load(name) as ensemble:
         answer = ChatDeepen.from_ensemble(ensemble, max_new_tokens=12, ignore_eos=True, logprobs=0).invoke(PROMPT)
-        vocabulary = ensemble._members[0].tokenizer.vocabulary
+        vocabulary = ensemble._engine.members[0].tokenizer.vocabulary
     said = [bytes(entry["bytes"]) for entry in answer.response_metadata["logprobs"]["content"]]
     assert said == [vocabulary.token_bytes(i) or b"" for i in spoken.tolist()]
     assert answer.usage_metadata["input_tokens"] == len(ids)

@@ -179,7 +179,7 @@ class TestReturnedExceptions(Serving):
 
     def test_a_member_that_fails_in_one_row(self, load, way):
         with load("alpha", "beta") as ensemble:
-            hook(ensemble, 1).fail = fails_at(ensemble._members[1], FAILING, MemberError("no room"), tokens=2)
+            hook(ensemble, 1).fail = fails_at(ensemble._engine.members[1], FAILING, MemberError("no room"), tokens=2)
             llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=8, ignore_eos=True)
             with submissions(ensemble) as sizes:
                 first, failed, last = self.ask(way, llm, [ASKED[0], FAILING, ASKED[0]])

@@ -114,8 +114,8 @@ def test_strings_stay_as_they_are(llm, ensemble, prompts_seen):
     assert llm.invoke(text) != llm.invoke(MESSAGES)
     assert llm.invoke(text) == ensemble.generate(text, **OPTIONS).text
     bos, *rest = prompts_seen[0][0]
-    assert bos == ensemble._members[0].tokenizer.reader.read_text("").ids[0]
-    assert ensemble._members[0].tokenizer.backend.encode(text) == rest
+    assert bos == ensemble._engine.members[0].tokenizer.reader.read_text("").ids[0]
+    assert ensemble._engine.members[0].tokenizer.backend.encode(text) == rest
 
 
 def test_messages_reach_members_without_templates_as_text(load):

@@ -183,7 +183,7 @@ def test_characters_of_several_tokens_come_whole(load):
             text = "".join(chunk.text for chunk in chunks)
             assert text == llm.invoke("你好，世界。", seed=seed) == recorder.ends[0].generations[0][0].text
             (answer,) = ensemble.generate(["你好，世界。"], llm.sampling({"seed": seed}))
-            vocabulary = ensemble._members[0].tokenizer.vocabulary
+            vocabulary = ensemble._engine.members[0].tokenizer.vocabulary
             spoken = [vocabulary.token_bytes(i) or b"" for i in answer.token_ids]
             unfinished_left_out = codecs.getincrementaldecoder("utf-8")("replace")
             assert text == unfinished_left_out.decode(b"".join(spoken))

@@ -56,7 +56,7 @@ def prompts(llm, messages):
         llm.chat(messages)
     finally:
         del llm.ensemble.generate
-    sides = llm.ensemble._decoder.start(seen[0], SamplingParams()).member_sequences
+    sides = llm.ensemble._engine.decoder.start(seen[0], SamplingParams()).member_sequences
     return [
         AutoTokenizer.from_pretrained(member.model).decode(side.ids)
         for member, side in zip(llm.models, sides, strict=True)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.errors import ConfigurationError, ModelFilesError
+from deepen_core.members.loading import main_index, member_configs
 from deepen_core.members.transformers import hub as module
-from deepen_core.members.transformers.loader import describe, load_member, main_index, member_configs
+from deepen_core.members.transformers.loader import describe, load_member
 
 
 @pytest.fixture
@@ -296,7 +297,7 @@ def test_only_the_files_that_are_loaded_are_fetched(hub):
 def test_names_are_unique(given, expected):
     configs = member_configs([MemberConfig(model="x", name=name) for name in given])
     assert [c.name for c in configs] == expected
-    assert [main_index(name, configs) for name in expected] == list(range(len(expected)))
+    assert [main_index(name, [c.name for c in configs]) for name in expected] == list(range(len(expected)))
 
 
 def test_the_name_is_the_last_part_of_the_model(tmp_path, monkeypatch):

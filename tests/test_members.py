@@ -70,19 +70,19 @@ def test_state_space_members_run_without_a_cache(tmp_path, folders):
     with pytest.warns(CompatibilityWarning, match="its state cannot be shortened"):
         ensemble = Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu")
     with ensemble:
-        sequence = ensemble._decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
+        sequence = ensemble._engine.decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
         for _ in range(10):
-            ensemble._decoder.step([sequence])
+            ensemble._engine.decoder.step([sequence])
         with torch.inference_mode():
-            found = ensemble._members[1].next_logits([sequence.member_sequences[1]])[0]
-            fresh = ensemble._members[1].model(torch.tensor([sequence.member_sequences[1].ids])).logits[0, -1]
+            found = ensemble._engine.members[1].next_logits([sequence.member_sequences[1]])[0]
+            fresh = ensemble._engine.members[1].model(torch.tensor([sequence.member_sequences[1].ids])).logits[0, -1]
         torch.testing.assert_close(found, fresh)
         assert sequence.member_sequences[1].tokens_run > 0
 
 
 def test_prefill_in_pieces_gives_the_same_logits(pair):
     """What is run ahead, in pieces of any size, changes nothing, and nothing is run twice."""
-    member = pair._members[0]
+    member = pair._engine.members[0]
     prompt = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog. The dog sleeps;")
     with torch.inference_mode():
         whole = MemberSequence(prompt, member.tokenizer, is_main=True)

@@ -24,7 +24,7 @@ CHAT = [
 
 def start_ids(ensemble, prompt):
     """The ids that each member starts from."""
-    row = ensemble._decoder.start(prompt, SamplingParams())
+    row = ensemble._engine.decoder.start(prompt, SamplingParams())
     return [side.ids for side in row.member_sequences]
 
 
@@ -293,9 +293,9 @@ def test_nested_content_reaches_the_template():
 
 def test_generation_continues_the_open_text_of_a_chat(pair, folders):
     """The other member's ids stay those of its rendered chat with the answer behind it."""
-    row = pair._decoder.start(CHAT, SamplingParams(max_new_tokens=60, ignore_eos=True, temperature=1.0, seed=4))
+    row = pair._engine.decoder.start(CHAT, SamplingParams(max_new_tokens=60, ignore_eos=True, temperature=1.0, seed=4))
     for _ in range(30):
-        pair._decoder.step([row])
+        pair._engine.decoder.step([row])
     if not row.others_behind:
         tokenizer = AutoTokenizer.from_pretrained(folders["beta"])
         rendered = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)

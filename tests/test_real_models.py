@@ -128,7 +128,7 @@ def test_main_alone_is_transformers(names, tmp_path):
             expected = model.generate(ids, do_sample=False, max_new_tokens=40, repetition_penalty=1.0)[
                 0, ids.shape[1] :
             ]
-            stops = ensemble._decoder._vocabulary.stop_ids
+            stops = ensemble._engine.decoder._vocabulary.stop_ids
             found = ensemble.generate(prompt, max_new_tokens=40)
             assert found.token_ids == [i for i in expected.tolist() if i not in stops]
 

@@ -119,12 +119,12 @@ def test_gathered_tokens_are_the_sums_of_their_columns():
     (space, _) = spaces()
     probs = torch.softmax(torch.randn(3, MAIN, generator=torch.Generator().manual_seed(9)), -1)
     columns = torch.full((3, ANCHORS + 3), torch.nan)
-    space.gather(probs, into=columns)
+    space.columns.sum_by_column(probs, into=columns)
     torch.testing.assert_close(columns[:, :ANCHORS], probs[:, :ANCHORS])  # anchors come first in this vocabulary
     torch.testing.assert_close(columns[:, ANCHORS], probs[:, MAIN - 5])  # the token that ends a text
     torch.testing.assert_close(columns[:, ANCHORS + 1], probs[:, MAIN - 4 :].sum(-1))  # control tokens
     torch.testing.assert_close(columns[:, ANCHORS + 2], probs[:, ANCHORS : MAIN - 5].sum(-1))  # shared with nobody
-    told = space.told(columns)
+    told = space.columns.scatter_back(columns)
     torch.testing.assert_close(told[:, :ANCHORS], columns[:, :ANCHORS])
     torch.testing.assert_close(told[:, MAIN - 4 :], columns[:, ANCHORS + 1, None].expand(3, 4))
 
@@ -134,7 +134,7 @@ def test_tokens_that_go_by_their_beginning_are_gathered_there():
     fixed = torch.tensor([-1, -1, 1, 1, 2], dtype=torch.int32)  # two anchors, two that begin as the second, an end
     space = RelativeSpace(embeddings, torch.tensor([0, 1]), fixed=fixed)
     columns = torch.empty(1, 5)
-    space.gather(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]), into=columns)
+    space.columns.sum_by_column(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]), into=columns)
     torch.testing.assert_close(columns, torch.tensor([[0.1, 0.65, 0.25, 0.0, 0.0]]))
 
 
@@ -174,4 +174,4 @@ def test_the_rest_is_what_rows_have_below_their_entries():
     dense = space.dense()[:ANCHORS, :ANCHORS]
     below = dense.scatter(-1, dense.topk(7).indices, 0.0).sum(0)
     torch.testing.assert_close(space.tail, below / below.sum())
-    torch.testing.assert_close(spaces()[0].rest, torch.full((ANCHORS,), 1 / ANCHORS))
+    torch.testing.assert_close(spaces()[0].tail, torch.full((ANCHORS,), 1 / ANCHORS))

@@ -26,7 +26,7 @@ def again(folders, tmp_path):
 
 
 def rows_built(ensemble):
-    return [space.rows_built for space in ensemble._fusion.spaces]
+    return [space.rows_built for space in ensemble._engine.fusion.spaces]
 
 
 def test_rows_are_found_again_and_answers_are_the_same(again, tmp_path):
@@ -54,8 +54,8 @@ def test_prepare_builds_every_row(again):
     with again() as first:
         first.prepare(progress=False)
         everything = rows_built(first)
-        assert everything == [int((space.fixed < 0).sum()) for space in first._fusion.spaces]
-        assert min(everything) >= len(first._anchors)
+        assert everything == [int((space.fixed < 0).sum()) for space in first._engine.fusion.spaces]
+        assert min(everything) >= len(first._engine.fusion._anchors)
         first.generate(PROMPT, max_new_tokens=20)
         assert rows_built(first) == everything
     with again() as second:
@@ -101,12 +101,14 @@ def test_rows_of_two_processes_add_up(again):
     with again() as first, again() as second:
         first.generate(PROMPT, max_new_tokens=10, ignore_eos=True)
         second.generate("def mean(values):", max_new_tokens=10, ignore_eos=True)
-        ids = [{int(i) for e in (first, second) for i in (e._fusion.spaces[m]._slot >= 0).nonzero()} for m in (0, 1)]
+        ids = [
+            {int(i) for e in (first, second) for i in (e._engine.fusion.spaces[m]._slot >= 0).nonzero()} for m in (0, 1)
+        ]
         assert [len(i) for i in ids] > rows_built(first)
     with again() as third:
-        assert [{int(i) for i in (space._slot >= 0).nonzero()} for space in third._fusion.spaces] == ids
-        dense = third._fusion.spaces[0].dense()
-        rows = third._fusion.spaces[0].rows(torch.tensor(sorted(ids[0])))
+        assert [{int(i) for i in (space._slot >= 0).nonzero()} for space in third._engine.fusion.spaces] == ids
+        dense = third._engine.fusion.spaces[0].dense()
+        rows = third._engine.fusion.spaces[0].rows(torch.tensor(sorted(ids[0])))
         picked = dense[sorted(ids[0])].gather(-1, rows.index)
         torch.testing.assert_close(picked, rows.value, atol=1e-5, rtol=0)
 
@@ -133,5 +135,5 @@ def test_a_long_build_is_kept_as_it_goes(again, monkeypatch):
     with again() as second:
         assert rows_built(second) == [100, 0]
         second.prepare(progress=False)
-        assert rows_built(second) == [int((space.fixed < 0).sum()) for space in second._fusion.spaces]
+        assert rows_built(second) == [int((space.fixed < 0).sum()) for space in second._engine.fusion.spaces]
     first.close()

@@ -138,7 +138,7 @@ class TestWays(Serving):
 
     def test_reading_a_long_prompt_lets_other_threads_run(self, ensemble):
         text = "The quick brown <|eos|> fox jumps over the lazy dog. " * 8000
-        backend = ensemble._members[0].tokenizer.backend
+        backend = ensemble._engine.members[0].tokenizer.backend
         thread = threading.Thread(target=backend.encode, args=(text,))
         thread.start()
         ticks = 0

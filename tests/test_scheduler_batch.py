@@ -21,7 +21,7 @@ def alone(pair, prompt, **options):
 
 
 def ask(ensemble, batch, prompt, **options):
-    request = Request(ensemble._decoder.start(prompt, SamplingParams(**{**OPTIONS, **options})))
+    request = Request(ensemble._engine.decoder.start(prompt, SamplingParams(**{**OPTIONS, **options})))
     batch.add(request)
     return request
 
@@ -48,7 +48,7 @@ actions = st.one_of(
 @settings(max_examples=25, deadline=None)
 @given(plan=st.lists(actions, max_size=14), size=st.integers(1, 4), budget=st.sampled_from([1, 7, 256]))
 def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
-    batch = Scheduler(pair._decoder, size, budget)
+    batch = Scheduler(pair._engine.decoder, size, budget)
     asked = []
     for action, value in plan:
         if action == "ask":
@@ -69,7 +69,7 @@ def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
 
 
 def test_first_come_first_admitted(pair):
-    batch = Scheduler(pair._decoder, 2)
+    batch = Scheduler(pair._engine.decoder, 2)
     requests = [ask(pair, batch, prompt) for prompt in PROMPTS]
     ended = []
     while not batch.idle:
@@ -79,7 +79,7 @@ def test_first_come_first_admitted(pair):
 
 
 def test_a_cancelled_row_is_free_within_two_steps(pair):
-    batch = Scheduler(pair._decoder, 2, budget=8)
+    batch = Scheduler(pair._engine.decoder, 2, budget=8)
     running, reading = ask(pair, batch, "The dog", max_new_tokens=50), ask(pair, batch, LONG)
     waiting, other = ask(pair, batch, "Once"), ask(pair, batch, "Once upon")
     for _ in range(4):
@@ -103,7 +103,7 @@ def test_a_long_prompt_does_not_stall_running_rows(load):
     """While it is read, in pieces within the budget, every running sequence gets a token at every step."""
     with load("alpha", "beta") as ensemble:
         members = [hook(ensemble, 0), hook(ensemble, 1)]
-        batch = Scheduler(ensemble._decoder, 8, budget=16)
+        batch = Scheduler(ensemble._engine.decoder, 8, budget=16)
         running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:3]]
         while not all(r.sequence.token_ids for r in running):
             batch.step()
@@ -128,7 +128,7 @@ def test_a_long_prompt_does_not_stall_running_rows(load):
 def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, long, most):
     """Up to four times the budget: larger pieces are read faster, and hold up few."""
     with load("alpha", "beta") as ensemble:
-        alpha, batch = hook(ensemble, 0), Scheduler(ensemble._decoder, 16, budget=8)
+        alpha, batch = hook(ensemble, 0), Scheduler(ensemble._engine.decoder, 16, budget=8)
         sequences = [ask(ensemble, batch, prompt, max_new_tokens=100).sequence for prompt in PROMPTS[:running]]
         while not all(sequence.token_ids for sequence in sequences):
             batch.step()
@@ -142,7 +142,7 @@ def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, lon
 
 def test_neither_short_nor_long_prompts_starve(pair):
     """Short prompts that keep coming pass a long one, which is read all the same."""
-    batch = Scheduler(pair._decoder, 8, budget=8)
+    batch = Scheduler(pair._engine.decoder, 8, budget=8)
     long = ask(pair, batch, LONG, max_new_tokens=1)
     batch.step()
     short = ask(pair, batch, "The quick brown fox jumps over", max_new_tokens=1)
@@ -162,7 +162,7 @@ def test_neither_short_nor_long_prompts_starve(pair):
 
 def test_an_equal_prompt_waits_for_the_one_being_read(pair):
     """So that what it shares can be copied; prompts that share nothing do not wait."""
-    batch = Scheduler(pair._decoder, 8, budget=8)
+    batch = Scheduler(pair._engine.decoder, 8, budget=8)
     more = LONG + "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14"  # so that the second has less left
     first, second = ask(pair, batch, more), ask(pair, batch, LONG)
     while first.sequence.pending > 90:
@@ -181,7 +181,7 @@ def test_an_equal_prompt_waits_for_the_one_being_read(pair):
 def test_short_prompts_are_run_with_the_first_step(load):
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble, 0)
-        batch = Scheduler(ensemble._decoder, 8)
+        batch = Scheduler(ensemble._engine.decoder, 8)
         for prompt in PROMPTS[:2]:
             ask(ensemble, batch, prompt, max_new_tokens=2)
         batch.step()
@@ -191,7 +191,7 @@ def test_short_prompts_are_run_with_the_first_step(load):
 
 
 def test_a_timeout_counts_in_the_queue(pair):
-    batch = Scheduler(pair._decoder, 1)
+    batch = Scheduler(pair._engine.decoder, 1)
     running, waiting = ask(pair, batch, "The dog", max_new_tokens=20), ask(pair, batch, "Once", timeout=3600)
     batch.step()
     batch.step()
@@ -209,7 +209,7 @@ def test_a_timeout_counts_in_the_queue(pair):
 def test_abandoned_requests_are_told(pair):
     from deepen_core.engine.worker import closed_error
 
-    batch = Scheduler(pair._decoder, 1)
+    batch = Scheduler(pair._engine.decoder, 1)
     requests = [ask(pair, batch, prompt) for prompt in PROMPTS[:3]]
     batch.step()
     batch.abandon(closed_error)

@@ -25,7 +25,7 @@ class TestBreakingOff(Serving):
 
         yield ensemble, more
         eventually(lambda: sequences_held(ensemble) == 0)
-        assert ensemble._worker._batch.idle
+        assert ensemble._worker._scheduler.idle
 
     def test_cancel(self, begun):
         ensemble, more = begun

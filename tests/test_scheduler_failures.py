@@ -41,7 +41,7 @@ def spoils(member, prompt, value):
 def ask_together(ensemble, prompts, **options):
     """Handles of requests that are decoded in one batch."""
     scheduler = ensemble._worker
-    sequences = [ensemble._decoder.start(p, ensemble_params(**options)) for p in prompts]
+    sequences = [ensemble._engine.decoder.start(p, ensemble_params(**options)) for p in prompts]
     return scheduler.submit(sequences, ensemble)
 
 
@@ -178,7 +178,7 @@ def test_a_failure_while_the_prompt_is_read(ensemble):
 def test_a_forward_that_broke_off_half_way_leaves_no_trace(ensemble, number, request):
     """It has written to the caches of all sequences before it fails; the others' answers are the serial ones."""
     expected = ensemble.generate(list(PROMPTS), **OPTIONS)
-    model, runs, broken = ensemble._members[number].model, [], []
+    model, runs, broken = ensemble._engine.members[number].model, [], []
     last_block = (model.transformer.h if number == 0 else model.model.layers)[-1]
 
     def breaks(_block, states, *_):
@@ -214,7 +214,7 @@ def test_rows_that_fit_into_memory_one_by_one_are_run_in_smaller_groups(ensemble
 def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
     """Fusion runs all sequences at once; the one at fault is found."""
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)
-    fuse, calls = ensemble._fusion.fuse, []
+    fuse, calls = ensemble._engine.fusion.fuse, []
 
     def failing(logprobs, weights, healing):
         calls.append(len(weights))
@@ -222,7 +222,7 @@ def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
             raise IndexError("a sequence too many")
         return fuse(logprobs, weights, healing)
 
-    monkeypatch.setattr(ensemble._fusion, "fuse", failing)
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", failing)
     first, other = ask_together(ensemble, [FAILING, PROMPTS[1]])
     with pytest.raises(DecodingError, match="failed at token 1 of the answer: IndexError: a sequence too many"):
         first.result()
@@ -235,7 +235,7 @@ def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
 def test_a_choice_that_fails(ensemble, monkeypatch):
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)
     handles = []
-    choose = type(ensemble._decoder.start("x", ensemble_params()).sampler).choose
+    choose = type(ensemble._engine.decoder.start("x", ensemble_params()).sampler).choose
 
     def failing(sampler, logits, history):
         if sampler._penalty is not None:

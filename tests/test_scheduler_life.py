@@ -92,7 +92,7 @@ class TestLife(Serving):
         ensemble = load("alpha", "beta")
         ensemble.generate(PROMPT, **OPTIONS)
         ensemble._worker.call(partial(id, ensemble)).result()
-        model = weakref.ref(ensemble._members[0].model)
+        model = weakref.ref(ensemble._engine.members[0].model)
         del ensemble
         gc.collect()
         eventually(lambda: workers() == set())
@@ -111,7 +111,7 @@ class TestLife(Serving):
         ensemble = load("alpha", "beta")
         handle = ensemble.submit(PROMPT, **OPTIONS)
         handle.result()
-        model = weakref.ref(ensemble._members[0].model)
+        model = weakref.ref(ensemble._engine.members[0].model)
         ensemble.close()
         gc.collect()
         assert model() is None

@@ -51,7 +51,7 @@ def test_five_thousand_generations_leave_nothing_behind(load):
         mixed.run(5_004, threads=8, loops=4)
         grown = _resident() / warm - 1
         assert sequences_held(ensemble) == 0
-        assert all(not member._ways.short.cache.slots for member in ensemble._members)
+        assert all(not member._ways.short.cache.slots for member in ensemble._engine.members)
     print(f"{mixed.counts}, resident memory {warm / 2**20:.0f} MiB, grown by {grown:.2%}")
     assert sum(mixed.counts.values()) == 6_000
     assert mixed.counts["cancelled"] > 300

@@ -34,7 +34,7 @@ def test_logprobs_of_each_member(pair, folders):
 
     answer = pair.generate(PROMPT, max_new_tokens=30, logprobs=4, ignore_eos=True, temperature=0.9, seed=10)
     models = {n: AutoModelForCausalLM.from_pretrained(folders[n]) for n in ("alpha", "beta")}
-    vocabularies = {m.name: m.tokenizer.vocabulary for m in pair._members}
+    vocabularies = {m.name: m.tokenizer.vocabulary for m in pair._engine.members}
     abstained = lacking = 0
     for place, chosen in enumerate(answer.logprobs):
         said = vocabularies["alpha"].join(answer.token_ids[:place])
@@ -113,8 +113,8 @@ def test_a_member_that_fails_to_score(pair, monkeypatch, number, problem, advice
     def fail(*_):
         raise problem
 
-    monkeypatch.setattr(pair._members[number], "token_logprobs", fail)
-    name = pair._members[number].name
+    monkeypatch.setattr(pair._engine.members[number], "token_logprobs", fail)
+    name = pair._engine.members[number].name
     with pytest.raises(MemberError, match=rf"'{name}' failed to score \d+ tokens: {advice}"):
         pair.score(PROMPT, " the dog")
     monkeypatch.undo()
@@ -135,5 +135,5 @@ def test_score_takes_two_texts(pair, texts):
 )
 @settings(max_examples=40, deadline=None)
 def test_scored_ids_spell_the_continuation(pair, prompt, text):
-    ids = continuation_ids(pair._members[0].tokenizer, prompt, text)
-    assert pair._members[0].tokenizer.vocabulary.join(ids) == text.encode()
+    ids = continuation_ids(pair._engine.members[0].tokenizer, prompt, text)
+    assert pair._engine.members[0].tokenizer.vocabulary.join(ids) == text.encode()

@@ -339,7 +339,7 @@ def test_the_ensemble_thinks_as_main_does(load):
     with load("gamma", "alpha") as ensemble:  # main has no template
         assert ensemble.thinking == "never"
     with load("gamma", "alpha", main=1) as ensemble:
-        ensemble._members[1].tokenizer.reader._chat._template += "<think>"
+        ensemble._engine.members[1].tokenizer.reader._chat._template += "<think>"
         assert ensemble.thinking == "opened"
 
 

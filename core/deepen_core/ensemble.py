@@ -7,6 +7,7 @@ import threading
 import warnings as python_warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,37 +18,33 @@ from typing_extensions import Self
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.template import Thinking
 from deepen_core.config import (
-    FusionConfig,
     MemberConfig,
     MemberErrorPolicy,
     SamplingParams,
     ServingConfig,
+    StrategyOptions,
     resolve_fusion,
 )
 from deepen_core.demo import member_paths
 from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.engine import Engine, counted_members
 from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.scoring import check_texts, continuation_ids, member_score
 from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
-from deepen_core.fusion import make_fusion
-from deepen_core.fusion.anchors.shared_tokens import Anchors
-from deepen_core.fusion.anchors.token_healing import Healer
-from deepen_core.fusion.deepen.diagnostics import batching_warnings, compatibility_warnings, fusion_limits
-from deepen_core.fusion.deepen.exact_fusion import check_room
-from deepen_core.fusion.deepen.relative_space import RelativeSpace
-from deepen_core.fusion.deepen.store.keeper import RowKeeper
+from deepen_core.fusion import strategy_of
+from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts
+from deepen_core.fusion.diagnostics import length_warnings
+from deepen_core.fusion.policies import StaticWeights, WeightPolicy
 from deepen_core.fusion.weights import normalised_weights
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.base import Member, MemberSequence, batching_warnings
 from deepen_core.members.context_budget import planning_window
-from deepen_core.members.transformers.causal import CausalMember
-from deepen_core.members.transformers.loader import describe, load_members, main_index, member_configs, try_member
+from deepen_core.members.loading import describe_member, load_members, main_index, member_configs, try_member
 from deepen_core.progress import Steps
-from deepen_core.results import EnsembleInfo, MemberInfo, Score
+from deepen_core.results import EnsembleInfo, MemberInfo, Score, SpaceInfo
 
-# Of loading: of each member (its trial, if it is run, comes on top), and of all together.
-_STEPS_OF_MEMBER, _STEPS = 4, 2
+_STEPS = 2  # of loading all members together: their vocabularies, and the fusion
 
 
 class Ensemble(GenerationAPI):
@@ -61,55 +58,21 @@ class Ensemble(GenerationAPI):
         ...     print(ens.generate("Question: Where does Felix live?\nAnswer:").text)
     """
 
-    def __init__(
-        self,
-        members: Sequence[CausalMember],
-        main: int,
-        weights: Sequence[float],
-        config: FusionConfig,
-        fusion_name: str,
-        anchors: Anchors,
-        steps: Steps,
-        cache_dir: Path | None,
-        serving: ServingConfig,
-    ) -> None:
-        self._members = list(members)
-        self._main = main
-        self._weights = list(weights)
+    def __init__(self, engine: Engine, fusion_name: str) -> None:
+        self._engine: Engine | None = engine
         self._fusion_name = fusion_name
+        self._worker = engine.worker
         self._closing = threading.Lock()  # taken by whoever closes, for good
-        self._closed = False
-        self._anchors = anchors
-        for member in members:
-            _check_matrix(member)
-        run = self._counted()
-        for member in run:
-            with steps.doing(f"{member.name}: trying how it runs several sequences"):
-                try_member(member)
-        spaces = []
-        for place, member in enumerate(members):
-            with steps.doing(f"{member.name}: calibrating"):
-                spaces.append(_space(member, anchors, place, config))
-        self._keeper = RowKeeper(cache_dir, spaces)
-        self._keeper.load(members, anchors, steps)
-        with steps.doing("preparing the fusion"):
-            self._fusion = make_fusion(spaces, main, config)
-            healers = [
-                _healer(m, members[main], anchors) if config.healing and m is not members[main] else None
-                for m in members
-            ]
-        self._decoder = Decoder(members, main, weights, self._fusion, fusion_name, healers, serving.on_member_error)
-        self._worker = Worker(self._decoder, serving.max_batch_size)
         # The worker knows nothing of the ensemble; one that is dropped ends its worker.
-        weakref.finalize(self, self._worker.stop, wait=False)
-        self._warnings = compatibility_warnings(
-            [m.name for m in members],
-            self_mass=[s.self_mass for s in spaces],
-            calibrated=config.temperature == "auto",
-            bytes_per_token=[m.tokenizer.bytes_per_token for m in members],
-            weights=self._weights,
-        )
-        self._warnings += batching_warnings({m.name: m.batching for m in run})
+        weakref.finalize(self, engine.worker.stop, wait=False)
+        with_weight = [number for number, weight in enumerate(engine.weights) if weight > 0]
+        self._warnings = [
+            *engine.fusion.warnings(with_weight),
+            *length_warnings([engine.members[number] for number in with_weight]),
+            *batching_warnings(engine.members_counted),
+        ]
+        for warning in self._warnings:
+            python_warnings.warn(warning, CompatibilityWarning, stacklevel=3)
 
     @classmethod
     def load(
@@ -117,8 +80,8 @@ class Ensemble(GenerationAPI):
         models: Sequence[str | Path | MemberConfig | Mapping[str, Any]],
         *,
         main: int | str = 0,
-        weights: Sequence[float] | None = None,
-        fusion: str | FusionConfig | Mapping[str, Any] = "deepen",
+        weights: Sequence[float] | WeightPolicy | None = None,
+        fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
         device: str | None = None,
         dtype: str = "auto",
         cache_dir: str | Path | None = None,
@@ -132,9 +95,11 @@ class Ensemble(GenerationAPI):
 
         Args:
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
-            main: Index or name of the member whose vocabulary is spoken.
-            weights: One number per member; each `MemberConfig.weight` (by default equal) if not given.
-            fusion: "deepen", "deepen-paper", or a `FusionConfig`.
+            main: Index or name of the member whose vocabulary is used.
+            weights: One number per member, or a `WeightPolicy`; each `MemberConfig.weight` (by default equal) if not
+                given.
+            fusion: How distributions are joined: "deepen", "deepen-paper", "product", "union", or the options of one
+                (`FusionConfig`, `ProductConfig`, `UnionConfig`).
             device: For members without one of their own; a GPU if there is one, else the CPU.
             dtype: For members without one of their own; "auto" takes the checkpoint's.
             cache_dir: Where rows of large vocabularies are kept for the next process; `DEEPEN_CACHE_DIR`, or a folder
@@ -150,36 +115,63 @@ class Ensemble(GenerationAPI):
             MemberError: If a member fails when it is tried.
             ModelFilesError: If a model's files are missing or damaged.
             TokenizerError: If a tokenizer cannot be used.
-            NoCommonTokensError: If the members share no token.
+            NoCommonTokensError: If the members share no token, and the strategy needs some.
         """
         configs = member_configs(models)
         names = [str(c.name) for c in configs]
-        spoken = main_index(main, configs)
-        shares = normalised_weights([c.weight for c in configs] if weights is None else weights, names)
-        config = resolve_fusion(fusion)
-        serving = ServingConfig.parse(
-            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
-        )
-        folder = None if cache_dir is None else Path(cache_dir).expanduser()
-        label = fusion if isinstance(fusion, str) else f"custom ({config.search})"
-        run = sum(_is_run(place, spoken, shares) for place in range(len(names)))
-        with Steps(
-            "Loading", " and ".join(names), _STEPS + _STEPS_OF_MEMBER * len(names) + run, shown=progress
-        ) as steps:
+        given = [c.weight for c in configs] if weights is None else weights
+        choice = _Choice.of(names, main, given, fusion, max_batch_size, on_member_error, [c.model for c in configs])
+        with choice.steps("Loading", progress=progress, described=True) as steps:
             described = []
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
-                    described.append(describe(c, device, dtype, progress=progress))
-            vocabularies = [d.tokenizer.vocabulary for d in described]
+                    described.append(describe_member(c, device, dtype, progress=progress))
             with steps.doing("comparing vocabularies"):
-                anchors = Anchors.shared_by(vocabularies, names)
-            if config.exact:
-                check_room([v.size for v in vocabularies], [d.device for d in described], len(anchors))
-            members = load_members(described, steps)
-            ensemble = cls(members, spoken, shares, config, label, anchors, steps, folder, serving)
-        for warning in ensemble._warnings:
-            python_warnings.warn(warning, CompatibilityWarning, stacklevel=2)
-        return ensemble
+                facts = [MemberFacts(d.name, d.tokenizer.vocabulary, d.device) for d in described]
+                choice.strategy.check(facts, choice.config)
+            engine = choice.engine(load_members(described, steps), cache_dir, steps)
+        return cls(engine, choice.config.label)
+
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Member],
+        *,
+        main: int | str = 0,
+        weights: Sequence[float] | WeightPolicy | None = None,
+        fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
+        cache_dir: str | Path | None = None,
+        max_batch_size: int = 32,
+        on_member_error: MemberErrorPolicy = "raise",
+        progress: bool = False,
+    ) -> Ensemble:
+        """Makes an ensemble of members that are loaded already, of any kind.
+
+        Args:
+            members: Objects that do what `deepen_core.members.base.Member` says, each with a name of its own.
+            main: Index or name of the member whose vocabulary is used.
+            weights: As for `load`; equal if not given.
+            fusion: As for `load`.
+            cache_dir: As for `load`.
+            max_batch_size: As for `load`.
+            on_member_error: As for `load`.
+            progress: As for `load`.
+
+        Raises:
+            ConfigurationError: For options that contradict each other or the members.
+            MemberError: If a member fails when it is tried.
+            NoCommonTokensError: If the members share no token, and the strategy needs some.
+        """
+        names = [m.name for m in members]
+        if not names or len(set(names)) < len(names):
+            raise ConfigurationError(f"The members are {names}: give at least one, and each a name of its own.")
+        choice = _Choice.of(names, main, weights, fusion, max_batch_size, on_member_error)
+        with choice.steps("Preparing", progress=progress, described=False) as steps:
+            with steps.doing("comparing vocabularies"):
+                facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
+                choice.strategy.check(facts, choice.config)
+            engine = choice.engine(members, cache_dir, steps)
+        return cls(engine, choice.config.label)
 
     @classmethod
     def demo(cls, **options: Any) -> Ensemble:
@@ -202,9 +194,9 @@ class Ensemble(GenerationAPI):
             ContextWindowError: If the two together are longer than a member's window.
             MemberError: If a member fails.
         """
-        counted, main = self._counted(), self._open_members()[self._main]
+        engine = self._opened()
+        counted, main, worker, decoder = engine.members_counted, engine.main_member, engine.worker, engine.decoder
         check_texts(prompt, continuation, counted)
-        worker, decoder = self._serving()
         ids = continuation_ids(main.tokenizer, prompt, continuation)
         sequence = decoder.start(prompt, SamplingParams())
         logprobs: list[float] = []
@@ -224,7 +216,7 @@ class Ensemble(GenerationAPI):
 
     def tokenize(self, text: str) -> list[int]:
         """Main's ids of a text, without BOS; control tokens in it are plain text."""
-        return self._open_members()[self._main].tokenizer.encode(text)
+        return self._opened().main_member.tokenizer.encode(text)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """How many of main's tokens a text has, without BOS; or a conversation, as main's template renders it.
@@ -238,19 +230,19 @@ class Ensemble(GenerationAPI):
         """
         if isinstance(prompt, str):
             return len(self.tokenize(prompt))
-        tokenizer = self._open_members()[self._main].tokenizer
+        tokenizer = self._opened().main_member.tokenizer
         read = tokenizer.reader.read_messages(check_messages(prompt))
         return MemberSequence(read, tokenizer, is_main=True).prompt_tokens
 
     @property
     def main_name(self) -> str:
         """The name of the main member."""
-        return self._open_members()[self._main].name
+        return self._opened().main_member.name
 
     @property
     def has_chat_template(self) -> bool:
         """Whether every member that counts can read a conversation."""
-        return all(m.tokenizer.reader.has_chat_template for m in self._counted())
+        return all(m.tokenizer.reader.has_chat_template for m in self._opened().members_counted)
 
     @property
     def thinking(self) -> Thinking:
@@ -259,12 +251,12 @@ class Ensemble(GenerationAPI):
         "opened": it does, and the template has written the `<think>`. "optional": the model may think, and then begins
         with `<think>` itself. "never": it is no model that thinks, or has no chat template.
         """
-        return self._open_members()[self._main].tokenizer.reader.thinking
+        return self._opened().main_member.tokenizer.reader.thinking
 
     @property
     def context_window(self) -> int:
         """Tokens of the smallest window of the members that count."""
-        return min(m.context_window for m in self._counted())
+        return min(m.context_window for m in self._opened().members_counted)
 
     @property
     def planning_window(self) -> int:
@@ -273,71 +265,65 @@ class Ensemble(GenerationAPI):
         Less than `context_window`: chat templates add tokens of their own, and a member may need more tokens than main
         for the same text. Both are measured, the latter on prose in Latin letters, code and tables.
         """
-        members = self._counted()
-        main = members.index(self._open_members()[self._main])
-        return planning_window(members, main, conversations=self.has_chat_template)
+        engine = self._opened()
+        return planning_window(
+            engine.members_counted, engine.counted.index(engine.main), conversations=self.has_chat_template
+        )
 
     @property
     def info(self) -> EnsembleInfo:
         """What the members are and how well they fit together."""
-        fusion = self._fusion
-        present = zip(self._open_members(), self._weights, fusion.spaces, strict=True)
-        counted = self._counted()
-        members = [_member_info(m, weight, space, is_run=m in counted) for m, weight, space in present]
+        engine = self._opened()
+        fusion = engine.fusion.describe(engine.counted)
+        spaces: Sequence[SpaceInfo | None] = fusion.spaces or [None] * len(engine.members)
+        members = [
+            _member_info(member, engine.weights[number], spaces[number], is_run=number in engine.counted)
+            for number, member in enumerate(engine.members)
+        ]
         return EnsembleInfo(
             members=members,
-            main=members[self._main].name,
+            main=engine.main_member.name,
             fusion=self._fusion_name,
-            anchors=len(self._anchors),
-            context_window=min(m.context_window for m in members if m.weight > 0 or m is members[self._main]),
-            bytes_held=sum(m.space_bytes for m in members),
+            anchors=fusion.anchors,
+            context_window=min(m.context_window for m in engine.members_counted),
+            bytes_held=fusion.bytes_held,
             warnings=list(self._warnings),
-            limits=fusion_limits(self.main_name, {m.name: _unshared(m, self._anchors) for m in self._counted()}),
+            limits=list(fusion.limits),
         )
 
-    def _counted(self) -> list[CausalMember]:
-        """The members that take part: main, and those whose weight is not zero."""
-        members = self._open_members()
-        return [m for place, m in enumerate(members) if _is_run(place, self._main, self._weights)]
-
-    def _open_members(self) -> list[CausalMember]:
-        members = list(self._members)
-        if self._closed:  # asked last, since closing lets go of things after it has set this
+    def _opened(self) -> Engine:
+        engine = self._engine
+        if engine is None:
             raise closed_error()
-        return members
+        return engine
 
     def _serving(self) -> tuple[Worker, Decoder]:
-        serving = self._worker, self._decoder
-        if self._closed:  # as above
-            raise closed_error()
-        return serving
+        engine = self._opened()
+        return engine.worker, engine.decoder
 
     def prepare(self, progress: bool = True) -> None:
-        """Builds every row of the relative spaces now and keeps them, rather than the first time each is needed.
+        """Computes now what the strategy would compute, and keep, when it is first needed.
 
-        Worth it for large vocabularies, once; later processes find them in the cache folder.
+        For "deepen" these are the rows of the relative spaces: worth it for large vocabularies, once; later processes
+        find them in the cache folder. Strategies without a relative space have nothing to prepare.
 
         Args:
             progress: Show progress bars.
         """
-        worker, _ = self._serving()
-        for stretch in self._keeper.stretches(progress):
-            worker.call(stretch).result()
+        engine = self._opened()
+        for piece in engine.fusion.prepare(progress):
+            engine.worker.call(piece).result()
 
     def close(self) -> None:
         """Releases the models and keeps new rows. Requests under way end with `ClosedError`."""
         first = self._closing.acquire(blocking=False)
-        self._closed = True
+        engine, self._engine = self._engine, None
         self._worker.stop()
-        if not first:
-            return
         try:
-            self._keeper.save()
+            if first and engine is not None:
+                engine.fusion.save()
         finally:  # whatever becomes of the rows, the models go
-            self._members.clear()
-            self._decoder = None  # type: ignore[assignment]
-            self._fusion = None  # type: ignore[assignment]
-            self._keeper = None  # type: ignore[assignment]
+            del engine
 
     def __enter__(self) -> Self:
         return self
@@ -348,63 +334,87 @@ class Ensemble(GenerationAPI):
         self.close()
 
 
-def _space(member: CausalMember, anchors: Anchors, place: int, config: FusionConfig) -> RelativeSpace:
-    by_prefix = config.unshared == "prefix"
-    return RelativeSpace(
-        member.embeddings,
-        anchors.ids[place],
-        fixed=anchors.fixed_columns(member.tokenizer.vocabulary, len(member.embeddings), by_prefix=by_prefix),
-        temperature=config.temperature,
-        target_self_mass=config.target_self_mass,
-        entries=config.row_entries,
-    )
+@dataclass(frozen=True)
+class _Choice:
+    """The options of an ensemble, checked before anything is loaded."""
+
+    names: list[str]
+    main: int
+    policy: WeightPolicy
+    config: StrategyOptions
+    strategy: type[Fusion]
+    serving: ServingConfig
+
+    @classmethod
+    def of(
+        cls,
+        names: list[str],
+        main: int | str,
+        weights: Sequence[float] | WeightPolicy | None,
+        fusion: str | StrategyOptions | Mapping[str, Any],
+        max_batch_size: int,
+        on_member_error: MemberErrorPolicy,
+        models: Sequence[str] = (),
+    ) -> Self:
+        place = main_index(main, names, models)
+        if not isinstance(weights, WeightPolicy):
+            weights = StaticWeights(normalised_weights([1.0] * len(names) if weights is None else weights, names))
+        config = resolve_fusion(fusion)
+        serving = ServingConfig.parse(
+            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
+        )
+        return cls(names, place, weights, config, strategy_of(config), serving)
+
+    def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
+        """Of loading: two of each member, if it is to be described, its trial, if it is run, and those of fusion."""
+        of_member = self.strategy.steps_of_member + 2 * described
+        count = _STEPS + of_member * len(self.names) + len(counted_members(self.main, self.policy.describe()))
+        return Steps(work, " and ".join(self.names), count, shown=progress)
+
+    def engine(self, members: Sequence[Member], cache_dir: str | Path | None, steps: Steps) -> Engine:
+        weights = self.policy.describe()
+        for member in members:
+            _check_vocabulary(member)
+        for number in counted_members(self.main, weights):
+            with steps.doing(f"{self.names[number]}: trying how it runs several sequences"):
+                try_member(members[number])
+        folder = None if cache_dir is None else Path(cache_dir).expanduser()
+        fusion = self.strategy.build(members, self.main, self.config, BuildContext(folder, steps))
+        decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
+        worker = Worker(decoder, self.serving.max_batch_size)
+        return Engine(list(members), self.main, weights, fusion, decoder, worker)
 
 
-def _unshared(member: CausalMember, anchors: Anchors) -> float:
-    """The share of a member's tokens on a sample text that not all members have."""
-    ids, shared = member.tokenizer.sample_ids, set(anchors.tokens)
-    return sum(member.tokenizer.vocabulary.token_bytes(i) not in shared for i in ids) / max(1, len(ids))
-
-
-def _healer(member: CausalMember, main: CausalMember, anchors: Anchors) -> Healer:
-    spoken = main.tokenizer
-    return Healer(member.tokenizer.vocabulary, spoken.vocabulary, spoken.backend, anchors, len(member.embeddings))
-
-
-def _is_run(place: int, main: int, weights: Sequence[float]) -> bool:
-    """Whether a member takes part: main, and those whose weight is not zero."""
-    return place == main or weights[place] > 0
-
-
-def _member_info(member: CausalMember, weight: float, space: RelativeSpace, *, is_run: bool) -> MemberInfo:
-    tokenizer = member.tokenizer
+def _member_info(member: Member, weight: float, space: SpaceInfo | None, *, is_run: bool) -> MemberInfo:
+    tokenizer, described = member.tokenizer, member.describe()
     return MemberInfo(
         name=member.name,
-        architecture=type(member.model).__name__,
-        parameters=member.model.num_parameters(),
-        vocabulary_size=len(member.embeddings),
+        architecture=described.architecture,
+        parameters=described.parameters,
+        vocabulary_size=member.vocabulary_size,
         context_window=member.context_window,
         weight=weight,
         device=str(member.device),
         dtype=str(member.dtype).removeprefix("torch."),
         stop_tokens=tokenizer.backend.spellings(sorted(tokenizer.vocabulary.stop_ids)),
         has_chat_template=tokenizer.reader.has_chat_template,
-        temperature=space.temperature,
-        self_mass=space.self_mass,
-        effective_support=space.effective_support,
-        rows_built=space.rows_built,
+        temperature=None if space is None else space.temperature,
+        self_mass=None if space is None else space.self_mass,
+        effective_support=None if space is None else space.effective_support,
+        rows_built=0 if space is None else space.rows_built,
         bytes_per_token=tokenizer.bytes_per_token,
-        space_bytes=space.bytes_held,
+        space_bytes=0 if space is None else space.bytes_held,
         batching=member.batching if is_run else "never run: its weight is 0",
     )
 
 
-def _check_matrix(member: CausalMember) -> None:
-    """Refuses a tokenizer whose plain tokens do not fit the model's matrix."""
-    rows, tokens = len(member.embeddings), member.tokenizer.vocabulary.tokens
-    beyond = [i for i in tokens.values() if i >= rows]
+def _check_vocabulary(member: Member) -> None:
+    """Refuses a tokenizer with plain tokens that the model has no logits for."""
+    tokens = member.tokenizer.vocabulary.tokens
+    beyond = [i for i in tokens.values() if i >= member.vocabulary_size]
     if beyond:
         raise ModelFilesError(
             f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
-            f"model has {rows} embeddings: save it again after model.resize_token_embeddings({max(beyond) + 1})."
+            f"model has {member.vocabulary_size} embeddings: save it again after "
+            f"model.resize_token_embeddings({max(beyond) + 1})."
         )

@@ -150,6 +150,36 @@ class Score:
 
 
 @dataclass(frozen=True)
+class SpaceInfo:
+    """The relative space of one member, where a strategy has one."""
+
+    temperature: float
+    """Of the relative representation, after calibration."""
+    self_mass: float
+    """Median share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
+    effective_support: float
+    """Median number of anchors that an anchor's row spreads over, the exponential of its entropy."""
+    rows_built: int
+    """Rows that are there; others are built when they are needed."""
+    bytes_held: int
+    """Memory of the space."""
+
+
+@dataclass(frozen=True)
+class FusionInfo:
+    """What a strategy of fusion has to report."""
+
+    anchors: int | None = None
+    """Byte strings that every member has as a token; None if the strategy does not look for any."""
+    bytes_held: int = 0
+    """Memory beyond the models' own weights."""
+    limits: list[str] = field(default_factory=list)
+    """What it cannot do with these members, however well they fit."""
+    spaces: list[SpaceInfo] | None = None
+    """Of each member; None if the strategy has no relative spaces."""
+
+
+@dataclass(frozen=True)
 class MemberInfo:
     """What one member brings."""
 
@@ -166,11 +196,11 @@ class MemberInfo:
     dtype: str
     stop_tokens: list[str]
     has_chat_template: bool
-    temperature: float
-    """Of the relative representation, after calibration."""
-    self_mass: float
+    temperature: float | None
+    """Of the relative representation, after calibration; None if the strategy has no relative space."""
+    self_mass: float | None
     """Median share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
-    effective_support: float
+    effective_support: float | None
     """Median number of anchors that an anchor's row spreads over, the exponential of its entropy."""
     rows_built: int
     """Rows of the relative space that are there; others are built when they are needed."""
@@ -190,12 +220,12 @@ class EnsembleInfo:
     members: list[MemberInfo]
     main: str
     fusion: str
-    anchors: int
-    """Byte strings that every member has as a token, without the stop anchor."""
+    anchors: int | None
+    """Byte strings that every member has as a token, without the stop anchor; None if the strategy needs none."""
     context_window: int
     """Tokens of the smallest window of all members."""
     bytes_held: int
-    """Memory of the relative spaces beyond the models' own weights."""
+    """Memory of the fusion (relative spaces, columns) beyond the models' own weights."""
     warnings: list[str] = field(default_factory=list)
     """Measured reasons why fusion may not help (weak signal, tokens of very different length) or batches may not (a
     member that runs one sequence at a time)."""

@@ -17,8 +17,9 @@ from deepen_core.engine.logprobs import TokenReporter
 from deepen_core.engine.member_runner import MemberLogits, MemberRunner
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, DecodingError, DeepenError
-from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
-from deepen_core.fusion.deepen.averaging import Fusion
+from deepen_core.fusion.anchors.token_healing import Heard
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ class Decoder:
     Args:
         members: The models.
         main: Whose vocabulary is spoken.
-        weights: How much each counts, summing to one; a member of weight zero is never run, unless it is main.
+        weights: Weighs the members in each step; a member that it gives no weight is never run, unless it is main.
         fusion: Makes one distribution of several.
         strategy: What the fusion is called, for messages.
-        healers: One per member that listens to shorter tokens than its own, None for the others.
         on_member_error: What a failing member does to requests that do not say so themselves.
     """
 
@@ -45,16 +45,15 @@ class Decoder:
         self,
         members: Sequence[Member],
         main: int,
-        weights: Sequence[float],
+        weights: WeightPolicy,
         fusion: Fusion,
         strategy: str,
-        healers: Sequence[Healer | None],
         on_member_error: MemberErrorPolicy = "raise",
     ) -> None:
-        self._healers = list(healers)
         self._members = list(members)
         self._main = main
-        self._weights = list(weights)
+        self._weights = weights
+        self._takes_part = [i == main or weight > 0 for i, weight in enumerate(weights.describe())]
         self._fusion = fusion
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
@@ -73,7 +72,7 @@ class Decoder:
             ContextWindowError: If the prompt leaves no room in a member's context window.
             SamplingError: If no answer can follow the constraint.
         """
-        prompts = [self._read(i, prompt) if self._takes_part(i) else None for i in range(len(self._members))]
+        prompts = [self._read(i, prompt) if self._takes_part[i] else None for i in range(len(self._members))]
         member_sequences = [
             None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
             for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
@@ -106,9 +105,6 @@ class Decoder:
         from deepen_core.constraints.matcher import Constraints  # noqa: PLC0415  needs an extra
 
         return Constraints(self._vocabulary)
-
-    def _takes_part(self, member: int) -> bool:
-        return member == self._main or self._weights[member] > 0
 
     def _read(self, member: int, prompt: str | Sequence[Message]) -> MemberPrompt:
         reader = self._members[member].tokenizer.reader
@@ -206,7 +202,7 @@ class Decoder:
         with told_as(partial(choice_failed, token=sequence.next_token, params=sequence.params)):
             token_id = sequence.choose(scores[place], own_scores[place])
         if sequence.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
-            own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part(n)]
+            own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part[n]]
             with told_as(partial(report_failed, token=sequence.next_token)):
                 sequence.logprobs.append(self._reporter.report(token_id, sequence.params.logprobs, fused[place], own))
         sequence.accept(token_id)
@@ -255,32 +251,31 @@ class Decoder:
             main's logits, and main's logits themselves where main alone counts: rounding must not decide there what it
             would not decide in `transformers`.
         """
-        weights = torch.zeros(len(sequences), len(self._members), dtype=torch.float32)  # [sequences, members]
-        for number, one in enumerate(said):
-            weights[one.at, number] = self._weights[number]
-        weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
         main_logits = said[self._main].logits
         assert main_logits is not None, "main has said something in every sequence that goes on"
+        speaking = torch.zeros(len(sequences), len(self._members), dtype=torch.bool)
+        for number, one in enumerate(said):
+            speaking[one.at, number] = True
         logprobs = [_spread(one, len(sequences)) for one in said]
-        fused = self._fusion.fuse(logprobs, weights, [self._heal(i, sequences, p) for i, p in enumerate(logprobs)])
+        weights = self._weights.weights(WeighingInputs(logprobs, speaking)) * speaking  # [sequences, members]
+        weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
+        fused = self._fusion.fuse(StepInputs(logprobs, weights, partial(self._heard, sequences)))
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
         return torch.where(alone[:, None], main_logits, shifted), fused, logprobs
 
-    def _heal(
-        self, number: int, sequences: Sequence[EnsembleSequence], logprobs: torch.Tensor | None
-    ) -> Healing | None:
-        """What a listening member may still have meant in each sequence."""
-        healer = self._healers[number]
-        if healer is None or logprobs is None:
-            return None
-        return healer.heal([self._heard(sequence, sequence.member_sequences[number]) for sequence in sequences])
-
     @staticmethod
-    def _heard(sequence: EnsembleSequence, part: MemberSequence | None) -> Heard:
-        if part is None:
-            return Heard(0, None, (), cut=False)
-        return Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=sequence.continues_text)
+    def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:
+        """What a member has heard last in each sequence."""
+        heard = []
+        for sequence in sequences:
+            part = sequence.member_sequences[member]
+            heard.append(
+                Heard(0, None, (), cut=False)
+                if part is None
+                else Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=sequence.continues_text)
+            )
+        return heard
 
     @staticmethod
     def _own(said: MemberLogits, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:

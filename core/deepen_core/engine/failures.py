@@ -47,7 +47,7 @@ def fusion_failed(
         strategy: Name of the fusion.
         main_alone: Weights with which there is nothing to fuse.
     """
-    other = "deepen-paper" if strategy == "deepen" else "deepen"
+    other = "deepen" if strategy == "product" else "product"
     weights = ", ".join(f"{weight:.0f}" for weight in main_alone)
     around = (
         f"Members loaded with fusion={other!r} may not have it; with weights=[{weights}] main answers alone, and "

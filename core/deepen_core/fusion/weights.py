@@ -1,4 +1,4 @@
-"""How much each member counts."""
+"""How much each member counts: given weights, and policies that weigh the members anew in each step."""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.results import ONE_AT_A_TIME
 from deepen_core.tokenization.retokenizer import AlignedText
 
 KEPT_TAIL = 2
@@ -127,6 +128,19 @@ class Work:
     ids_copied: int = 0
 
 
+@dataclass(frozen=True)
+class MemberDescription:
+    """What a member is, for reports.
+
+    Attributes:
+        architecture: Kind of model.
+        parameters: How many numbers it has learned; 0 if that means nothing for this kind.
+    """
+
+    architecture: str
+    parameters: int = 0
+
+
 class Member(Protocol):
     """A language model with its tokenizer."""
 
@@ -134,6 +148,19 @@ class Member(Protocol):
     tokenizer: MemberTokenizer
     context_window: int
     work: Work
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many logits it gives: its ids are below this."""
+        ...
+
+    def describe(self) -> MemberDescription:
+        """What it is."""
+        ...
+
+    def warm_up(self) -> None:
+        """Does ahead of the first request what takes time once; the second time nothing happens."""
+        ...
 
     @property
     def batching(self) -> str:
@@ -167,11 +194,31 @@ class Member(Protocol):
         """
         ...
 
+    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
+        ...
+
+
+class Embedded(Member, Protocol):
+    """A member that has embeddings, which some strategies compare tokens by."""
+
     @property
     def embeddings(self) -> torch.Tensor:
         """Input embeddings [vocabulary, width]."""
         ...
 
-    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
-        ...
+
+def has_embeddings(member: Member) -> TypeGuard[Embedded]:
+    """Whether a member has embeddings."""
+    return hasattr(member, "embeddings")
+
+
+def batching_warnings(members: Sequence[Member]) -> list[str]:
+    """Says which members hold up requests that are asked together."""
+    return [
+        f"Member {member.name!r} runs {member.batching}. In it the requests of a batch run one after another, so a "
+        "batch of 8 is no faster than 8 calls. Answers are the same; to serve many requests at once, take another "
+        "model in its place."
+        for member in members
+        if member.batching.startswith(ONE_AT_A_TIME)
+    ]

@@ -16,3 +16,8 @@ def is_memory(problem: BaseException) -> bool:
         return True
     said = str(problem).lower() if isinstance(problem, (OSError, RuntimeError)) else ""
     return any(words in said for words in _OUT_OF_MEMORY)
+
+
+def more_room(dtype: torch.dtype) -> str:
+    """What helps a member that does not fit."""
+    return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")

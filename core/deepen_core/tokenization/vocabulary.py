@@ -76,6 +76,11 @@ class Vocabulary:
         """Every byte string that is one token, with its canonical id."""
         return self._canonical
 
+    def longest_beginning(self, value: bytes) -> int | None:
+        """The longest token that some bytes begin with; None if no token does."""
+        lengths = range(len(value), 0, -1)
+        return next((self._canonical[value[:n]] for n in lengths if value[:n] in self._canonical), None)
+
     def join(self, token_ids: Iterable[int], *, at_start: bool = False) -> bytes:
         """The bytes of a token sequence; special tokens add nothing.
 

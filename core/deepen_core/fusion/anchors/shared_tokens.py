@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from deepen_core.errors import NoCommonTokensError
-from deepen_core.fusion.anchors.columns import Columns
+from deepen_core.fusion.anchors.columns import Columns, TokenColumns
+from deepen_core.members.base import Member
 from deepen_core.tokenization.vocabulary import Vocabulary
 
 
@@ -70,6 +71,26 @@ class Anchors:
                 ends = range(len(value) - 1, 0, -1)
                 columns[token_id] = next((column_of[value[:n]] for n in ends if value[:n] in column_of), -1)
         return torch.tensor(columns, dtype=torch.int32)
+
+    def columns_of(self, number: int, member: Member) -> TokenColumns:
+        """The column of each token of a member, on its device: no embedding decides any.
+
+        Args:
+            number: Which of the members it is.
+            member: The member.
+        """
+        fixed = self.fixed_columns(member.tokenizer.vocabulary, member.vocabulary_size, by_prefix=True)
+        return TokenColumns(self.columns, self.ids[number].to(member.device), fixed.to(member.device))
+
+    @classmethod
+    def of_members(cls, members: Sequence[Member]) -> Anchors:
+        """Finds the anchors of loaded members.
+
+        Raises:
+            NoCommonTokensError: If their vocabularies have no token in common.
+        """
+        vocabularies = [m.tokenizer.vocabulary for m in members]
+        return cls.shared_by(vocabularies, [m.name for m in members], [m.vocabulary_size for m in members])
 
     @classmethod
     def shared_by(

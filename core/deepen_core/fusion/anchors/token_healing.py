@@ -21,6 +21,7 @@ from itertools import islice, takewhile
 import torch
 
 from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.members.base import Member
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary
 
@@ -172,6 +173,17 @@ class Healer:
         token = self._main.token_bytes(ids[len(said)]) or b""
         starts = (token[:n] for n in range(len(token), 0, -1))
         return next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
+
+
+def healers_of(members: Sequence[Member], main: int, anchors: Anchors) -> list[Healer | None]:
+    """A healer for each member but main."""
+    spoken = members[main].tokenizer
+    return [
+        None
+        if number == main
+        else Healer(m.tokenizer.vocabulary, spoken.vocabulary, spoken.backend, anchors, m.vocabulary_size)
+        for number, m in enumerate(members)
+    ]
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,46 +1,16 @@
-"""What every fusion strategy offers, and what all that average in the relative space share."""
+"""What strategies that average in the relative space share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
 from deepen_core.config import FusionConfig
-from deepen_core.fusion.anchors.token_healing import Healing
+from deepen_core.fusion.anchors.token_healing import Healer, Healing
+from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
-
-
-class Fusion(Protocol):
-    """Makes one distribution over main's vocabulary of the members' distributions."""
-
-    @property
-    def spaces(self) -> Sequence[RelativeSpace]:
-        """The relative space of each member, for reports."""
-        ...
-
-    def fuse(
-        self,
-        logprobs: Sequence[torch.Tensor | None],
-        weights: torch.Tensor,
-        healing: Sequence[Healing | None] = (),
-    ) -> torch.Tensor:
-        """Fuses a batch of rows.
-
-        Args:
-            logprobs: For each member the log-probabilities of all rows [rows, vocabulary of the member], float32; None
-                if the member abstains in every row. What stands in a row where its weight is zero is not looked at.
-            healing: For each member what it may still have meant, see `Healer`; empty for none.
-            weights: float32 [rows, members] on the CPU; scaled here to sum to one in each row.
-
-        Returns:
-            Fused log-probabilities over main's vocabulary [rows, vocabulary], normalised, on main's device. Where main
-            alone has weight they are main's own, bit for bit.
-        """
-        ...
-
 
 _TINY = 1e-20
 
@@ -52,46 +22,38 @@ class AveragingFusion(ABC):
         spaces: The members' relative spaces over the same anchors.
         main: Which member's vocabulary is spoken.
         config: Search and its limits.
+        healers: One per member that listens to shorter tokens than its own, None for the others; empty for none.
     """
 
-    def __init__(self, spaces: Sequence[RelativeSpace], main: int, config: FusionConfig) -> None:
+    def __init__(
+        self,
+        spaces: Sequence[RelativeSpace],
+        main: int,
+        config: FusionConfig,
+        healers: Sequence[Healer | None] = (),
+    ) -> None:
         self._spaces = list(spaces)
         self._main = main
         self._config = config
+        self._healers = list(healers) or [None] * len(spaces)
 
-    @property
-    def spaces(self) -> Sequence[RelativeSpace]:
-        """The relative space of each member."""
-        return self._spaces
-
-    def fuse(
-        self,
-        logprobs: Sequence[torch.Tensor | None],
-        weights: torch.Tensor,
-        healing: Sequence[Healing | None] = (),
-    ) -> torch.Tensor:
-        """See `Fusion.fuse`."""
-        main = self._of_main(logprobs)
-        shares = weights / weights.sum(-1, keepdim=True)  # [rows, members]
-        mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
-        if len(mixed) == 0:
-            return main
-        healed = list(healing) or [None] * len(logprobs)
-        if len(mixed) == len(main):
-            return self._combine(logprobs, shares, healed)
-        chosen = [None if p is None else p[mixed.to(p.device)] for p in logprobs]
-        fused = self._combine(chosen, shares[mixed], [None if h is None else h.taken(mixed) for h in healed])
-        return main.index_copy(0, mixed.to(main.device), fused)
+    def combine(self, inputs: StepInputs) -> torch.Tensor:
+        """Fuses sequences in which others than main have a share too; weights sum to one in each."""
+        healing = [
+            None if healer is None or logprobs is None else healer.heal(inputs.heard(member))
+            for member, (healer, logprobs) in enumerate(zip(self._healers, inputs.logprobs, strict=True))
+        ]
+        return self._combine(inputs.logprobs, inputs.weights, healing)
 
     @abstractmethod
     def _combine(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """Fuses rows in which others than main have a share too.
+        """Fuses sequences in which others than main have a share too.
 
         Args:
-            logprobs: For each member [rows, vocabulary]; None if it abstains.
-            shares: [rows, members], each row sums to one.
+            logprobs: For each member [sequences, vocabulary]; None if it abstains.
+            shares: [sequences, members], summing to one in each sequence.
             healing: For each member, None if there is nothing to correct.
         """
         ...
@@ -104,7 +66,7 @@ class AveragingFusion(ABC):
     def _target(
         self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """The weighted average of the members' columns [rows, columns] over what all of them can know.
+        """The weighted average of the members' columns [sequences, columns] over what all of them can know.
 
         Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
         main's distribution instead, in that member's share.

@@ -11,7 +11,7 @@ import torch
 from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.anchors.columns import Columns
-from deepen_core.fusion.anchors.token_healing import Healing
+from deepen_core.fusion.anchors.token_healing import Healer, Healing
 from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.search import DenseRows, adamw, expectation_maximisation
@@ -26,13 +26,20 @@ class ExactFusion(AveragingFusion):
         spaces: The members' relative spaces over the same anchors.
         main: Which member's vocabulary is spoken.
         config: The search.
+        healers: See `AveragingFusion`.
 
     Raises:
         ConfigurationError: If the matrices do not fit into the memory of their device.
     """
 
-    def __init__(self, spaces: Sequence[RelativeSpace], main: int, config: FusionConfig) -> None:
-        super().__init__(spaces, main, config)
+    def __init__(
+        self,
+        spaces: Sequence[RelativeSpace],
+        main: int,
+        config: FusionConfig,
+        healers: Sequence[Healer | None] = (),
+    ) -> None:
+        super().__init__(spaces, main, config, healers)
         check_room([len(s.fixed) for s in spaces], [s.device for s in spaces], spaces[main].anchors)
         self._dense = [DenseRows(s.dense()) for s in spaces]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import MemberSequence, Work
+from deepen_core.members.base import MemberDescription, MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
 from deepen_core.members.transformers.capabilities import probe
@@ -37,7 +37,7 @@ class _Ways:
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
-    Sequences are run together, in a ragged cache, where the model can do that. It is tried by `find_ways`, or else when
+    Sequences are run together, in a ragged cache, where the model can do that. It is tried by `warm_up`, or else when
     the member is first used; a model that cannot runs its sequences one at a time, and one without a cache that can be
     shortened (a state-space model) the whole text of each: slow, but right. So does a text behind the length from which
     on a model with rotary positions of that kind stretches them all.
@@ -82,18 +82,27 @@ class CausalMember:
         return weight
 
     @property
-    def batching(self) -> str:
-        """See `Member.batching`."""
-        return self._ways.batching
+    def vocabulary_size(self) -> int:
+        """See `Member.vocabulary_size`: as many logits as embeddings; ids beyond are no tokens."""
+        return len(self.embeddings)
 
-    def find_ways(self) -> None:
-        """Tries the model now. It takes seconds; the second time nothing happens."""
+    def describe(self) -> MemberDescription:
+        """See `Member.describe`."""
+        return MemberDescription(type(self.model).__name__, self.model.num_parameters())
+
+    def warm_up(self) -> None:
+        """Tries how the model runs several sequences. It takes seconds; the second time nothing happens."""
         if self._found is None:
             self._found = self._probe()
 
     @property
+    def batching(self) -> str:
+        """See `Member.batching`."""
+        return self._ways.batching
+
+    @property
     def _ways(self) -> _Ways:
-        self.find_ways()
+        self.warm_up()
         assert self._found is not None, "just found"
         return self._found
 
@@ -103,14 +112,14 @@ class CausalMember:
         if packed and found.masks is None:  # it may be that which does not suit it
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
-        given = (self.model, len(self.embeddings), self.work)
+        given = (self.model, self.vocabulary_size, self.work)
         alone = long = SequentialRunner(*given, keeps_cache=found.keeps_cache)
         short: RaggedRunner | SequentialRunner = alone
         batching = f"{ONE_AT_A_TIME}: {found.why_not}"
         if not found.keeps_cache:
             batching += ", so its whole text is run again for every token"
         if found.masks is not None:
-            short, batching = RaggedRunner(self.model, found.masks, len(self.embeddings), self.work), "ragged"
+            short, batching = RaggedRunner(self.model, found.masks, self.vocabulary_size, self.work), "ragged"
         if found.max_stable_length is not None:
             keeps = found.keeps_cache and found.positions_fixed
             long = SequentialRunner(*given, keeps_cache=keeps, in_pieces=False, resets=not found.positions_fixed)
@@ -125,7 +134,7 @@ class CausalMember:
         long = [self._is_long(sequence) for sequence in sequences]
         if not any(long):
             return ways.short.next_logits(sequences)
-        logits = torch.empty(len(sequences), len(self.embeddings), device=self.device)
+        logits = torch.empty(len(sequences), self.vocabulary_size, device=self.device)
         for way, part in ((ways.short, False), (ways.long, True)):
             places = [i for i, is_long in enumerate(long) if is_long is part]
             if places:

@@ -20,16 +20,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from deepen_core.config import MemberConfig, member_config
+from deepen_core.config import MemberConfig
 from deepen_core.errors import (
     ConfigurationError,
     DeepenError,
-    MemberError,
     ModelFilesError,
     TokenizerError,
     brief,
 )
-from deepen_core.members.memory import is_memory
+from deepen_core.members.memory import is_memory, more_room
+from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.checkpoint import (
@@ -40,7 +40,6 @@ from deepen_core.members.transformers.checkpoint import (
     weight_files,
 )
 from deepen_core.members.transformers.hub import fetch_description, fetch_weights
-from deepen_core.progress import Steps
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -48,56 +47,9 @@ _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
 
 
-def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any]]) -> list[MemberConfig]:
-    """Checks the list of members and gives each a name of its own.
-
-    Raises:
-        ConfigurationError: If the list is empty or an entry is wrong.
-    """
-    if isinstance(models, (str, Path, MemberConfig, Mapping)):
-        raise ConfigurationError(
-            f"models is a single {type(models).__name__}: give a list, such as ['path/a', 'path/b']."
-        )
-    if not models:
-        raise ConfigurationError("The list of members is empty: give at least one model folder or hub id.")
-    configs = []
-    for number, entry in enumerate(models):
-        try:
-            configs.append(member_config(entry))
-        except ConfigurationError as problem:
-            raise ConfigurationError(f"Member {number}: {problem}") from problem
-    given = [_path(c.model).resolve().name or c.model if c.name is None else c.name for c in configs]
-    names: list[str] = []
-    for place, name in enumerate(given):
-        again = (f"{name}-{number}" for number in range(2, len(given) + 2))
-        free = (n for n in again if n not in given and n not in names)
-        names.append(next(free) if name in given[:place] else name)
-    return [c.model_copy(update={"name": name}) for c, name in zip(configs, names, strict=True)]
-
-
-def main_index(main: object, configs: Sequence[MemberConfig]) -> int:
-    """Resolves the main member.
-
-    Raises:
-        ConfigurationError: If the index or name is not among the members.
-    """
-    names = [str(c.name) for c in configs]
-    if isinstance(main, str):
-        places = [i for i, c in enumerate(configs) if main in (c.name, c.model)]
-        if not places:
-            raise ConfigurationError(f"main is {main!r}, but the members are {', '.join(names)}.")
-        return places[0]
-    if isinstance(main, bool) or not isinstance(main, int) or not -len(names) <= main < len(names):
-        raise ConfigurationError(
-            f"main is {main!r}, but there are {len(names)} members ({', '.join(names)}): give an index from 0 to "
-            f"{len(names) - 1} or a name."
-        )
-    return main % len(names)
-
-
 @dataclass(frozen=True)
 class Description:
-    """A member before its weights: configuration and tokenizer are read, nothing heavy is."""
+    """A `DescribedMember`: configuration and tokenizer are read, nothing heavy is."""
 
     config: MemberConfig
     folder: Path
@@ -119,6 +71,15 @@ class Description:
         """What its weights are to be in; "auto" resolved as far as its configuration says."""
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    def check_files(self) -> None:
+        """See `DescribedMember.check_files`."""
+        if self.local:
+            check_model_folder(self.folder)
+
+    def load(self, *, progress: bool) -> CausalMember:
+        """See `DescribedMember.load`."""
+        return load_member(self, progress)
 
 
 def describe(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool = False) -> Description:
@@ -190,51 +151,13 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
             raise ConfigurationError(
                 f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. "
-                f"{_more_room(described.wanted_dtype)} ({brief(problem)})."
+                f"{more_room(described.wanted_dtype)} ({brief(problem)})."
             ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
             "again."
         ) from problem
     return CausalMember(described.name, model, described.tokenizer, described.context_window)
-
-
-def load_members(described: Sequence[Description], steps: Steps) -> list[CausalMember]:
-    """Checks the weight files of all members, then loads them one after the other, a step each."""
-    for description in described:
-        if description.local:
-            check_model_folder(description.folder)
-    members = []
-    for description in described:
-        with steps.doing(f"{description.name}: loading weights"):
-            members.append(load_member(description, steps.shown))
-    return members
-
-
-def try_member(member: CausalMember) -> None:
-    """Runs a member on made-up rows to find out how it runs several, so that its first request need not wait for it.
-
-    Raises:
-        ConfigurationError: If there is no memory for a text of a few words.
-        MemberError: If it fails in another way.
-    """
-    try:
-        member.find_ways()
-    except Exception as problem:  # models raise whatever they like
-        if is_memory(problem):
-            raise ConfigurationError(
-                f"{member.name} fits on {member.device}, but leaves no memory to run it. {_more_room(member.dtype)} "
-                f"({brief(problem)})."
-            ) from problem
-        raise MemberError(
-            f"Member {member.name!r} failed when it was tried on a few tokens: {brief(problem)}. Run the model alone "
-            "in transformers to see whether it works there, or leave it out."
-        ) from problem
-
-
-def _more_room(dtype: torch.dtype) -> str:
-    """What helps a member that does not fit."""
-    return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")
 
 
 def _check_causal(config: MemberConfig, model_config: Any) -> None:
@@ -324,22 +247,9 @@ def _dtype(name: object) -> torch.dtype | str:
     return dtype
 
 
-def _path(model: str) -> Path:
-    """What a member names, read as a path."""
-    try:
-        path = Path(model).expanduser()
-        path.resolve()
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise ConfigurationError(
-            f"{model!r} cannot be looked up as a path ({problem}): give a model folder or a hub id."
-        ) from problem
-    return path
-
-
 def _folder(config: MemberConfig) -> tuple[Path, bool]:
     """The folder with a member's small files, and whether it is local; if not, it was fetched from the hub."""
-    path = _path(config.model)
+    path = model_path(config.model)
     local = path.exists() or not _HUB_ID.fullmatch(config.model)
     folder = path if local else fetch_description(config)
     check_description(folder)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.store import Fingerprint, RowStore, fingerprint
-from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.base import Embedded
 from deepen_core.progress import Steps
 from deepen_core.tokenization.vocabulary import Vocabulary
 
@@ -37,7 +37,7 @@ class RowKeeper:
         self._kept: list[tuple[RelativeSpace, Fingerprint]] = []
         self._saved: dict[str, int] = {}
 
-    def load(self, members: Sequence[CausalMember], anchors: Anchors, steps: Steps) -> None:
+    def load(self, members: Sequence[Embedded], anchors: Anchors, steps: Steps) -> None:
         """Takes over the rows that other processes have left; without it none are kept either.
 
         Args:
@@ -85,7 +85,7 @@ class RowKeeper:
             self._saved[key.key] = len(tensors["spread"]) - 1
 
 
-def _fingerprint(member: CausalMember, anchors: Anchors, space: RelativeSpace) -> Fingerprint:
+def _fingerprint(member: Embedded, anchors: Anchors, space: RelativeSpace) -> Fingerprint:
     return fingerprint(
         model=member.name,
         embeddings=member.embeddings.detach(),

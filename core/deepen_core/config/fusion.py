@@ -1,0 +1,147 @@
+"""The strategies of fusion by name, and the options of each.
+
+To add one, write its options here with a line in `PRESETS`, and the strategy in a file of `deepen_core.fusion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from deepen_core.config.base import Options
+from deepen_core.errors import ConfigurationError
+
+SearchName = Literal["em", "adamw"]
+
+
+class StrategyOptions(Options):
+    """The options of a strategy."""
+
+    implementation: ClassVar[str]
+    """`module:class` of the strategy, a `deepen_core.fusion.base.Fusion`; imported when an ensemble needs it."""
+    strategy: str
+    """Its name."""
+
+    @property
+    def label(self) -> str:
+        """The name of the preset with these options, if there is one."""
+        known = (name for name, preset in PRESETS.items() if preset == self)
+        return next(known, f"custom ({self.strategy})")
+
+
+class FusionConfig(StrategyOptions):
+    """How `"deepen"` and `"deepen-paper"` average distributions in the relative space, and bring them back."""
+
+    implementation = "deepen_core.fusion.deepen.strategy:DeepenStrategy"
+    strategy: Literal["deepen"] = "deepen"
+    search: SearchName = "em"
+    """Inverse from the relative space: "em", or the paper's "adamw"."""
+    temperature: float | Literal["auto"] = "auto"
+    """Sharpness of the relative rows; "auto" calibrates it per member to `target_self_mass`."""
+    target_self_mass: float = Field(default=0.9, gt=0.0, lt=1.0)
+    """With `temperature="auto"`: the median share of an anchor's row that stays on the anchor."""
+    unshared: Literal["prefix", "embedding"] = "prefix"
+    """Where a token goes that is no anchor: to the longest anchor that it begins with, or, as in the paper, to the
+    anchors that its embedding is near to."""
+    healing: bool = True
+    """Let a member say what it may still have meant where main speaks in shorter tokens than its own."""
+    steps: int = Field(default=5, ge=1, le=1000)
+    """Iterations of the search."""
+    trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
+    """The paper's learning rate, for "adamw": a logit moves at most about 4.5 times this in 5 steps."""
+    candidates: int = Field(default=512, ge=8)
+    """At most so many of a member's tokens have a row of their own in a step; all others go with their column."""
+    images: int = Field(default=64, ge=0)
+    """So many of another member's most probable tokens make main's tokens for them candidates as well."""
+    row_entries: int = Field(default=16, ge=1)
+    """Entries kept of a relative row; the mass below them is spread as the mean row spreads it."""
+    row_floor: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Tokens less probable than this are no candidates of their own account. If not given, 1e-3, or 1e-4 where other
+    tokens could not follow the average: with "adamw", or with tokens that go by their embedding."""
+    exact: bool = False
+    """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
+
+    @property
+    def floor(self) -> float:
+        """`row_floor`, or what it is for this search if not given."""
+        if self.row_floor is not None:
+            return self.row_floor
+        return 1e-3 if (self.search, self.unshared) == ("em", "prefix") else 1e-4
+
+    @field_validator("temperature")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0.0 < value < float("inf"):
+            raise ValueError('must be a positive number or "auto"')
+        return value
+
+
+class ProductConfig(StrategyOptions):
+    """How `"product"` multiplies distributions: a weighted geometric mean over shared tokens."""
+
+    implementation = "deepen_core.fusion.product:ProductFusion"
+    strategy: Literal["product"] = "product"
+    floor: float = Field(default=0.02, ge=0.0, lt=1.0)
+    """Share of main's distribution that is mixed into every other member's, so that none of them can forbid a token."""
+    healing: bool = True
+    """Let a member say what it may still have meant where main speaks in shorter tokens than its own."""
+
+
+class UnionConfig(StrategyOptions):
+    """How `"union"` averages the members' most probable tokens."""
+
+    implementation = "deepen_core.fusion.union:UnionFusion"
+    strategy: Literal["union"] = "union"
+    top_k: int = Field(default=10, ge=1, le=1000)
+    """So many of each member's most probable tokens are averaged; all other tokens keep main's probability."""
+
+
+PRESETS: dict[str, StrategyOptions] = {
+    "deepen": FusionConfig(),
+    "deepen-paper": FusionConfig(
+        search="adamw",
+        temperature=100.0,
+        unshared="embedding",
+        healing=False,
+        trust_radius=0.15,
+        steps=5,
+        row_entries=64,  # its rows are less sharp, and the search scales small differences up
+    ),
+    "product": ProductConfig(),
+    "union": UnionConfig(),
+}
+"""What a name as `fusion=` stands for."""
+
+
+def resolve_fusion(fusion: str | StrategyOptions | Mapping[str, Any]) -> StrategyOptions:
+    """Resolves the name of a preset, options, or their fields.
+
+    Args:
+        fusion: As fields, `strategy` names the preset whose options they replace; "deepen" if it is left out.
+
+    Raises:
+        ConfigurationError: For an unknown name or field.
+    """
+    if isinstance(fusion, StrategyOptions):
+        return fusion
+    if isinstance(fusion, str):
+        return _preset(fusion)
+    if not isinstance(fusion, Mapping):
+        raise ConfigurationError(
+            f"fusion is a {type(fusion).__name__}: pass a name, a FusionConfig (or ProductConfig, ...) or its fields."
+        )
+    fields = dict(fusion)
+    preset = _preset(fields.pop("strategy", "deepen"))
+    values = {**preset.model_dump(exclude_unset=True), **fields}
+    config: StrategyOptions = type(preset).parse(values, ConfigurationError)
+    return config
+
+
+def _preset(name: Any) -> StrategyOptions:
+    if name not in PRESETS:
+        raise ConfigurationError(
+            f"Unknown fusion {name!r}: choose {' or '.join(map(repr, PRESETS))}, or pass a FusionConfig."
+        )
+    return PRESETS[name]

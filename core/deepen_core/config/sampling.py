@@ -1,0 +1,107 @@
+"""Options of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
+from deepen_core.config.serving import MemberErrorPolicy
+from deepen_core.errors import SamplingError
+
+_LEAST_TEMPERATURE = 1e-4
+
+
+class SamplingParams(ConstraintOptions):
+    """Options of one request. Unknown fields are refused."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Main-member tokens to generate at most; clamped to the room in the smallest context window."""
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    """0 takes the most probable token; from 0.0001 to 100 samples, higher is more varied."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample from the k most probable tokens."""
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Sample from the smallest set of tokens whose probabilities sum to p."""
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Sample from tokens at least so probable, relative to the most probable one."""
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
+    """Above 1 makes main-member tokens less likely that stand in the prompt or the answer; from 0.01 to 100."""
+    stop: tuple[str, ...] = ()
+    """The answer is cut before the first of these; they match across token boundaries."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """The same seed gives the same text. No global random state is touched."""
+    logprobs: int | None = Field(default=None, ge=0, le=100)
+    """Report the log-probability of each chosen token and of so many alternatives, as they were before a constraint."""
+    timeout: float | None = None
+    """Seconds from asking after which the request ends with `finish_reason="timeout"` and what it has."""
+    ignore_eos: bool = False
+    """Go on to `max_new_tokens` although the ensemble would end the text; where a constraint leaves nothing but the
+    end, the text ends."""
+    on_member_error: MemberErrorPolicy | None = None
+    """What a failing member, other than main, does to this request: "raise" ends it with a `MemberError`, "drop" goes
+    on without the member and says so in `Generation.warnings`; the ensemble's policy if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_tokens(cls, values: Any) -> Any:
+        """Accepts `max_tokens`, the frameworks' name of `max_new_tokens`."""
+        if isinstance(values, dict) and "max_tokens" in values:
+            values = dict(values)
+            if "max_new_tokens" in values:
+                raise ValueError("give max_new_tokens or max_tokens, not both")
+            values["max_new_tokens"] = values.pop("max_tokens")
+        return values
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_tiny(cls, value: float) -> float:
+        if 0.0 < value < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"use 0 for the most probable token, or at least {_LEAST_TEMPERATURE}: logits divided by less overflow"
+            )
+        return value
+
+    @field_validator("timeout")
+    @classmethod
+    def _some_time(cls, value: float | None) -> float | None:
+        if value is not None and not value > 0.0:
+            raise ValueError("it would end the request before its first token; give more than 0 seconds, or None")
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_strings(cls, value: Any) -> Any:
+        strings = () if value is None else (value,) if isinstance(value, str) else value
+        if isinstance(strings, Mapping) or not isinstance(strings, Iterable):
+            raise ValueError("give a string or a list of strings")
+        strings = tuple(strings)
+        for string in strings:
+            if not isinstance(string, str):
+                raise ValueError(f"{string!r} is no string; give a string or a list of strings")
+            if not string:
+                raise ValueError("an empty stop string would end every answer at once; leave it out")
+            if any("\ud800" <= c <= "\udfff" for c in string):
+                raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
+        return strings
+
+
+def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+    """Joins ready parameters with keyword options, which win.
+
+    Raises:
+        SamplingError: For an unknown option or a value outside its range.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise SamplingError(f"params is a {type(params).__name__}: pass a SamplingParams, and options by keyword.")
+    if params is not None and not options:
+        return params
+    values = {} if params is None else params.model_dump(exclude_unset=True)
+    if "max_tokens" in options:
+        values.pop("max_new_tokens", None)
+    if any(options.get(name) is not None for name in CONSTRAINTS):
+        values |= {name: None for name in CONSTRAINTS if name in values}  # one constraint takes the place of another
+    merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
+    return merged

@@ -1,0 +1,20 @@
+"""How an ensemble serves its requests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from deepen_core.config.base import Options
+
+MemberErrorPolicy = Literal["raise", "drop"]
+
+
+class ServingConfig(Options):
+    """How an ensemble serves its requests."""
+
+    max_batch_size: int = Field(default=32, ge=1, strict=True)
+    """So many requests are decoded together at most; the others wait, first come first served."""
+    on_member_error: MemberErrorPolicy = "raise"
+    """The policy of requests that name none, see `SamplingParams.on_member_error`."""

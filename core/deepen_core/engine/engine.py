@@ -1,0 +1,52 @@
+"""What an ensemble answers with: members, their fusion, and the worker that decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.worker import Worker
+from deepen_core.fusion.base import Fusion
+from deepen_core.members.base import Member
+
+
+@dataclass(frozen=True)
+class Engine:
+    """All that an ensemble holds while it is open.
+
+    Attributes:
+        members: The members, in their order.
+        main: The number of the one whose vocabulary is used.
+        weights: How much each counts, for reports; they sum to one.
+        fusion: The strategy.
+        decoder: Steps sequences.
+        worker: The thread that decodes.
+    """
+
+    members: Sequence[Member]
+    main: int
+    weights: Sequence[float]
+    fusion: Fusion
+    decoder: Decoder
+    worker: Worker
+
+    @property
+    def main_member(self) -> Member:
+        """The one whose vocabulary is used."""
+        return self.members[self.main]
+
+    @property
+    def counted(self) -> list[int]:
+        """Numbers of the members that take part: main, and those with a weight."""
+        return counted_members(self.main, self.weights)
+
+    @property
+    def members_counted(self) -> list[Member]:
+        """The members that take part."""
+        return [self.members[number] for number in self.counted]
+
+
+def counted_members(main: int, weights: Sequence[float]) -> list[int]:
+    """Numbers of the members that take part: main, and those with a weight."""
+    return [number for number, weight in enumerate(weights) if number == main or weight > 0]

@@ -1,0 +1,184 @@
+"""The seam of fusion: what a strategy is given in a step, and what it offers beside fusing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import Self
+
+from deepen_core.fusion.anchors.token_healing import Heard
+from deepen_core.members.base import Member
+from deepen_core.progress import Steps
+from deepen_core.results import FusionInfo
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+
+def _nothing_heard(_member: int) -> Sequence[Heard]:
+    return ()
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What the members say in one step.
+
+    Attributes:
+        logprobs: For each member its log-probabilities [sequences, vocabulary of the member], float32; None if it
+            abstains in every sequence. What stands in a sequence where its weight is zero means nothing.
+        weights: float32 [sequences, members] on the CPU. `Fusion.fuse` scales them to sum to one in each sequence.
+        heard: Returns what a member has heard last in each sequence, given its number; for strategies that heal.
+    """
+
+    logprobs: Sequence[torch.Tensor | None]
+    weights: torch.Tensor
+    heard: Callable[[int], Sequence[Heard]] = _nothing_heard
+
+    def of(self, member: int) -> torch.Tensor:
+        """The log-probabilities of a member that does not abstain."""
+        logprobs = self.logprobs[member]
+        assert logprobs is not None, "this member never abstains"
+        return logprobs
+
+    def only(self, places: torch.Tensor) -> StepInputs:
+        """What they say in some of the sequences.
+
+        Args:
+            places: int64 [sequences wanted] on the CPU.
+        """
+        chosen = [None if p is None else p[places.to(p.device)] for p in self.logprobs]
+        wanted = places.tolist()
+
+        def heard(member: int) -> Sequence[Heard]:
+            every = self.heard(member)
+            return [every[place] for place in wanted] if every else ()
+
+        return StepInputs(chosen, self.weights[places], heard)
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """What is known of a member before its weights are loaded.
+
+    Attributes:
+        name: How it is called.
+        vocabulary: Of its tokenizer.
+        device: Where it is going to be.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a strategy may use while it is built.
+
+    Attributes:
+        cache_dir: Where it may keep what other processes can use; a folder in the user's cache if None.
+        steps: Is told what is being done, `Fusion.steps_of_member` times for each member.
+    """
+
+    cache_dir: Path | None
+    steps: Steps
+
+
+class Fusion(ABC):
+    """A strategy: makes one distribution over main's vocabulary of the members' distributions.
+
+    It is made by `build`. Subclasses fuse in `_combine`, and override whatever else they have something to say about.
+
+    Args:
+        main: The number of the member whose vocabulary is used.
+    """
+
+    steps_of_member: ClassVar[int] = 0
+    """How many steps of progress `build` takes for each member."""
+
+    def __init__(self, main: int) -> None:
+        self._main = main
+
+    @classmethod  # noqa: B027  most have nothing to refuse
+    def check(cls, members: Sequence[MemberFacts], config: Any) -> None:
+        """Refuses members that cannot be fused, before their weights are loaded.
+
+        Args:
+            members: In their order.
+            config: The strategy's options.
+
+        Raises:
+            ConfigurationError: If there is no room for what the options ask for.
+            NoCommonTokensError: If the members must share tokens and do not.
+        """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, members: Sequence[Member], main: int, config: Any, context: BuildContext) -> Self:
+        """Makes the strategy for these members.
+
+        Args:
+            members: In their order.
+            main: The number of the one whose vocabulary is used.
+            config: The strategy's options.
+            context: Where to keep things, and whom to tell what is being done.
+
+        Raises:
+            ConfigurationError: If a member lacks what the strategy needs.
+            NoCommonTokensError: If the members must share tokens and do not.
+        """
+        ...
+
+    @torch.inference_mode()
+    def fuse(self, inputs: StepInputs) -> torch.Tensor:
+        """Fuses what the members say in a step.
+
+        Returns:
+            Fused log-probabilities [sequences, main's vocabulary], normalised, on main's device. Where main alone has
+            weight they are main's own, bit for bit.
+        """
+        main = inputs.of(self._main)
+        shares = inputs.weights / inputs.weights.sum(-1, keepdim=True)  # [sequences, members]
+        mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
+        if len(mixed) == 0:
+            return main
+        scaled = StepInputs(inputs.logprobs, shares, inputs.heard)
+        if len(mixed) == len(main):
+            return self._combine(scaled)
+        return main.index_copy(0, mixed.to(main.device), self._combine(scaled.only(mixed)))
+
+    @abstractmethod
+    def _combine(self, inputs: StepInputs) -> torch.Tensor:
+        """Fuses sequences in which others than main have a share too; weights sum to one in each."""
+        ...
+
+    @abstractmethod
+    def describe(self, counted: Sequence[int]) -> FusionInfo:
+        """What there is to report, for `Ensemble.info`.
+
+        Args:
+            counted: Numbers of the members that take part: main, and those with a weight.
+        """
+        ...
+
+    def warnings(self, counted: Sequence[int]) -> list[str]:  # noqa: ARG002  for those that have any
+        """Measured reasons why these members may not fuse well.
+
+        Args:
+            counted: Numbers of the members with a weight.
+        """
+        return []
+
+    def prepare(self, progress: bool = False) -> Iterator[Callable[[], None]]:  # noqa: ARG002  as above
+        """All that can be computed ahead of the first request, in pieces of at most a second.
+
+        Args:
+            progress: Show a progress bar.
+        """
+        return iter(())
+
+    def save(self) -> None:  # noqa: B027  as above
+        """Keeps for other processes what was computed."""

@@ -1,0 +1,148 @@
+"""`"deepen"` and `"deepen-paper"` as a strategy: relative spaces, the search in them, and the store of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from typing_extensions import Self
+
+from deepen_core.config import FusionConfig
+from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.token_healing import Healer, healers_of
+from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts, StepInputs
+from deepen_core.fusion.deepen.averaging import AveragingFusion
+from deepen_core.fusion.deepen.exact_fusion import ExactFusion, check_room
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.fusion.deepen.sparse_fusion import DeepenFusion
+from deepen_core.fusion.deepen.store.keeper import RowKeeper
+from deepen_core.fusion.diagnostics import AVERAGE_LIMIT, shared_token_limits
+from deepen_core.members.base import Embedded, Member, has_embeddings
+from deepen_core.results import FusionInfo, SpaceInfo
+
+_WEAK_SELF_MASS = 0.1
+
+
+class DeepenStrategy(Fusion):
+    """Averages in the relative space and searches main's distribution that projects to the average.
+
+    Args:
+        spaces: The members' relative spaces over the same anchors.
+        main: The number of the member whose vocabulary is used.
+        config: Search and its limits.
+        healers: One per member that listens to shorter tokens than its own, None for the others; empty for none.
+        members: The members, for reports; empty for none.
+        anchors: What they share, for reports.
+        keeper: Keeps rows for other processes, if any are kept.
+
+    Attributes:
+        spaces: As given.
+    """
+
+    steps_of_member = 2
+
+    def __init__(
+        self,
+        spaces: Sequence[RelativeSpace],
+        main: int,
+        config: FusionConfig,
+        healers: Sequence[Healer | None] = (),
+        *,
+        members: Sequence[Member] = (),
+        anchors: Anchors | None = None,
+        keeper: RowKeeper | None = None,
+    ) -> None:
+        super().__init__(main)
+        self.spaces = list(spaces)
+        self._config = config
+        average: type[AveragingFusion] = ExactFusion if config.exact else DeepenFusion
+        self._average = average(spaces, main, config, healers)
+        self._members = list(members)
+        self._anchors = anchors
+        self._keeper = keeper
+
+    @classmethod
+    def check(cls, members: Sequence[MemberFacts], config: FusionConfig) -> None:
+        """See `Fusion.check`."""
+        vocabularies = [m.vocabulary for m in members]
+        anchors = Anchors.shared_by(vocabularies, [m.name for m in members])
+        if config.exact:
+            check_room([v.size for v in vocabularies], [m.device for m in members], len(anchors))
+
+    @classmethod
+    def build(cls, members: Sequence[Member], main: int, config: FusionConfig, context: BuildContext) -> Self:
+        """See `Fusion.build`."""
+        embedded = [_embedded(member) for member in members]
+        anchors = Anchors.of_members(members)
+        spaces = []
+        for place, member in enumerate(embedded):
+            with context.steps.doing(f"{member.name}: calibrating"):
+                spaces.append(_space(member, anchors, place, config))
+        keeper = RowKeeper(context.cache_dir, spaces)
+        keeper.load(embedded, anchors, context.steps)
+        with context.steps.doing("preparing the fusion"):
+            healers = healers_of(members, main, anchors) if config.healing else []
+            return cls(spaces, main, config, healers, members=members, anchors=anchors, keeper=keeper)
+
+    def _combine(self, inputs: StepInputs) -> torch.Tensor:
+        return self._average.combine(inputs)
+
+    def describe(self, counted: Sequence[int]) -> FusionInfo:
+        """See `Fusion.describe`."""
+        spaces = [
+            SpaceInfo(s.temperature, s.self_mass, s.effective_support, s.rows_built, s.bytes_held) for s in self.spaces
+        ]
+        taking_part = [self._members[number] for number in counted]
+        tokens = self._anchors.tokens if self._anchors is not None else []
+        limits = shared_token_limits(taking_part, self._members[self._main], tokens)
+        return FusionInfo(
+            anchors=len(tokens),
+            bytes_held=sum(space.bytes_held for space in spaces),
+            limits=[*limits, AVERAGE_LIMIT] if limits else [],
+            spaces=spaces,
+        )
+
+    def warnings(self, counted: Sequence[int]) -> list[str]:
+        """See `Fusion.warnings`."""
+        if len(counted) < 2:
+            return []
+        calibrated = self._config.temperature == "auto"
+        remedy = "No temperature sharpens embeddings so much alike." if calibrated else 'Use temperature="auto".'
+        return [
+            f"The relative space of {self._members[number].name!r} carries little signal: an anchor keeps "
+            f"{self.spaces[number].self_mass:.3f} of its mass in the median, where {_WEAK_SELF_MASS} is the least that "
+            f"fusion can build on. {remedy}"
+            for number in counted
+            if self.spaces[number].self_mass < _WEAK_SELF_MASS
+        ]
+
+    def prepare(self, progress: bool = False) -> Iterator[Callable[[], None]]:
+        """See `Fusion.prepare`."""
+        return iter(()) if self._keeper is None else self._keeper.stretches(progress)
+
+    def save(self) -> None:
+        """See `Fusion.save`."""
+        if self._keeper is not None:
+            self._keeper.save()
+
+
+def _embedded(member: Member) -> Embedded:
+    if not has_embeddings(member):
+        raise ConfigurationError(
+            f"Member {member.name!r} has no embeddings, by which the strategies 'deepen' and 'deepen-paper' compare "
+            "tokens: choose fusion='product' or fusion='union', or leave the member out."
+        )
+    return member
+
+
+def _space(member: Embedded, anchors: Anchors, place: int, config: FusionConfig) -> RelativeSpace:
+    by_prefix = config.unshared == "prefix"
+    return RelativeSpace(
+        member.embeddings,
+        anchors.ids[place],
+        fixed=anchors.fixed_columns(member.tokenizer.vocabulary, member.vocabulary_size, by_prefix=by_prefix),
+        temperature=config.temperature,
+        target_self_mass=config.target_self_mass,
+        entries=config.row_entries,
+    )

@@ -1,0 +1,73 @@
+"""Why members may not fuse well, measured, and what no strategy over shared tokens can do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepen_core.members.base import Member
+
+_LENGTH_RATIO = 1.6
+
+
+def length_warnings(members: Sequence[Member]) -> list[str]:
+    """Says whether tokens differ so much in length that members predict different things at one step.
+
+    Args:
+        members: Those with a weight.
+    """
+    if len(members) < 2:
+        return []
+    lengths = {m.name: m.tokenizer.bytes_per_token for m in members}
+    short, long = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+    ratio = lengths[long] / lengths[short]
+    if ratio <= _LENGTH_RATIO:
+        return []
+    warning = (
+        f"Tokens differ much in length ({long!r}: {lengths[long]:.1f} bytes, {short!r}: {lengths[short]:.1f}, a ratio "
+        f"of {ratio:.1f} where {_LENGTH_RATIO} is the most without a warning), so the members predict different things "
+        "at one step, and fusing them may be worse than the better one alone."
+    )
+    return [warning]
+
+
+def shared_token_limits(members: Sequence[Member], main: Member, anchors: Sequence[bytes]) -> list[str]:
+    """Says, in numbers, what fusing over shared tokens cannot do with these members.
+
+    Args:
+        members: Those that take part.
+        main: The main one.
+        anchors: The tokens that all share.
+    """
+    if len(members) < 2:
+        return []
+    shared = set(anchors)
+    found = []
+    for member in members:
+        share = _unshared(member, shared)
+        found.append(
+            f"{share:.0%} of the tokens of {member.name!r} on a sample of prose and code are tokens that not all "
+            "members have: of such a token the ensemble takes in only its beginning, up to the longest shared token."
+        )
+    return [*found, main_limit(members, main)]
+
+
+def main_limit(members: Sequence[Member], main: Member) -> str:
+    """Says what main alone decides."""
+    others = " and ".join(repr(m.name) for m in members if m is not main)
+    return (
+        f"What is said is always a token of {main.name!r}. Its control tokens, other than those that end a text, are "
+        f"for it alone to decide: {others} cannot speak for or against them."
+    )
+
+
+AVERAGE_LIMIT = (
+    "The average favours what several members find probable at once. What one member alone knows prevails only where "
+    "it is surer than the others together by weight; where they are sure of something else, it is outvoted."
+)
+"""What no weighted average can do."""
+
+
+def _unshared(member: Member, shared: set[bytes]) -> float:
+    """The share of a member's tokens on a sample text that not all members have."""
+    ids = member.tokenizer.sample_ids
+    return sum(member.tokenizer.vocabulary.token_bytes(i) not in shared for i in ids) / max(1, len(ids))

@@ -1,0 +1,187 @@
+"""`"union"`: the members' most probable tokens are put together by their bytes, and averaged.
+
+After UniTE (Yao et al., 2024, "Determine-Then-Ensemble"), with two differences: one of main's own tokens is chosen, so
+that each step is one token of main's; and all tokens outside the union keep main's probability, so that nothing is cut
+off for samplers and grammars. No embedding is read, and members need not share any token. A step:
+
+1. Each member names its `top_k` most probable tokens. Main's tokens for them are the union, [sequences, union]: the
+   token of the same bytes, else the longest of main's tokens that the bytes begin with.
+2. Each member gives every token of the union the probability of its own token of the same bytes, else of its longest
+   token that the bytes begin with; what it named and main has no token for is added where step 1 put it.
+3. These are scaled to sum to one for each member, and averaged by weight.
+4. Main's mass on the union is divided by that average.
+
+Tokens that end a text stand for one another. Other control tokens are for main to decide, and are never in the union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from typing_extensions import Self
+
+from deepen_core.config import UnionConfig
+from deepen_core.fusion.base import BuildContext, Fusion, StepInputs
+from deepen_core.fusion.diagnostics import AVERAGE_LIMIT, main_limit
+from deepen_core.members.base import Member
+from deepen_core.results import FusionInfo
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+_TINY = 1e-30
+_NONE = -1
+
+
+class UnionFusion(Fusion):
+    """The weighted mean of the members' most probable tokens.
+
+    Args:
+        vocabularies: Of the members.
+        sizes: How many logits each gives.
+        main: The number of the member whose vocabulary is used.
+        config: The strategy's options.
+        devices: Where each member's logits are.
+        members: The members, for reports; empty for none.
+    """
+
+    def __init__(
+        self,
+        vocabularies: Sequence[Vocabulary],
+        sizes: Sequence[int],
+        main: int,
+        config: UnionConfig,
+        devices: Sequence[torch.device],
+        members: Sequence[Member] = (),
+    ) -> None:
+        super().__init__(main)
+        self._config = config
+        self._members = list(members)
+        mine = vocabularies[main]
+        # Main's token for each token of each member, and each member's for each of main's.
+        self._to_main = [
+            _counterparts(v, size, mine).to(device)
+            for v, size, device in zip(vocabularies, sizes, devices, strict=True)
+        ]
+        self._from_main = [
+            _counterparts(mine, sizes[main], v).to(device) for v, device in zip(vocabularies, devices, strict=True)
+        ]
+        self._exact = [
+            _same_bytes(v, size, mine, to_main).to(device)
+            for v, size, to_main, device in zip(vocabularies, sizes, self._to_main, devices, strict=True)
+        ]
+        self._stops = [
+            torch.tensor([i for i in sorted(v.stop_ids) if i < size], dtype=torch.long, device=device)
+            for v, size, device in zip(vocabularies, sizes, devices, strict=True)
+        ]
+
+    @classmethod
+    def build(cls, members: Sequence[Member], main: int, config: UnionConfig, context: BuildContext) -> Self:
+        """See `Fusion.build`."""
+        with context.steps.doing("preparing the fusion"):
+            return cls(
+                [m.tokenizer.vocabulary for m in members],
+                [m.vocabulary_size for m in members],
+                main,
+                config,
+                [m.device for m in members],
+                members,
+            )
+
+    def _combine(self, inputs: StepInputs) -> torch.Tensor:
+        main = inputs.of(self._main)
+        weights = inputs.weights.to(main.device)
+        # 1) What each member names, by its own ids and by main's, [sequences, top_k].
+        named = [None if p is None else self._named(member, p) for member, p in enumerate(inputs.logprobs)]
+        speaking = [
+            main_ids.masked_fill(weights[:, member, None] == 0, _NONE)
+            for member, pair in enumerate(named)
+            if pair is not None
+            for main_ids in (pair[1].to(main.device),)
+        ]
+        union = torch.cat(speaking, dim=-1).sort(dim=-1).values  # [sequences, union]
+        live = union != _NONE
+        live[:, 1:] &= union[:, 1:] != union[:, :-1]
+        ids = union.clamp_min(0)
+        # 2) and 3) The average of what each member gives to them.
+        average = torch.zeros(ids.shape, dtype=main.dtype, device=main.device)
+        for member, (logprobs, pair) in enumerate(zip(inputs.logprobs, named, strict=True)):
+            if logprobs is not None and pair is not None:
+                given = self._given(member, logprobs, pair, union, live).to(main.device)
+                average += weights[:, member, None] * given
+        average = average / average.sum(-1, keepdim=True).clamp_min(_TINY)
+        # 4) Main's mass on the union, distributed anew. What ends a text shares as it did.
+        stops = self._stops[self._main]
+        ends = live & torch.isin(ids, stops)
+        stopping = torch.logsumexp(main[:, stops], dim=-1, keepdim=True)
+        own = torch.where(ends, stopping, main.gather(-1, ids)).masked_fill(~live, -torch.inf)
+        new = average.clamp_min(_TINY).log() + torch.logsumexp(own, dim=-1, keepdim=True)
+        # Places that are not live name a token again, or none: they are written to a place of their own, then dropped.
+        padded = torch.cat([main, main.new_zeros(len(main), 1)], dim=-1)
+        fused = padded.scatter(-1, ids.masked_fill(~live, main.shape[-1]), new)[:, :-1]
+        if len(stops):
+            factor = (new - stopping).masked_fill(~ends, -torch.inf).amax(-1, keepdim=True)
+            fused[:, stops] = torch.where(factor.isfinite(), main[:, stops] + factor, main[:, stops])
+        return torch.log_softmax(fused, dim=-1)
+
+    def _named(self, member: int, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A member's most probable tokens, and main's for them, int64 [sequences, top_k]; -1 where main has none."""
+        ids = logprobs.topk(min(self._config.top_k, logprobs.shape[-1]), dim=-1).indices
+        return ids, self._to_main[member][ids]
+
+    def _given(
+        self,
+        member: int,
+        logprobs: torch.Tensor,
+        named: tuple[torch.Tensor, torch.Tensor],
+        union: torch.Tensor,
+        live: torch.Tensor,
+    ) -> torch.Tensor:
+        """What a member gives to the tokens of the union, [sequences, union], summing to one or to nothing."""
+        union, live = union.to(logprobs.device), live.to(logprobs.device)
+        own_ids = self._from_main[member][union.clamp_min(0)]
+        mass = logprobs.gather(-1, own_ids.clamp_min(0)).exp().masked_fill(~live | (own_ids == _NONE), 0.0)
+        if len(self._stops[member]):  # whatever ends a text, ends it
+            stops = logprobs[:, self._stops[member]].exp().sum(-1, keepdim=True)
+            mass = torch.where(live & torch.isin(own_ids, self._stops[member]), stops, mass)
+        if member != self._main:
+            ids, main_ids = named
+            begun = (main_ids != _NONE) & ~self._exact[member][ids]
+            place = torch.searchsorted(union, main_ids.clamp_min(0)).clamp_max(union.shape[-1] - 1)
+            found = begun & (union.gather(-1, place) == main_ids)
+            mass = mass.scatter_add(-1, place, logprobs.gather(-1, ids).exp().masked_fill(~found, 0.0))
+        return mass / mass.sum(-1, keepdim=True).clamp_min(_TINY)
+
+    def describe(self, counted: Sequence[int]) -> FusionInfo:
+        """See `Fusion.describe`."""
+        members = [self._members[number] for number in counted]
+        held = [*self._to_main, *self._from_main, *self._exact]
+        return FusionInfo(
+            bytes_held=sum(t.numel() * t.element_size() for t in held),
+            limits=[main_limit(members, self._members[self._main]), AVERAGE_LIMIT] if len(members) > 1 else [],
+        )
+
+
+def _counterparts(vocabulary: Vocabulary, size: int, other: Vocabulary) -> torch.Tensor:
+    """Another vocabulary's token for each token of one, int64 [size]; -1 where it has none.
+
+    The one of the same bytes, or else the longest that the bytes begin with; for a token that ends a text the first
+    that does so. Control tokens have none.
+    """
+    stop = min(other.stop_ids, default=_NONE)
+    found = [_NONE] * size
+    for token_id in range(size):
+        value = vocabulary.token_bytes(token_id)
+        if token_id in vocabulary.stop_ids:
+            found[token_id] = stop
+        elif value and (counterpart := other.longest_beginning(value)) is not None:
+            found[token_id] = counterpart
+    return torch.tensor(found, dtype=torch.long)
+
+
+def _same_bytes(vocabulary: Vocabulary, size: int, other: Vocabulary, counterparts: torch.Tensor) -> torch.Tensor:
+    """Whether the counterpart of each token has the same bytes, or ends a text as it does, bool [size]."""
+    pairs = enumerate(counterparts.tolist())
+    same = [
+        i in vocabulary.stop_ids or (c != _NONE and vocabulary.token_bytes(i) == other.token_bytes(c)) for i, c in pairs
+    ]
+    return torch.tensor(same[:size], dtype=torch.bool)

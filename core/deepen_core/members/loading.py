@@ -1,0 +1,160 @@
+"""From the list of members that a user gives to loaded members, of whatever kind each is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from deepen_core.config import MemberConfig, member_config
+from deepen_core.config.members import KINDS
+from deepen_core.errors import ConfigurationError, MemberError, brief
+from deepen_core.members.base import Member
+from deepen_core.members.memory import is_memory, more_room
+from deepen_core.members.model_path import model_path
+from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.progress import Steps
+
+
+class DescribedMember(Protocol):
+    """A member before its weights: all that can be known from small files."""
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        ...
+
+    @property
+    def tokenizer(self) -> MemberTokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is going to be."""
+        ...
+
+    def check_files(self) -> None:
+        """Checks what can be checked of the weights without reading them.
+
+        Raises:
+            ModelFilesError: If files are missing or damaged.
+        """
+        ...
+
+    def load(self, *, progress: bool) -> Member:
+        """Loads the weights.
+
+        Args:
+            progress: Show bars.
+
+        Raises:
+            ConfigurationError: If the member does not fit on its device.
+            ModelFilesError: If weights are missing, damaged or do not fit the configuration.
+        """
+        ...
+
+
+def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any]]) -> list[MemberConfig]:
+    """Checks the list of members and gives each a name of its own.
+
+    Raises:
+        ConfigurationError: If the list is empty or an entry is wrong.
+    """
+    if isinstance(models, (str, Path, MemberConfig, Mapping)):
+        raise ConfigurationError(
+            f"models is a single {type(models).__name__}: give a list, such as ['path/a', 'path/b']."
+        )
+    if not models:
+        raise ConfigurationError("The list of members is empty: give at least one model folder or hub id.")
+    configs = []
+    for number, entry in enumerate(models):
+        try:
+            configs.append(member_config(entry))
+        except ConfigurationError as problem:
+            raise ConfigurationError(f"Member {number}: {problem}") from problem
+    given = [model_path(c.model).resolve().name or c.model if c.name is None else c.name for c in configs]
+    names: list[str] = []
+    for place, name in enumerate(given):
+        again = (f"{name}-{number}" for number in range(2, len(given) + 2))
+        free = (n for n in again if n not in given and n not in names)
+        names.append(next(free) if name in given[:place] else name)
+    return [c.model_copy(update={"name": name}) for c, name in zip(configs, names, strict=True)]
+
+
+def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -> int:
+    """Resolves the main member.
+
+    Args:
+        main: Index, name, or what the member was loaded from.
+        names: The members' names.
+        models: What each was loaded from, if it was.
+
+    Raises:
+        ConfigurationError: If the index or name is not among the members.
+    """
+    if isinstance(main, str):
+        places = [i % len(names) for i, known in enumerate([*names, *models]) if main == known]
+        if not places:
+            raise ConfigurationError(f"main is {main!r}, but the members are {', '.join(names)}.")
+        return min(places)
+    if isinstance(main, bool) or not isinstance(main, int) or not -len(names) <= main < len(names):
+        raise ConfigurationError(
+            f"main is {main!r}, but there are {len(names)} members ({', '.join(names)}): give an index from 0 to "
+            f"{len(names) - 1} or a name."
+        )
+    return main % len(names)
+
+
+def describe_member(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool) -> DescribedMember:
+    """Reads what can be known of a member without its weights, by the loader of its kind.
+
+    Args:
+        config: The member.
+        device: For a member without one of its own.
+        dtype: For a member without one of its own.
+        progress: Show bars where files are fetched.
+
+    Raises:
+        ConfigurationError: For a device or dtype that does not exist, or a model that cannot be a member.
+        ModelFilesError: If files are missing or damaged.
+        TokenizerError: If the tokenizer cannot be used.
+    """
+    module, _, name = KINDS[config.kind].partition(":")
+    described: DescribedMember = getattr(import_module(module), name)(config, device, dtype, progress=progress)
+    return described
+
+
+def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Member]:
+    """Checks the weight files of all members, then loads them one after the other, a step each."""
+    for description in described:
+        description.check_files()
+    members = []
+    for description in described:
+        with steps.doing(f"{description.name}: loading weights"):
+            members.append(description.load(progress=steps.shown))
+    return members
+
+
+def try_member(member: Member) -> None:
+    """Runs a member on made-up text to find out how it runs several, so that its first request need not wait for it.
+
+    Raises:
+        ConfigurationError: If there is no memory for a text of a few words.
+        MemberError: If it fails in another way.
+    """
+    try:
+        member.warm_up()
+    except Exception as problem:  # models raise whatever they like
+        if is_memory(problem):
+            raise ConfigurationError(
+                f"{member.name} fits on {member.device}, but leaves no memory to run it. {more_room(member.dtype)} "
+                f"({brief(problem)})."
+            ) from problem
+        raise MemberError(
+            f"Member {member.name!r} failed when it was tried on a few tokens: {brief(problem)}. Run the model alone "
+            "in transformers to see whether it works there, or leave it out."
+        ) from problem

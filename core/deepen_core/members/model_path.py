@@ -1,0 +1,20 @@
+"""What a member is named by, read as a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepen_core.errors import ConfigurationError
+
+
+def model_path(model: str) -> Path:
+    """What a member names, read as a path."""
+    try:
+        path = Path(model).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ConfigurationError(
+            f"{model!r} cannot be looked up as a path ({problem}): give a model folder or a hub id."
+        ) from problem
+    return path
