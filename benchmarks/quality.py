@@ -21,6 +21,8 @@ STRATEGIES: dict[str, str | FusionConfig] = {
     "deepen, unshared tokens by embedding": FusionConfig(unshared="embedding"),
     "deepen, AdamW search": FusionConfig(search="adamw"),
     "deepen-paper": "deepen-paper",
+    "product": "product",
+    "union": "union",
 }
 
 

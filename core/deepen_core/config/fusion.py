@@ -140,7 +140,7 @@ def resolve_fusion(fusion: str | StrategyOptions | Mapping[str, Any]) -> Strateg
 
 
 def _preset(name: Any) -> StrategyOptions:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigurationError(
             f"Unknown fusion {name!r}: choose {' or '.join(map(repr, PRESETS))}, or pass a FusionConfig."
         )

@@ -1,0 +1,347 @@
+"""`"product"` and `"union"` on toy vocabularies, against the plain words of their definitions in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepen_core.config import PRESETS, FusionConfig, ProductConfig, UnionConfig, resolve_fusion
+from deepen_core.errors import ConfigurationError
+from deepen_core.fusion import strategy_of
+from deepen_core.fusion.anchors.columns import TokenColumns
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.token_healing import Healing
+from deepen_core.fusion.base import StepInputs
+from deepen_core.fusion.product import ProductFusion
+from deepen_core.fusion.union import UnionFusion
+from deepen_core.tokenization.vocabulary import Vocabulary
+
+SHARED = [b"a", b"b", b" ", b" a", b"th"]
+OWN = [[b"the", b" an", b"bb", b"x"], [b"them", b"aa", b"y", b" ab"], [b"t", b"the", b" abc"]]
+CPU = torch.device("cpu")
+
+
+def vocabulary(tokens, number):
+    """A few tokens, two that end a text, a control token and an id without a token."""
+    value = [*tokens, None, None, None, None]
+    first = len(tokens)
+    return Vocabulary(
+        value,
+        kind="plain",
+        special_ids=range(first, first + 3),
+        stop_ids=[first, first + 1 + number % 2],
+        bos_id=None,
+        canonical={token: i for i, token in enumerate(tokens)},
+        starts_with_space=False,
+    )
+
+
+def members(count=2):
+    """Each has the shared tokens in an order of its own, and others."""
+    made = []
+    for number in range(count):
+        tokens = SHARED[number:] + OWN[number] + SHARED[:number]
+        made.append(vocabulary(tokens, number))
+    return made
+
+
+def distributions(vocabularies, rows=3, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return [torch.log_softmax(3 * torch.randn(rows, v.size, generator=random), -1) for v in vocabularies]
+
+
+def product_of(vocabularies, main=0, healers=(), **options):
+    anchors = Anchors.shared_by(vocabularies, [str(n) for n in range(len(vocabularies))])
+    columns = [
+        TokenColumns(anchors.columns, anchors.ids[n], anchors.fixed_columns(v, v.size, by_prefix=True))
+        for n, v in enumerate(vocabularies)
+    ]
+    return ProductFusion(columns, main, ProductConfig(**options), healers), anchors
+
+
+def union_of(vocabularies, main=0, **options):
+    sizes = [v.size for v in vocabularies]
+    return UnionFusion(vocabularies, sizes, main, UnionConfig(**options), [CPU] * len(sizes))
+
+
+def column(vocabulary, token_id, tokens):
+    """What a token stands for: an anchor, "stop", "unknown", or None."""
+    value = vocabulary.token_bytes(token_id)
+    if token_id in vocabulary.stop_ids:
+        return "stop"
+    if value is None:
+        return "unknown"
+    return next((value[:n] for n in range(len(value), 0, -1) if value[:n] in tokens), None)
+
+
+def plain_product(vocabularies, logprobs, weights, main, floor):
+    """One sequence, as the definition has it."""
+    tokens = set(Anchors.shared_by(vocabularies, ["m"] * len(vocabularies)).tokens)
+    keys = [*tokens, "stop"]
+    sums = []
+    for v, line in zip(vocabularies, logprobs, strict=True):
+        mass = dict.fromkeys(keys, 0.0)
+        for token_id, value in enumerate(line.double().exp().tolist()):
+            where = column(v, token_id, tokens)
+            if where in mass:
+                mass[where] += value
+        sums.append(mass)
+    room = sum(sums[main].values())
+    own = {k: m / room for k, m in sums[main].items()}
+    target = {}
+    for k in keys:
+        log = 0.0
+        for n, mass in enumerate(sums):
+            told = own[k]
+            if n != main:
+                told = (1 - floor) * (mass[k] + (1 - sum(mass.values())) * own[k]) + floor * own[k]
+            log += weights[n] * math.log(told)
+        target[k] = math.exp(log)
+    total = sum(target.values())
+    found = []
+    for token_id, logprob in enumerate(logprobs[main].double().tolist()):
+        where = column(vocabularies[main], token_id, tokens)
+        found.append(logprob + (math.log(target[where] / total / own[where]) if where in target else 0.0))
+    return torch.tensor(found).log_softmax(-1)
+
+
+def plain_union(vocabularies, logprobs, weights, main, top_k):
+    """One sequence, as the definition has it."""
+
+    def counterpart(v, token_id, other):
+        value = v.token_bytes(token_id)
+        if token_id in v.stop_ids:
+            return "stop"
+        lengths = range(len(value or b""), 0, -1)
+        return next((value[:n] for n in lengths if value[:n] in other.tokens), None)
+
+    mine = vocabularies[main]
+    lines = [line.double().exp().tolist() for line in logprobs]
+    named = [sorted(range(v.size), key=lambda i, p=p: -p[i])[:top_k] for v, p in zip(vocabularies, lines, strict=True)]
+    union = {counterpart(v, i, mine) for v, ids in zip(vocabularies, named, strict=True) for i in ids} - {None}
+
+    def mass(n, key):
+        v, p = vocabularies[n], lines[n]
+        if key == "stop":
+            return sum(p[i] for i in v.stop_ids)
+        begin = counterpart(mine, mine.tokens[key], v)
+        found = 0.0 if begin is None else p[v.tokens[begin]]
+        if n != main:
+            begun = [i for i in named[n] if counterpart(v, i, mine) == key and v.token_bytes(i) != key]
+            found += sum(p[i] for i in begun)
+        return found
+
+    average = dict.fromkeys(union, 0.0)
+    for n, weight in enumerate(weights):
+        given = {key: mass(n, key) for key in union}
+        total = sum(given.values())
+        for key in union:
+            average[key] += weight * (given[key] / total if total else 0.0)
+    total = sum(average.values())
+    room = sum(mass(main, key) for key in union)
+    found = []
+    for token_id, value in enumerate(lines[main]):
+        key = "stop" if token_id in mine.stop_ids else mine.token_bytes(token_id)
+        if key in union:
+            new = average[key] / total * room
+            found.append(new * (value / mass(main, "stop") if key == "stop" else 1.0))
+        else:
+            found.append(value)
+    return (torch.tensor(found) / sum(found)).log()
+
+
+WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}
+
+
+@given(count=st.sampled_from([2, 3]), main=st.integers(0, 1), seed=st.integers(0, 10**6), floor=st.floats(0.001, 0.5))
+def test_the_product_is_what_its_definition_says(count, main, seed, floor):
+    vocabularies = members(count)
+    logprobs = distributions(vocabularies, seed=seed)
+    fusion, _ = product_of(vocabularies, main, floor=floor)
+    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
+    for row in range(3):
+        expected = plain_product(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, floor)
+        torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
+
+
+@given(count=st.sampled_from([2, 3]), main=st.integers(0, 1), seed=st.integers(0, 10**6), top_k=st.integers(1, 14))
+def test_the_union_is_what_its_definition_says(count, main, seed, top_k):
+    vocabularies = members(count)
+    logprobs = distributions(vocabularies, seed=seed)
+    found = union_of(vocabularies, main, top_k=top_k).fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
+    for row in range(3):
+        expected = plain_union(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, top_k)
+        torch.testing.assert_close(found[row].exp().double(), expected.exp().double(), atol=1e-5, rtol=1e-4)
+
+
+def strategies(vocabularies, main=0):
+    return {"product": product_of(vocabularies, main)[0], "union": union_of(vocabularies, main)}
+
+
+@pytest.mark.parametrize("name", ["product", "union"])
+class TestEveryStrategy:
+    def test_main_alone_is_main_bit_for_bit(self, name):
+        vocabularies = members()
+        logprobs = distributions(vocabularies)
+        fused = strategies(vocabularies)[name].fuse(StepInputs(logprobs, torch.tensor([[1.0, 0.0]] * 3)))
+        assert torch.equal(fused, logprobs[0])
+
+    def test_sequences_do_not_mix(self, name):
+        """Whatever the others weigh; one in which a member abstains counts as if it were not there."""
+        vocabularies = members(3)
+        logprobs = distributions(vocabularies, rows=4)
+        weights = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.8, 0.0]])
+        fusion = strategies(vocabularies)[name]
+        together = fusion.fuse(StepInputs(logprobs, weights))
+        for row in range(4):
+            alone = fusion.fuse(StepInputs([p[row : row + 1] for p in logprobs], weights[row : row + 1]))
+            torch.testing.assert_close(together[row], alone[0])
+        absent = [logprobs[0][2:3], None, logprobs[2][2:3]]
+        torch.testing.assert_close(fusion.fuse(StepInputs(absent, weights[2:3]))[0], together[2])
+        spoiled = [logprobs[0][2:3], torch.zeros_like(logprobs[1][2:3]), logprobs[2][2:3]]
+        torch.testing.assert_close(fusion.fuse(StepInputs(spoiled, weights[2:3]))[0], together[2])
+
+    def test_control_tokens_are_for_main_to_decide(self, name):
+        """However sure another member is of one of its own."""
+        vocabularies = members()
+        logprobs = distributions(vocabularies, rows=1)
+        control = [next(iter(v.special_ids - v.stop_ids)) for v in vocabularies]
+        logits = torch.full((1, vocabularies[1].size), -5.0).index_fill(1, torch.tensor([control[1]]), 5.0)
+        told = [logprobs[0], torch.log_softmax(logits, -1)]
+        fused = strategies(vocabularies)[name].fuse(StepInputs(told, torch.tensor([[0.5, 0.5]])))
+        assert float(fused[0, control[0]]) == pytest.approx(float(logprobs[0][0, control[0]]), abs=0.02)
+
+    def test_equal_members_stay_as_they_are(self, name):
+        """Two that say the same say it together."""
+        (same, _) = members()
+        vocabularies = [same, same]
+        logprobs = distributions([same])
+        fused = strategies(vocabularies)[name].fuse(StepInputs([logprobs[0]] * 2, torch.tensor([[0.4, 0.6]] * 3)))
+        torch.testing.assert_close(fused, logprobs[0], atol=1e-4, rtol=1e-4)
+
+    def test_main_without_a_weight_says_what_the_other_thinks(self, name):
+        """Main's tokens, the other's choice."""
+        vocabularies = members()
+        logprobs = distributions(vocabularies, rows=1)
+        wanted = vocabularies[1].tokens[b"th"]
+        logits = torch.zeros(1, vocabularies[1].size).index_fill(1, torch.tensor([wanted]), 9.0)
+        told = [logprobs[0], torch.log_softmax(logits, -1)]
+        fused = strategies(vocabularies)[name].fuse(StepInputs(told, torch.tensor([[0.0, 1.0]])))
+        begun = {vocabularies[0].tokens[b"th"], vocabularies[0].tokens[b"the"]}
+        assert int(fused.argmax()) in begun
+        assert bool(torch.isfinite(fused).all())
+
+    def test_a_member_that_is_sure_of_what_main_rules_out(self, name):
+        """Minus infinity stays: it cannot be chosen, and nothing becomes NaN."""
+        vocabularies = members()
+        logprobs = distributions(vocabularies, rows=1)
+        ruled_out = torch.tensor([vocabularies[0].tokens[token] for token in (b"th", b"the")])
+        main = torch.log_softmax(logprobs[0].index_fill(1, ruled_out, -torch.inf), -1)
+        sure = torch.zeros(1, vocabularies[1].size).index_fill(1, torch.tensor([vocabularies[1].tokens[b"th"]]), 99.0)
+        fused = strategies(vocabularies)[name].fuse(
+            StepInputs([main, torch.log_softmax(sure, -1)], torch.tensor([[0.5, 0.5]]))
+        )
+        assert not bool(torch.isnan(fused).any())
+        assert float(fused.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+    def test_main_sure_of_a_control_token(self, name):
+        """There is nothing left for the others to have a say in."""
+        vocabularies = members()
+        logprobs = distributions(vocabularies, rows=1)
+        control = next(iter(vocabularies[0].special_ids - vocabularies[0].stop_ids))
+        main = torch.full((1, vocabularies[0].size), -torch.inf).index_fill(1, torch.tensor([control]), 0.0)
+        fused = strategies(vocabularies)[name].fuse(StepInputs([main, logprobs[1]], torch.tensor([[0.5, 0.5]])))
+        assert int(fused.argmax()) == control
+        assert not bool(torch.isnan(fused).any())
+
+    def test_the_end_of_a_text_is_one_thing(self, name):
+        """Members that end it by different tokens agree; main's own ways to end it share as they did."""
+        vocabularies = members()
+        logits = [torch.zeros(1, v.size) for v in vocabularies]
+        first, second = sorted(vocabularies[0].stop_ids)
+        logits[0][0, [first, second]] = torch.tensor([1.0, 2.0])
+        logits[1][0, sorted(vocabularies[1].stop_ids)[1]] = 9.0
+        logprobs = [torch.log_softmax(x, -1) for x in logits]
+        fused = strategies(vocabularies)[name].fuse(StepInputs(logprobs, torch.tensor([[0.3, 0.7]])))
+        assert float(fused[0, second] - fused[0, first]) == pytest.approx(1.0, abs=1e-4)
+        assert int(fused.argmax()) == second
+
+
+def test_a_floor_of_nothing_lets_a_member_forbid():
+    vocabularies = members()
+    logprobs = distributions(vocabularies, rows=1)
+    # Nor is it sure of anything that main would have to distribute.
+    never = [i for i in range(vocabularies[1].size) if (vocabularies[1].token_bytes(i) or b"th").startswith(b"th")]
+    never = [i for i in never if i not in vocabularies[1].stop_ids]
+    never += [vocabularies[1].tokens[b"y"]]
+    other = torch.log_softmax(logprobs[1].index_fill(1, torch.tensor(never), -torch.inf), -1)
+    step = StepInputs([logprobs[0], other], torch.tensor([[0.5, 0.5]]))
+    forbidden = product_of(vocabularies, floor=0.0)[0].fuse(step)
+    allowed = product_of(vocabularies, floor=0.1)[0].fuse(step)
+    token = vocabularies[0].tokens[b"th"]
+    assert float(forbidden[0, token]) < -20
+    assert float(allowed[0, token]) > -20
+
+
+def test_the_product_is_healed():
+    """A member's mass goes where its healer says before it is multiplied."""
+    vocabularies = members()
+    logprobs = distributions(vocabularies, rows=2)
+    _, anchors = product_of(vocabularies)
+    moved = torch.zeros(2, anchors.columns.width)
+    moved[1, anchors.tokens.index(b"b")] = 0.75
+    seen = []
+
+    class Everything:
+        def heal(self, heard):
+            seen.append(heard)
+            return Healing(torch.tensor([1.0, 0.25]), moved)
+
+    plain = product_of(vocabularies)[0].fuse(StepInputs(logprobs, torch.tensor([[0.5, 0.5]] * 2)))
+    step = StepInputs(logprobs, torch.tensor([[0.5, 0.5]] * 2), lambda member: [f"heard by {member}"] * 2)
+    healed = product_of(vocabularies, healers=[None, Everything()])[0].fuse(step)
+    assert seen == [["heard by 1"] * 2]
+    torch.testing.assert_close(healed[0], plain[0])
+    token = vocabularies[0].tokens[b"b"]
+    assert float(healed[1, token]) > float(plain[1, token])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("product", ProductConfig()),
+        ("union", UnionConfig(top_k=10)),
+        ({"strategy": "union", "top_k": 3}, UnionConfig(top_k=3)),
+        ({"strategy": "product", "healing": False}, ProductConfig(healing=False)),
+        ({"strategy": "deepen-paper", "steps": 9}, PRESETS["deepen-paper"].model_copy(update={"steps": 9})),
+        ({"steps": 9}, FusionConfig(steps=9)),
+        (UnionConfig(top_k=4), UnionConfig(top_k=4)),
+    ],
+)
+def test_options_name_their_strategy(given, expected):
+    assert resolve_fusion(given) == expected
+    assert resolve_fusion(expected.model_dump()) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("producd", "choose 'deepen' or 'deepen-paper' or 'product' or 'union'"),
+        ({"strategy": "unions"}, "Unknown fusion 'unions'"),
+        ({"strategy": ["union"]}, "Unknown fusion"),
+        ({"strategy": "union", "steps": 3}, "Unknown option 'steps'"),
+        ({"strategy": "product", "floor": 1.5}, "floor"),
+    ],
+)
+def test_wrong_options_of_a_strategy(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        resolve_fusion(given)
+
+
+def test_every_preset_has_a_strategy_and_a_label():
+    for name, preset in PRESETS.items():
+        assert strategy_of(preset).build
+        assert preset.label == name
+    assert UnionConfig(top_k=3).label == "custom (union)"
