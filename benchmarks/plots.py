@@ -35,16 +35,22 @@ def speed(results: dict[str, Any]) -> Figure:
     }
     for place, (label, (values, colour)) in enumerate(kinds.items()):
         at = [x + 0.26 * (place - 1) for x in range(len(values))]
-        known = [v if isinstance(v, float) else 0.0 for v in values]
+        known = [v if isinstance(v, float) else 1.0 for v in values]  # the bottom of the axis
         bars = axes.bar(at, known, 0.24, label=label, color=_COLOURS[colour])
-        axes.bar_label(bars, [f"{v:.3g}" if v else "does\nnot fit" for v in known], fontsize=7)
+        axes.bar_label(bars, [_milliseconds(v) for v in values], fontsize=7)
     axes.set_yscale("log")
     axes.set_ylim(1, 30_000)
-    labels = [f"{w}\n{r['V / V / A / d']}" for w, r in of_world.items()]
+    labels = [f"{w}\n{r['V / V / A / d']}".replace(" with ", " with\n") for w, r in of_world.items()]
     axes.set_xticks(range(len(of_world)), labels, fontsize=7)
     axes.set_ylabel("ms to fuse one token")
     axes.legend(ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def _milliseconds(value: Any) -> str:
+    if not isinstance(value, float):
+        return "does\nnot fit"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def limits(results: dict[str, Any]) -> Figure:
