@@ -1,7 +1,8 @@
-"""Given texts, and what the members of a real pair say at each of main's tokens of them, fused by nobody yet.
+"""Given texts, and what the members of a real pair predict at each of main's tokens of them, not fused yet.
 
-Both models run each text once. What a member says of it is then fused in as many ways as are to be compared. Models are
-those that `../shared/real/make.py` makes, texts those of the public test sets beside the project.
+Both models run each text once; their predictions are then fused in as many ways as are to be compared. `MODELS` names
+the model folders, which are not in this repository. Texts come from public test sets, JSON lines in a folder `shared`
+beside it; without them benchmarks say so and end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from deepen_core.members.transformers.kv_cache import cache_option
 
 SHARED = Path(__file__).parents[2] / "shared"
 SETS = SHARED / "data" / "benchmarks"
+MODELS = {
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "qwen-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "gemma3-270m": "google/gemma-3-270m",
+}
+"""The folders of real models, and what each holds."""
 PAIRS = (
     ("smollm2-135m", "qwen-coder-0.5b"),
     ("qwen-coder-0.5b", "smollm2-135m"),

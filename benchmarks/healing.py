@@ -1,7 +1,7 @@
-"""What healing is worth on real pairs: bits a byte of given text, and nats behind prompts that are cut anywhere.
+"""What healing is worth on real pairs: bits a byte of given text, and nats after prompts that are cut anywhere.
 
-Run with `python -m benchmarks.healing --models FOLDER`, the folder in which `../shared/real/make.py` has made the real
-models; `--help` lists the options. Compared are no healing, healing as it was (whatever the member's last token may
+Run with `python -m benchmarks.healing --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`; `--help`
+lists the options. Compared are no healing, healing as it was (whatever the member's last token may
 have begun and main has no token for, prompts and templates included) and healing as it is.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import KINDS, PAIRS, SETS, Given, SaidStep, answers, beginnings, said_of, whole_texts
+from benchmarks.given_text import KINDS, MODELS, PAIRS, SETS, Given, SaidStep, answers, beginnings, said_of, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
 from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     if given.models is None or not SETS.is_dir():
-        print("Give --models, the folder of the real models; the texts are in ../shared/data/benchmarks.")
+        print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
         return
     texts, ends = [], []
     for names in PAIRS:

@@ -1,4 +1,4 @@
-"""Fills the tables of `docs/` with what the benchmarks have published, and draws the pictures.
+"""Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
 
 Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `store` and `decoding`.
 """
@@ -18,16 +18,39 @@ from benchmarks.report import read
 
 DOCS = Path(__file__).parents[1] / "docs"
 
+HEADINGS = {
+    "choices that fusion changes": "choice changed by fusion",
+    "equal choices": "same choice",
+    "steps where main is sure (>= 0.2)": "steps with main's top probability >= 0.2",
+    "equal there": "same choice there",
+    "of the limit": "fraction of the limit",
+    "plain tokens/s": "as published, tokens/s",
+    "against plain": "speedup over published",
+    "against batch 1": "speedup over batch 1",
+    "decoding against batch 1": "decoding speedup over batch 1",
+    "of the whole": "share of total time",
+    "ids run for one": "ids run, one prompt",
+    "ids run for all": "ids run, all prompts",
+    "dense GiB": "dense matrices, GiB",
+    "dense ms": "dense matrices, ms",
+    "spaces s": "calibration s",
+}
+"""The heading of a column if it is not the key under which the benchmark publishes it."""
 
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A table of some columns.
+
+def markdown(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], headings: Mapping[str, str] | None = None
+) -> str:
+    """Format some columns of published results as a Markdown table.
 
     Args:
-        rows: Published rows.
-        columns: Each key of the rows that is wanted, and how its numbers are written: a format, or "" for text.
+        rows: Published results, one mapping per line of the table.
+        columns: The keys to show, each with the format of its numbers, or "" for text.
+        headings: Headings of this table, which replace those in `HEADINGS`.
     """
+    shown = {**HEADINGS, **(headings or {})}
     numbers = [bool(form) for form in columns.values()]
-    lines = [list(columns), ["---:" if number else "---" for number in numbers]]
+    lines = [[shown.get(key, key) for key in columns], ["---:" if number else "---" for number in numbers]]
     lines += [[_written(row[key], form) for key, form in columns.items()] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -37,7 +60,7 @@ def _written(value: Any, form: str) -> str:
 
 
 def fusion_tables() -> dict[str, str]:
-    """Every table of the page on fusion by its name."""
+    """Return every table of the page on fusion by name."""
     fusion, fidelity, agreement, store = (read(n) for n in ("fusion", "fidelity", "agreement_real", "store"))
     near = {"equal choices": ".2%", "mean total variation": ".4f"}
     rows = {
@@ -55,10 +78,12 @@ def fusion_tables() -> dict[str, str]:
             fusion["rows"],
             {"world": "", "V / V / A / d": "", "rows": "d", "entropy": "", "ms": ".1f", "cold ms": ",.0f"}
             | {"rows built": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
+            {"rows": "sequences"},
         ),
         "dense": markdown(
             fusion["the plain way"],
             {"world": "", "dense GiB": ".1f", "dense ms": ",.0f", "ms": ".1f", "ratio": ",.0f"},
+            {"ms": "sparse rows, ms", "ratio": "speedup"},
         ),
         "generation": markdown(
             fusion["from a cold start"],
@@ -80,7 +105,7 @@ def fusion_tables() -> dict[str, str]:
 
 
 def decoding_tables() -> dict[str, str]:
-    """Every table of the page on decoding by its name."""
+    """Return every table of the page on decoding by name."""
     decoding = read("decoding")
     ratio = {"against batch 1": ".1f", "decoding tokens/s": ".0f", "decoding against batch 1": ".1f"}
     singles = [row for row in decoding["rows"] if row["batch"] == 1]
@@ -118,17 +143,17 @@ def _measured_on(**contents: Mapping[str, Any]) -> str:
 
 
 def filled(page: str, content: Mapping[str, str]) -> str:
-    """The page with each table between its marks."""
+    """Return the page with each table inserted between its markers."""
     for name, table in content.items():
         marks = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         page, found = marks.subn(lambda m, t=table: f"{m[1]}{t}\n{m[2]}", page)  # type: ignore[misc]
         if found != 1:
-            raise LookupError(f"the page has {found} places for the table {name!r}")
+            raise LookupError(f"the page has {found} pairs of markers for the table {name!r}, not one")
     return page
 
 
 def main() -> None:
-    """Writes the pages and their pictures."""
+    """Write the pages and their plots."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     for name, tables in PAGES.items():
         page = DOCS / name

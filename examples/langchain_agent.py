@@ -1,11 +1,11 @@
-"""An agent of LangChain with two tools on the embedded demo: it looks things up, then answers.
+"""A LangChain agent with two tools on the embedded demo: it looks things up, then answers.
 
-The demo's models are small and have never seen a tool. So the middleware narrows the schema of the tools to the people
-that the question names, has a tool called first, and then puts what was found in front of the question. Which tool is
-called, with what, is the models' choice among valid calls, and a blind one. Models that were trained on tools need no
-middleware: `create_agent(ChatDeepen(models=[...]), tools)`.
+The demo's models are small and have never seen a tool, so middleware helps them. It limits the tools' schemas to the
+people named in the question, requires a tool call first, and then puts the tool's result in front of the question. The
+models choose the tool and its arguments among the valid calls, at random. Models trained on tools need no middleware:
+`create_agent(ChatDeepen(models=[...]), tools)`.
 
-python examples/langchain_agent.py
+Run with: python examples/langchain_agent.py
 """
 
 import re
@@ -34,7 +34,7 @@ def first_sentence(name: str) -> str:
 
 @wrap_model_call
 def for_small_models(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
-    """First a call about somebody whom the question names, then an answer from what it found."""
+    """Require a call about a person named in the question, then an answer based on its result."""
     question = next(message for message in reversed(request.messages) if isinstance(message, HumanMessage))
     found = [message.text for message in request.messages if isinstance(message, ToolMessage)]
     if found:

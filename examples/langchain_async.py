@@ -1,6 +1,6 @@
-"""Streams in an event loop, on the embedded demo: many at once are decoded together, and one is called off.
+"""Async LangChain on the embedded demo: concurrent streams, a cancelled request, and one that times out.
 
-python examples/langchain_async.py
+Run with: python examples/langchain_async.py
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from deepen_integrations.langchain import DeepenLLM
 
 
 async def answer(llm: DeepenLLM, question: str) -> str:
-    """Reads one answer piece by piece while the others are read too."""
+    """Stream one answer while the others are streamed too."""
     pieces = [piece async for piece in llm.astream(f"Question: {question}\nAnswer:")]
     print(f"  {question:<42} {''.join(pieces).strip():<12} came in {len(pieces)} pieces")
     return "".join(pieces)

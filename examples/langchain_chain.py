@@ -1,6 +1,6 @@
-"""A LangChain chain on the embedded demo: one question, a batch of them, and an answer read as it is made.
+"""A LangChain chain on the embedded demo: one question, a batch of questions, and a streamed answer.
 
-python examples/langchain_chain.py
+Run with: python examples/langchain_chain.py
 """
 
 from langchain_core.output_parsers import StrOutputParser
@@ -11,7 +11,7 @@ from deepen_integrations.langchain import DeepenLLM
 
 
 def main() -> None:
-    # Two small models with different tokenizers; each knows a part of an invented town. Nothing is loaded yet.
+    # Two small models with different tokenizers; each knows part of an invented town. Nothing is loaded yet.
     llm = DeepenLLM.demo(max_new_tokens=16)
     chain = PromptTemplate.from_template("Question: {question}\nAnswer:") | llm | StrOutputParser()
 

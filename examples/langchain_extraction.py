@@ -1,10 +1,10 @@
-"""Structured extraction with LangChain on the embedded demo: from what is written about people to objects.
+"""Structured extraction with LangChain on the embedded demo: turn texts about people into objects.
 
-`with_structured_output` shows the models a schema and holds the answer to it, so it is valid whatever they say. The
-demo's models are small and have never seen a schema: they fill it blindly. So each field is asked for in words as well,
-with `choices` that hold the answer to what the field may be, and all documents are one batch.
+`with_structured_output` shows the models a schema and constrains the answer to it, so the answer is always valid. The
+demo's models are small and have never seen a schema, so they fill it at random. The example therefore asks for each
+field in words too, with `choices` that limit the answer to the field's values. All documents form one batch per field.
 
-python examples/langchain_extraction.py
+Run with: python examples/langchain_extraction.py
 """
 
 from typing import Literal, get_args
@@ -56,7 +56,7 @@ def _values(field: str) -> tuple[str, ...]:
 
 
 def _said(text: str, field: str) -> str | None:
-    """The value that a document names."""
+    """Return the value of a field that occurs in a document."""
     return next((value for value in _values(field) if value in text), None)
 
 

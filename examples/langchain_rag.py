@@ -1,6 +1,6 @@
-"""Retrieval with LangChain on the embedded demo: find the right document, let the ensemble read it, answer.
+"""Retrieval with LangChain on the embedded demo: find the right document and answer from it.
 
-python examples/langchain_rag.py
+Run with: python examples/langchain_rag.py
 """
 
 from langchain_core.documents import Document

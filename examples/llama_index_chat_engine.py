@@ -1,6 +1,6 @@
-"""A LlamaIndex chat engine on the embedded demo: each question brings its document along, answers come piece by piece.
+"""A LlamaIndex chat engine on the embedded demo: it retrieves a document per question and streams the answers.
 
-python examples/llama_index_chat_engine.py
+Run with: python examples/llama_index_chat_engine.py
 """
 
 from llama_index.core import Document, VectorStoreIndex
@@ -12,12 +12,12 @@ from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding, configu
 
 def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=16)
-    configure_settings(llm)  # memory and prompts are counted by the main member's tokenizer, which they ask for first
+    configure_settings(llm)  # first: memory and prompts then count tokens with the main member's tokenizer
 
     people = [Document(text=document.text) for document in documents()]
     index = VectorStoreIndex.from_documents(people, embed_model=HashingEmbedding())
     memory = ChatMemoryBuffer.from_defaults(token_limit=40)
-    # The demo's models know no instructions, so all that the system says is the document itself.
+    # The demo's models follow no instructions, so the system message is the document alone.
     engine = index.as_chat_engine(
         chat_mode="context", llm=llm, memory=memory, similarity_top_k=1, context_template="{context_str}"
     )

@@ -1,6 +1,6 @@
-"""A LlamaIndex query engine on the embedded demo: find the right document, let the ensemble read it, answer.
+"""A LlamaIndex query engine on the embedded demo: find the right document and answer from it.
 
-python examples/llama_index_query_engine.py
+Run with: python examples/llama_index_query_engine.py
 """
 
 from llama_index.core import Document, VectorStoreIndex
@@ -11,7 +11,7 @@ from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding, configu
 
 def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=16)
-    configure_settings(llm)  # LlamaIndex fills prompts by counting tokens; let it count the main member's
+    configure_settings(llm)  # LlamaIndex counts tokens to fill prompts; count with the main member's tokenizer
 
     people = [Document(text=document.text, metadata={"person": document.title}) for document in documents()]
     index = VectorStoreIndex.from_documents(people, embed_model=HashingEmbedding())

@@ -1,6 +1,6 @@
-"""A LlamaIndex ReAct agent with two tools on the embedded demo, whose steps are held to ReAct's form by a constraint.
+"""A LlamaIndex ReAct agent with two tools on the embedded demo, with steps constrained to the ReAct format.
 
-python examples/llama_index_react_agent.py
+Run with: python examples/llama_index_react_agent.py
 """
 
 import asyncio
@@ -27,13 +27,13 @@ def working_hours(job: str) -> str:
     return f"{job}, who works from {'four to noon' if job == 'baker' else 'eight to five'}"
 
 
-# The demo's models were never taught to use tools and would not write ReAct by themselves; instruction-tuned models do,
-# and need no constraint, only `llm.for_react()`. Here a regular expression holds a step to one of the forms that ReAct
-# has: a thought, a tool and its input, or an answer. Each step begins with a word that says all the rest: a city is
-# looked up in `sunshine`, a trade in `working_hours`, and any other word is the answer. Which word that is, is the
-# ensemble's choice among all 128 of its world, and so is the tool.
+# The demo's models were never trained to use tools and do not write ReAct steps by themselves. Instruction-tuned models
+# do, and need no constraint, only `llm.for_react()`. Here a regular expression constrains each step to a valid one: a
+# thought with a tool and its input, or an answer. The first word of a step determines the rest: a city is looked up
+# with `sunshine`, a trade with `working_hours`, and any other word is the answer. The ensemble chooses this word, and
+# with it the tool, among all 128 words of its world.
 def forms() -> str:
-    """A regular expression that takes the valid steps."""
+    """Return a regular expression that matches the valid steps."""
     words = {relation.key: [re.escape(value) for value in relation.values] for relation in RELATIONS}
     cities = [rf' {city}\nAction: sunshine\nAction Input: \{{"city": "{city}"\}}' for city in words.pop("city")]
     jobs = [rf' {job}\nAction: working_hours\nAction Input: \{{"job": "{job}"\}}' for job in words.pop("job")]
@@ -42,7 +42,7 @@ def forms() -> str:
 
 
 async def ask(agent: ReActAgent, question: str) -> None:
-    """Prints what the agent says to a question, and which tool it has called."""
+    """Print the agent's answer to a question, and the tool that it called."""
     running = agent.run(question)
     called = [event async for event in running.stream_events() if isinstance(event, ToolCall)]
     answer = str(await running).strip()
@@ -53,10 +53,10 @@ async def ask(agent: ReActAgent, question: str) -> None:
 async def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=80, regex=forms())
     agent = ReActAgent(
-        # What a tool returns is the agent's answer; the demo's models could not put it into words of their own.
+        # A tool's result is the agent's answer, because the demo's models cannot rephrase it.
         tools=[FunctionTool.from_defaults(tool, return_direct=True) for tool in (sunshine, working_hours)],
         llm=llm.for_react(),
-        # LlamaIndex's usual explanation of tools is a page in English, of which these models know no word.
+        # LlamaIndex's default tool instructions are a page of English, which these models do not understand.
         formatter=ReActChatFormatter.from_defaults(system_header="Ask {tool_names}."),
     )
     for question in questions()[:11]:

@@ -1,6 +1,6 @@
-"""Objects instead of text, with LlamaIndex on the embedded demo: valid by their class, whatever the models say.
+"""Structured output with LlamaIndex on the embedded demo: objects that are always valid for their class.
 
-python examples/llama_index_structured.py
+Run with: python examples/llama_index_structured.py
 """
 
 import asyncio
@@ -18,9 +18,9 @@ class House(BaseModel):
     number: int = Field(ge=1, le=99)
 
 
-# That an answer is a House is certain: decoding follows the class's JSON schema. Which one is up to the models. Those
-# of the demo have never seen JSON; they can put a number into it, which looks there as it does in prose, but no word
-# in quotation marks. Instruction-tuned models fill in all kinds of fields.
+# Decoding follows the class's JSON schema, so an answer is always a House; its content is up to the models. Those of
+# the demo have never seen JSON. They can fill in a number, which looks the same as in prose, but not a quoted word.
+# Instruction-tuned models fill in fields of all kinds.
 def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=40)
     configure_settings(llm)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 async def several(llm: DeepenLLM, texts: list[str]) -> list[House]:
-    """Asks without an index; the ensemble decodes all of them together."""
+    """Ask without an index; the ensemble decodes all questions together."""
     prompt = PromptTemplate("{question}")
     return await asyncio.gather(*(llm.astructured_predict(House, prompt, question=text) for text in texts))
 

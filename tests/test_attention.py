@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from deepen_core.members.base import attention
+from deepen_core.members.transformers import attention
 from deepen_core.members.transformers.attention import pack_heads, packed_attention, unpack_heads
 from deepen_core.members.transformers.causal import CausalMember
 

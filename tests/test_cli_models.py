@@ -1,4 +1,4 @@
-"""The `deepen` command on real models: the embedded demo and, where they are there, two from shared/models."""
+"""The `deepen` command on real models: the embedded demo and, where they are there, two from outside the repository."""
 
 import json
 import subprocess

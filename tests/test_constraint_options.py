@@ -284,7 +284,7 @@ def test_directives_to_llguidance_in_a_schema_are_left_out(directives):
 
 
 def test_each_constraint_is_compiled_once(pair, monkeypatch):
-    from deepen_core import constraint
+    from deepen_core.constraints import matcher as constraint
 
     compiled = []
     grammar_of = constraint.grammar_of

@@ -14,9 +14,9 @@ import torch
 import transformers
 from huggingface_hub.utils import are_progress_bars_disabled
 
-from deepen_core import Ensemble, hub, steps
+from deepen_core import Ensemble, progress
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, MemberError, ModelFilesError
-from deepen_core.members.base import causal
+from deepen_core.members.transformers import causal, hub
 from deepen_core.progress import Steps
 
 STEPS = [
@@ -81,8 +81,8 @@ def test_every_step_is_shown_in_one_bar(models, capfd):
 
 
 def test_the_bar_comes_to_its_end_whoever_takes_part(folders, monkeypatch):
-    ended, close = [], steps.tqdm.close
-    monkeypatch.setattr(steps.tqdm, "close", lambda bar: ended.append((bar.n, bar.total)) or close(bar))
+    ended, close = [], progress.tqdm.close
+    monkeypatch.setattr(progress.tqdm, "close", lambda bar: ended.append((bar.n, bar.total)) or close(bar))
     for names, options in ((["alpha"], {}), (["alpha", "beta", "gamma"], {"weights": [0, 1, 0]})):
         Ensemble.load([folders[n] for n in names], device="cpu", progress=False, **options).close()
         done, total = ended[0]
@@ -97,17 +97,17 @@ def test_nothing_is_printed_without_progress(models, capfd):
 
 
 def test_a_bar_does_not_outlive_a_load_that_fails(models, monkeypatch, capfd):
-    monkeypatch.setattr("deepen_core.ensemble.try_member", lambda _: pytest.fail("as planned"))
+    monkeypatch.setattr("deepen_core.engine.builder.try_member", lambda _: pytest.fail("as planned"))
     with pytest.raises(pytest.fail.Exception, match="as planned"):
         Ensemble.load(models, device="cpu")
-    assert not steps.tqdm._instances
+    assert not progress.tqdm._instances
     assert re.search(r"\r +\r$", capfd.readouterr().err), "its line is wiped"
 
 
 def test_the_clock_goes_on_in_a_terminal(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(steps, "_TICK_S", 0.01)
+    monkeypatch.setattr(progress, "_TICK_S", 0.01)
     with Steps("Loading", "alpha", 1, shown=True) as work, work.doing("alpha: sleeping"):
         before, until = screen.getvalue().count("sleeping"), time.monotonic() + 30
         while screen.getvalue().count("sleeping") < before + 3:
@@ -121,7 +121,7 @@ def test_the_clock_goes_on_in_a_terminal(monkeypatch):
 def test_a_file_is_not_filled_with_the_clock(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setattr(steps, "_TICK_S", 0.001)
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
     with Steps("Loading", "alpha", 1, shown=True) as work, work.doing("alpha: sleeping"):
         time.sleep(0.05)
     assert file.getvalue().count("sleeping") <= 2

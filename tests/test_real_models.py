@@ -1,6 +1,6 @@
 """Real pairs answer: no nonsense, no crash, batches in every dtype.
 
-Real models are not part of the repository. Make them with `python ../shared/real/make.py --out FOLDER`, then run
+Real models are not part of the repository. Put those of `benchmarks.given_text.MODELS` into a folder, then run
 `DEEPEN_REAL_MODELS=FOLDER make test ARGS=tests/test_real_models.py`. `ARGS="... -k float32"` picks a part.
 """
 

@@ -15,8 +15,8 @@ from store_parts import GOOD_FILE, SPACE, TOKENS, child, header, made_from, name
 
 from deepen_core.errors import DeepenError
 from deepen_core.fusion.deepen.store import FORMAT_VERSION, RowStore, StoreWarning
+from deepen_core.fusion.deepen.store import files as rows_module
 from deepen_core.fusion.deepen.store import fingerprints as fingerprints_module
-from deepen_core.fusion.deepen.store import rows as rows_module
 
 # What is saved comes back
 

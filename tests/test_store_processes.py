@@ -10,7 +10,7 @@ import pytest
 from store_parts import SPACE, child, fail, names, same, some_rows
 
 from deepen_core.fusion.deepen.store import StoreWarning
-from deepen_core.fusion.deepen.store import rows as rows_module
+from deepen_core.fusion.deepen.store import files as rows_module
 
 HALF_WAY = """
         import os

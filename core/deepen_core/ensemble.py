@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import warnings as python_warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,34 +14,21 @@ from typing_extensions import Self
 
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.template import Thinking
-from deepen_core.config import (
-    MemberConfig,
-    MemberErrorPolicy,
-    SamplingParams,
-    ServingConfig,
-    StrategyOptions,
-    resolve_fusion,
-)
+from deepen_core.config import MemberConfig, MemberErrorPolicy, StrategyOptions
 from deepen_core.demo import member_paths
+from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.engine import Engine, counted_members
+from deepen_core.engine.engine import Engine
 from deepen_core.engine.frontend import GenerationAPI
-from deepen_core.engine.member_runner import PREFILL_CHUNK
-from deepen_core.engine.scoring import check_texts, continuation_ids, member_score
+from deepen_core.engine.report import engine_info, engine_warnings
+from deepen_core.engine.scoring import score
 from deepen_core.engine.worker import Worker, closed_error
-from deepen_core.errors import ClosedError, CompatibilityWarning, ConfigurationError, ModelFilesError
-from deepen_core.fusion import strategy_of
-from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts
-from deepen_core.fusion.diagnostics import length_warnings
-from deepen_core.fusion.policies import StaticWeights, WeightPolicy
-from deepen_core.fusion.weights import normalised_weights
-from deepen_core.members.base import Member, MemberSequence, batching_warnings
+from deepen_core.errors import CompatibilityWarning, ConfigurationError
+from deepen_core.fusion.policies import WeightPolicy
+from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import planning_window
-from deepen_core.members.loading import describe_member, load_members, main_index, member_configs, try_member
-from deepen_core.progress import Steps
-from deepen_core.results import EnsembleInfo, MemberInfo, Score, SpaceInfo
-
-_STEPS = 2  # of loading all members together: their vocabularies, and the fusion
+from deepen_core.members.loading import describe_member, load_members, member_configs
+from deepen_core.results import EnsembleInfo, Score
 
 
 class Ensemble(GenerationAPI):
@@ -58,19 +42,13 @@ class Ensemble(GenerationAPI):
         ...     print(ens.generate("Question: Where does Felix live?\nAnswer:").text)
     """
 
-    def __init__(self, engine: Engine, fusion_name: str) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
-        self._fusion_name = fusion_name
         self._worker = engine.worker
         self._closing = threading.Lock()  # taken by whoever closes, for good
         # The worker knows nothing of the ensemble; one that is dropped ends its worker.
         weakref.finalize(self, engine.worker.stop, wait=False)
-        with_weight = [number for number, weight in enumerate(engine.weights) if weight > 0]
-        self._warnings = [
-            *engine.fusion.warnings(with_weight),
-            *length_warnings([engine.members[number] for number in with_weight]),
-            *batching_warnings(engine.members_counted),
-        ]
+        self._warnings = engine_warnings(engine)
         for warning in self._warnings:
             python_warnings.warn(warning, CompatibilityWarning, stacklevel=3)
 
@@ -120,17 +98,16 @@ class Ensemble(GenerationAPI):
         configs = member_configs(models)
         names = [str(c.name) for c in configs]
         given = [c.weight for c in configs] if weights is None else weights
-        choice = _Choice.of(names, main, given, fusion, max_batch_size, on_member_error, [c.model for c in configs])
-        with choice.steps("Loading", progress=progress, described=True) as steps:
+        models_given = [c.model for c in configs]
+        options = EngineOptions.checked(names, main, given, fusion, max_batch_size, on_member_error, models_given)
+        with options.steps("Loading", progress=progress, described=True) as steps:
             described = []
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
                     described.append(describe_member(c, device, dtype, progress=progress))
-            with steps.doing("comparing vocabularies"):
-                facts = [MemberFacts(d.name, d.tokenizer.vocabulary, d.device) for d in described]
-                choice.strategy.check(facts, choice.config)
-            engine = choice.engine(load_members(described, steps), cache_dir, steps)
-        return cls(engine, choice.config.label)
+            options.check_members(described, steps)
+            engine = options.build(load_members(described, steps), cache_dir, steps)
+        return cls(engine)
 
     @classmethod
     def from_members(
@@ -165,13 +142,11 @@ class Ensemble(GenerationAPI):
         names = [m.name for m in members]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"The members are {names}: give at least one, and each a name of its own.")
-        choice = _Choice.of(names, main, weights, fusion, max_batch_size, on_member_error)
-        with choice.steps("Preparing", progress=progress, described=False) as steps:
-            with steps.doing("comparing vocabularies"):
-                facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
-                choice.strategy.check(facts, choice.config)
-            engine = choice.engine(members, cache_dir, steps)
-        return cls(engine, choice.config.label)
+        options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error)
+        with options.steps("Preparing", progress=progress, described=False) as steps:
+            options.check_members(members, steps)
+            engine = options.build(members, cache_dir, steps)
+        return cls(engine)
 
     @classmethod
     def demo(cls, **options: Any) -> Ensemble:
@@ -194,25 +169,7 @@ class Ensemble(GenerationAPI):
             ContextWindowError: If the two together are longer than a member's window.
             MemberError: If a member fails.
         """
-        engine = self._opened()
-        counted, main, worker, decoder = engine.members_counted, engine.main_member, engine.worker, engine.decoder
-        check_texts(prompt, continuation, counted)
-        ids = continuation_ids(main.tokenizer, prompt, continuation)
-        sequence = decoder.start(prompt, SamplingParams())
-        logprobs: list[float] = []
-        try:
-            # In small pieces: the worker decodes for others in between.
-            while worker.call(partial(decoder.prefill, sequence, PREFILL_CHUNK)).result():
-                pass
-            for token_id in ids:
-                logprobs += worker.call(partial(decoder.force, sequence, [token_id])).result()
-            whole = prompt + continuation
-            tasks = [partial(member_score, m, prompt, whole, is_main=m is main) for m in counted]
-            scores = [worker.call(task).result() for task in tasks]
-        finally:
-            with contextlib.suppress(ClosedError):  # then nothing is held any more
-                worker.call(sequence.release)
-        return Score(ids, logprobs, len(continuation.encode()), scores)
+        return score(self._opened(), prompt, continuation)
 
     def tokenize(self, text: str) -> list[int]:
         """Main's ids of a text, without BOS; control tokens in it are plain text."""
@@ -273,23 +230,7 @@ class Ensemble(GenerationAPI):
     @property
     def info(self) -> EnsembleInfo:
         """What the members are and how well they fit together."""
-        engine = self._opened()
-        fusion = engine.fusion.describe(engine.counted)
-        spaces: Sequence[SpaceInfo | None] = fusion.spaces or [None] * len(engine.members)
-        members = [
-            _member_info(member, engine.weights[number], spaces[number], is_run=number in engine.counted)
-            for number, member in enumerate(engine.members)
-        ]
-        return EnsembleInfo(
-            members=members,
-            main=engine.main_member.name,
-            fusion=self._fusion_name,
-            anchors=fusion.anchors,
-            context_window=min(m.context_window for m in engine.members_counted),
-            bytes_held=fusion.bytes_held,
-            warnings=list(self._warnings),
-            limits=list(fusion.limits),
-        )
+        return engine_info(self._opened(), self._warnings)
 
     def _opened(self) -> Engine:
         engine = self._engine
@@ -332,89 +273,3 @@ class Ensemble(GenerationAPI):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The options of an ensemble, checked before anything is loaded."""
-
-    names: list[str]
-    main: int
-    policy: WeightPolicy
-    config: StrategyOptions
-    strategy: type[Fusion]
-    serving: ServingConfig
-
-    @classmethod
-    def of(
-        cls,
-        names: list[str],
-        main: int | str,
-        weights: Sequence[float] | WeightPolicy | None,
-        fusion: str | StrategyOptions | Mapping[str, Any],
-        max_batch_size: int,
-        on_member_error: MemberErrorPolicy,
-        models: Sequence[str] = (),
-    ) -> Self:
-        place = main_index(main, names, models)
-        if not isinstance(weights, WeightPolicy):
-            weights = StaticWeights(normalised_weights([1.0] * len(names) if weights is None else weights, names))
-        config = resolve_fusion(fusion)
-        serving = ServingConfig.parse(
-            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
-        )
-        return cls(names, place, weights, config, strategy_of(config), serving)
-
-    def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
-        """Of loading: two of each member, if it is to be described, its trial, if it is run, and those of fusion."""
-        of_member = self.strategy.steps_of_member + 2 * described
-        count = _STEPS + of_member * len(self.names) + len(counted_members(self.main, self.policy.describe()))
-        return Steps(work, " and ".join(self.names), count, shown=progress)
-
-    def engine(self, members: Sequence[Member], cache_dir: str | Path | None, steps: Steps) -> Engine:
-        weights = self.policy.describe()
-        for member in members:
-            _check_vocabulary(member)
-        for number in counted_members(self.main, weights):
-            with steps.doing(f"{self.names[number]}: trying how it runs several sequences"):
-                try_member(members[number])
-        folder = None if cache_dir is None else Path(cache_dir).expanduser()
-        fusion = self.strategy.build(members, self.main, self.config, BuildContext(folder, steps))
-        decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
-        worker = Worker(decoder, self.serving.max_batch_size)
-        return Engine(list(members), self.main, weights, fusion, decoder, worker)
-
-
-def _member_info(member: Member, weight: float, space: SpaceInfo | None, *, is_run: bool) -> MemberInfo:
-    tokenizer, described = member.tokenizer, member.describe()
-    return MemberInfo(
-        name=member.name,
-        architecture=described.architecture,
-        parameters=described.parameters,
-        vocabulary_size=member.vocabulary_size,
-        context_window=member.context_window,
-        weight=weight,
-        device=str(member.device),
-        dtype=str(member.dtype).removeprefix("torch."),
-        stop_tokens=tokenizer.backend.spellings(sorted(tokenizer.vocabulary.stop_ids)),
-        has_chat_template=tokenizer.reader.has_chat_template,
-        temperature=None if space is None else space.temperature,
-        self_mass=None if space is None else space.self_mass,
-        effective_support=None if space is None else space.effective_support,
-        rows_built=0 if space is None else space.rows_built,
-        bytes_per_token=tokenizer.bytes_per_token,
-        space_bytes=0 if space is None else space.bytes_held,
-        batching=member.batching if is_run else "never run: its weight is 0",
-    )
-
-
-def _check_vocabulary(member: Member) -> None:
-    """Refuses a tokenizer with plain tokens that the model has no logits for."""
-    tokens = member.tokenizer.vocabulary.tokens
-    beyond = [i for i in tokens.values() if i >= member.vocabulary_size]
-    if beyond:
-        raise ModelFilesError(
-            f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
-            f"model has {member.vocabulary_size} embeddings: save it again after "
-            f"model.resize_token_embeddings({max(beyond) + 1})."
-        )

@@ -20,6 +20,7 @@ class Engine:
         main: The number of the one whose vocabulary is used.
         weights: How much each counts, for reports; they sum to one.
         fusion: The strategy.
+        fusion_name: What it is called.
         decoder: Steps sequences.
         worker: The thread that decodes.
     """
@@ -28,6 +29,7 @@ class Engine:
     main: int
     weights: Sequence[float]
     fusion: Fusion
+    fusion_name: str
     decoder: Decoder
     worker: Worker
 

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from deepen_core.chat.messages import check_unicode
-from deepen_core.errors import ContextWindowError, MemberError, PromptError, brief
+from deepen_core.config import SamplingParams
+from deepen_core.engine.engine import Engine
+from deepen_core.engine.member_runner import PREFILL_CHUNK
+from deepen_core.errors import ClosedError, ContextWindowError, MemberError, PromptError, brief
 from deepen_core.members.base import Member
 from deepen_core.members.memory import is_memory
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.results import MemberScore
+from deepen_core.results import MemberScore, Score
 from deepen_core.tokenization.vocabulary import Vocabulary
+
+
+def score(engine: Engine, prompt: str, continuation: str) -> Score:
+    """Scores a given continuation, see `Ensemble.score`; the worker decodes for others in between.
+
+    Args:
+        engine: What scores.
+        prompt: The text before it.
+        continuation: The text to score.
+
+    Raises:
+        PromptError: If the continuation is empty.
+        ContextWindowError: If the two together are longer than a member's window.
+        MemberError: If a member fails.
+    """
+    counted, main, worker, decoder = engine.members_counted, engine.main_member, engine.worker, engine.decoder
+    check_texts(prompt, continuation, counted)
+    ids = continuation_ids(main.tokenizer, prompt, continuation)
+    sequence = decoder.start(prompt, SamplingParams())
+    logprobs: list[float] = []
+    try:
+        # In small pieces: the worker decodes for others in between.
+        while worker.call(partial(decoder.prefill, sequence, PREFILL_CHUNK)).result():
+            pass
+        for token_id in ids:
+            logprobs += worker.call(partial(decoder.force, sequence, [token_id])).result()
+        whole = prompt + continuation
+        tasks = [partial(member_score, m, prompt, whole, is_main=m is main) for m in counted]
+        scores = [worker.call(task).result() for task in tasks]
+    finally:
+        with contextlib.suppress(ClosedError):  # then nothing is held any more
+            worker.call(sequence.release)
+    return Score(ids, logprobs, len(continuation.encode()), scores)
 
 
 def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:

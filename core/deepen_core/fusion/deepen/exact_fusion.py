@@ -14,7 +14,7 @@ from deepen_core.fusion.anchors.columns import Columns
 from deepen_core.fusion.anchors.token_healing import Healer, Healing
 from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
-from deepen_core.fusion.deepen.search import DenseRows, adamw, expectation_maximisation
+from deepen_core.fusion.deepen.search import SEARCHES, DenseRows
 
 _MATRIX_COPIES = 2  # while a matrix is put together from its parts
 
@@ -49,10 +49,7 @@ class ExactFusion(AveragingFusion):
         main, config, rows = self._of_main(logprobs), self._config, self._dense[self._main]
         projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
         target = self._target(projected, shares, healing)
-        if config.search == "adamw":
-            found = adamw(main, rows, target, config.trust_radius, config.steps)
-        else:
-            found = expectation_maximisation(main.exp(), rows, target, config.steps).log()
+        found, _ = SEARCHES[config.search](main, main.exp(), rows, target, config)
         return normalised(found, main)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from deepen_core.config import FusionConfig, SearchName
 
 _TINY = 1e-20  # keeps a column that nothing projects to out of the quotient
 
@@ -100,6 +103,38 @@ def adamw(
         scale = (second / (1 - beta2 ** (step + 1))).sqrt() + eps
         logits = logits * (1 - rate * decay) - rate * mean / scale
     return logits
+
+
+Search = Callable[
+    [torch.Tensor, torch.Tensor, Rows, torch.Tensor, FusionConfig], tuple[torch.Tensor, torch.Tensor | None]
+]
+"""A search as strategies run it.
+
+It is given the start as log-probabilities of the tokens that move each on their own [..., tokens], the start as
+probabilities of these and of all others by their column [..., tokens + gathered], the relative rows, the target and the
+options. It returns new log-probabilities of the former, not normalised, and by how much the latter move, as logarithms
+[..., gathered]; None if they do not.
+"""
+
+
+def _em(
+    own: torch.Tensor, start: torch.Tensor, rows: Rows, target: torch.Tensor, config: FusionConfig
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    tokens = own.shape[-1]
+    end = expectation_maximisation(start, rows, target, config.steps)
+    gathered = start[..., tokens:]
+    factor = torch.where(gathered > 0, end[..., tokens:] / gathered, 1.0)
+    return end[..., :tokens].log(), factor.log()
+
+
+def _adamw(
+    own: torch.Tensor, start: torch.Tensor, rows: Rows, target: torch.Tensor, config: FusionConfig
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return adamw(own, rows, target, config.trust_radius, config.steps, start[..., own.shape[-1] :]), None
+
+
+SEARCHES: dict[SearchName, Search] = {"em": _em, "adamw": _adamw}
+"""What a name as `FusionConfig.search` stands for."""
 
 
 def adamw_search(

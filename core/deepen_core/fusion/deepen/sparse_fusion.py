@@ -17,7 +17,7 @@ import torch
 
 from deepen_core.fusion.anchors.token_healing import Healing
 from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
-from deepen_core.fusion.deepen.search import adamw, expectation_maximisation
+from deepen_core.fusion.deepen.search import SEARCHES
 from deepen_core.fusion.deepen.sparse_matrix import SparseRows, TokenRows
 
 _CPU_PART = 2**18  # floats of a vocabulary-wide tensor that stay in a core's cache
@@ -115,19 +115,14 @@ class DeepenFusion(AveragingFusion):
         target = self._target(projected, shares, healing)
 
         # 2) Main's tokens that matter move each on its own.
-        start, search, tokens = masses[self._main], rows[self._main], mine.ids.shape[-1]
+        start, search = masses[self._main], rows[self._main]
         assert start is not None and search is not None  # noqa: PT018 (one condition)
-        if config.search == "adamw":
-            own = main.gather(-1, mine.ids).masked_fill(~mine.live, -torch.inf)
-            found = adamw(own, search, target, config.trust_radius, config.steps, start[:, tokens:])
-            return normalised(mine.written(main.clone(), found), main)
-        end = expectation_maximisation(start, search, target, config.steps)
+        own = main.gather(-1, mine.ids).masked_fill(~mine.live, -torch.inf)
+        found, factor = SEARCHES[config.search](own, start, search, target, config)
 
-        # 3) All others go with their column.
-        gathered = start[:, tokens:]
-        factor = torch.where(gathered > 0, end[:, tokens:] / gathered, 1.0)
-        fused = main + space.columns.scatter_back(factor.log())
-        return normalised(mine.written(fused, end[:, :tokens].log()), main)
+        # 3) All others go with their column, if they move at all.
+        fused = main.clone() if factor is None else main + space.columns.scatter_back(factor)
+        return normalised(mine.written(fused, found), main)
 
     def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
         """A member's tokens that are probable enough to need their row, the most probable first."""

@@ -1,0 +1,135 @@
+"""From options and members to an engine: everything cheap is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from deepen_core.config import MemberErrorPolicy, ServingConfig, StrategyOptions, resolve_fusion
+from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.engine import Engine, counted_members
+from deepen_core.engine.worker import Worker
+from deepen_core.errors import ConfigurationError, ModelFilesError
+from deepen_core.fusion import strategy_of
+from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts
+from deepen_core.fusion.policies import StaticWeights, WeightPolicy
+from deepen_core.fusion.weights import normalised_weights
+from deepen_core.members.base import Member
+from deepen_core.members.loading import DescribedMember, main_index, try_member
+from deepen_core.progress import Steps
+
+_STEPS = 2  # of all members together: their vocabularies, and the fusion
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options of an engine, checked before anything is loaded.
+
+    Attributes:
+        names: The members' names.
+        main: The number of the member whose vocabulary is used.
+        policy: Weighs the members.
+        config: The options of the strategy.
+        strategy: Its class.
+        serving: How requests are served.
+    """
+
+    names: list[str]
+    main: int
+    policy: WeightPolicy
+    config: StrategyOptions
+    strategy: type[Fusion]
+    serving: ServingConfig
+
+    @classmethod
+    def checked(
+        cls,
+        names: list[str],
+        main: int | str,
+        weights: Sequence[float] | WeightPolicy | None,
+        fusion: str | StrategyOptions | Mapping[str, Any],
+        max_batch_size: int,
+        on_member_error: MemberErrorPolicy,
+        models: Sequence[str] = (),
+    ) -> Self:
+        """Checks the options as `Ensemble.load` takes them.
+
+        Args:
+            names: The members' names.
+            main: Index or name of the main member, or what it was loaded from.
+            weights: A number per member, or a policy; equal if None.
+            fusion: A name, options, or their fields.
+            max_batch_size: The maximum number of requests decoded together.
+            on_member_error: What a failing member does to a request.
+            models: What each member was loaded from, if it was.
+
+        Raises:
+            ConfigurationError: For options that contradict each other or the members.
+        """
+        place = main_index(main, names, models)
+        if not isinstance(weights, WeightPolicy):
+            weights = StaticWeights(normalised_weights([1.0] * len(names) if weights is None else weights, names))
+        config = resolve_fusion(fusion)
+        serving = ServingConfig.parse(
+            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
+        )
+        return cls(names, place, weights, config, strategy_of(config), serving)
+
+    def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
+        """The steps of loading: two per member if it is described first, its trial if it is run, and those of fusion.
+
+        Args:
+            work: What the work is called.
+            progress: Show a bar.
+            described: Whether members are described and loaded, rather than given.
+        """
+        of_member = self.strategy.steps_of_member + 2 * described
+        count = _STEPS + of_member * len(self.names) + len(counted_members(self.main, self.policy.describe()))
+        return Steps(work, " and ".join(self.names), count, shown=progress)
+
+    def check_members(self, members: Sequence[DescribedMember | Member], steps: Steps) -> None:
+        """Has the strategy refuse members that it cannot fuse, before anything heavy is loaded.
+
+        Raises:
+            ConfigurationError: If there is no room for what the options ask for.
+            NoCommonTokensError: If the members share no token, and the strategy needs some.
+        """
+        with steps.doing("comparing vocabularies"):
+            facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
+            self.strategy.check(facts, self.config)
+
+    def build(self, members: Sequence[Member], cache_dir: str | Path | None, steps: Steps) -> Engine:
+        """Makes the engine of loaded members.
+
+        Raises:
+            ConfigurationError: If a member lacks what the strategy needs, or memory to run.
+            MemberError: If a member fails when it is tried.
+            ModelFilesError: If a tokenizer has tokens that its model has no logits for.
+        """
+        weights = self.policy.describe()
+        for member in members:
+            _check_vocabulary(member)
+        for number in counted_members(self.main, weights):
+            with steps.doing(f"{self.names[number]}: trying how it runs several sequences"):
+                try_member(members[number])
+        folder = None if cache_dir is None else Path(cache_dir).expanduser()
+        fusion = self.strategy.build(members, self.main, self.config, BuildContext(folder, steps))
+        decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
+        worker = Worker(decoder, self.serving.max_batch_size)
+        return Engine(list(members), self.main, weights, fusion, self.config.label, decoder, worker)
+
+
+def _check_vocabulary(member: Member) -> None:
+    """Refuses a tokenizer with plain tokens that the model has no logits for."""
+    tokens = member.tokenizer.vocabulary.tokens
+    beyond = [i for i in tokens.values() if i >= member.vocabulary_size]
+    if beyond:
+        raise ModelFilesError(
+            f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
+            f"model has {member.vocabulary_size} embeddings: save it again after "
+            f"model.resize_token_embeddings({max(beyond) + 1})."
+        )
