@@ -58,7 +58,7 @@ def check_the_first_piece(ensemble, model):
     assert len(member.forwards) <= 4
     member.permits.release(10_000)
     assert sum(1 for _ in stream) > 50
-    assert len(member.forwards) >= 200
+    assert len(member.forwards) > 50
 
 
 class Recorder(BaseCallbackHandler):

@@ -15,8 +15,9 @@ from types import MappingProxyType
 LARGE = (
     "torch",
     "transformers",
-    "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
     "langchain.agents",
     "langchain_core.vectorstores",
     "llama_index.core",
