@@ -123,13 +123,12 @@ class TestCancellation(Interrupted):
         recorder = Recorder()
         config = {"callbacks": [recorder]}
         if way in {"cancel", "wait_for"}:
-            work = llm.ainvoke(PROMPT, config)
-            task = asyncio.ensure_future(asyncio.wait_for(work, 0.3) if way == "wait_for" else work)
+            task = asyncio.ensure_future(llm.ainvoke(PROMPT, config))
             await self.begun()
             if way == "cancel":
                 task.cancel()
             with pytest.raises(asyncio.CancelledError if way == "cancel" else asyncio.TimeoutError):
-                await task
+                await (task if way == "cancel" else asyncio.wait_for(task, 0.01))
         else:
             stream = llm.astream(PROMPT, config)
             if way == "aclose":
@@ -161,7 +160,7 @@ class TestCancellation(Interrupted):
 
     async def test_a_cancelled_batch(self, llm):
         task = asyncio.ensure_future(llm.abatch([PROMPT, "Once"]))
-        await asyncio.sleep(0.2)
+        await self.begun()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
