@@ -79,6 +79,7 @@ def unigram(size=480, *, split=True):
     )
     trained.train_from_iterator(CORPUS, trainer)
     pieces = [tuple(p) for p in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces[len(control) :] = _settled(pieces[len(control) :])
     pieces += [(f"<0x{b:02X}>", -20.0) for b in range(256)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     if split:
@@ -88,6 +89,13 @@ def unigram(size=480, *, split=True):
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     tokenizer.add_special_tokens(control)
     return _wrap(tokenizer, "<s>", "</s>")
+
+
+def _settled(pieces):
+    """Pieces as they are whenever they are made: the trainer adds in an order by chance, which also ranks the rarest."""
+    lowest = min(score for _, score in pieces)
+    scores = {piece: round(lowest if score < lowest + 0.01 else score, 6) for piece, score in pieces}
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def metaspace_first(size=520):
