@@ -197,12 +197,12 @@ def test_what_cannot_be_followed_is_refused_before_decoding(pair, schema, said):
         ({"regex": "a(?!b)"}, "regex cannot be followed: .*look-around"),
         ({"regex": r"(a)\1"}, "regex cannot be followed: .*backreferences"),
         ({"regex": "[ab&&c]"}, "(No answer can follow|cannot be followed)"),
-        ({"regex": "()"}, "regex allows the empty answer only"),
+        ({"regex": "()"}, "regex allows only the empty answer"),
         ({"grammar": "start: other"}, 'grammar cannot be followed: .*unknown name: "other"'),
         ({"grammar": "begin: /a/"}, "no start rule found"),
         ({"grammar": "start: <|eos|>"}, "grammar cannot be followed"),
         ({"grammar": "start: <[1-3]>"}, "no token that may come next"),
-        ({"grammar": "start: %json {oops}"}, "grammar has a schema that is no JSON"),
+        ({"grammar": "start: %json {oops}"}, "grammar has a schema that is not JSON"),
     ],
 )
 async def test_mistakes_in_expressions_and_grammars(pair, options, said):
