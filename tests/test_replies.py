@@ -206,10 +206,10 @@ def test_stop_strings_cut_texts_only():
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "is not a tool"),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]},
-            "are not a schema: this is no JSON",
+            "are not a schema: this is not JSON",
         ),
         ({"tools": [tool("a", {"x": {"const": {1, 2}}})]}, "of tool 'a' are not a schema: a schema is plain JSON"),
-        ({"tools": [tool("a", {"x": {"const": float("nan")}})]}, "of tool 'a' are not a schema: a schema is plain JSON"),
+        ({"tools": [tool("a", {"x": {"const": float("nan")}})]}, "tool 'a' are not a schema: a schema is plain JSON"),
         ({"tools": [tool("a", {"x": {"const": "\ud800"}})]}, "of tool 'a' are not a schema: it holds half a character"),
         ({"tools": [tool("a", type="array")]}, "of tool 'a' are not a JSON schema of an object"),
         ({"tools": "abc"}, "tools is 'abc': give a list"),
