@@ -214,7 +214,7 @@ def test_telling_the_members(ensemble, load, monkeypatch):
         MemberSequence, "append_text", raises(IndexError("no such place"), after=1)(MemberSequence.append_text)
     )
     said = said_by(ensemble)
-    heard = said.partition("the text ")[2].partition(" (token ")
+    heard = said.partition(" with ")[2].partition(" (token ")
     assert said.startswith("Updating member 'beta' with '")
     token = int(heard[2].partition(" of the answer) failed: IndexError: no such place.")[0])
     assert 2 <= token <= len(expected.token_ids)

@@ -82,7 +82,7 @@ class OutputQueue:
         """
         if self._error is not None:
             raise self._error
-        assert self._answer is not None, "the request goes on"
+        assert self._answer is not None, "the request has not ended"
         return self._answer
 
     def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:

@@ -27,7 +27,6 @@ def score(engine: Engine, prompt: str, continuation: str) -> Score:
         engine: The engine.
         prompt: The text before the continuation.
         continuation: The text to score.
-        continuation: The text to score.
 
     Raises:
         PromptError: If the continuation is empty.

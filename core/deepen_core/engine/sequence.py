@@ -237,7 +237,7 @@ class EnsembleSequence:
 
     def generation(self) -> Generation:
         """Returns the answer of a finished sequence."""
-        assert self.finish_reason is not None, "the sequence goes on"
+        assert self.finish_reason is not None, "the sequence has not ended"
         ended = self._ended or self.submitted
         admitted = self._admitted or ended
         first = self._first_token or ended

@@ -71,7 +71,7 @@ def probe(model: Any, context_window: int) -> Findings:
     trial = _Trial(model, context_window)
     fault = trial.fault(trial.own_cache)
     keeps_cache = not fault
-    masks, why_not = None, fault and f"it does not go on from a cache that was shortened ({fault})"
+    masks, why_not = None, fault and f"it cannot continue from a shortened cache ({fault})"
     for reading in likely_masks(model) if keeps_cache else ():
         fault = trial.fault(partial(trial.ragged, reading))
         if not fault:
