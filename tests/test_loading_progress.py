@@ -25,8 +25,8 @@ STEPS = [
     "comparing vocabularies",
     "alpha: loading weights",
     "beta: loading weights",
-    "alpha: trying how it runs several sequences",
-    "beta: trying how it runs several sequences",
+    "alpha: probing how it batches sequences",
+    "beta: probing how it batches sequences",
     "alpha: calibrating",
     "beta: calibrating",
     "alpha: looking up kept rows",
@@ -266,7 +266,7 @@ def test_members_that_run_one_row_at_a_time_are_warned_of(models, monkeypatch):
                 f"Member {name!r} runs one sequence at a time: its logits are shy. In it the requests"
             )
             assert "a batch of 8 is no faster than 8 calls" in message
-            assert message.endswith("take another model in its place.")
+            assert message.endswith("use another model instead.")
     assert {w.filename for w in said} == {__file__}
 
 

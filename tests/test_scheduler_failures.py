@@ -104,7 +104,7 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     answer = first.result()
     assert answer.token_ids == expected.token_ids != together.token_ids
     assert answer.warnings == [
-        "Member 'beta' failed and had no say from token 1 of the answer on: RuntimeError: a kernel broke"
+        "Member 'beta' failed and was dropped from token 1 of the answer on: RuntimeError: a kernel broke"
     ]
     assert [w.name for w in answer.member_work] == ["alpha", "beta"]
     assert not other.result().warnings
