@@ -56,7 +56,7 @@ class _Listed:
         return _Listed(self.ids[part, :tokens], self.live[part, :tokens], self.rows.taken(part, tokens))
 
     def split(self, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splits probabilities [sequences, vocabulary] into those of the listed tokens [sequences, tokens] and the rest."""
+        """Splits probabilities [sequences, vocabulary] into the listed tokens' [sequences, tokens] and the rest."""
         own = probs.gather(-1, self.ids).masked_fill(~self.live, 0.0)
         return own, self.written(probs, torch.zeros_like(own))
 
