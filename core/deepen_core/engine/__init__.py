@@ -1,1 +1,1 @@
-"""Decoding: the public API, the worker thread, the step, and the state of each request."""
+"""Decoding: the public API, the worker thread, the step, and each request's state."""

@@ -1,8 +1,8 @@
 """DeePEn: averages in the relative space, then searches for main's distribution that projects to the average.
 
-Nothing of size vocabulary x anchors is touched per token. Shapes: distributions [rows, vocabulary]; listed tokens
-[rows, tokens] with sparse rows [rows, tokens, entries]; mass [rows, tokens + gathered columns]; target [rows, columns].
-A row of these batches is one sequence of the step. In each step:
+Nothing of size vocabulary x anchors is touched per token. Shapes: distributions [sequences, vocabulary]; listed tokens
+[sequences, tokens], whose relative rows are [sequences, tokens, entries]; mass [sequences, tokens + gathered columns];
+target [sequences, columns]. In each step:
 
 1. List the tokens that matter, each with a relative row of its own: each member's most probable ones, and main's
    counterparts of the tokens that the others favour (their images).
@@ -12,8 +12,8 @@ A row of these batches is one sequence of the step. In each step:
 5. Main's other tokens move with their column, if they move at all.
 6. Where the two best tokens nearly tie, repeat with the exact rows of the few tokens that decide between them.
 
-Main alone decides on control tokens, which no other member can know: a member that would generate one of its own does
-not count in that step.
+Main alone decides on control tokens, which no other member can know: the mass that another member gives to its own goes
+to main's distribution.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class _Listed:
     """The tokens of a member that have a row of their own in a step.
 
     Attributes:
-        ids: int64 [rows, tokens].
-        live: bool [rows, tokens]; the other places are padding.
-        rows: Their relative rows [rows, tokens, entries].
+        ids: int64 [sequences, tokens].
+        live: bool [sequences, tokens]; the other places are padding.
+        rows: Their relative rows [sequences, tokens, entries].
     """
 
     ids: torch.Tensor
@@ -51,17 +51,17 @@ class _Listed:
     rows: SparseRows
 
     def taken(self, part: slice) -> _Listed:
-        """Returns those of some rows of the batch, without needless padding."""
+        """Returns those of some sequences, without needless padding."""
         tokens = max(1, int(self.live[part].sum(-1).amax()))
         return _Listed(self.ids[part, :tokens], self.live[part, :tokens], self.rows.taken(part, tokens))
 
     def split(self, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splits probabilities [rows, vocabulary] into the listed tokens' [rows, tokens] and those of all others."""
+        """Splits probabilities [sequences, vocabulary] into the listed tokens' [sequences, tokens] and the rest."""
         own = probs.gather(-1, self.ids).masked_fill(~self.live, 0.0)
         return own, self.written(probs, torch.zeros_like(own))
 
     def written(self, values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Overwrites values [rows, vocabulary] at the listed tokens with new ones [rows, tokens]."""
+        """Overwrites values [sequences, vocabulary] at the listed tokens with new ones [sequences, tokens]."""
         new = torch.where(self.live, new, values.gather(-1, self.ids))
         # Padding may repeat a token: all of it writes what the first place writes.
         ids, new = (torch.where(self.live, x, x[:, :1]) for x in (self.ids, new))
@@ -92,7 +92,7 @@ class DeepenFusion(AveragingFusion):
                 refine,
             )
 
-        # 2) Fuse as many rows of the batch at a time as fit into the cache.
+        # 2) Fuse as many sequences at a time as fit into the cache.
         fused = torch.cat([fuse(part) for part in _parts(main)])
         # 3) Where two tokens are nearly equal, repeat with exact rows.
         for row in _contested(fused):
@@ -107,7 +107,7 @@ class DeepenFusion(AveragingFusion):
         healing: Sequence[Healing | None],
         refine: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Fuses some rows, or refines a single one, given its fused log-probabilities [vocabulary]."""
+        """Fuses some sequences, or refines a single one, given its fused log-probabilities [vocabulary]."""
         main, config, space = self._of_main(logprobs), self._config, self._spaces[self._main]
         mine = listed[self._main]
         assert mine is not None
@@ -155,7 +155,7 @@ class DeepenFusion(AveragingFusion):
             named = live & (columns < space.anchors)
             # Places without an image name main's best token instead, which counts once.
             images.append(torch.where(named, space.anchor_ids[columns.masked_fill(~named, 0)], mine.ids[:, :1]))
-        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
+        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [sequences, images]
         new = ~_is_among(more, mine.ids.masked_fill(~mine.live, -1).sort(dim=-1).values)
         new[:, 1:] &= more[:, 1:] != more[:, :-1]
         live = torch.cat([mine.live, new], dim=-1)
@@ -175,7 +175,7 @@ class DeepenFusion(AveragingFusion):
         return TokenRows(listed.rows, space.tail, space.self_mass, exact_tail)
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
-        """Returns probabilities in the order of `TokenRows`, [rows, vocabulary] -> [rows, tokens + gathered]."""
+        """Orders probabilities as `TokenRows` does, [sequences, vocabulary] -> [sequences, tokens + gathered]."""
         space, tokens = self._spaces[member], listed.ids.shape[-1]
         mass = probs.new_empty(len(probs), tokens + space.columns.columns.gathered)
         mass[:, :tokens], others = listed.split(probs)
@@ -184,14 +184,14 @@ class DeepenFusion(AveragingFusion):
 
 
 def _contested(fused: torch.Tensor) -> list[int]:
-    """Returns the rows of log-probabilities [rows, vocabulary] whose two best tokens are probable and nearly equal."""
+    """Returns the sequences whose two best tokens are probable and nearly equal, from [sequences, vocabulary]."""
     best = fused.topk(min(2, fused.shape[-1]), dim=-1).values
     close = (best[:, 0] >= math.log(_CLEAR)) & (best[:, 0] - best[:, -1] < _TIE)
     return [int(row) for row in close.nonzero()[:, 0]]
 
 
 def _parts(batch: torch.Tensor) -> Iterator[slice]:
-    """Returns the slices of a batch [rows, vocabulary] that are processed at a time."""
+    """Returns the slices of a batch [sequences, vocabulary] that are processed at a time."""
     rows = max(1, (_CPU_PART if batch.device.type == "cpu" else _GPU_PART) // batch.shape[-1])
     return (slice(start, start + rows) for start in range(0, len(batch), rows))
 
@@ -200,10 +200,10 @@ def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Ten
     """Returns the tokens with a probability of at least `floor`, at most `most` of them, the most probable first.
 
     Returns:
-        ids, int64 [rows, tokens], and which of them are valid, bool [rows, tokens]; at least one place.
+        ids, int64 [sequences, tokens], and which of them are valid, bool [sequences, tokens]; at least one place.
     """
     meant = logprobs >= (math.log(floor) if floor > 0 else -math.inf)
-    counts = meant.sum(-1, keepdim=True)  # [rows, 1]
+    counts = meant.sum(-1, keepdim=True)  # [sequences, 1]
     tokens = int(counts.amax())
     if tokens > most:
         top = logprobs.topk(most, dim=-1)
@@ -219,7 +219,7 @@ def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Ten
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
-    """Whether each of some ids [rows, ids] is in its row of `those` [rows, n], which is sorted."""
+    """Whether each of some ids [sequences, ids] is among its sequence's sorted `those` [sequences, n]."""
     if those.shape[-1] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
     place = torch.searchsorted(those, ids).clamp_max(those.shape[-1] - 1)

@@ -27,7 +27,7 @@ class SparseRows:
     spread: torch.Tensor
 
     def taken(self, rows: slice, tokens: int) -> SparseRows:
-        """Returns the first tokens of some rows of the batch."""
+        """Returns the first tokens of some sequences of the batch."""
         return SparseRows(
             self.index[rows, :tokens].contiguous(),
             self.value[rows, :tokens].contiguous(),

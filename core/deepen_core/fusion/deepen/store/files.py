@@ -169,7 +169,7 @@ class RowStore:
             older_than_days: Keep younger rows; None removes all.
 
         Returns:
-            The number of bytes freed. Files that cannot be removed raise a `StoreWarning`.
+            The number of bytes freed. A `StoreWarning` reports files that cannot be removed.
         """
         freed = self._sweep()
         for entry in self.entries():
