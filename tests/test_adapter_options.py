@@ -79,7 +79,7 @@ def test_every_sampling_option_is_a_field_with_the_engines_default(adapter):
         ({"models": "demo", "weights": "uncertainty"}, "one number per member"),
         ({"models": "demo", "weights": [1, 2, 3]}, "3 weights for 2 members"),
         ({"models": [{"model": "a", "wait": 1}]}, "Unknown option 'wait': did you mean 'weight'"),
-        ({"models": [3]}, "3 is no member"),
+        ({"models": [3]}, "3 is not a member"),
         ({"models": "a"}, r"give a list of members such as \['a', 'another'\]"),
         ({"models": []}, "at least one member"),
         ({}, "at least one member"),

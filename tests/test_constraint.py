@@ -307,7 +307,7 @@ def test_stop_strings_do_not_cut_what_must_be_whole(pair):
     answer = pair.generate(PROMPT, json_schema=PERSON, max_new_tokens=150, stop=["}", '"'])
     assert set(json.loads(answer.text)) == {"name", "age", "city"}
     assert answer.warnings == [
-        "The stop strings were not applied: an answer cut before one would not follow the json_schema."
+        "The stop strings were not applied: an answer cut at one would not follow the json_schema."
     ]
     assert pair.generate(PROMPT, choices=["Oslo"], max_new_tokens=20, stop=["l"]).text == "Oslo"
     cut = pair.generate(PROMPT, choices=["Oslo"], max_new_tokens=20)

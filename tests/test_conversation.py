@@ -131,7 +131,7 @@ def test_a_call_as_text(arguments, said):
 
 
 def test_a_call_that_no_json_says():
-    with pytest.raises(PromptError, match=r"tool 'f' are no JSON .*set"):
+    with pytest.raises(PromptError, match=r"tool 'f' are not JSON .*set"):
         tool_call_text("f", {"a": {1}})
 
 

@@ -10,7 +10,7 @@ from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import DecodingError, NonFiniteLogitsError
 from deepen_core.members.memory import is_memory
 
-REPORT = "This is a fault of deepen: please report it with this text."
+REPORT = "This is a bug in deepen: please report it with this text."
 MEMORY = [
     MemoryError("no room"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -78,7 +78,7 @@ def test_fusing(load, monkeypatch, fusion, called, other, main, weights):
         said = said_by(ensemble, temperature=0.7, top_k=5)
     assert said == (
         f"Fusing alpha and beta ({called}) failed at token 5 of the answer: IndexError: a sequence too many. {REPORT} "
-        f"Members loaded with fusion='{other}' may not have it; with weights={weights} main answers alone, and nothing "
+        f"Members loaded with fusion='{other}' may avoid it; with weights={weights} main answers alone, and nothing "
         "is fused."
     )
 
@@ -117,7 +117,7 @@ def test_a_lack_of_memory(ensemble, monkeypatch, problem):
     monkeypatch.setattr(ensemble._engine.fusion, "fuse", raises(problem)(None))
     said = said_by(ensemble)
     assert said.endswith(f"{problem}. Lower max_batch_size, or shorten the prompt.")
-    assert "fault of deepen" not in said
+    assert "bug in deepen" not in said
     assert "weights" not in said
 
 
@@ -164,14 +164,14 @@ def test_sequences_that_do_not_fit_into_memory_together_are_fused_one_by_one(ens
 def test_choosing(ensemble, monkeypatch, options, named):
     """Only options that have to do with the choice are named, and fusion is not."""
     monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", raises(IndexError("no such token"))(None))
-    around = f" The same request without {named} may go around it." if named else ""
+    around = f" The same request without {named} may avoid it." if named else ""
     said = said_by(ensemble, ignore_eos=False, logprobs=2, **options)
     assert said == f"Choosing token 1 of the answer failed: IndexError: no such token. {REPORT}{around}"
 
 
 def test_ignore_eos_has_to_do_with_the_choice(ensemble, monkeypatch):
     monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", raises(IndexError("no such token"))(None))
-    assert said_by(ensemble, ignore_eos=True).endswith("The same request without ignore_eos=True may go around it.")
+    assert said_by(ensemble, ignore_eos=True).endswith("The same request without ignore_eos=True may avoid it.")
 
 
 @pytest.mark.parametrize(("method", "token"), [("allowed", 3), ("advance", 3)])
@@ -183,7 +183,7 @@ def test_following_a_constraint(ensemble, monkeypatch, method, token):
     said = said_by(ensemble, regex="[a-z ]{40}", temperature=0.7)
     assert said == (
         f"Following the regex at token {token} of the answer failed: IndexError: no such state. {REPORT} "
-        "The same request without regex goes around it."
+        "The same request without regex avoids it."
     )
 
 
@@ -198,7 +198,7 @@ def test_reporting(ensemble, monkeypatch):
     monkeypatch.setattr("deepen_core.engine.logprobs.TokenReporter.report", raises(IndexError("no such token"))(None))
     assert said_by(ensemble, logprobs=2, temperature=0.7) == (
         "Reporting the log-probabilities of token 1 of the answer failed: IndexError: no such token. "
-        f"{REPORT} The same request without logprobs goes around it."
+        f"{REPORT} The same request without logprobs avoids it."
     )
     assert ensemble.generate(FAILING, **OPTIONS).token_ids
 
@@ -214,12 +214,12 @@ def test_telling_the_members(ensemble, load, monkeypatch):
         MemberSequence, "append_text", raises(IndexError("no such place"), after=1)(MemberSequence.append_text)
     )
     said = said_by(ensemble)
-    heard = said.partition("the text ")[2].partition(" (token ")
-    assert said.startswith("Telling member 'beta' the text '")
+    heard = said.partition(" with ")[2].partition(" (token ")
+    assert said.startswith("Updating member 'beta' with '")
     token = int(heard[2].partition(" of the answer) failed: IndexError: no such place.")[0])
     assert 2 <= token <= len(expected.token_ids)
     assert eval(heard[0]) in expected.text  # noqa: S307 (a string)
-    assert said.endswith(f"{REPORT} With the weight 0 for 'beta' nothing is told to it.")
+    assert said.endswith(f"{REPORT} With weight 0, 'beta' is not updated.")
     with load("alpha", "beta", weights=[1, 0]) as alone:
         assert alone.generate(FAILING, **OPTIONS).token_ids
 

@@ -65,7 +65,7 @@ def test_an_unknown_option_of_a_model_is_refused():
 
 @pytest.mark.parametrize("tools", [[Answer], [add], [5], 5, [None]])
 def test_tools_of_a_call_are_definitions(chat, ensemble, tools):
-    with pytest.raises(SamplingError, match=r"is no tool|tools is 5: give a list"):
+    with pytest.raises(SamplingError, match=r"is not a tool|tools is 5: give a list"):
         chat.invoke("q", tools=tools)
     assert not ensemble.requests
 

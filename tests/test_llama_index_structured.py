@@ -145,7 +145,7 @@ def test_a_class_that_wants_more_than_its_schema_says():
         def _no(cls, value):
             raise ValueError("never")
 
-    with pytest.raises(StructuredAnswerError, match=r"is JSON but no Never.*never"):
+    with pytest.raises(StructuredAnswerError, match=r"is JSON but not a valid Never.*never"):
         _demo_like().structured_predict(Never, PROMPT, what="it")
 
 

@@ -357,7 +357,7 @@ def test_encoders_are_refused_unless_made_decoders(tmp_path, name):
 @pytest.mark.parametrize(("name", "kind"), [("DistilBert", "distilbert"), ("ModernBert", "modernbert"), ("ViT", "vit")])
 def test_models_without_a_causal_class_are_refused(tmp_path, name, kind):
     folder = save_configuration(tmp_path / name, configuration(name))
-    with pytest.raises(ConfigurationError, match=rf"is no causal language model \({kind}\)"):
+    with pytest.raises(ConfigurationError, match=rf"is not a causal language model \({kind}\)"):
         described(folder)
 
 

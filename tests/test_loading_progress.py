@@ -25,8 +25,8 @@ STEPS = [
     "comparing vocabularies",
     "alpha: loading weights",
     "beta: loading weights",
-    "alpha: trying how it runs several sequences",
-    "beta: trying how it runs several sequences",
+    "alpha: probing how it batches sequences",
+    "beta: probing how it batches sequences",
     "alpha: calibrating",
     "beta: calibrating",
     "alpha: looking up kept rows",
@@ -263,10 +263,10 @@ def test_members_that_run_one_row_at_a_time_are_warned_of(models, monkeypatch):
         assert messages == ensemble.info.warnings
         for name, message in zip(["alpha", "beta"], messages, strict=True):
             assert message.startswith(
-                f"Member {name!r} runs one sequence at a time: its logits are shy. In it the requests"
+                f"Member {name!r} runs one sequence at a time: its logits are shy. It processes the requests"
             )
             assert "a batch of 8 is no faster than 8 calls" in message
-            assert message.endswith("take another model in its place.")
+            assert message.endswith("use another model instead.")
     assert {w.filename for w in said} == {__file__}
 
 
@@ -286,7 +286,7 @@ def test_a_state_space_model_is_warned_of_with_what_it_costs(tmp_path, folders):
     tokenizer.save_pretrained(tmp_path / "mamba")
     with pytest.warns(
         CompatibilityWarning,
-        match=r"Member .mamba. runs one sequence at a time: .*, so its whole text is run again for every token\. In it",
+        match=r"Member .mamba. runs one sequence at a time: .*, so its whole text is run again for every token\. It ",
     ):
         ensemble = Ensemble.load([folders["alpha"], tmp_path / "mamba"], device="cpu", progress=False)
     with ensemble:

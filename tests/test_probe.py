@@ -69,7 +69,7 @@ def test_the_reason_names_the_place_and_both_numbers():
     rounding.learn([state * 1.01 for state in one], one)
     assert rounding.problem([state * 0.95 for state in one], one) == ""
     assert rounding.problem(one[:2], one[:2]) == "2 layers where there were 3"
-    assert rounding.problem([one[0], one[1] * 1.5, one[2]], one).startswith("what layer 1 puts out by")
+    assert rounding.problem([one[0], one[1] * 1.5, one[2]], one).startswith("the output of layer 1 by")
     assert rounding.problem([*one[:2], one[2] * 1.5], one).startswith("its logits by")
     assert rounding.problem([one[0], one[1] * float("nan"), one[2]], one)
 

@@ -104,7 +104,7 @@ def test_a_dropped_member_has_no_more_say(load, ensemble):
     answer = first.result()
     assert answer.token_ids == expected.token_ids != together.token_ids
     assert answer.warnings == [
-        "Member 'beta' failed and had no say from token 1 of the answer on: RuntimeError: a kernel broke"
+        "Member 'beta' failed and was dropped from token 1 of the answer on: RuntimeError: a kernel broke"
     ]
     assert [w.name for w in answer.member_work] == ["alpha", "beta"]
     assert not other.result().warnings
@@ -216,11 +216,11 @@ def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)
     fuse, calls = ensemble._engine.fusion.fuse, []
 
-    def failing(logprobs, weights, healing):
-        calls.append(len(weights))
-        if len(weights) > 1 or len(calls) < 4:
+    def failing(inputs):
+        calls.append(len(inputs.weights))
+        if len(inputs.weights) > 1 or len(calls) < 4:
             raise IndexError("a sequence too many")
-        return fuse(logprobs, weights, healing)
+        return fuse(inputs)
 
     monkeypatch.setattr(ensemble._engine.fusion, "fuse", failing)
     first, other = ask_together(ensemble, [FAILING, PROMPTS[1]])

@@ -158,7 +158,7 @@ class TestLife(Serving):
 
         monkeypatch.setattr("deepen_core.engine.scheduler.Scheduler._admit", breaks)
         handle = ensemble.submit(PROMPT, **OPTIONS)
-        said = r"has broken down: SystemExit: the end\. This is a fault of deepen"
+        said = r"has crashed: SystemExit: the end\. This is a bug in deepen"
         with pytest.raises(ClosedError, match=said):
             handle.result(timeout=30)
         with pytest.raises(ClosedError, match=said):

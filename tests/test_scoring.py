@@ -104,8 +104,8 @@ def test_score_ends_at_the_window(pair):
     [
         (0, KeyError("x"), r"KeyError: 'x'\.$"),
         (0, MemoryError("x"), r"MemoryError: x\. Shorten the texts\.$"),
-        (1, KeyError("x"), r"KeyError: 'x'\. With the weight 0 it has no score, and the others have theirs\.$"),
-        (1, MemoryError("x"), r"MemoryError: x\. Shorten the texts\. With the weight 0 it has no score"),
+        (1, KeyError("x"), r"KeyError: 'x'\. With weight 0 it is not scored, and the others are\.$"),
+        (1, MemoryError("x"), r"MemoryError: x\. Shorten the texts\. With weight 0 it is not scored"),
     ],
 )
 def test_a_member_that_fails_to_score(pair, monkeypatch, number, problem, advice):

@@ -57,7 +57,7 @@ def test_nothing_there_is_no_news(store):
         ({"slot": torch.zeros(TOKENS + 1, dtype=torch.int32)}, r"slot has shape \[12\] where tokens is \[11\]"),
         ({"value": torch.zeros(7, 3)}, r"value has shape \[7, 3\] where rows x entries is \[7, 4\]"),
         ({"index": torch.zeros(7, dtype=torch.int32)}, r"index has shape \[7\]"),
-        ({"index": torch.zeros(7, 5), "value": torch.zeros(7, 5)}, "rows have 5 entries where 4 is the most"),
+        ({"index": torch.zeros(7, 5), "value": torch.zeros(7, 5)}, "rows have 5 entries, but at most 4 are allowed"),
     ],
 )
 def test_rows_that_fit_nowhere_are_refused(store, change, told):
@@ -196,7 +196,7 @@ OURS = {"format_version": str(FORMAT_VERSION), "key": SPACE.key, "model": "other
         (sealed_by_hand({**OURS, "format_version": "0"}, some_rows()), "is not of format 3"),
         (sealed_by_hand({**OURS, "key": "f" * 64}, some_rows()), r"holds the rows of another space \(of other\)"),
         (sealed_by_hand(OURS, {**some_rows(), "slot": torch.zeros(3)}), r"does not fit: slot has shape \[3\]"),
-        (sealed_by_hand(OURS, some_rows(), missing=1), "is no safetensors file"),
+        (sealed_by_hand(OURS, some_rows(), missing=1), "is not a safetensors file"),
         (sealed_by_hand(OURS, {"spread": torch.zeros(7)}), "does not fit: slot is missing"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_read_is_told(store):
     (store.folder / SPACE.file_name).mkdir(parents=True)
     with pytest.warns(StoreWarning, match="cannot be read"):
         assert store.load(SPACE) is None
-    with pytest.warns(StoreWarning, match="cannot be kept"):
+    with pytest.warns(StoreWarning, match="cannot be saved"):
         assert not store.save(SPACE, some_rows())
     assert names(store.folder) == [SPACE.file_name]
 

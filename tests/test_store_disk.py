@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_part_of_the_new(store, monkeyp
     with monkeypatch.context() as patched:
         fill_disk(patched)
         with pytest.warns(
-            StoreWarning, match=r"rows of general \(0\.0 MiB\) cannot be kept .* No space left .* DEEPEN_CACHE_DIR"
+            StoreWarning, match=r"rows of general \(0\.0 MiB\) cannot be saved .* No space left .* DEEPEN_CACHE_DIR"
         ):
             assert store.save(SPACE, some_rows(seed=2)) is False
         assert store.save(SPACE, some_rows(seed=2)) is False  # said once
@@ -85,7 +85,7 @@ def test_a_folder_that_refuses_costs_a_warning(store, monkeypatch, target, name,
 def test_a_folder_that_is_a_file_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     store = RowStore(tmp_path / "file")
-    with pytest.warns(StoreWarning, match="cannot be kept"):
+    with pytest.warns(StoreWarning, match="cannot be saved"):
         assert store.save(SPACE, some_rows()) is False
     assert store.entries() == []
     assert store.clear() == 0

@@ -32,7 +32,7 @@ def test_a_killed_build_leaves_a_file_that_the_next_load_removes_and_tells(store
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert len(names(store.folder)) == 2
-    with pytest.warns(StoreWarning, match="rows of general were left half written .* by a process that was killed"):
+    with pytest.warns(StoreWarning, match="rows of general were left incomplete .* by a process that was killed"):
         assert same(store.load(SPACE), some_rows(seed=2))
     assert names(store.folder) == [SPACE.file_name]
     assert len(store.entries()) == 1
@@ -96,7 +96,7 @@ def test_a_build_killed_at_any_moment_does_no_harm(store):
             process.wait()
         # The moment decides whether anything is left half written, which is told once and never again.
         left = any(path.stat().st_size for path in store.folder.glob(".*"))
-        with pytest.warns(StoreWarning, match="left half written") if left and not told else nullcontext():
+        with pytest.warns(StoreWarning, match="left incomplete") if left and not told else nullcontext():
             found = store.load(SPACE)
         told |= left
         assert found is None or same(found, whole)

@@ -309,7 +309,7 @@ def test_parts_that_are_not_text():
     assert "<image>" in usual
     assert read(tokenizer, chat)[0] == usual
     for name in set(NAMES) - {"parts"}:
-        with pytest.raises(ChatTemplateError, match="member 'm' takes no content of type 'image'"):
+        with pytest.raises(ChatTemplateError, match="member 'm' cannot render content of type 'image'"):
             read(name, chat)
     with pytest.raises(ChatTemplateError, match="type 'sound'"):
         read(tokenizer, [said("user", [{"type": "sound"}])])

@@ -1,4 +1,4 @@
-"""Several local language models as one: the engine.
+"""The engine: runs several local language models as one.
 
 Importing this package imports neither torch nor transformers; the first use of `Ensemble` does.
 """

@@ -1,4 +1,4 @@
-"""`common_tokens`, where it has always been; it lives in `deepen_core.fusion.anchors.shared_tokens`."""
+"""Re-exports `common_tokens` of `deepen_core.fusion.anchors.shared_tokens` under its old path."""
 
 from deepen_core.fusion.anchors.shared_tokens import common_tokens
 

@@ -32,9 +32,9 @@ from deepen_core.results import EnsembleInfo, Score
 
 
 class Ensemble(GenerationAPI):
-    r"""Local language models with different tokenizers and architectures that answer as one.
+    r"""Several local language models with different tokenizers and architectures that answer as one.
 
-    Make one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops, whose
+    Create one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops; their
     requests are decoded together.
 
     Example:
@@ -45,8 +45,8 @@ class Ensemble(GenerationAPI):
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
         self._worker = engine.worker
-        self._closing = threading.Lock()  # taken by whoever closes, for good
-        # The worker knows nothing of the ensemble; one that is dropped ends its worker.
+        self._closing = threading.Lock()  # acquired by the first `close`, and never released
+        # The worker has no reference to the ensemble; dropping the ensemble ends its worker.
         weakref.finalize(self, engine.worker.stop, wait=False)
         self._warnings = engine_warnings(engine)
         for warning in self._warnings:
@@ -69,27 +69,28 @@ class Ensemble(GenerationAPI):
     ) -> Ensemble:
         """Loads the members; all options, files and tokenizers are checked before any weights are read.
 
-        What it is doing goes to the logger "deepen_core" at level INFO as well, with the seconds each step took.
+        Progress is also logged to "deepen_core" at level INFO, with the seconds that each step took.
 
         Args:
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
             main: Index or name of the member whose vocabulary is used.
-            weights: One number per member, or a `WeightPolicy`; each `MemberConfig.weight` (by default equal) if not
-                given.
-            fusion: How distributions are joined: "deepen", "deepen-paper", "product", "union", or the options of one
+            weights: One number per member, or a `WeightPolicy`; by default each `MemberConfig.weight`, which are equal
+                by default.
+            fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", or the options of one
                 (`FusionConfig`, `ProductConfig`, `UnionConfig`).
-            device: For members without one of their own; a GPU if there is one, else the CPU.
-            dtype: For members without one of their own; "auto" takes the checkpoint's.
-            cache_dir: Where rows of large vocabularies are kept for the next process; `DEEPEN_CACHE_DIR`, or a folder
-                in the user's cache, if not given.
-            max_batch_size: So many requests are decoded together at most; the others wait, first come first served.
-            on_member_error: What a member that fails (out of memory, no finite logits) does to a request: "raise" ends
-                it with a `MemberError`, "drop" goes on without the member and says so in `Generation.warnings`. The
-                main member cannot be dropped.
-            progress: Show on the error stream what is being done and how much of it is left.
+            device: For members that do not set their own; a GPU if there is one, else the CPU.
+            dtype: For members that do not set their own; "auto" uses the checkpoint's.
+            cache_dir: Where rows of large vocabularies are stored for the next process; by default `DEEPEN_CACHE_DIR`,
+                or a folder in the user's cache.
+            max_batch_size: Maximum number of requests decoded together; the others wait, first come, first served.
+            on_member_error: What happens to a request if a member fails (out of memory, no finite logits): "raise" ends
+                it with a `MemberError`, "drop" continues without the member and adds a note to `Generation.warnings`.
+                The main member cannot be dropped.
+            progress: Show on stderr what is being done and how much is left.
 
         Raises:
-            ConfigurationError: For options that contradict each other or the members, and if a device has no room.
+            ConfigurationError: For options that contradict each other or the members, or a device without enough
+                memory.
             MemberError: If a member fails when it is tried.
             ModelFilesError: If a model's files are missing or damaged.
             TokenizerError: If a tokenizer cannot be used.
@@ -122,10 +123,10 @@ class Ensemble(GenerationAPI):
         on_member_error: MemberErrorPolicy = "raise",
         progress: bool = False,
     ) -> Ensemble:
-        """Makes an ensemble of members that are loaded already, of any kind.
+        """Creates an ensemble of loaded members of any kind.
 
         Args:
-            members: Objects that do what `deepen_core.members.base.Member` says, each with a name of its own.
+            members: Objects that implement `deepen_core.members.base.Member`, each with a unique name.
             main: Index or name of the member whose vocabulary is used.
             weights: As for `load`; equal if not given.
             fusion: As for `load`.
@@ -153,15 +154,15 @@ class Ensemble(GenerationAPI):
         """Loads the embedded demo: two small models that each know a part of an invented world. No network, no bars.
 
         Args:
-            options: Any option of `Ensemble.load` but `models`.
+            options: Any option of `Ensemble.load` except `models`.
         """
         return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
 
     def score(self, prompt: str, continuation: str) -> Score:
-        """Log-probabilities of a given continuation, fused and under each member alone.
+        """Returns the log-probabilities of a given continuation, fused and under each member alone.
 
         Args:
-            prompt: The text before it; may be empty where every member has a BOS token.
+            prompt: The text before the continuation; may be empty if every member has a BOS token.
             continuation: The text to score, not empty.
 
         Raises:
@@ -172,18 +173,18 @@ class Ensemble(GenerationAPI):
         return score(self._opened(), prompt, continuation)
 
     def tokenize(self, text: str) -> list[int]:
-        """Main's ids of a text, without BOS; control tokens in it are plain text."""
+        """Returns main's ids of a text, without BOS; control tokens in it are read as plain text."""
         return self._opened().main_member.tokenizer.encode(text)
 
     def count_tokens(self, prompt: Prompt) -> int:
-        """How many of main's tokens a text has, without BOS; or a conversation, as main's template renders it.
+        """Counts main's tokens of a text, without BOS, or of a conversation as rendered by main's template.
 
         Args:
-            prompt: A text, or messages; the opening of the assistant's answer is counted with them.
+            prompt: A text, or messages; the beginning of the assistant's answer in the template is counted too.
 
         Raises:
             ChatTemplateError: If messages are given, and main has no chat template or it refuses them.
-            PromptError: If they are no conversation.
+            PromptError: If they are not a conversation.
         """
         if isinstance(prompt, str):
             return len(self.tokenize(prompt))
@@ -198,26 +199,26 @@ class Ensemble(GenerationAPI):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether every member that counts can read a conversation."""
+        """Whether every member that takes part can read a conversation."""
         return all(m.tokenizer.reader.has_chat_template for m in self._opened().members_counted)
 
     @property
     def thinking(self) -> Thinking:
-        """Whether an answer to a conversation begins with thoughts before `</think>`, by main's chat template.
+        """Whether answers to a conversation begin with thoughts before `</think>`, by main's chat template.
 
-        "opened": it does, and the template has written the `<think>`. "optional": the model may think, and then begins
-        with `<think>` itself. "never": it is no model that thinks, or has no chat template.
+        "opened": they do, and the template itself writes the `<think>`. "optional": the model may think, and then
+        writes `<think>` itself. "never": the model does not think, or has no chat template.
         """
         return self._opened().main_member.tokenizer.reader.thinking
 
     @property
     def context_window(self) -> int:
-        """Tokens of the smallest window of the members that count."""
+        """Size of the smallest context window of the members that take part, in tokens."""
         return min(m.context_window for m in self._opened().members_counted)
 
     @property
     def planning_window(self) -> int:
-        """Main's tokens that the text of a prompt and its answer may have together, so that they fit every member.
+        """How many of main's tokens a prompt's text and its answer may have together to fit into every member.
 
         Less than `context_window`: chat templates add tokens of their own, and a member may need more tokens than main
         for the same text. Both are measured, the latter on prose in Latin letters, code and tables.
@@ -229,7 +230,7 @@ class Ensemble(GenerationAPI):
 
     @property
     def info(self) -> EnsembleInfo:
-        """What the members are and how well they fit together."""
+        """Facts about the members, and how well they fit together."""
         return engine_info(self._opened(), self._warnings)
 
     def _opened(self) -> Engine:
@@ -243,10 +244,10 @@ class Ensemble(GenerationAPI):
         return engine.worker, engine.decoder
 
     def prepare(self, progress: bool = True) -> None:
-        """Computes now what the strategy would compute, and keep, when it is first needed.
+        """Computes in advance what the strategy would otherwise compute, and keep, when first needed.
 
-        For "deepen" these are the rows of the relative spaces: worth it for large vocabularies, once; later processes
-        find them in the cache folder. Strategies without a relative space have nothing to prepare.
+        For "deepen" these are the rows of the relative spaces: worth doing once for large vocabularies, since later
+        processes find them in the cache folder. Strategies without a relative space have nothing to prepare.
 
         Args:
             progress: Show progress bars.
@@ -256,14 +257,14 @@ class Ensemble(GenerationAPI):
             engine.worker.call(piece).result()
 
     def close(self) -> None:
-        """Releases the models and keeps new rows. Requests under way end with `ClosedError`."""
+        """Releases the models and saves new rows. Running requests end with `ClosedError`."""
         first = self._closing.acquire(blocking=False)
         engine, self._engine = self._engine, None
         self._worker.stop()
         try:
             if first and engine is not None:
                 engine.fusion.save()
-        finally:  # whatever becomes of the rows, the models go
+        finally:  # even if saving fails, the models are released
             del engine
 
     def __enter__(self) -> Self:

@@ -1,6 +1,6 @@
-"""The errors of the engine: each says what was wrong, with the numbers, and the way out.
+"""The errors of the engine: each states what was wrong, with the numbers, and the way out.
 
-All derive from `RuntimeError`, never from `ValueError` or `TypeError`: LlamaIndex swallows those two into the
+All derive from `RuntimeError`, never from `ValueError` or `TypeError`: LlamaIndex swallows those two and returns the
 answer "Empty Response".
 """
 
@@ -14,7 +14,7 @@ class DeepenError(RuntimeError):
 
 
 class CompatibilityWarning(UserWarning):
-    """The members can be fused, but a measurement speaks against it; or against asking them many things at once."""
+    """The members can be fused, but a measurement suggests poor results, or slow batches."""
 
 
 class ConfigurationError(DeepenError):
@@ -22,11 +22,11 @@ class ConfigurationError(DeepenError):
 
 
 class ModelFilesError(DeepenError):
-    """A model folder lacks a file, or a file in it is cut short or damaged."""
+    """A model folder lacks a file, or a file in it is truncated or damaged."""
 
 
 class TokenizerError(DeepenError):
-    """A tokenizer cannot serve: no fast version, or token values that cannot be read as bytes."""
+    """A tokenizer cannot be used: it has no fast version, or its tokens cannot be read as bytes."""
 
 
 class NoCommonTokensError(DeepenError):
@@ -34,11 +34,11 @@ class NoCommonTokensError(DeepenError):
 
 
 class PromptError(DeepenError):
-    """The prompt cannot be decoded from: empty without a BOS token, or of an unknown shape."""
+    """The prompt cannot be used: it is empty and there is no BOS token, or it has an unknown shape."""
 
 
 class ChatTemplateError(DeepenError):
-    """A conversation was given, but a member has no chat template, or its template takes it in no form."""
+    """A conversation was given, but a member has no chat template, or its template cannot render it in any form."""
 
 
 class ContextWindowError(DeepenError):
@@ -58,51 +58,52 @@ class NonFiniteLogitsError(MemberError):
 
 
 class DecodingError(DeepenError):
-    """A step failed outside of any member, or a constraint left nothing that main could say."""
+    """A step failed outside of any member, or a constraint left no token that main could generate."""
 
 
 class StructuredAnswerError(DeepenError):
-    """An answer that was to be an object is none: it was cut off, or its class asks for more than its schema says."""
+    """A structured answer is not a valid object: it was truncated, or its class demands more than its schema states."""
 
     @classmethod
     def from_answer(cls, wanted: str, text: str, finish_reason: str, problem: Exception) -> Self:
-        """The error of one answer.
+        """Returns the error of one answer.
 
         Args:
             wanted: Name of the class.
             text: The answer.
             finish_reason: How it ended.
-            problem: What the class said.
+            problem: The class's validation error.
         """
         if finish_reason == "stop":
             return cls(
-                f"The answer is JSON but no {wanted}: {brief(problem)}. Say in the schema what the class checks."
+                f"The answer is JSON but not a valid {wanted}: {brief(problem)}. State in the schema what the class "
+                "checks."
             )
         way_out = {"length": "raise max_new_tokens", "timeout": "raise timeout"}.get(finish_reason, "ask again")
         return cls(
             f"The answer ended ({finish_reason}) after {len(text)} characters, before its {wanted} was complete: "
-            f"{way_out}, or bound the schema's texts and lists (maxLength, maxItems)."
+            f"{way_out}, or limit the schema's texts and lists (maxLength, maxItems)."
         )
 
 
 class NoToolCallError(DeepenError):
-    """An answer that was to call a tool calls none: the model chose not to, or the call was cut off."""
+    """An answer that had to call a tool does not: the model chose not to, or the call was truncated."""
 
     @classmethod
     def from_answer(cls, text: str, finish_reason: str) -> Self:
-        """The error of one answer.
+        """Returns the error of one answer.
 
         Args:
-            text: What it says instead.
+            text: The text of the answer.
             finish_reason: How it ended.
         """
-        said = f"The answer calls no tool. It ended ({finish_reason}) and says {text[:200]!r}: "
+        said = f"The answer calls no tool. It ended ({finish_reason}) with the text {text[:200]!r}: "
         way_out = {"length": "raise max_new_tokens.", "timeout": "raise timeout."}
-        return cls(said + way_out.get(finish_reason, "give tool_required=True, or a tool_choice, if it has to."))
+        return cls(said + way_out.get(finish_reason, "set tool_required=True or a tool_choice if it must call one."))
 
 
 class NotDoneError(DeepenError, TimeoutError):
-    """The answer was not there in the time that the caller would wait; the request goes on."""
+    """The answer was not complete within the time that the caller would wait; the request continues."""
 
 
 class ClosedError(DeepenError):
@@ -110,6 +111,6 @@ class ClosedError(DeepenError):
 
 
 def brief(problem: BaseException) -> str:
-    """What an error says, on one line."""
+    """Returns an error's type and message on one line."""
     said = " ".join(str(problem).split())
     return f"{type(problem).__name__}: {said if len(said) <= 600 else said[:600] + '...'}"

@@ -1,4 +1,4 @@
-"""`adamw_search` and `em_search`, where they have always been; they live in `deepen_core.fusion.deepen.search`."""
+"""Re-exports `adamw_search` and `em_search` of `deepen_core.fusion.deepen.search` under their old path."""
 
 from deepen_core.fusion.deepen.search import adamw_search, em_search
 

@@ -1,4 +1,4 @@
-"""What a long piece of work is doing now: one bar on the error stream, and the log for those without a terminal."""
+"""Progress of a long piece of work: a progress bar on stderr, and log lines for those without a terminal."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 _LOG = logging.getLogger("deepen_core")
-# No time that is left and no rate: steps differ too much in length for either to be true.
+# No remaining time and no rate: the lengths of steps differ too much for either to be meaningful.
 _TICK_S = 1.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Steps:
-    """Tells of each step of a piece of work; to be used as a context.
+    """Reports the steps of a piece of work; to be used as a context manager.
 
-    The log gets a line at level INFO at the start of the work and one with the seconds it took after each step and at
-    the end. A step that raises is not logged: the error speaks for itself. In a terminal the clock of the bar goes on
-    while a step takes long, so that it can be told from one that hangs.
+    A line is logged at level INFO when the work starts, and one with the seconds taken after each step and at the end.
+    A step that raises is not logged, since the error reports it. In a terminal, the bar's clock keeps running during a
+    long step, to show that it does not hang.
 
     Args:
-        work: What the work is as a whole, such as "Loading".
+        work: Name of the whole work, such as "Loading".
         of: What it is done to.
-        count: How many steps there are.
-        shown: Whether there is a bar; it disappears when the work is over.
+        count: Number of steps.
+        shown: Whether to show a bar; it disappears when the work is done.
     """
 
     def __init__(self, work: str, of: str, count: int, *, shown: bool) -> None:
@@ -60,15 +60,15 @@ class Steps:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Tells of one step.
+        """Reports one step.
 
         Args:
-            what: What is done, such as "alpha: loading weights".
+            what: Name of the step, such as "alpha: loading weights".
         """
         self._bar.set_postfix_str(what)
         started = time.perf_counter()
         yield
-        self._bar.n += 1  # drawn with the next step: `update` would draw it with the name of this one
+        self._bar.n += 1  # drawn with the next step: `update` would redraw it with this step's name
         self._say("%s took %.1f s", what, time.perf_counter() - started)
 
     def _tick(self) -> None:

@@ -1,4 +1,4 @@
-"""`relative_matrix`, where it has always been; it lives in `deepen_core.fusion.deepen.relative_space`."""
+"""Re-exports `relative_matrix` of `deepen_core.fusion.deepen.relative_space` under its old path."""
 
 from deepen_core.fusion.deepen.relative_space import relative_matrix
 

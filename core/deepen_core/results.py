@@ -1,4 +1,4 @@
-"""What a caller gets back: plain frozen records, no tensors."""
+"""What callers get back: plain frozen records without tensors."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 ONE_AT_A_TIME = "one sequence at a time"
-"""How `MemberInfo.batching` begins for a member that cannot run several sequences in one forward."""
+"""The beginning of `MemberInfo.batching` for a member that cannot run several sequences in one forward."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts by the main member's tokenizer."""
+    """Token counts in the main member's tokenizer."""
 
     prompt_tokens: int
-    """Tokens of the prompt, the BOS token and chat-template tokens included."""
+    """Tokens of the prompt, including BOS and chat-template tokens."""
     completion_tokens: int
     """Tokens generated, without the end-of-text token."""
 
@@ -28,13 +28,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class MemberTokenLogprob:
-    """What one member alone thought of a chosen token."""
+    """One member's own prediction for a chosen token."""
 
     name: str
     token_id: int | None
     """The member's own id of the same bytes; None if it has no such token."""
     logprob: float | None
-    """Natural logarithm of the member's probability; None if it has no such token or had no say in this step."""
+    """Natural logarithm of the member's probability; None if it has no such token or took no part in this step."""
     top: tuple[tuple[int, bytes, float], ...] = ()
     """The member's most probable tokens as (id, bytes, log-probability), best first."""
 
@@ -72,7 +72,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class MemberWork:
-    """How many tokens one member ran for a request, against the length of its own text."""
+    """How many tokens one member ran for a request, compared to the length of its own text."""
 
     name: str
     prompt_tokens: int
@@ -80,7 +80,7 @@ class MemberWork:
     text_tokens: int
     """Tokens of the generated text in this member's tokenizer."""
     tokens_run: int
-    """Tokens that went through the model after the prompt, the re-tokenised ones counted each time."""
+    """Tokens run through the model after the prompt; re-tokenised ones count each time."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Generation:
     timings: Timings = Timings(0.0, 0.0)
     member_work: list[MemberWork] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """Things the caller should know: a clamped `max_new_tokens`, a member that failed and was dropped, stop strings
-    that a constraint kept from being applied."""
+    """Notes for the caller: a lowered `max_new_tokens`, a member that failed and was dropped, stop strings that were
+    not applied because of a constraint."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a streamed answer; the pieces joined are `Generation.text`."""
+    """A piece of a streamed answer; joined, the pieces are `Generation.text`."""
 
     text: str
     """New text; empty in the last chunk when nothing was held back."""
@@ -154,40 +154,40 @@ class SpaceInfo:
     """The relative space of one member, where a strategy has one."""
 
     temperature: float
-    """Of the relative representation, after calibration."""
+    """Temperature of the relative representation, after calibration."""
     self_mass: float
     """Median share of an anchor's row that stays on the anchor itself; near zero, the space carries no signal."""
     effective_support: float
     """Median number of anchors that an anchor's row spreads over, the exponential of its entropy."""
     rows_built: int
-    """Rows that are there; others are built when they are needed."""
+    """Number of rows built so far; others are built when needed."""
     bytes_held: int
     """Memory of the space."""
 
 
 @dataclass(frozen=True)
 class FusionInfo:
-    """What a strategy of fusion has to report."""
+    """The report of a fusion strategy."""
 
     anchors: int | None = None
-    """Byte strings that every member has as a token; None if the strategy does not look for any."""
+    """Number of byte strings that are a token of every member; None if the strategy does not look for any."""
     bytes_held: int = 0
     """Memory beyond the models' own weights."""
     limits: list[str] = field(default_factory=list)
     """What it cannot do with these members, however well they fit."""
     spaces: list[SpaceInfo] | None = None
-    """Of each member; None if the strategy has no relative spaces."""
+    """One per member; None if the strategy has no relative spaces."""
 
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """What one member brings."""
+    """Facts about one member."""
 
     name: str
     architecture: str
     parameters: int
     vocabulary_size: int
-    """Length of the embedding matrix."""
+    """Number of logits, for transformers models the length of the embedding matrix."""
     context_window: int
     """Tokens, by this member's tokenizer."""
     weight: float
@@ -203,27 +203,27 @@ class MemberInfo:
     effective_support: float | None
     """Median number of anchors that an anchor's row spreads over, the exponential of its entropy."""
     rows_built: int
-    """Rows of the relative space that are there; others are built when they are needed."""
+    """Number of rows of the relative space built so far; others are built when needed."""
     bytes_per_token: float
     """Mean length of this member's tokens on a sample text."""
     space_bytes: int
     """Memory held by the relative space."""
     batching: str = ONE_AT_A_TIME
-    """How it runs the sequences of a step: "ragged" is all of them in one forward, "one sequence at a time: ..." says
-    why not. Of a member that is never run (weight 0) nothing is known."""
+    """How it runs the sequences of a step: "ragged" runs all in one forward, "one sequence at a time: ..." gives the
+    reason why not. Unknown for a member that is never run (weight 0)."""
 
 
 @dataclass(frozen=True)
 class EnsembleInfo:
-    """What `Ensemble.info` reports."""
+    """The report of `Ensemble.info`."""
 
     members: list[MemberInfo]
     main: str
     fusion: str
     anchors: int | None
-    """Byte strings that every member has as a token, without the stop anchor; None if the strategy needs none."""
+    """Number of byte strings that are a token of every member, without the stop anchor; None if not needed."""
     context_window: int
-    """Tokens of the smallest window of all members."""
+    """Size of the smallest context window of the members that take part, in tokens."""
     bytes_held: int
     """Memory of the fusion (relative spaces, columns) beyond the models' own weights."""
     warnings: list[str] = field(default_factory=list)

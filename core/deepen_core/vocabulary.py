@@ -1,4 +1,4 @@
-"""`Vocabulary`, where it has always been; it lives in `deepen_core.tokenization.vocabulary`."""
+"""Re-exports `Vocabulary` of `deepen_core.tokenization.vocabulary` under its old path."""
 
 from deepen_core.tokenization.vocabulary import Vocabulary
 

@@ -1,1 +1,1 @@
-"""Conversations as each member's chat template wants them."""
+"""Conversations in the form that each member's chat template expects."""

@@ -1,4 +1,4 @@
-"""Keeps the strings of messages from turning into control tokens in what a chat template renders."""
+"""Keeps the strings of messages from becoming control tokens in the output of a chat template."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from deepen_core.chat.messages import Message, TrustedMarkup
 
-# Unicode noncharacters, put into messages before a template sees them and taken out of what it renders.
+# Unicode noncharacters: inserted into messages before a template sees them, removed from its output.
 _BREAK = "\ufdd0"  # splits a control token
-MARK = "\ufdd1"  # says that the next character is text; a control token of one character cannot be split
+MARK = "\ufdd1"  # marks the next character as text; a control token of one character cannot be split
 _OURS = str.maketrans("", "", _BREAK + MARK)
 
-# Fields that templates compare with names of their own.
+# Fields whose values templates compare with fixed names.
 _NAMES = frozenset({"role", "type"})
 
 
 class Shield:
-    """Shields messages.
+    """Escapes control tokens in messages.
 
     Args:
-        outer: Control tokens that no string may hold: special ones, and those that set turns apart.
-        inner: The other control tokens (`<think>`). What an assistant said may hold those, since templates look for
-            them there, and so may `TrustedMarkup`.
+        outer: Control tokens that no string may contain: the special tokens, and those that delimit turns.
+        inner: The other control tokens (`<think>`). Assistant messages may contain them, since templates look for them
+            there, and so may `TrustedMarkup`.
     """
 
     def __init__(self, outer: Collection[str], inner: Collection[str]) -> None:
@@ -31,9 +31,9 @@ class Shield:
         self._every = _Splitter([*outer, *inner])
 
     def shielded(self, message: Message) -> dict[str, Any]:
-        """A copy of a message none of whose strings can put a control token into what a template renders.
+        """Returns a copy of a message, none of whose strings can put a control token into a template's output.
 
-        Each string is shielded on its own, so strings may be joined in any way.
+        Each string is escaped on its own, so strings may be joined in any way.
         """
         splitter = self._outer if message.get("role") == "assistant" else self._every
         shielded: dict[str, Any] = self._value(message, splitter)
@@ -61,7 +61,7 @@ class Shield:
 
 
 class _Splitter:
-    """Keeps strings from holding any of some tokens, and from making one up where they are joined with others."""
+    """Keeps strings from containing given tokens, and from forming one when joined with other strings."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         tokens = list(tokens)
@@ -72,14 +72,14 @@ class _Splitter:
         self._longest = max(map(len, tokens), default=0)
 
     def split(self, text: str) -> str:
-        """The text with every token in it split."""
+        """Returns the text with every token in it split."""
         marked = self._single.sub(lambda found: MARK + found[0], unshielded(text))
         return self._starts.sub(lambda found: found[0] + _BREAK, marked)
 
     def close(self, text: str) -> str:
-        """As `split`, and nothing before or behind the text makes a token of its first or last part.
+        """Like `split`, and no text before or after can complete a token with the start or end of this one.
 
-        The breaks stand inside of white space at the ends, which templates trim.
+        The breaks go inside the leading and trailing white space, which templates trim.
         """
         core = unshielded(text).strip()
         whole = self.split(text)
@@ -91,10 +91,10 @@ class _Splitter:
 
 
 def any_of(tokens: Iterable[str]) -> str:
-    """A pattern for the longest of some tokens that stands at a place; without tokens it matches nowhere."""
+    """Returns a pattern for the longest of the tokens at a place; without tokens it matches nowhere."""
     return "(?:" + ("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)") + ")"
 
 
 def unshielded(text: str) -> str:
-    """A text without what shielding put into it."""
+    """Returns a text without the characters that escaping inserted."""
     return text.translate(_OURS)

@@ -1,4 +1,4 @@
-"""What a caller gives to be answered: a text, or a conversation as messages."""
+"""Prompts as callers give them: a text, or a conversation as messages."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Prompt = str | Sequence[Message]
 
 
 class TrustedMarkup(str):
-    """Text of the library's own inside a message, such as `<tool_call>`.
+    """Markup that the library itself puts into a message, such as `<tool_call>`.
 
-    It may hold control tokens of a member that are not special, which a plain `str` of a user or a system message never
-    turns into; special tokens it may not hold either. What comes from outside as JSON is never one.
+    It may contain a member's control tokens that are not special, which a plain `str` in a user or system message
+    never turns into; it may not contain special tokens either. Data from outside (JSON) is never of this type.
     """
 
     __slots__ = ()
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Refuses half characters, which no tokenizer takes.
+    """Rejects lone surrogates, which no tokenizer accepts.
 
     Args:
-        text: What is to be encoded.
-        where: What it is, as the start of a sentence.
+        text: The text to be encoded.
+        where: What the text is, as the start of an error message.
 
     Raises:
         PromptError: If the text holds a lone surrogate.
@@ -36,15 +36,15 @@ def check_unicode(text: str, where: str) -> None:
     except UnicodeEncodeError as problem:
         raise PromptError(
             f"{where} holds a lone surrogate ({text[problem.start]!r}) at character {problem.start}: it was decoded "
-            "wrongly before; repair it, for instance with text.encode('utf-8', 'replace').decode()."
+            "incorrectly; repair it, for instance with text.encode('utf-8', 'replace').decode()."
         ) from None
 
 
 def prompt_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts that were given, and whether it is a single one. What each of several says is not looked at.
+    """Returns the prompts as a list, and whether a single one was given. Several prompts are not checked one by one.
 
     Raises:
-        PromptError: If it is neither a text, nor a conversation, nor a list of either.
+        PromptError: If it is not a text, a conversation or a list of these.
     """
     if isinstance(prompt, str):
         return [prompt], True
@@ -61,8 +61,7 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
     """Checks the shape of a conversation.
 
     Raises:
-        PromptError: If it is empty, a message has no role, or its content or tool calls are nothing that a template
-            can take.
+        PromptError: If it is empty, a message has no role, or no template could render its content or tool calls.
     """
     if not messages:
         raise PromptError(
@@ -97,7 +96,7 @@ def _check_calls(calls: Any, number: int) -> None:
 
 
 def called(call: Mapping[str, Any]) -> Any:
-    """What one of a message's `tool_calls` calls: `name` and `arguments`, inside `function` or not."""
+    """Returns the function of one of a message's `tool_calls`: `name` and `arguments`, nested in `function` or not."""
     return call.get("function", call)
 
 

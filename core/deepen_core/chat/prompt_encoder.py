@@ -1,8 +1,8 @@
-"""From what a caller gives to the ids that one member starts from.
+"""Encodes a caller's prompt to the ids that one member starts from.
 
-A prompt becomes ids that are settled (BOS, everything up to the last control token of a chat template) and an open
-text that generation continues; both are the member's own. No message of a conversation turns into a control token;
-only what an assistant said may hold some that are not special (`<think>`), since templates look for them there.
+A prompt becomes ids that are final (BOS, everything up to the last control token of a chat template) and an open text
+that generation continues; both are specific to the member. No message of a conversation can become a control token,
+except that assistant messages may contain those that are not special (`<think>`), since templates look for them there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from deepen_core.errors import ChatTemplateError, PromptError
 from deepen_core.tokenization.fast_tokenizer import Backend
 
 _TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
-"""What an assistant's text may hold, wherever a template writes it too."""
-# What `\s` is to the tokenizers library.
+"""Tags that the text of an assistant may contain, even if a template writes them too."""
+# What `\s` means in the tokenizers library.
 _SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
 
 
@@ -31,13 +31,13 @@ class MemberPrompt:
     """Where one member starts."""
 
     ids: list[int]
-    """Settled ids before the open text."""
+    """Final ids before the open text."""
     text: str
     """The open text; generation continues it."""
     inside: bool
-    """Whether the open text follows a control token that a chat template wrote, BOS included; else it starts a text."""
+    """Whether the open text follows a control token (BOS included) from a chat template; else it starts a text."""
     backend: Backend | None = None
-    """Encodes the open text and what follows, where that is not the member's usual one."""
+    """Encodes the open text and its continuation, if not the member's usual tokenizer."""
 
 
 class PromptReader:
@@ -46,7 +46,7 @@ class PromptReader:
     Args:
         tokenizer: The member's `transformers` tokenizer, for its chat template and its BOS.
         backend: The tokenizer's private copy.
-        name: The member's name, for messages.
+        name: The member's name, for error messages.
     """
 
     def __init__(self, tokenizer: Any, backend: Backend, name: str) -> None:
@@ -67,7 +67,7 @@ class PromptReader:
         unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
         self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
         self._unmarked = re.compile(any_of(unmarked))
-        # Some tokenizers do not mark the tokens special that a template sets turns apart with.
+        # Some tokenizers do not mark as special the tokens with which the template delimits turns.
         frame = "" if template is None else ChatTemplate(tokenizer, template, name, dict).frame
         inner = frozenset(token for token in unmarked if token in _TAGS or token not in frame)
         shield = Shield(set(self._control) - inner, inner)
@@ -77,7 +77,7 @@ class PromptReader:
         self._start_ids = self._read_start_ids()
 
     def _read_start_ids(self) -> list[int]:
-        """The ids that the tokenizer puts before every text."""
+        """Returns the ids that the tokenizer puts before every text."""
         for probe in self._probes():
             full, bare = list(self._tokenizer(probe)["input_ids"]), self._plain.encode(probe)
             for place in range(len(full) - len(bare) + 1 if bare else 0):
@@ -91,31 +91,31 @@ class PromptReader:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the member can read a conversation."""
+        """Whether the member can encode a conversation."""
         return self._chat is not None
 
     @property
     def thinking(self) -> Thinking:
-        """Whether an answer to a conversation begins with thoughts before `</think>`; see `ChatTemplate.thinking`."""
+        """Whether answers to a conversation begin with thoughts before `</think>`; see `ChatTemplate.thinking`."""
         return "never" if self._chat is None else self._chat.thinking
 
     def read_text(self, text: str) -> MemberPrompt:
-        """A text to be continued.
+        """Encodes a text to be continued.
 
         Raises:
-            PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it holds a
-                lone surrogate.
+            PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it contains
+                a lone surrogate.
         """
         check_unicode(text, "The prompt")
         return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
 
     def _started(self, prompt: MemberPrompt) -> MemberPrompt:
-        """The prompt, from BOS on if it has no ids at all."""
+        """Returns the prompt, starting with BOS if it would have no ids at all."""
         if prompt.ids or (prompt.text and self._plain.encode(prompt.text)):
             return prompt
         bos = self._tokenizer.bos_token_id
         if bos is None:
-            what = f"has no tokens ({prompt.text[:20]!r} is nothing to its tokenizer)" if prompt.text else "is empty"
+            what = f"has no tokens (the tokenizer drops {prompt.text[:20]!r})" if prompt.text else "is empty"
             raise PromptError(
                 f"The prompt {what} and member {self._name!r} has no BOS token to start from: give at least one "
                 f"{'other ' if prompt.text else ''}character, or a model with a BOS token."
@@ -123,7 +123,7 @@ class PromptReader:
         return replace(prompt, ids=[bos])
 
     def read_messages(self, messages: Sequence[Message]) -> MemberPrompt:
-        """A conversation, rendered by the member's own chat template and ready for the assistant's answer.
+        """Encodes a conversation, rendered by the member's own chat template and ready for the assistant's answer.
 
         Raises:
             ChatTemplateError: If there is no template, or it refuses the messages in every form.
@@ -137,7 +137,7 @@ class PromptReader:
         return self._started(self._read_rendered(self._chat.render(messages)))
 
     def _read_rendered(self, rendered: str) -> MemberPrompt:
-        """The ids of a rendered chat, its control tokens read as `transformers` reads them."""
+        """Returns the ids of a rendered chat, with control tokens read as `transformers` reads them."""
         ids: list[int] = []
         place = 0
         for found in self._pattern.finditer(rendered):

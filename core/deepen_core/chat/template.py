@@ -1,4 +1,4 @@
-"""One member's chat template, and what it can take."""
+"""One member's chat template, and what it can render."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from deepen_core.errors import ChatTemplateError
 Thinking = Literal["never", "optional", "opened"]
 
 _SYSTEM, _USER, _ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
-_ID = "call00001"  # nine letters and digits, as Mistral's templates ask for
+_ID = "call00001"  # nine letters and digits, as Mistral's templates require
 _RESULT = {"role": "tool", "tool_call_id": _ID, "name": "f", "content": "a"}
 
 
 class ChatTemplate:
-    """Renders conversations for one member, adapting what its template cannot take.
+    """Renders conversations for one member, adapting what its template cannot render.
 
-    What it can take is found by rendering small conversations. A conversation that the template renders whole is
-    rendered as it is.
+    The template's abilities are probed by rendering small conversations. A conversation that the template renders
+    completely is rendered as it is.
 
     Args:
         tokenizer: The member's `transformers` tokenizer.
         template: Its template for plain conversations.
-        name: The member's name, for messages.
-        shielded: Makes a copy of a message whose strings turn into no control tokens, each on its own.
+        name: The member's name, for error messages.
+        shielded: Returns a copy of a message in which no string can become a control token.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class ChatTemplate:
         self._shielded = shielded
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ready for the assistant's answer.
+        """Returns the conversation as text, ready for the assistant's answer.
 
         Raises:
-            ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot take
-                a part that is not text.
-            PromptError: If tool calls must become text and their arguments are no JSON.
+            ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot
+                render a part that is not text.
+            PromptError: If tool calls must become text and their arguments cannot be written as JSON.
         """
         for message in messages:
             self._check_parts(message)
@@ -55,7 +55,7 @@ class ChatTemplate:
 
     @property
     def frame(self) -> str:
-        """What the template writes around messages that say next to nothing."""
+        """What the template writes around messages of one letter."""
         chats = ([_USER], [_USER, _ASSISTANT, _USER], [_SYSTEM, _USER])
         return "".join(self._rendering(chat, strings) or "" for chat in chats for strings in (True, False))
 
@@ -63,15 +63,15 @@ class ChatTemplate:
     def thinking(self) -> Thinking:
         """Whether an answer begins with thoughts before `</think>`.
 
-        They may be "opened" by the template, so that the answer holds no `<think>`; be "optional", begun by the model
-        itself; or there are "never" any.
+        "opened" means that the template itself opens them, so that the answer contains no `<think>`; "optional", that
+        the model may begin them; "never", that there are none.
         """
         if (self._rendering([_USER], self._takes.strings) or "").rstrip().endswith("<think>"):
             return "opened"
         return "optional" if "</think>" in self._template else "never"
 
     def _fitting(self, messages: Sequence[Message]) -> tuple[Sequence[Message], bool]:
-        """The conversation with the least change that the template renders whole, and whether it takes strings."""
+        """Returns the least changed conversation that the template renders completely, and whether it takes strings."""
         partly: list[tuple[Sequence[Message], bool, list[int]]] = []
         for turns, strings in self._attempts(messages):
             lost = self._lost(turns, strings)
@@ -80,7 +80,7 @@ class ChatTemplate:
             if lost is not None:
                 partly.append((turns, strings, lost))
         for turns, strings, lost in partly:
-            # Then it is by design that they are left out, as where only the last message counts.
+            # The template knows these roles, so it leaves messages out by design (only the last one counts, say).
             if all(map(self._knows, {turns[place]["role"] for place in lost})):
                 return turns, strings
         if partly and partly[0][0] is messages:
@@ -89,7 +89,7 @@ class ChatTemplate:
                 f"The chat template of member {self._name!r} leaves out message {place} (role "
                 f"{messages[place]['role']!r}): give it one of the roles that the template knows, such as 'user'."
             )
-        return messages, True  # to be refused in the template's own words
+        return messages, True  # the template will refuse them with its own message
 
     def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
         yield messages, True
@@ -140,8 +140,8 @@ class ChatTemplate:
         for part in content if isinstance(content, (list, tuple)) else ():
             if not is_text(part) and not self._takes_part(part):
                 raise ChatTemplateError(
-                    f"The chat template of member {self._name!r} takes no content of type {part.get('type')!r} "
-                    f"(in a message of role {message.get('role')!r}): give it as text, or a model that reads it."
+                    f"The chat template of member {self._name!r} cannot render content of type {part.get('type')!r} "
+                    f"(in a message of role {message.get('role')!r}): give it as text, or use a model that reads it."
                 )
 
     def _takes_part(self, part: Mapping[str, Any]) -> bool:
@@ -153,7 +153,7 @@ class ChatTemplate:
         return self._lost(messages, strings) == []
 
     def _lost(self, messages: Sequence[Message], strings: bool) -> list[int] | None:
-        """The places of messages of which text is left out; None if the template refuses them."""
+        """Returns the places of messages whose text is left out, or None if the template refuses the messages."""
         skeleton = TemplateProbe(messages)
         rendered = self._rendering(skeleton.messages, strings)
         return None if rendered is None else skeleton.lost(rendered)
@@ -161,7 +161,7 @@ class ChatTemplate:
     def _rendering(self, messages: Sequence[Message], strings: bool = True) -> str | None:
         try:
             return self._apply(messages, strings)
-        except ChatTemplateError:  # which is what was asked
+        except ChatTemplateError:  # the answer to this probe
             return None
 
     def _apply(self, messages: Sequence[Message], strings: bool) -> str:
@@ -172,7 +172,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except Exception as problem:  # templates are programs of their own and raise whatever they like
+        except Exception as problem:  # templates are programs and raise anything
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ChatTemplateError(
                 f"The chat template of member {self._name!r} refuses these messages (roles: {roles}): {problem}"
@@ -186,7 +186,7 @@ def _calling(arguments: Mapping[str, Any] | str) -> Message:
 
 
 def default_template(template: Any) -> str | None:
-    """The template for plain conversations, of one or of several that are given by name."""
+    """Returns the template for plain conversations, given a single template or several by name."""
     if isinstance(template, (list, tuple)):
         template = {entry["name"]: entry["template"] for entry in template}
     if isinstance(template, Mapping):

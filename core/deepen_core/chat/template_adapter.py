@@ -1,4 +1,4 @@
-"""A conversation in the form that a chat template takes, with nothing left out and the order kept."""
+"""Adapts a conversation to what a chat template can render, leaving nothing out and keeping the order."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ class TemplateCapabilities:
     system: bool = False
     """A system message at the start."""
     systems: bool = False
-    """Several of them at the start."""
+    """Several system messages at the start."""
     late_system: bool = False
-    """A system message further on."""
+    """A system message later on."""
     repeated: frozenset[str] = frozenset()
-    """Which of user and assistant may speak twice in a row."""
+    """Those of user and assistant that may have two turns in a row."""
     assistant_first: bool = False
-    """An assistant message before any user's."""
+    """An assistant message before any user message."""
     empty: frozenset[str] = frozenset()
-    """Which of user and assistant may say nothing."""
+    """Those of user and assistant whose messages may be empty."""
     tools: bool = False
     """Tool calls and the role `tool`."""
     mapped_arguments: bool = False
     """Arguments of a call as a mapping."""
     written_arguments: bool = False
-    """Arguments of a call as JSON."""
+    """Arguments of a call as JSON text."""
     calls_alone: bool = False
-    """Tool calls in a message that has no content."""
+    """Tool calls in a message without content."""
 
 
 def adapted(messages: Iterable[Message], takes: TemplateCapabilities) -> list[Message]:
-    """A conversation changed so that a template takes it.
+    """Changes a conversation so that a template can render it.
 
     Args:
-        messages: The conversation; parts that are not text must be such as the template takes.
-        takes: What the template can take.
+        messages: The conversation; the template must be able to render its parts that are not text.
+        takes: What the template can render.
 
     Returns:
         Messages whose contents are lists of texts and parts (see `written`), not joined yet.
 
     Raises:
-        PromptError: If the arguments of a tool call are no JSON.
+        PromptError: If the arguments of a tool call cannot be written as JSON.
     """
     turns: Iterable[Message] = [_pieced(message, takes) for message in messages]
     turns = [_called(turn, takes) if takes.tools else as_text(turn) for turn in turns]
@@ -65,11 +65,11 @@ def adapted(messages: Iterable[Message], takes: TemplateCapabilities) -> list[Me
 
 
 def written(message: Message, takes_strings: bool) -> Message:
-    """A message whose content is one text or a list of parts, none of them a bare string.
+    """Returns a message whose content is one text or a list of parts without bare strings.
 
     Args:
-        message: As it came, or as adapted and shielded.
-        takes_strings: Whether the template takes content as a text.
+        message: A message as given, or adapted and shielded.
+        takes_strings: Whether the template renders content given as a text.
     """
     content = message.get("content")
     if isinstance(content, (list, tuple)) and all(isinstance(piece, str) for piece in content):
@@ -79,12 +79,12 @@ def written(message: Message, takes_strings: bool) -> Message:
     elif content is not None:
         runs = groupby(content, lambda piece: isinstance(piece, str))
         content = list(chain.from_iterable(_part("".join(run)) if text else run for text, run in runs))
-    # As transformers does from 5.23 on: templates write None out, or stumble over it, and know keys that are missing.
+    # As transformers does from 5.23 on: templates print None or fail on it, but handle missing keys.
     return {name: value for name, value in {**message, "content": content}.items() if value is not None}
 
 
 def is_text(piece: Piece) -> bool:
-    """Whether a piece of a content is a text, or a part that is nothing else."""
+    """Whether a piece of content is a text, or a part that is only text."""
     return isinstance(piece, str) or (piece.get("type", "text") == "text" and isinstance(piece.get("text"), str))
 
 
@@ -98,19 +98,19 @@ def _pieced(message: Message, takes: TemplateCapabilities) -> Message:
 
 
 def pieces(message: Message) -> list[Piece]:
-    """What a message says, with parts that are text as plain texts."""
+    """Returns the content of a message as a list, its text parts as plain strings."""
     content = message.get("content") or ()
     given: Iterable[Piece] = [content] if isinstance(content, str) else content
     return [piece["text"] if isinstance(piece, Mapping) and is_text(piece) else piece for piece in given]
 
 
 def _says(message: Message) -> bool:
-    """Whether a message says anything at all."""
+    """Whether a message has any content or tool calls."""
     return any(not isinstance(p, str) or p.strip() for p in pieces(message)) or bool(message.get("tool_calls"))
 
 
 def _called(message: Message, takes: TemplateCapabilities) -> Message:
-    """A message with its tool calls as the template takes them."""
+    """Returns a message with its tool calls in the form that the template renders."""
     if "tool_calls" not in message:
         return message
     if not message["tool_calls"]:
@@ -132,7 +132,7 @@ def _with_arguments(call: Mapping[str, Any], takes: TemplateCapabilities) -> Map
 
 
 def as_text(message: Message) -> Message:
-    """A message without tool calls or the role `tool`: the calls are said, a result is a user's."""
+    """Returns a message without tool calls or role `tool`: calls become text, a result becomes a user message."""
     if message["role"] == "tool":
         return {"role": "user", "content": tool_response_text(pieces(message))}
     said = {key: value for key, value in message.items() if key != "tool_calls"}
@@ -159,7 +159,7 @@ def _systems(turns: Sequence[Message], takes: TemplateCapabilities) -> list[Mess
 
 
 def _joined(turns: Iterable[Message]) -> list[Message]:
-    """All turns as one, or nothing if there are none."""
+    """Merges all turns into one; returns an empty list if there are none."""
     whole: list[Message] = []
     for turn in turns:
         whole = [_both(whole[0], turn)] if whole else [turn]
@@ -172,14 +172,14 @@ def _both(first: Message, second: Message) -> Message:
 
 
 def _opened(turns: Sequence[Message], takes: TemplateCapabilities) -> list[Message]:
-    """The turns, with a user's in front of an assistant's that may not be the first."""
+    """Inserts a user turn before an assistant turn that may not come first."""
     place = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), 0)
     late = not takes.assistant_first and turns[place]["role"] == "assistant"
     return [*turns[:place], *([{"role": "user", "content": []}] if late else []), *turns[place:]]
 
 
 def _merged(turns: Iterable[Message], takes: TemplateCapabilities) -> list[Message]:
-    """The turns, with those made one that follow each other and may not."""
+    """Merges consecutive turns of one role where the template does not allow them."""
     merged: list[Message] = []
     for turn in turns:
         role = turn["role"]

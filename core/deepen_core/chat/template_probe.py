@@ -1,4 +1,4 @@
-"""Conversations with marker words for texts, which tell whether a chat template renders everything."""
+"""Conversations whose texts are marker words, to check whether a chat template renders all of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from deepen_core.chat.messages import Message, called
 
-# Markers of three kinds: in texts, in parts (p), which are not rendered where the part is printed as it is, and in
-# arguments that are JSON (j), which are not where that became a quoted text.
+# Three kinds of markers: in texts (t); in parts (p), which count as lost where the part is printed as Python shows it;
+# and in arguments given as JSON (j), which count as lost where the JSON was quoted again as a string.
 _SEEN = re.compile(r"""zq(?:t|(?<!["']text["']: ["']zq)p|(?<!\\["']zq)j)(\d+)qz""")
 
 
 class TemplateProbe:
-    """A conversation of the same shape, each of whose texts is one marker word.
+    """A conversation of the same shape as a given one, in which each text is one marker word.
 
     Args:
         messages: The conversation.
 
     Attributes:
-        messages: The same with markers, where there is any text.
+        messages: The same messages, with markers in place of non-empty texts.
     """
 
     def __init__(self, messages: Sequence[Message]) -> None:
@@ -28,7 +28,7 @@ class TemplateProbe:
         self.messages = [self._marked(message, place) for place, message in enumerate(messages)]
 
     def lost(self, rendered: str) -> list[int]:
-        """The places of the messages whose texts are not all in what a template made of the skeleton."""
+        """Returns the places of the messages whose markers are not all in the rendered conversation."""
         seen = {int(number) for number in _SEEN.findall(rendered)}
         return sorted({owner for number, owner in enumerate(self._owners) if number not in seen})
 

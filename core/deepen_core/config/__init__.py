@@ -1,4 +1,4 @@
-"""Options of the ensemble and of one request: pydantic models without torch, extra fields refused."""
+"""Options of the ensemble and of one request: pydantic models that need no torch and forbid extra fields."""
 
 from deepen_core.config.fusion import (
     PRESETS,

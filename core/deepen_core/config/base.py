@@ -1,4 +1,4 @@
-"""Options as pydantic models: plain, frozen, mistakes told as the engine's own errors."""
+"""Frozen pydantic options whose validation errors are raised as the engine's own errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepen_core.errors import DeepenError
 
-_SHOWN = 200  # characters of a wrong value that an error repeats
+_SHOWN = 200  # characters of a wrong value that an error quotes
 
 
 class Options(BaseModel):
-    """Frozen options whose mistakes are told as `DeepenError`, with the nearest field name."""
+    """Frozen options whose mistakes are raised as `DeepenError`, with the nearest field name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -24,10 +24,10 @@ class Options(BaseModel):
 
         Args:
             values: Field name to value.
-            error: Class to raise.
+            error: Class of the error to raise.
 
         Raises:
-            DeepenError: Of class `error`, naming every wrong field and, for an unknown one, the nearest known.
+            DeepenError: Of class `error`, naming every wrong field and, for an unknown one, the nearest known one.
         """
         try:
             return cls.model_validate(dict(values))
@@ -52,6 +52,6 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
 
 
 def shown(value: object) -> str:
-    """A wrong value as an error repeats it."""
+    """Returns a wrong value as errors quote it."""
     said = repr(value)
     return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

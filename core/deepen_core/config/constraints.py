@@ -13,25 +13,25 @@ from typing_extensions import Self
 from deepen_core.config.base import Options
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
-"""The options that constrain an answer, of which one at most may be given."""
+"""The options that constrain an answer, of which at most one may be given."""
 _DEEPEST = 128
-"""Levels that a schema may have: as many as llguidance reads."""
+"""Maximum depth of a schema, llguidance's own limit."""
 _HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
 def can_constrain() -> bool:
-    """Whether the extra `structured` is there, which constraints need."""
+    """Whether the extra `structured` is installed, which constraints need."""
     return find_spec("llguidance") is not None
 
 
 def plain_schema(value: Any) -> dict[str, Any]:
-    """Any form of JSON schema as plain data of its own.
+    """Returns any form of JSON schema as a plain copy.
 
     Args:
         value: A mapping, the schema as a string, or a pydantic model class.
 
     Raises:
-        ValueError: If it is none of these, or no plain JSON.
+        ValueError: If it is none of these, or not plain JSON.
     """
     if isinstance(value, type) and issubclass(value, BaseModel):
         value = value.model_json_schema()
@@ -39,7 +39,7 @@ def plain_schema(value: Any) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except (json.JSONDecodeError, RecursionError) as problem:
-            raise ValueError(f"this is no JSON: {problem}") from problem
+            raise ValueError(f"this is not JSON: {problem}") from problem
     if not isinstance(value, Mapping):
         raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
     try:
@@ -54,7 +54,7 @@ def plain_schema(value: Any) -> dict[str, Any]:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and mappings in each other are more than so many."""
+    """Whether lists and mappings are nested more than `levels` deep."""
     inside = [value]
     for _ in range(levels + 1):
         inside = [
@@ -71,12 +71,12 @@ def _holds_half_a_character(value: Any) -> bool:
 
 
 class ConstraintOptions(Options):
-    """What an answer has to follow: at most one of these, which need the extra `structured`."""
+    """Constraints of an answer: at most one of these, which need the extra `structured`."""
 
     json_schema: dict[str, Any] | None = None
-    """The answer is a JSON value that this schema allows; a pydantic model class will do, or the schema as a string."""
+    """The answer is a JSON value that this schema allows. It may be given as a pydantic model class or a string."""
     regex: str | None = None
-    """The answer matches this regular expression as a whole, by the syntax of Rust's `regex` without look-around."""
+    """The whole answer matches this regular expression, in the syntax of Rust's `regex` without look-around."""
     choices: tuple[str, ...] | None = None
     """The answer is one of these texts."""
     grammar: str | None = None
@@ -99,14 +99,14 @@ class ConstraintOptions(Options):
             raise ValueError("there is nothing to choose from; give at least one string, or None")
         for choice in choices:
             if not isinstance(choice, str) or not choice:
-                raise ValueError(f"{choice!r} is no choice; give strings that are not empty")
+                raise ValueError(f"{choice!r} is not a choice; give strings that are not empty")
         return choices
 
     @field_validator("regex", "grammar")
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         if value == "":
-            raise ValueError("it would allow the empty answer only; leave it out")
+            raise ValueError("it would allow only the empty answer; leave it out")
         return value
 
     @field_validator(*CONSTRAINTS)
@@ -134,5 +134,5 @@ class ConstraintOptions(Options):
 
     @property
     def stops_apply(self) -> bool:
-        """Whether stop strings cut the answer: not where it would be no JSON, or no choice, any more."""
+        """Whether stop strings cut the answer: not if what remains would no longer be JSON, or one of the choices."""
         return self.constraint not in {"json_schema", "choices"}

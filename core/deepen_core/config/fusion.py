@@ -1,6 +1,6 @@
-"""The strategies of fusion by name, and the options of each.
+"""The fusion strategies by name, and the options of each.
 
-To add one, write its options here with a line in `PRESETS`, and the strategy in a file of `deepen_core.fusion`.
+To add a strategy, define its options here, add a line to `PRESETS`, and put its code into `deepen_core.fusion`.
 """
 
 from __future__ import annotations
@@ -22,50 +22,51 @@ class StrategyOptions(Options):
     implementation: ClassVar[str]
     """`module:class` of the strategy, a `deepen_core.fusion.base.Fusion`; imported when an ensemble needs it."""
     strategy: str
-    """Its name."""
+    """The strategy's name."""
 
     @property
     def label(self) -> str:
-        """The name of the preset with these options, if there is one."""
+        """The name of the preset with exactly these options, or "custom (...)"."""
         known = (name for name, preset in PRESETS.items() if preset == self)
         return next(known, f"custom ({self.strategy})")
 
 
 class FusionConfig(StrategyOptions):
-    """How `"deepen"` and `"deepen-paper"` average distributions in the relative space, and bring them back."""
+    """How `"deepen"` and `"deepen-paper"` average distributions in the relative space, and search the way back."""
 
     implementation = "deepen_core.fusion.deepen.strategy:DeepenStrategy"
     strategy: Literal["deepen"] = "deepen"
     search: SearchName = "em"
-    """Inverse from the relative space: "em", or the paper's "adamw"."""
+    """Search for the way back from the relative space: "em", or the paper's "adamw"."""
     temperature: float | Literal["auto"] = "auto"
     """Sharpness of the relative rows; "auto" calibrates it per member to `target_self_mass`."""
     target_self_mass: float = Field(default=0.9, gt=0.0, lt=1.0)
     """With `temperature="auto"`: the median share of an anchor's row that stays on the anchor."""
     unshared: Literal["prefix", "embedding"] = "prefix"
-    """Where a token goes that is no anchor: to the longest anchor that it begins with, or, as in the paper, to the
-    anchors that its embedding is near to."""
+    """The anchors of a token that is not an anchor itself: the longest one that it begins with, or, as in the paper,
+    those that its embedding is near to."""
     healing: bool = True
-    """Let a member say what it may still have meant where main speaks in shorter tokens than its own."""
+    """Token healing: where main's tokens are shorter than a member's, the probability of its longer tokens goes to what
+    remains of them."""
     steps: int = Field(default=5, ge=1, le=1000)
     """Iterations of the search."""
     trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
     """The paper's learning rate, for "adamw": a logit moves at most about 4.5 times this in 5 steps."""
     candidates: int = Field(default=512, ge=8)
-    """At most so many of a member's tokens have a row of their own in a step; all others go with their column."""
+    """Maximum number of a member's tokens with a row of their own in a step; all others go with their column."""
     images: int = Field(default=64, ge=0)
-    """So many of another member's most probable tokens make main's tokens for them candidates as well."""
+    """Number of another member's most probable tokens whose counterparts in main's vocabulary become candidates too."""
     row_entries: int = Field(default=16, ge=1)
-    """Entries kept of a relative row; the mass below them is spread as the mean row spreads it."""
+    """Entries kept of a relative row; the mass below them is spread as in the mean row."""
     row_floor: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Tokens less probable than this are no candidates of their own account. If not given, 1e-3, or 1e-4 where other
-    tokens could not follow the average: with "adamw", or with tokens that go by their embedding."""
+    """Less probable tokens are not candidates by themselves. By default 1e-3, or 1e-4 where other tokens could not
+    follow the average: with "adamw", or with tokens that go by their embedding."""
     exact: bool = False
     """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
 
     @property
     def floor(self) -> float:
-        """`row_floor`, or what it is for this search if not given."""
+        """`row_floor`, or its default for this search."""
         if self.row_floor is not None:
             return self.row_floor
         return 1e-3 if (self.search, self.unshared) == ("em", "prefix") else 1e-4
@@ -84,9 +85,10 @@ class ProductConfig(StrategyOptions):
     implementation = "deepen_core.fusion.product:ProductFusion"
     strategy: Literal["product"] = "product"
     floor: float = Field(default=0.02, ge=0.0, lt=1.0)
-    """Share of main's distribution that is mixed into every other member's, so that none of them can forbid a token."""
+    """Share of main's distribution mixed into every other member's, so that none of them can rule out a token."""
     healing: bool = True
-    """Let a member say what it may still have meant where main speaks in shorter tokens than its own."""
+    """Token healing: where main's tokens are shorter than a member's, the probability of its longer tokens goes to what
+    remains of them."""
 
 
 class UnionConfig(StrategyOptions):
@@ -95,7 +97,7 @@ class UnionConfig(StrategyOptions):
     implementation = "deepen_core.fusion.union:UnionFusion"
     strategy: Literal["union"] = "union"
     top_k: int = Field(default=10, ge=1, le=1000)
-    """So many of each member's most probable tokens are averaged; all other tokens keep main's probability."""
+    """Number of most probable tokens of each member that are averaged; all other tokens keep main's probability."""
 
 
 PRESETS: dict[str, StrategyOptions] = {
@@ -107,19 +109,19 @@ PRESETS: dict[str, StrategyOptions] = {
         healing=False,
         trust_radius=0.15,
         steps=5,
-        row_entries=64,  # its rows are less sharp, and the search scales small differences up
+        row_entries=64,  # its rows are less sharp, and the search amplifies small differences
     ),
     "product": ProductConfig(),
     "union": UnionConfig(),
 }
-"""What a name as `fusion=` stands for."""
+"""The options that each name given as `fusion=` stands for."""
 
 
 def resolve_fusion(fusion: str | StrategyOptions | Mapping[str, Any]) -> StrategyOptions:
     """Resolves the name of a preset, options, or their fields.
 
     Args:
-        fusion: As fields, `strategy` names the preset whose options they replace; "deepen" if it is left out.
+        fusion: Given as fields, `strategy` names the preset whose options they replace; "deepen" by default.
 
     Raises:
         ConfigurationError: For an unknown name or field.

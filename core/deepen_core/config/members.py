@@ -1,4 +1,4 @@
-"""What a member is and how it is loaded."""
+"""Which models are members, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepen_core.config.base import Options
 from deepen_core.errors import ConfigurationError
 
 KINDS = {"transformers": "deepen_core.members.transformers.loader:describe"}
-"""`module:function` that reads what can be known of a member of a kind without its weights."""
+"""`module:function` that describes a member of each kind without its weights."""
 
 
 class MemberConfig(Options):
@@ -21,19 +21,19 @@ class MemberConfig(Options):
     model: str = Field(min_length=1)
     """Path of a folder in transformers format (`~` is your home), or a hub id."""
     kind: Literal["transformers"] = "transformers"
-    """What runs it: a model in transformers format."""
+    """The format of the model, which decides what runs it."""
     name: str | None = Field(default=None, min_length=1)
-    """How the member is called in reports; the last part of `model` if not given."""
+    """The member's name in reports; the last part of `model` by default."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """Its share in the average; the weights of all members are normalised to sum to one."""
+    """Its share in the fusion; the weights of all members are normalised to sum to one."""
     device: str | None = None
-    """A torch device: "cpu", "cuda", "cuda:1" or "mps"; the ensemble's if not given."""
+    """A torch device: "cpu", "cuda", "cuda:1" or "mps"; the ensemble's by default."""
     dtype: str | None = None
-    """Name of a torch dtype, "float32", "bfloat16", "float16" or "float64", or "auto"; the ensemble's if not given."""
+    """Name of a torch dtype: "float32", "bfloat16", "float16", "float64", or "auto"; the ensemble's by default."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
-    """Run Python code that ships with the model. Off unless you trust its author."""
+    """Run Python code that ships with the model. Leave it off unless you trust the author."""
 
 
 def member_config(entry: object) -> MemberConfig:
@@ -49,4 +49,4 @@ def member_config(entry: object) -> MemberConfig:
     if isinstance(entry, Mapping):
         config: MemberConfig = MemberConfig.parse(entry, ConfigurationError)
         return config
-    raise ConfigurationError(f"{entry!r} is no member: give a model folder, a hub id or a MemberConfig.")
+    raise ConfigurationError(f"{entry!r} is not a member: give a model folder, a hub id or a MemberConfig.")

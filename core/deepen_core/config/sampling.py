@@ -15,39 +15,40 @@ _LEAST_TEMPERATURE = 1e-4
 
 
 class SamplingParams(ConstraintOptions):
-    """Options of one request. Unknown fields are refused."""
+    """Options of one request. Unknown fields are rejected."""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """Main-member tokens to generate at most; clamped to the room in the smallest context window."""
+    """Maximum number of main-member tokens to generate; lowered to the room left in main's context window."""
     temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    """0 takes the most probable token; from 0.0001 to 100 samples, higher is more varied."""
+    """0 chooses the most probable token; from 0.0001 to 100 samples, the higher the more varied."""
     top_k: int | None = Field(default=None, ge=1)
     """Sample from the k most probable tokens."""
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Sample from the smallest set of tokens whose probabilities sum to p."""
     min_p: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Sample from tokens at least so probable, relative to the most probable one."""
+    """Sample from tokens whose probability is at least this share of the most probable token's."""
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
-    """Above 1 makes main-member tokens less likely that stand in the prompt or the answer; from 0.01 to 100."""
+    """Above 1, main-member tokens that occur in the prompt or the answer become less likely; from 0.01 to 100."""
     stop: tuple[str, ...] = ()
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """The same seed gives the same text. No global random state is touched."""
+    """The same seed gives the same text. The global random state is not touched."""
     logprobs: int | None = Field(default=None, ge=0, le=100)
-    """Report the log-probability of each chosen token and of so many alternatives, as they were before a constraint."""
+    """Report the log-probability of each chosen token and of this many alternatives, before any constraint applies."""
     timeout: float | None = None
-    """Seconds from asking after which the request ends with `finish_reason="timeout"` and what it has."""
+    """Seconds, waiting in the queue included, after which the request ends with `finish_reason="timeout"` and the
+    partial answer."""
     ignore_eos: bool = False
-    """Go on to `max_new_tokens` although the ensemble would end the text; where a constraint leaves nothing but the
-    end, the text ends."""
+    """Continue to `max_new_tokens` even if the ensemble would end the text. If a constraint allows nothing but the end,
+    the text ends."""
     on_member_error: MemberErrorPolicy | None = None
-    """What a failing member, other than main, does to this request: "raise" ends it with a `MemberError`, "drop" goes
-    on without the member and says so in `Generation.warnings`; the ensemble's policy if not given."""
+    """What happens if a member other than main fails: "raise" ends this request with a `MemberError`, "drop" continues
+    without the member and adds a note to `Generation.warnings`. The ensemble's policy by default."""
 
     @model_validator(mode="before")
     @classmethod
     def _max_tokens(cls, values: Any) -> Any:
-        """Accepts `max_tokens`, the frameworks' name of `max_new_tokens`."""
+        """Accepts `max_tokens`, the frameworks' name for `max_new_tokens`."""
         if isinstance(values, dict) and "max_tokens" in values:
             values = dict(values)
             if "max_new_tokens" in values:
@@ -80,7 +81,7 @@ class SamplingParams(ConstraintOptions):
         strings = tuple(strings)
         for string in strings:
             if not isinstance(string, str):
-                raise ValueError(f"{string!r} is no string; give a string or a list of strings")
+                raise ValueError(f"{string!r} is not a string; give a string or a list of strings")
             if not string:
                 raise ValueError("an empty stop string would end every answer at once; leave it out")
             if any("\ud800" <= c <= "\udfff" for c in string):
@@ -89,7 +90,7 @@ class SamplingParams(ConstraintOptions):
 
 
 def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
-    """Joins ready parameters with keyword options, which win.
+    """Merges parameters with keyword options, which take precedence.
 
     Raises:
         SamplingError: For an unknown option or a value outside its range.
@@ -102,6 +103,6 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     if "max_tokens" in options:
         values.pop("max_new_tokens", None)
     if any(options.get(name) is not None for name in CONSTRAINTS):
-        values |= {name: None for name in CONSTRAINTS if name in values}  # one constraint takes the place of another
+        values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
     merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
     return merged

@@ -15,6 +15,6 @@ class ServingConfig(Options):
     """How an ensemble serves its requests."""
 
     max_batch_size: int = Field(default=32, ge=1, strict=True)
-    """So many requests are decoded together at most; the others wait, first come first served."""
+    """Maximum number of requests decoded together; the others wait, first come, first served."""
     on_member_error: MemberErrorPolicy = "raise"
-    """The policy of requests that name none, see `SamplingParams.on_member_error`."""
+    """The policy of requests without one, see `SamplingParams.on_member_error`."""

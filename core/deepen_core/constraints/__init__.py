@@ -1,1 +1,1 @@
-"""Grammars that answers follow."""
+"""Grammars that constrain answers."""

@@ -1,4 +1,4 @@
-"""From the options that constrain an answer to a grammar, or to the reason why there is none."""
+"""Translates the options that constrain an answer into a grammar, or raises with the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deepen_core.errors import SamplingError
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # there for type checkers only
 
-# One blank at most, where JSON as people write it has one: a model can neither be kept from its habits nor write
-# blanks for ever.
+# At most one blank, after a comma or a colon as people write JSON: models keep their habit, but cannot write blanks
+# without end.
 _COMPACT: JsonCompileOptions = {
     "item_separator": ", ?",
     "key_separator": ": ?",
@@ -25,21 +25,21 @@ _COMPACT: JsonCompileOptions = {
     "lenient": False,
 }
 _DIRECTIVES = "x-guidance"  # llguidance's own keyword in a schema
-_FREE = '%llguidance {"no_forcing": true}'  # text without a choice may be spelled in any tokens
+_FREE = '%llguidance {"no_forcing": true}'  # text that is fully determined may still be spelled in any tokens
 _REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
-# A Lark grammar's strings, expressions and comments, in which nothing is looked for, and where JSON begins.
+# The parts of a Lark grammar to skip (strings, expressions, comments), and the start of embedded JSON.
 _LARK_PIECE = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*|(?P<json>%json\s*)(?=\{)')
 
 
 def grammar_of(params: ConstraintOptions) -> str:
-    """The grammar that an answer has to follow, in llguidance's dialect of Lark.
+    """Returns the grammar of an answer, in llguidance's dialect of Lark.
 
     Args:
-        params: Options of which one constrains the answer.
+        params: Options, one of which constrains the answer.
 
     Raises:
         SamplingError: If it cannot be followed: a schema with parts that are not supported or contradict each other,
-            an expression or a grammar with a mistake.
+            or a mistake in a regular expression or grammar.
     """
     assert params.constraint is not None
     return _grammar(params.constraint, json.dumps(getattr(params, params.constraint)))
@@ -47,7 +47,7 @@ def grammar_of(params: ConstraintOptions) -> str:
 
 @lru_cache(maxsize=64)
 def _grammar(name: str, said: str) -> str:
-    """Kept, for a request is checked before its ensemble is loaded and compiled after that."""
+    """Cached, since each request is compiled twice: to check it before its ensemble is loaded, and again after that."""
     value = json.loads(said)
     if name == "json_schema":
         return f"start: {json_rule(value)}\n{_FREE}"
@@ -63,12 +63,12 @@ def _grammar(name: str, said: str) -> str:
 
 
 def json_rule(schema: dict[str, Any]) -> str:
-    """What stands for JSON of a schema in a Lark grammar: `%json`, and no needless blanks in it.
+    """Returns the Lark expression for JSON of a schema: `%json`, without needless blanks.
 
-    Directives to llguidance in the schema are left out: they can make it allow what is no JSON.
+    Directives to llguidance in the schema are left out: they can make it accept text that is not JSON.
 
     Raises:
-        SamplingError: If the schema cannot be followed, naming the part to blame.
+        SamplingError: If the schema cannot be followed, naming the part at fault.
     """
     plain = {name: value for name, value in schema.items() if name != _DIRECTIVES}
     checked = checked_schema(plain, _problem_of_schema)
@@ -88,13 +88,13 @@ def _problem_of_schema(schema: dict[str, Any]) -> str:
 
 
 def _problem(grammar: str) -> str:
-    """What llguidance says against a grammar; nothing if it is fine."""
+    """Returns llguidance's complaint about a grammar, or an empty string if it is valid."""
     wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     return " ".join(messages[0].split()) if wrong else ""
 
 
 def _with_compact_json(grammar: str) -> str:
-    """A Lark grammar in which the JSON of its schemas has no needless blanks."""
+    """Returns a Lark grammar in which the JSON of its schemas has no needless blanks."""
     parts, place = [], 0
     while found := _LARK_PIECE.search(grammar, place):
         parts.append(grammar[place : found.start() if found["json"] else found.end()])
@@ -103,6 +103,6 @@ def _with_compact_json(grammar: str) -> str:
             try:
                 schema, place = json.JSONDecoder().raw_decode(grammar, place)
             except json.JSONDecodeError as problem:
-                raise SamplingError(f"grammar has a schema that is no JSON: {problem}") from problem
+                raise SamplingError(f"grammar has a schema that is not JSON: {problem}") from problem
             parts.append(json_rule(schema))
     return "".join([*parts, grammar[place:]])

@@ -1,4 +1,4 @@
-"""A JSON schema made ready to be followed, or the part of it that is to blame if it cannot be."""
+"""Prepares a JSON schema for decoding, or names the part that cannot be followed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _OF_URIS = "#/%:~!$&'()*+,;=@?"
 
 
 def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """Checks a schema.
+    """Checks a schema and prepares it.
 
     Args:
         schema: A JSON schema.
-        problem: What is wrong with a schema as a whole, nothing if it is fine.
+        problem: Returns what is wrong with a schema as a whole, or an empty string.
 
     Returns:
-        The same with its references written as URIs are, in ASCII, and without what asks for nothing. Objects that
-        name their properties have no others unless the schema says so: a model that is unsure would add more and more.
+        The schema with its references as ASCII URIs and without keywords that have no effect. Objects that name their
+        properties get no other ones unless the schema allows them: an unsure model would keep adding more.
 
     Raises:
-        SamplingError: If it cannot be followed, naming the JSON path of the part to blame as far as that can be told.
+        SamplingError: If it cannot be followed, with the JSON path of the part at fault as far as it can be found.
     """
     schema = copy.deepcopy(schema)
     for path, part in _parts(schema, "$"):
@@ -48,21 +48,22 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
 
 
 def _told(part: dict[str, Any]) -> str:
-    """What is known of a part before it is compiled."""
+    """Returns what is known to be wrong with a part before compiling, or an empty string."""
     reference = part.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
         return f"{reference!r} lies outside of the schema; put what it refers to under $defs."
     least = part.get("minProperties")
     named = part.get("required", ())
     if isinstance(least, int) and isinstance(named, (list, tuple)) and least > len(named) + 1:
-        return f"minProperties is {least}, but of keys without a name one may be given twice: list them as required."
+        return f"minProperties is {least}, but a key without a name may be given twice: list the keys as required."
     return ""
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose objects have only the properties that they name.
+    """Returns a schema whose objects have only the properties that they name.
 
-    It stays as it is where an object is described in several places, each of which would exclude what the others name.
+    A schema that describes an object in several places is unchanged, as each would exclude the properties of the
+    others.
     """
     closed = copy.deepcopy(schema)
     parts = [part for _, part in _parts(closed, "$")]
@@ -75,7 +76,7 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], said: str) -> str:
-    """The path of the smallest part that has the same wrong with it on its own."""
+    """Returns the path of the smallest part that has the same problem on its own."""
     shared: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     path, part = "$", schema
     while True:
@@ -88,7 +89,7 @@ def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], sa
 
 
 def _parts(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields a schema and every schema in it, with its path."""
+    """Yields a schema and every schema in it, each with its path."""
     yield path, schema
     for where, child in _children(schema):
         if isinstance(child, dict):

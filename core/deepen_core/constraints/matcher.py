@@ -1,4 +1,4 @@
-"""Which of main's tokens may come next in an answer that has to follow a grammar."""
+"""Which of main's tokens may come next in an answer that is constrained by a grammar."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Allowed:
     """What may come next.
 
     Attributes:
-        tokens: Which of main's tokens, stop tokens left out: bool [vocabulary]. An array of numpy's: on tensors of this
-            size several threads work, and where cores are busy they wait for each other longer than the work takes.
-        any: Whether there is any.
+        tokens: Which of main's tokens are allowed, without stop tokens: bool [vocabulary]. A numpy array: torch would
+            split tensors of this size over several threads, and on busy cores these wait for each other longer than
+            the work takes.
+        any: Whether any is allowed.
         end: Whether the answer may end.
     """
 
@@ -37,7 +38,7 @@ class Allowed:
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer; it keeps hold of this."""
+    """The tokenizer interface that llguidance asks for; it keeps a reference to this object."""
 
     bos_token_id = None
 
@@ -47,26 +48,26 @@ class _Tokens:
         self.special_token_ids = [end]
 
     def __call__(self, _text: bytes) -> list[int]:
-        """Asked only where llguidance puts tokens in by itself, which it is never told to do."""
+        """Called only where llguidance inserts tokens by itself, which is disabled."""
         return []
 
 
 class Lexicon:
-    """Main's tokens as llguidance knows them.
+    """Main's tokens in the form that llguidance needs.
 
-    Tokens without bytes, among them all control tokens, have none here either, so that no grammar can ask for them.
-    Behind the vocabulary stands an end token of our own: it is allowed exactly where an answer is complete, and then
-    stands for all of main's stop tokens.
+    Tokens without bytes, all control tokens among them, are empty here too, so that no grammar can ask for them. An
+    end token of our own follows the vocabulary: it is allowed exactly where an answer is complete, and then stands for
+    all of main's stop tokens.
 
     Args:
-        vocabulary: Main's.
-        starts_text: Whether the answer starts a text, whose dummy space is no part of it. Then every token that begins
-            with a space has a twin without, in whose place it may come first.
+        vocabulary: Main's vocabulary.
+        starts_text: Whether the answer starts a text, whose dummy space does not belong to the answer. Then every token
+            that begins with a space has a twin without it, which replaces it as the first token.
 
     Attributes:
         tokenizer: For llguidance.
-        twins: Id of the twin of each token that has one.
-        stop_ids: Main's: int64 [stop tokens].
+        twins: Maps a token to its twin, if it has one.
+        stop_ids: Main's stop tokens, int64 [stop tokens].
     """
 
     def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
@@ -86,30 +87,30 @@ class Lexicon:
         return token_id in self._lone
 
     def allowed(self, bits: bytes, *, first: bool) -> Allowed:
-        """Reads a mask of llguidance.
+        """Decodes a mask of llguidance.
 
         Args:
-            bits: One bit a token.
+            bits: One bit per token.
             first: Whether the next token is the first one of the answer.
         """
         packed = np.frombuffer(bits, dtype=np.uint8)
-        flat = np.unpackbits(packed, bitorder="little").view(np.bool_)  # [tokens, and what fills up the last byte]
+        flat = np.unpackbits(packed, bitorder="little").view(np.bool_)  # [tokens, then padding of the last byte]
         tokens, behind = flat[: self._size], flat[self._size + 1 :]
         if first and self.twins:
-            another = tokens[self._spaced].any()  # a space that is wanted, behind one that gets lost
+            another = tokens[self._spaced].any()  # a space is allowed, after a first one that is dropped
             tokens[self._spaced] = behind[: len(self._spaced)]
             tokens[self._lone] = another
-        tokens &= self._speakable  # a grammar may name ids
+        tokens &= self._speakable  # a grammar may name ids of tokens without bytes
         return Allowed(tokens, bool(tokens.any()), bool(flat[self._size]))
 
 
 class Constraint:
-    """What one answer has to follow. One thread at a time may touch it.
+    """The constraint of one answer. It may be used by one thread at a time.
 
     Args:
         lexicon: Main's tokens.
-        matcher: At the start of the grammar.
-        name: The option that it came from, for messages.
+        matcher: A matcher at the start of the grammar.
+        name: The option that it came from, for error messages.
     """
 
     def __init__(self, lexicon: Lexicon, matcher: LLMatcher, name: str) -> None:
@@ -121,15 +122,15 @@ class Constraint:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing but the end may follow."""
+        """Whether the answer can only end."""
         return self._allowed.end and not self._allowed.any
 
     def allowed(self, width: int, device: torch.device) -> torch.Tensor:
-        """Which ids may come next, stop tokens where the answer may end: bool [width].
+        """Returns which ids may come next, including stop tokens if the answer may end: bool [width].
 
         Args:
-            width: Of main's logits, which may be wider or narrower than its vocabulary.
-            device: Where the logits are.
+            width: Width of main's logits, which may differ from the size of its vocabulary.
+            device: The device of the logits.
         """
         tokens = self._allowed.tokens[:width]
         mask = np.zeros(width, dtype=np.bool_)
@@ -140,10 +141,10 @@ class Constraint:
         return torch.from_numpy(mask).to(device)
 
     def advance(self, token_id: int) -> None:
-        """Takes the next token of the answer, which must be one that is allowed and no stop token.
+        """Advances by the next token of the answer, which must be an allowed token other than a stop token.
 
         Raises:
-            DecodingError: If main has no token with which the answer could go on, or the grammar is too complex.
+            DecodingError: If main has no token with which the answer could continue, or the grammar is too complex.
         """
         lexicon, first, self._first = self._lexicon, self._first, False
         if not (first and lexicon.is_lost(token_id)):
@@ -159,8 +160,8 @@ class Constraint:
         allowed = self._lexicon.allowed(bits, first=self._first)
         if stuck or not (allowed.any or allowed.end):
             raise DecodingError(
-                f"The {self._name} cannot be followed further: the main member has no token that may come next. Take "
-                "another member as main, or allow other characters."
+                f"The {self._name} cannot be followed further: the main member has no token that may come next. Choose "
+                "another main member, or allow other characters."
             )
         return allowed
 
@@ -169,7 +170,7 @@ class Constraints:
     """Compiles constraints over main's vocabulary, each once. Any thread may use it.
 
     Args:
-        vocabulary: Main's.
+        vocabulary: Main's vocabulary.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -179,7 +180,7 @@ class Constraints:
         self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
 
     def start(self, params: ConstraintOptions, *, starts_text: bool) -> Constraint | None:
-        """The constraint of a new answer, None if it has none.
+        """Returns the constraint of a new answer, or None if it has none.
 
         Args:
             params: The options of the request.
@@ -197,7 +198,7 @@ class Constraints:
         except DecodingError as problem:
             raise SamplingError(f"No answer can follow this constraint. {problem}") from problem
         if started.complete:
-            raise SamplingError(f"{name} allows the empty answer only; leave it out.")
+            raise SamplingError(f"{name} allows only the empty answer; leave it out.")
         return started
 
     def _lexicon(self, starts_text: bool) -> Lexicon:
@@ -207,7 +208,7 @@ class Constraints:
             return self._lexicons[starts_text]
 
     def _matcher(self, params: ConstraintOptions, lexicon: Lexicon) -> LLMatcher:
-        """A fresh matcher, of which the grammar was compiled when it was first asked for."""
+        """Returns a fresh matcher; its grammar is compiled at the first request for it."""
         key = json.dumps([getattr(params, name) for name in CONSTRAINTS]), bool(lexicon.twins)
         with self._lock:
             compiled = self._compiled.get(key)
@@ -226,5 +227,5 @@ class Constraints:
 
 
 def _said(matcher: LLMatcher) -> str:
-    """What is wrong with a matcher, on one line; nothing if it is fine."""
+    """Returns the error of a matcher on one line, or an empty string."""
     return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())

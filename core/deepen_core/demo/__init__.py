@@ -1,4 +1,4 @@
-"""The embedded demo: a small world and two real models that each know a part of it."""
+"""The embedded demo: a small invented world, and two real models that each know a part of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["MEMBERS", "Document", "Question", "documents", "member_paths", "ques
 
 
 def member_paths() -> list[Path]:
-    """Folders of the two models in transformers format, in the order of `MEMBERS`."""
+    """Returns the folders of the two models in transformers format, in the order of `MEMBERS`."""
     models = Path(str(files("deepen_core.demo"))) / "models"
     return [models / name for name in MEMBERS]

@@ -1,1 +1,1 @@
-"""Decoding: the ways in, the worker, the step, and what every request keeps."""
+"""Decoding: the public API, the worker thread, the step, and each request's state."""

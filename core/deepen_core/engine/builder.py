@@ -1,4 +1,4 @@
-"""From options and members to an engine: everything cheap is checked first."""
+"""Builds an engine from options and members; everything cheap is checked first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepen_core.members.base import Member
 from deepen_core.members.loading import DescribedMember, main_index, try_member
 from deepen_core.progress import Steps
 
-_STEPS = 2  # of all members together: their vocabularies, and the fusion
+_STEPS = 2  # for all members together: comparing vocabularies, and preparing the fusion
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EngineOptions:
         main: The number of the member whose vocabulary is used.
         policy: Weighs the members.
         config: The options of the strategy.
-        strategy: Its class.
+        strategy: The strategy's class.
         serving: How requests are served.
     """
 
@@ -56,16 +56,16 @@ class EngineOptions:
         on_member_error: MemberErrorPolicy,
         models: Sequence[str] = (),
     ) -> Self:
-        """Checks the options as `Ensemble.load` takes them.
+        """Checks the options in the form that `Ensemble.load` takes.
 
         Args:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
-            weights: A number per member, or a policy; equal if None.
+            weights: One number per member, or a policy; equal if None.
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.
             on_member_error: What a failing member does to a request.
-            models: What each member was loaded from, if it was.
+            models: What each member was loaded from, if known.
 
         Raises:
             ConfigurationError: For options that contradict each other or the members.
@@ -80,11 +80,11 @@ class EngineOptions:
         return cls(names, place, weights, config, strategy_of(config), serving)
 
     def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
-        """The steps of loading: two per member if it is described first, its trial if it is run, and those of fusion.
+        """Returns the steps of loading: two per described member, one per member that is tried, and those of fusion.
 
         Args:
-            work: What the work is called.
-            progress: Show a bar.
+            work: Name of the work.
+            progress: Show a progress bar.
             described: Whether members are described and loaded, rather than given.
         """
         of_member = self.strategy.steps_of_member + 2 * described
@@ -92,10 +92,10 @@ class EngineOptions:
         return Steps(work, " and ".join(self.names), count, shown=progress)
 
     def check_members(self, members: Sequence[DescribedMember | Member], steps: Steps) -> None:
-        """Has the strategy refuse members that it cannot fuse, before anything heavy is loaded.
+        """Makes the strategy reject members that it cannot fuse, before anything heavy is loaded.
 
         Raises:
-            ConfigurationError: If there is no room for what the options ask for.
+            ConfigurationError: If there is not enough memory for what the options ask for.
             NoCommonTokensError: If the members share no token, and the strategy needs some.
         """
         with steps.doing("comparing vocabularies"):
@@ -103,18 +103,18 @@ class EngineOptions:
             self.strategy.check(facts, self.config)
 
     def build(self, members: Sequence[Member], cache_dir: str | Path | None, steps: Steps) -> Engine:
-        """Makes the engine of loaded members.
+        """Builds the engine from loaded members.
 
         Raises:
             ConfigurationError: If a member lacks what the strategy needs, or memory to run.
             MemberError: If a member fails when it is tried.
-            ModelFilesError: If a tokenizer has tokens that its model has no logits for.
+            ModelFilesError: If a tokenizer has tokens without logits in its model.
         """
         weights = self.policy.describe()
         for member in members:
             _check_vocabulary(member)
         for number in counted_members(self.main, weights):
-            with steps.doing(f"{self.names[number]}: trying how it runs several sequences"):
+            with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
                 try_member(members[number])
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         fusion = self.strategy.build(members, self.main, self.config, BuildContext(folder, steps))
@@ -124,7 +124,7 @@ class EngineOptions:
 
 
 def _check_vocabulary(member: Member) -> None:
-    """Refuses a tokenizer with plain tokens that the model has no logits for."""
+    """Rejects a tokenizer with plain tokens that the model has no logits for."""
     tokens = member.tokenizer.vocabulary.tokens
     beyond = [i for i in tokens.values() if i >= member.vocabulary_size]
     if beyond:

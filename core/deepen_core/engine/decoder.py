@@ -1,4 +1,4 @@
-"""The step that turns sequences into longer sequences: run what is pending, fuse, choose, tell the others."""
+"""The decoding step: runs what is pending, fuses, chooses a token, and updates the other members with its text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraints
 
 _Fused = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]
-"""What `Decoder._fuse` returns."""
+"""The return value of `Decoder._fuse`."""
 
 
 class Decoder:
@@ -34,11 +34,11 @@ class Decoder:
 
     Args:
         members: The models.
-        main: Whose vocabulary is spoken.
-        weights: Weighs the members in each step; a member that it gives no weight is never run, unless it is main.
-        fusion: Makes one distribution of several.
-        strategy: What the fusion is called, for messages.
-        on_member_error: What a failing member does to requests that do not say so themselves.
+        main: The number of the member whose vocabulary is used.
+        weights: Weighs the members in each step; a member without weight is never run, unless it is main.
+        fusion: Fuses several distributions into one.
+        strategy: Name of the fusion, for error messages.
+        on_member_error: What a failing member does to requests without a policy of their own.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Decoder:
         ]
 
     def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
-        """Makes a sequence of a prompt; nothing is run yet.
+        """Creates a sequence from a prompt; nothing is run yet.
 
         Raises:
-            PromptError: If the prompt is empty where a member cannot start from nothing.
+            PromptError: If the prompt is empty and a member cannot start from nothing.
             ChatTemplateError: If a conversation is given and a member cannot read it.
             ContextWindowError: If the prompt leaves no room in a member's context window.
             SamplingError: If no answer can follow the constraint.
@@ -111,7 +111,7 @@ class Decoder:
         return reader.read_text(prompt) if isinstance(prompt, str) else reader.read_messages(prompt)
 
     def _room(self, member_sequences: Sequence[MemberSequence | None]) -> int:
-        """How many tokens fit behind the prompt in main's window; every member must have room for at least one."""
+        """Returns how many tokens fit after the prompt in main's window; every member must have room for one."""
         for member, part in zip(self._members, member_sequences, strict=True):
             if part is not None and part.prompt_tokens >= member.context_window:
                 raise ContextWindowError(
@@ -129,16 +129,16 @@ class Decoder:
 
         Args:
             sequence: The sequence; it may fail.
-            limit: Ids that each member runs at most.
+            limit: Maximum number of ids that each member runs.
 
         Returns:
-            How many ids a member ran at most; 0 if none needs to be run.
+            The largest number of ids that a member ran; 0 if none need to be run.
         """
         return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[EnsembleSequence]) -> None:
-        """Gives each sequence its next token, or ends it; a sequence in which something fails ends with its error."""
+        """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
         going = [sequence for sequence in sequences if not self._fills_window(sequence)]
         said = [forward.run(going) for forward in self._forwards]
@@ -151,30 +151,30 @@ class Decoder:
                 forget_frames(sequence.error)
 
     def _conclude(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> None:
-        """Gives each sequence the token that follows from what the members said."""
-        # 2) Their distributions become one.
+        """Chooses each sequence's next token from the members' logits."""
+        # 2) Fuse the members' distributions.
         together = self._fused(sequences, said)
         if together is None:
-            if len(sequences) > 1:  # find those at fault
+            if len(sequences) > 1:  # find the sequences at fault
                 for place, sequence in enumerate(sequences):
                     self._conclude([sequence], [one.only([place]) for one in said])
             return
-        # 3) Each sequence chooses, and tells the others.
+        # 3) Choose a token for each sequence, and update the other members with it.
         for place, sequence in enumerate(sequences):
             token = sequence.next_token
             try:
                 self._speak(sequence, place, said, together)
             except DeepenError as error:
                 sequence.fail(error)
-            except Exception as problem:  # noqa: BLE001 (what fails in one sequence must not end the others)
+            except Exception as problem:  # noqa: BLE001 (a failure in one sequence must not end the others)
                 sequence.fail(step_failed(problem, token=token))
 
     def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
-        """What the members say together; None if fusing fails, which ends a sequence that is by itself."""
+        """Returns the fused distributions, or None if fusing fails; a sequence that is alone then ends."""
         try:
             return self._fuse(sequences, said)
-        except Exception as problem:  # noqa: BLE001 (the request tells it)
-            traceback.clear_frames(problem.__traceback__)  # what they hold may be what there is no memory for
+        except Exception as problem:  # noqa: BLE001 (the request reports it)
+            traceback.clear_frames(problem.__traceback__)  # their tensors may be what exhausts the memory
             if len(sequences) == 1:
                 sequences[0].fail(self._fusion_failed(problem, sequences[0]))
             return None
@@ -191,14 +191,14 @@ class Decoder:
         )
 
     def _speak(self, sequence: EnsembleSequence, place: int, said: Sequence[MemberLogits], together: _Fused) -> None:
-        """Lets a sequence choose its token, and tells the other members and the caller.
+        """Chooses a sequence's token, and updates the other members and the caller with it.
 
         Raises:
-            DecodingError: If something of it fails.
+            DecodingError: If any of this fails.
         """
         scores, fused, logprobs = together
         own_scores = said[self._main].logits
-        assert own_scores is not None, "main has said something in every sequence that goes on"
+        assert own_scores is not None, "main has logits in every sequence that continues"
         with told_as(partial(choice_failed, token=sequence.next_token, params=sequence.params)):
             token_id = sequence.choose(scores[place], own_scores[place])
         if sequence.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
@@ -209,7 +209,7 @@ class Decoder:
 
     @torch.inference_mode()
     def force(self, sequence: EnsembleSequence, token_ids: Sequence[int]) -> list[float]:
-        """Speaks given tokens and returns the fused log-probability (nats) of each.
+        """Appends given tokens and returns the fused log-probability (nats) of each.
 
         Raises:
             MemberError: If a member fails.
@@ -240,19 +240,19 @@ class Decoder:
         return False
 
     def _fuse(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused:
-        """Makes one distribution of what the members said.
+        """Fuses the members' logits into one distribution.
 
-        A member that said nothing in a sequence (bytes of an unfinished character wait, or it was dropped) abstains
-        there: the others' weights are scaled up.
+        A member without logits in a sequence (it waits for the rest of a character, or was dropped) abstains there: the
+        others' weights are scaled up.
 
         Returns:
             Scores to choose by and the fused log-probabilities, both [sequences, main's vocabulary], and each member's
             own log-probabilities [sequences, vocabulary]. Scores are the log-probabilities shifted to the scale of
-            main's logits, and main's logits themselves where main alone counts: rounding must not decide there what it
-            would not decide in `transformers`.
+            main's logits. Where only main has weight they are main's logits themselves, so that rounding never decides
+            differently from `transformers`.
         """
         main_logits = said[self._main].logits
-        assert main_logits is not None, "main has said something in every sequence that goes on"
+        assert main_logits is not None, "main has logits in every sequence that continues"
         speaking = torch.zeros(len(sequences), len(self._members), dtype=torch.bool)
         for number, one in enumerate(said):
             speaking[one.at, number] = True
@@ -266,7 +266,7 @@ class Decoder:
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:
-        """What a member has heard last in each sequence."""
+        """Returns the end of a member's text in each sequence."""
         heard = []
         for sequence in sequences:
             part = sequence.member_sequences[member]
@@ -283,7 +283,7 @@ class Decoder:
 
 
 def _spread(said: MemberLogits, sequences: int) -> torch.Tensor | None:
-    """A member's log-probabilities [sequences, vocabulary]; zeros, which nobody reads, where it said nothing."""
+    """Returns a member's log-probabilities [sequences, vocabulary]; unused zeros where it has no logits."""
     if said.logits is None:
         return None
     values = torch.log_softmax(said.logits, dim=-1)

@@ -1,4 +1,4 @@
-"""What an ensemble answers with: members, their fusion, and the worker that decodes."""
+"""The parts of an open ensemble: members, their fusion, and the worker that decodes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deepen_core.members.base import Member
 
 @dataclass(frozen=True)
 class Engine:
-    """All that an ensemble holds while it is open.
+    """Everything that an ensemble holds while it is open.
 
     Attributes:
-        members: The members, in their order.
-        main: The number of the one whose vocabulary is used.
-        weights: How much each counts, for reports; they sum to one.
+        members: The members in their order.
+        main: The number of the member whose vocabulary is used.
+        weights: How much each member counts, for reports; they sum to one.
         fusion: The strategy.
-        fusion_name: What it is called.
+        fusion_name: The strategy's name.
         decoder: Steps sequences.
         worker: The thread that decodes.
     """
@@ -35,7 +35,7 @@ class Engine:
 
     @property
     def main_member(self) -> Member:
-        """The one whose vocabulary is used."""
+        """The member whose vocabulary is used."""
         return self.members[self.main]
 
     @property

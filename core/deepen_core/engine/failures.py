@@ -1,4 +1,4 @@
-"""What goes wrong in a step outside of any member: errors that say where it was, and advise what can help there."""
+"""Errors of a step outside of any member: they name what failed and advise what may help."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from deepen_core.config import SamplingParams
 from deepen_core.errors import DecodingError, DeepenError, brief
 from deepen_core.members.memory import MORE_ROOM, is_memory
 
-OUR_FAULT = "This is a fault of deepen: please report it with this text."
+OUR_FAULT = "This is a bug in deepen: please report it with this text."
 
 
 @contextmanager
 def told_as(error: Callable[[Exception], DecodingError]) -> Iterator[None]:
-    """Turns what fails inside into an error of the engine; those that are one already stay as they are.
+    """Turns exceptions inside into errors of the engine; those that already are stay unchanged.
 
     Args:
-        error: Makes it.
+        error: Creates the error.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def told_as(error: Callable[[Exception], DecodingError]) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Lets go of the variables of the frames that an error and its cause came through: they hold tensors."""
+    """Clears the variables of the frames in the tracebacks of an error and its cause: they hold tensors."""
     for one in (error, error.__cause__):
         if one is not None:
             traceback.clear_frames(one.__traceback__)
@@ -38,20 +38,20 @@ def forget_frames(error: BaseException) -> None:
 def fusion_failed(
     problem: Exception, *, token: int, members: Sequence[str], strategy: str, main_alone: Sequence[float]
 ) -> DecodingError:
-    """The error of a sequence in which the members' distributions could not be fused.
+    """Returns the error of a sequence in which the members' distributions could not be fused.
 
     Args:
-        problem: What was raised.
-        token: Which token of the answer it was for, counted from 1.
-        members: Names of those that had a say.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
+        members: Names of the members that took part.
         strategy: Name of the fusion.
         main_alone: Weights with which there is nothing to fuse.
     """
     other = "deepen" if strategy == "product" else "product"
     weights = ", ".join(f"{weight:.0f}" for weight in main_alone)
     around = (
-        f"Members loaded with fusion={other!r} may not have it; with weights=[{weights}] main answers alone, and "
-        "nothing is fused."
+        f"Members loaded with fusion={other!r} may avoid it; with weights=[{weights}] main answers alone, and nothing "
+        "is fused."
     )
     return _failed(
         f"Fusing {' and '.join(members)} ({strategy}) failed at token {token} of the answer",
@@ -61,60 +61,60 @@ def fusion_failed(
 
 
 def choice_failed(problem: Exception, *, token: int, params: SamplingParams) -> DecodingError:
-    """The error of a sequence in which no token could be chosen.
+    """Returns the error of a sequence in which no token could be chosen.
 
     Args:
-        problem: What was raised.
-        token: Which token of the answer, counted from 1.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
         params: The options of the request.
     """
     options = _choosing(params)
-    around = f"The same request without {' and '.join(options)} may go around it." if options else ""
+    around = f"The same request without {' and '.join(options)} may avoid it." if options else ""
     return _failed(f"Choosing token {token} of the answer failed", problem, around)
 
 
 def constraint_failed(problem: Exception, *, token: int, constraint: str | None) -> DecodingError:
-    """The error of a sequence whose constraint could not be asked, or told of a token.
+    """Returns the error of a sequence whose constraint could not be queried, or not advanced by a token.
 
     Args:
-        problem: What was raised.
-        token: Which token of the answer, counted from 1.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
         constraint: The option that it came from.
     """
-    around = f"The same request without {constraint} goes around it."
+    around = f"The same request without {constraint} avoids it."
     return _failed(f"Following the {constraint} at token {token} of the answer failed", problem, around)
 
 
 def report_failed(problem: Exception, *, token: int) -> DecodingError:
-    """The error of a sequence whose log-probabilities could not be reported.
+    """Returns the error of a sequence whose log-probabilities could not be reported.
 
     Args:
-        problem: What was raised.
-        token: Of which token of the answer, counted from 1.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
     """
-    around = "The same request without logprobs goes around it."
+    around = "The same request without logprobs avoids it."
     return _failed(f"Reporting the log-probabilities of token {token} of the answer failed", problem, around)
 
 
 def telling_failed(problem: Exception, *, token: int, member: str, text: str) -> DecodingError:
-    """The error of a sequence in which a member could not be told what main said.
+    """Returns the error of a sequence in which a member could not be updated with main's text.
 
     Args:
-        problem: What was raised.
-        token: Which token of the answer, counted from 1.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
         member: The member's name.
-        text: What it was to be told.
+        text: The text to append.
     """
-    around = f"With the weight 0 for {member!r} nothing is told to it."
-    return _failed(f"Telling member {member!r} the text {text!r} (token {token} of the answer) failed", problem, around)
+    around = f"With weight 0, {member!r} is not updated."
+    return _failed(f"Updating member {member!r} with {text!r} (token {token} of the answer) failed", problem, around)
 
 
 def step_failed(problem: Exception, *, token: int) -> DecodingError:
-    """The error of a sequence whose step failed in none of the ways above.
+    """Returns the error of a sequence whose step failed in none of the ways above.
 
     Args:
-        problem: What was raised.
-        token: Which token of the answer it was for, counted from 1.
+        problem: The exception.
+        token: Number of the answer's token, counted from 1.
     """
     return _failed(f"The step for token {token} of the answer failed", problem, "")
 
@@ -127,7 +127,7 @@ def _failed(what: str, problem: Exception, around: str) -> DecodingError:
 
 
 def _choosing(params: SamplingParams) -> list[str]:
-    """The options that decide what is chosen, as far as the request has set them."""
+    """Returns the options that affect the choice, as far as the request has set them."""
     sampled = ("temperature", "top_k", "top_p", "min_p") if params.temperature > 0 else ()
     fields = SamplingParams.model_fields
     values = {name: getattr(params, name) for name in (*sampled, "repetition_penalty", "ignore_eos")}

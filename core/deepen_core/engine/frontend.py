@@ -1,4 +1,4 @@
-"""The ways to ask an ensemble: whole answers or pieces, one prompt or several, from threads or event loops."""
+"""The public ways to generate: whole answers or streams, one prompt or several, from threads or event loops."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from deepen_core.results import Chunk, Generation
 
 T = TypeVar("T")
 Outcome = Generation | DeepenError
-"""What a prompt comes to where one that fails does not end the others."""
+"""The result of a prompt when errors are returned, so that one does not end the others."""
 
 
 class GenerationAPI(ABC):
-    """What every way of asking comes to: prompts are read into sequences, which the worker decodes together.
+    """Reads prompts into sequences, which the worker decodes together.
 
-    Wrong options and prompts are told by the call itself, before anything is run. The asynchronous ways do the same on
-    the worker and never hold up the event loop; they may be used from several loops at once.
+    Wrong options and prompts raise in the call itself, before anything is run. The async methods check them on the
+    worker and never block the event loop; they may be used from several loops at once.
     """
 
     @abstractmethod
     def _serving(self) -> tuple[Worker, Decoder]:
-        """What decodes.
+        """Returns the worker and the decoder.
 
         Raises:
             ClosedError: If the ensemble was closed.
@@ -81,24 +81,23 @@ class GenerationAPI(ABC):
         r"""Answers one prompt, or several together.
 
         Args:
-            prompt: A text, a conversation (a list of messages, each member renders its own chat template), or a list of
-                either.
+            prompt: A text, a conversation (a list of messages that each member renders with its own chat template), or
+                a list of either.
             params: Options of the request.
-            return_exceptions: Give the error of a prompt in the place of its answer, as `asyncio.gather` does, so that
-                the other prompts of a list are answered all the same. Wrong options still raise, and so does a
-                closed ensemble.
-            options: The same by keyword, such as `max_new_tokens=64, stop=["\n"]`; they win over `params`.
+            return_exceptions: Return the error of a prompt in place of its answer, as `asyncio.gather` does, so that
+                the other prompts of a list are still answered. Wrong options still raise, and so does a closed
+                ensemble.
+            options: Options by keyword, such as `max_new_tokens=64, stop=["\n"]`; they override `params`.
 
         Returns:
-            A `Generation`, or a list of them for a list of prompts; with `return_exceptions` there may be errors among
-            them.
+            A `Generation`, or a list of them for a list of prompts; with `return_exceptions`, some may be errors.
 
         Raises:
             SamplingError: For an unknown option or value.
             PromptError: For an empty prompt or one of unknown shape.
             ContextWindowError: If a prompt is longer than a member's window.
             MemberError: If a member fails.
-            ClosedError: If the ensemble is closed, before or meanwhile.
+            ClosedError: If the ensemble is closed, before the call or during it.
         """
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
@@ -152,7 +151,7 @@ class GenerationAPI(ABC):
         return_exceptions: bool = False,
         **options: Any,
     ) -> Outcome | Sequence[Outcome]:
-        """As `generate`; a task that is cancelled here ends the work."""
+        """Like `generate`; cancelling the task ends the work."""
         resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
         asked = time.perf_counter()
@@ -170,16 +169,16 @@ class GenerationAPI(ABC):
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
     ) -> Generator[Chunk, None, None]:
-        """Answers one prompt piece by piece. Work begins with the first piece that is asked for; closing ends it.
+        """Answers one prompt piece by piece. Work begins when the first piece is requested; closing ends it.
 
         Args:
             prompt: A text or a conversation.
             params: Options of the request.
-            options: The same by keyword.
+            options: Options by keyword.
 
         Yields:
-            Pieces of text as they become certain, never half a character or part of a stop string; the last one carries
-            the finish reason and the whole `Generation`.
+            Pieces of text as soon as they are certain, never part of a character or of a stop string. The last one
+            carries the finish reason and the whole `Generation`.
 
         Raises:
             DeepenError: As from `generate`.
@@ -198,7 +197,7 @@ class GenerationAPI(ABC):
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
     ) -> AsyncGenerator[Chunk, None]:
-        """As `stream`; a task that is cancelled here ends the work."""
+        """Like `stream`; cancelling the task ends the work."""
         resolved = resolve_sampling(params, options)
         return self._apieces(_only(prompt, "astream"), resolved)
 
@@ -211,18 +210,18 @@ class GenerationAPI(ABC):
             handle.cancel()
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
-        """Asks, and leaves the answer to be collected.
+        """Starts a request and returns at once; the answer is collected later.
 
         Args:
             prompt: A text or a conversation.
             params: Options of the request.
-            options: The same by keyword.
+            options: Options by keyword.
 
         Returns:
-            The caller's end of the request. Dropping it cancels the request.
+            A handle to the request. Dropping it cancels the request.
 
         Raises:
-            DeepenError: As from `generate`, where it is the request that is wrong; what fails later the handle tells.
+            DeepenError: As from `generate`, if the request itself is wrong; later failures are raised by the handle.
         """
         resolved = resolve_sampling(params, options)
         worker, decoder = self._serving()
@@ -230,7 +229,7 @@ class GenerationAPI(ABC):
         return handle
 
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
-        """As `submit`, for an event loop: a long prompt is read elsewhere."""
+        """Like `submit`, for an event loop: a long prompt is tokenised on the worker."""
         resolved = resolve_sampling(params, options)
         return await self._aread_and_submit(_only(prompt, "asubmit"), resolved)
 
@@ -254,7 +253,7 @@ def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> Ensemble
 
 
 def _kept(keep: bool, work: Callable[[], T]) -> T | DeepenError:
-    """What some work comes to; its error, if that is to be kept not raised."""
+    """Returns the result of some work, or its error if that is to be returned rather than raised."""
     try:
         return work()
     except DeepenError as error:
@@ -277,7 +276,7 @@ def _readable(sequences: Iterable[EnsembleSequence | DeepenError]) -> list[Ensem
 
 
 def _in_place(sequences: Iterable[EnsembleSequence | DeepenError], answers: Iterable[Outcome]) -> list[Outcome]:
-    """The answers, and among them the errors of the prompts that could not be read."""
+    """Merges the answers with the errors of the prompts that could not be read, in the order of the prompts."""
     coming = iter(answers)
     return [sequence if isinstance(sequence, DeepenError) else next(coming) for sequence in sequences]
 

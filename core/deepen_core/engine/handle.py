@@ -1,4 +1,4 @@
-"""A request under way, and the caller's end of it."""
+"""A running request, and the caller's handle to it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from deepen_core.results import Chunk, Generation
 
 
 class Request:
-    """A sequence and where its answer goes.
+    """A sequence and the queue of its output.
 
     Args:
-        sequence: What is decoded.
+        sequence: The sequence to decode.
 
     Attributes:
-        mail: Holds the answer until it is taken.
-        cancelled: Set by the caller's end; the worker looks at it once a step.
+        mail: Holds the output until it is taken.
+        cancelled: Set by the handle; the worker checks it once per step.
     """
 
     def __init__(self, sequence: EnsembleSequence) -> None:
@@ -27,7 +27,7 @@ class Request:
         self.cancelled = False
 
     def deliver(self) -> None:
-        """Sends what is new."""
+        """Puts new output into the queue."""
         chunk = self.sequence.take_chunk()
         if chunk is not None:
             self.mail.put(chunk)
@@ -41,14 +41,14 @@ class Request:
 
 
 class Handle:
-    """One request: wait for its answer, read it piece by piece, or call it off.
+    """One request: wait for its answer, read it piece by piece, or cancel it.
 
-    It may be used from several threads and event loops; each piece goes to whoever takes it first, the whole answer to
-    everybody. A handle that is dropped cancels its request.
+    It may be used from several threads and event loops. Each piece goes to the first reader that takes it; every reader
+    can get the whole answer. A handle that is dropped cancels its request.
 
     Args:
         request: The request.
-        owner: Kept alive as long as the handle is, since the answer ends with it.
+        owner: Kept alive as long as the handle, since the request ends with it.
 
     Example:
         >>> handle = ens.submit("Once upon a time", max_new_tokens=64)
@@ -64,36 +64,36 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether the request has ended, in whatever way."""
+        """Whether the request has ended in any way."""
         return self._mail.ended()
 
     def cancel(self) -> None:
-        """Ends the request at its next step with `finish_reason="cancelled"` and what it has, unless it is done."""
-        # Nothing but a flag: this runs in destructors too, where no lock may be taken.
+        """Ends the request at its next step, if not done, with `finish_reason="cancelled"` and a partial answer."""
+        # Only sets a flag: this runs in destructors too, where no lock may be taken.
         self._request.cancelled = True
 
     def result(self, timeout: float | None = None) -> Generation:
         """Waits for the whole answer.
 
         Args:
-            timeout: Seconds to wait at most; the request goes on whether or not they were enough.
+            timeout: Maximum number of seconds to wait; the request continues in any case.
 
         Raises:
-            NotDoneError: If they were not enough.
-            DeepenError: The one that ended the request.
+            NotDoneError: If the timeout has passed.
+            DeepenError: The error that ended the request.
         """
         if not self._mail.wait(self._mail.ended, timeout):
             raise NotDoneError(
-                f"The answer was not there after {timeout} s. The request goes on: ask for the result again, cancel "
-                "it, or give the request a timeout of its own, which ends it with what it has."
+                f"The answer was not complete after {timeout} s. The request continues: ask for the result again, "
+                "cancel it, or give the request a timeout of its own, which ends it with the partial answer."
             )
         return self._mail.answer()
 
     async def aresult(self) -> Generation:
-        """Waits for the whole answer without holding up the event loop.
+        """Waits for the whole answer without blocking the event loop.
 
         Raises:
-            DeepenError: The one that ended the request.
+            DeepenError: The error that ended the request.
         """
         await self._mail.sleep(self._mail.ended)
         return self._mail.answer()

@@ -1,4 +1,4 @@
-"""What is reported of a chosen token: its log-probability, fused and under each member alone."""
+"""Reports a chosen token's log-probability, fused and under each member alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TokenReporter:
     """Reports chosen tokens.
 
     Args:
-        members: The members, in their order.
-        main: Which of them speaks.
+        members: The members in their order.
+        main: The number of the member whose vocabulary is used.
     """
 
     def __init__(self, members: Sequence[Member], main: int) -> None:
@@ -31,9 +31,9 @@ class TokenReporter:
 
         Args:
             token_id: Main's id.
-            alternatives: How many of the most probable tokens to name.
+            alternatives: Number of most probable tokens to report.
             fused: Fused log-probabilities [main's vocabulary].
-            own: For each member that counts its number, and its log-probabilities [vocabulary] if it had a say.
+            own: For each member that counts, its number, and its log-probabilities [vocabulary] if it took part.
         """
         spoken = self._vocabularies[self._main]
         value = spoken.token_bytes(token_id) or b""

@@ -1,4 +1,4 @@
-"""One member's forward over the sequences of a step, and what becomes of a sequence in which the member fails."""
+"""Runs one member over the sequences of a step, and handles its failures."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
 from deepen_core.members.memory import MORE_ROOM, is_memory
 
 PREFILL_CHUNK = 256
-"""Prompt ids that run between two steps, so that other requests need not wait for a long prompt."""
+"""Prompt ids that run between two steps, so that other requests do not wait for a long prompt."""
 
 
 @dataclass(frozen=True)
 class MemberLogits:
-    """What one member said in a step.
+    """One member's logits in a step.
 
     Attributes:
-        at: Places of the sequences it answered.
-        logits: Its logits there, [sequences answered, vocabulary]; None if it answered none.
+        at: Places of the sequences that it has logits for.
+        logits: Its logits there, [those sequences, vocabulary]; None if there are none.
     """
 
     at: list[int]
     logits: torch.Tensor | None
 
     def only(self, places: Sequence[int]) -> MemberLogits:
-        """What it said to some of the sequences, whose places are counted anew."""
+        """Returns the logits of some of the sequences, with their places renumbered."""
         new = {old: place for place, old in enumerate(places)}
         kept = [i for i, place in enumerate(self.at) if place in new]
         if self.logits is None or not kept:
@@ -43,14 +43,14 @@ class MemberLogits:
 class MemberRunner:
     """Runs one member.
 
-    A failure is the sequence's in which it happens: it ends the sequence, or the sequence goes on without the member,
-    as the request has it. Nothing that was computed before a failure is used after it.
+    A failure concerns only the sequence in which it happens: depending on the request's policy, the sequence ends or
+    continues without the member. Nothing that was computed before a failure is used after it.
 
     Args:
         member: The model.
-        number: Its place in the ensemble.
-        is_main: Whether it is the main member, without which no sequence can go on.
-        on_member_error: The policy of sequences that name none.
+        number: Its number in the ensemble.
+        is_main: Whether it is the main member, without which no sequence can continue.
+        on_member_error: The policy of sequences without one.
     """
 
     def __init__(self, member: Member, number: int, *, is_main: bool, on_member_error: MemberErrorPolicy) -> None:
@@ -58,10 +58,10 @@ class MemberRunner:
         self._number = number
         self._is_main = is_main
         self._policy = on_member_error
-        self._width: int | None = None  # so many sequences at once have turned out to fit into memory
+        self._width: int | None = None  # number of sequences that were found to fit into memory at once
 
     def run(self, sequences: Sequence[EnsembleSequence]) -> MemberLogits:
-        """Gives logits for the next token of sequences, but where the member has no say or fails."""
+        """Returns logits for the next token of each sequence in which the member takes part and does not fail."""
         at = [place for place, sequence in enumerate(sequences) if self._takes_part(sequence)]
         width = self._width or max(1, len(at))
         parts = [self._run_together(sequences, at[start : start + width]) for start in range(0, len(at), width)]
@@ -70,12 +70,12 @@ class MemberRunner:
     def _run_together(self, sequences: Sequence[EnsembleSequence], at: list[int]) -> MemberLogits:
         try:
             logits = self.member.next_logits([self._part(sequences[place]) for place in at])
-        except Exception as problem:  # noqa: BLE001 (models raise whatever they like; the request tells it)
+        except Exception as problem:  # noqa: BLE001 (models raise anything; the request reports it)
             return self._run_each(sequences, at, problem)
         return self._checked(sequences, at, logits)
 
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
-        """Runs at most `limit` ids of the prompt ahead of `run`; 0 if none needs to be."""
+        """Runs at most `limit` ids of the prompt ahead of `run`; returns their number, 0 if none need to be run."""
         part = sequence.member_sequences[self._number]
         if part is None or sequence.ended or part.pending <= KEPT_TAIL:
             return 0
@@ -96,10 +96,10 @@ class MemberRunner:
         return part
 
     def _run_each(self, sequences: Sequence[EnsembleSequence], at: Sequence[int], problem: Exception) -> MemberLogits:
-        """Finds the sequences at fault, and runs the others alone.
+        """Finds the sequences at fault, and runs the others one by one.
 
-        A forward that broke off may have written to some layers of a cache and not to others, so every cache it had in
-        hand is given up and computed again.
+        A forward that was interrupted may have written to some layers of a cache and not to others, so every cache that
+        took part is dropped and computed again.
         """
         if len(at) == 1:
             self._fail(sequences[at[0]], problem)
@@ -118,7 +118,7 @@ class MemberRunner:
                 answered.append(place)
             except Exception as again:  # noqa: BLE001 (as in `run`)
                 self._fail(sequences[place], again)
-        if is_memory(problem) and len(answered) == len(at):  # each fits, all together do not
+        if is_memory(problem) and len(answered) == len(at):  # each fits alone, but not all together
             self._width = max(1, len(at) // 2)
         return self._checked(sequences, answered, torch.stack(found)) if found else MemberLogits([], None)
 
@@ -128,7 +128,7 @@ class MemberRunner:
         part.cached = 0
 
     def _checked(self, sequences: Sequence[EnsembleSequence], at: list[int], logits: torch.Tensor) -> MemberLogits:
-        """Fails the sequences in which logits are no numbers to choose by."""
+        """Fails the sequences whose logits are not finite."""
         best = logits.amax(-1)  # NaN if any entry is
         finite = torch.isfinite(best)
         if bool(finite.all()):
@@ -141,12 +141,12 @@ class MemberRunner:
 
     def _non_finite(self, value: float) -> str:
         why = "its weights are damaged, or its code fails on this text (run it alone in transformers to see)"
-        if self.member.dtype == torch.float16:  # the others reach as far as float32
+        if self.member.dtype == torch.float16:  # the other dtypes have the range of float32
             why = "its dtype float16 overflows (load it with dtype='bfloat16' or 'float32'), or its weights are damaged"
         return f"Member {self.member.name!r} returned logits whose largest is {value}: {why}.{self._way_out()}"
 
     def _fail(self, sequence: EnsembleSequence, problem: Exception) -> None:
-        traceback.clear_frames(problem.__traceback__)  # they hold all that the forward had computed
+        traceback.clear_frames(problem.__traceback__)  # they hold everything that the forward had computed
         error = problem if isinstance(problem, MemberError) else self._error(sequence, problem)
         policy = sequence.params.on_member_error or self._policy
         if self._is_main or policy == "raise":
@@ -154,7 +154,7 @@ class MemberRunner:
         else:
             sequence.drop(
                 self._number,
-                f"Member {self.member.name!r} failed and had no say from token {len(sequence.token_ids) + 1} of the "
+                f"Member {self.member.name!r} failed and was dropped from token {len(sequence.token_ids) + 1} of the "
                 f"answer on: {brief(problem)}",
             )
 
@@ -169,12 +169,12 @@ class MemberRunner:
 
     def _way_out(self) -> str:
         if self._is_main:
-            return " It is the main member, without which no answer can go on."
-        return " With on_member_error='drop' requests go on without it."
+            return " It is the main member, without which no answer can continue."
+        return " With on_member_error='drop' requests continue without it."
 
 
 def _joined(parts: Sequence[MemberLogits]) -> MemberLogits:
-    """What was said to several groups of sequences."""
+    """Joins the logits of several groups of sequences."""
     if len(parts) == 1:
         return parts[0]
     logits = [part.logits for part in parts if part.logits is not None]

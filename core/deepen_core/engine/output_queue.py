@@ -1,4 +1,4 @@
-"""What has come out of a request and was not taken yet: one worker puts, threads and event loops take."""
+"""The output of a request that was not taken yet: one worker puts, threads and event loops take."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Callable
 from deepen_core.errors import ClosedError, DeepenError
 from deepen_core.results import Chunk, Generation
 
-_LONGEST = 32  # a slow reader finds what came in behind so many pieces joined to one
+_LONGEST = 32  # for a slow reader, everything after this many pieces is joined into one
 
 
 class OutputQueue:
-    """The pieces of one answer on their way, and its end.
+    """The pieces of one answer that were not taken yet, and its end.
 
-    Putting never waits for whoever takes. Nothing but a lock is held between calls, so that readers may come from any
-    thread and any event loop; no loop is remembered longer than somebody waits in it.
+    Putting never waits for readers. Only a lock is shared between calls, so readers may come from any thread and any
+    event loop; a loop is referenced only while a task waits in it.
 
     Attributes:
-        abandoned: Whether a loop was closed in which somebody waited.
+        abandoned: Whether an event loop was closed while a task waited in it.
     """
 
     def __init__(self) -> None:
@@ -50,22 +50,22 @@ class OutputQueue:
                 self._notify()
 
     def ended(self) -> bool:
-        """Whether nothing more will be put."""
+        """Whether no more will be put."""
         return self._answer is not None or self._error is not None
 
     def has_news(self) -> bool:
-        """Whether `take` would return a piece or raise, or nothing more will come."""
+        """Whether `take` would return a piece or raise, or no more will come."""
         return bool(self._chunks) or self.ended()
 
     def emptied(self) -> bool:
-        """Whether every piece of a whole answer was taken."""
+        """Whether the answer is complete and every piece of it was taken."""
         return self._answer is not None and not self._chunks
 
     def take(self) -> Chunk | None:
-        """The next piece, None if there is none now.
+        """Returns the next piece, or None if there is none now.
 
         Raises:
-            DeepenError: The one that ended the answer, once all pieces before it were taken.
+            DeepenError: The error that ended the answer, once all pieces before it were taken.
         """
         with self._changed:
             if self._chunks:
@@ -75,28 +75,28 @@ class OutputQueue:
             return None
 
     def answer(self) -> Generation:
-        """The whole of an answer that has ended.
+        """Returns the whole answer, which must have ended.
 
         Raises:
-            DeepenError: The one that ended it.
+            DeepenError: The error that ended it.
         """
         if self._error is not None:
             raise self._error
-        assert self._answer is not None, "the request goes on"
+        assert self._answer is not None, "the request has not ended"
         return self._answer
 
     def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Holds a thread up until a condition of this mailbox is met.
+        """Blocks the thread until a condition of this queue holds.
 
         Returns:
-            Whether it was met in time.
+            Whether it held in time.
         """
         self._check_process()
         with self._changed:
             return self._changed.wait_for(until, timeout)
 
     async def sleep(self, until: Callable[[], bool]) -> None:
-        """Holds a task up until a condition of this mailbox is met."""
+        """Suspends the task until a condition of this queue holds."""
         self._check_process()
         loop = asyncio.get_running_loop()
         while True:
@@ -116,7 +116,7 @@ class OutputQueue:
         for sleeper, loop in self._sleepers.items():
             try:
                 loop.call_soon_threadsafe(_wake, sleeper)
-            except RuntimeError:  # the loop is closed, and whoever waited there will never come back
+            except RuntimeError:  # the loop is closed, and its tasks will never run again
                 self.abandoned = True
         self._sleepers.clear()
 
@@ -124,7 +124,7 @@ class OutputQueue:
         if self._process != os.getpid():
             raise ClosedError(
                 f"This request was made in process {self._process}, of which this one ({os.getpid()}) is a fork: its "
-                "answer arrives there alone. Load the ensemble and ask again in this process."
+                "answer arrives only there. Load the ensemble in this process and ask again."
             )
 
 

@@ -1,4 +1,4 @@
-"""What an engine is made of, and how well that fits together."""
+"""What an engine consists of, and how well its members fit together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepen_core.results import EnsembleInfo, MemberInfo, SpaceInfo
 
 
 def engine_warnings(engine: Engine) -> list[str]:
-    """Measured reasons why its members may not fuse or batch well."""
+    """Returns measured reasons why its members may not fuse or batch well."""
     with_weight = [number for number, weight in enumerate(engine.weights) if weight > 0]
     return [
         *engine.fusion.warnings(with_weight),
@@ -21,11 +21,11 @@ def engine_warnings(engine: Engine) -> list[str]:
 
 
 def engine_info(engine: Engine, warnings: Sequence[str]) -> EnsembleInfo:
-    """What `Ensemble.info` reports.
+    """Returns what `Ensemble.info` reports.
 
     Args:
         engine: The engine.
-        warnings: What `engine_warnings` found when it was made.
+        warnings: The result of `engine_warnings` when the engine was built.
     """
     fusion = engine.fusion.describe(engine.counted)
     spaces: Sequence[SpaceInfo | None] = fusion.spaces or [None] * len(engine.members)

@@ -1,4 +1,4 @@
-"""Which requests wait, which prefill, which decode: one batch, changed between steps."""
+"""Decides which requests wait, which prefill and which decode: one batch, changed between steps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError
 from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING
 
-_PATIENCE = 4  # so many times that, where fewer sequences wait for it than for their prompt to be read
-_SHORT = 32  # a prompt of so many tokens is run with the first step rather than ahead of it
+_PATIENCE = 4  # maximum factor of the prefill budget, when fewer sequences wait for it than for their prompt to be run
+_SHORT = 32  # a prompt of at most this many tokens is run with the first step rather than ahead of it
 
 
 class Scheduler:
-    """Requests on their way through one decoder. One thread may touch it.
+    """The requests of one decoder. It may be used by one thread only.
 
-    First come, first admitted. A long prompt is prefilled in pieces, between which the others decode on; pieces go in
-    turn to the oldest prompt and to the one with least left, so that neither a short one waits for all of a long one
-    nor a long one for a stream of short ones.
+    First come, first admitted. A long prompt is prefilled in pieces, between which the other requests continue to
+    decode. Pieces go in turn to the oldest prompt and to the one with least left, so that neither a short prompt waits
+    for the whole of a long one nor a long one for a stream of short ones.
 
     Args:
         decoder: Steps the sequences.
-        size: So many sequences hold caches at most.
-        budget: Prompt tokens to run in a step at most.
+        size: Maximum number of sequences that hold caches.
+        budget: Maximum number of prompt tokens to run in a step.
     """
 
     def __init__(self, decoder: Decoder, size: int, budget: int = PREFILL_CHUNK) -> None:
@@ -46,7 +46,7 @@ class Scheduler:
 
     @property
     def sequences_held(self) -> int:
-        """Sequences that hold or may hold caches."""
+        """Number of sequences that hold or may hold caches."""
         return len(self._prefilling) + len(self._decoding)
 
     def add(self, request: Request) -> None:
@@ -54,14 +54,14 @@ class Scheduler:
         self._waiting.append(request)
 
     def step(self) -> None:
-        """Moves every request on: ends what is over, admits, decodes a token a sequence, prefills a piece."""
+        """Advances every request: ends those that are over, admits, decodes a token per sequence, prefills a piece."""
         self._end_overdue()
         self._admit()
         self._decode()
         self._prefill()
 
     def abandon(self, error: Callable[[], DeepenError]) -> None:
-        """Ends all requests with an error of their own each."""
+        """Ends each request with an error of its own."""
         for request in (*self._waiting, *self._prefilling, *self._decoding):
             request.fail(error())
         self._waiting.clear()
@@ -100,10 +100,10 @@ class Scheduler:
         self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
     def _step_sequences(self, sequences: Sequence[EnsembleSequence]) -> None:
-        """Steps sequences; should a step fail as a whole, which none is known to do, it ends only these requests."""
+        """Steps sequences; if a step fails as a whole, which should not happen, only these requests end."""
         try:
             self.decoder.step(sequences)
-        except Exception as problem:  # noqa: BLE001 (the requests tell it)
+        except Exception as problem:  # noqa: BLE001 (the requests report it)
             for sequence in sequences:
                 if not sequence.ended:
                     sequence.fail(step_failed(problem, token=sequence.next_token))
@@ -111,7 +111,7 @@ class Scheduler:
 
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
-        # Where others decode, every token more than theirs would widen the forward of all of them.
+        # While others decode, each token beyond `KEPT_TAIL` would widen the forward of all of them.
         short = KEPT_TAIL if self._decoding else _SHORT
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
@@ -127,7 +127,7 @@ class Scheduler:
                 self._decoding.append(request)
 
     def _patience(self) -> int:
-        """How many times the budget the decoding sequences can wait for: larger pieces are read faster."""
+        """Returns the factor of the budget that the decoding sequences can wait for: larger pieces are faster."""
         if not self._decoding:
             return _PATIENCE
         return min(max(1, len(self._prefilling) // len(self._decoding)), _PATIENCE)
@@ -137,13 +137,13 @@ class Scheduler:
         request = oldest if self._oldest_next else min(self._prefilling, key=lambda r: r.sequence.pending)
         if request.sequence.begun:
             return request
-        # A prompt under way that begins as this one does comes first, so that its cache can be copied.
+        # A prompt in prefill with the same beginning comes first, so that its cache can be copied.
         begun = (r for r in self._prefilling if r.sequence.begun)
         return next((r for r in begun if _will_share(r.sequence, request.sequence)), request)
 
 
 def _will_share(begun: EnsembleSequence, other: EnsembleSequence) -> bool:
-    """Whether a sequence in prefill will hold more of another's prompt than it does now, in any member."""
+    """Whether a sequence in prefill will share more of another's prompt than it holds now, in any member."""
     for part, its in zip(begun.member_sequences, other.member_sequences, strict=True):
         if part is not None and its is not None and part.pending > KEPT_TAIL:
             stop = part.cached + WORTH_SHARING

@@ -1,4 +1,4 @@
-"""Which ids a continuation has, and what a single member thinks of it."""
+"""Scores a given continuation: its ids, and its log-probabilities under the ensemble and each member."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from deepen_core.tokenization.vocabulary import Vocabulary
 
 
 def score(engine: Engine, prompt: str, continuation: str) -> Score:
-    """Scores a given continuation, see `Ensemble.score`; the worker decodes for others in between.
+    """Scores a given continuation, see `Ensemble.score`; other requests continue to decode meanwhile.
 
     Args:
-        engine: What scores.
-        prompt: The text before it.
+        engine: The engine.
+        prompt: The text before the continuation.
         continuation: The text to score.
 
     Raises:
@@ -39,7 +39,7 @@ def score(engine: Engine, prompt: str, continuation: str) -> Score:
     sequence = decoder.start(prompt, SamplingParams())
     logprobs: list[float] = []
     try:
-        # In small pieces: the worker decodes for others in between.
+        # In small pieces, between which the worker decodes other requests.
         while worker.call(partial(decoder.prefill, sequence, PREFILL_CHUNK)).result():
             pass
         for token_id in ids:
@@ -48,16 +48,16 @@ def score(engine: Engine, prompt: str, continuation: str) -> Score:
         tasks = [partial(member_score, m, prompt, whole, is_main=m is main) for m in counted]
         scores = [worker.call(task).result() for task in tasks]
     finally:
-        with contextlib.suppress(ClosedError):  # then nothing is held any more
+        with contextlib.suppress(ClosedError):  # then the caches are gone already
             worker.call(sequence.release)
     return Score(ids, logprobs, len(continuation.encode()), scores)
 
 
 def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:
-    """Checks what is to be scored.
+    """Checks the texts to be scored.
 
     Raises:
-        PromptError: If it is no text, or the continuation is empty.
+        PromptError: If one is not a text, or the continuation is empty.
         ContextWindowError: If the two together are longer than a member's window.
     """
     wrong = [type(text).__name__ for text in (prompt, continuation) if not isinstance(text, str)]
@@ -80,10 +80,10 @@ def check_texts(prompt: object, continuation: object, members: Sequence[Member])
 
 
 def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str) -> list[int]:
-    """Main's ids of a continuation, such that they follow the prompt's own ids.
+    """Returns main's ids of a continuation, such that they follow the prompt's own ids.
 
-    They are the ids behind the prompt's in the whole text, if the prompt's are the first of these. Where the two merge
-    across the seam, the continuation is spelled on its own.
+    If the prompt's ids are the beginning of the whole text's, they are the remaining ones. If a token spans the two
+    texts, the continuation is encoded on its own.
 
     Raises:
         PromptError: If the tokenizer drops the whole continuation.
@@ -91,12 +91,12 @@ def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str)
     before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
     ids = whole[len(before) :] if whole[: len(before)] == before else _on_its_own(tokenizer, continuation)
     if not ids:
-        raise PromptError(f"The main member's tokenizer has no tokens for {continuation!r} behind this prompt.")
+        raise PromptError(f"The main member's tokenizer has no tokens for {continuation!r} after this prompt.")
     return ids
 
 
 def _on_its_own(tokenizer: MemberTokenizer, text: str) -> list[int]:
-    """Ids that spell a text exactly, as the tokenizer has them behind some other character."""
+    """Returns ids that spell a text exactly, as the tokenizer encodes it after some other character."""
     for ids in tokenizer.backend.encode_behind(text):
         if tokenizer.vocabulary.join(ids) == text.encode():
             return ids
@@ -104,7 +104,7 @@ def _on_its_own(tokenizer: MemberTokenizer, text: str) -> list[int]:
 
 
 def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
-    """Ids that spell some bytes, the longest token first; what no token begins with is left out."""
+    """Returns ids that spell some bytes, the longest token first; bytes that no token begins with are left out."""
     longest = max(map(len, vocabulary.tokens), default=0)
     ids, place = [], 0
     while place < len(data):
@@ -118,16 +118,16 @@ def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
 
 @torch.inference_mode()
 def member_score(member: Member, prompt: str, whole: str, *, is_main: bool) -> MemberScore:
-    """One member's own log-probabilities of the text behind the prompt, from the first token that differs on.
+    """Returns one member's own log-probabilities of the text after the prompt, from the first id that differs.
 
     Args:
         member: The member.
-        prompt: The text before.
-        whole: The prompt and what follows.
-        is_main: Whether it is the main member, which has a score in any case.
+        prompt: The text before the continuation.
+        whole: The prompt and the continuation.
+        is_main: Whether it is the main member, which is always scored.
 
     Raises:
-        PromptError: If that is the very first token and the member has no BOS token to condition it on.
+        PromptError: If the very first id differs and the member has no BOS token to condition it on.
         MemberError: If the member fails.
     """
     start = member.tokenizer.reader.read_text(prompt).ids
@@ -148,7 +148,7 @@ def member_score(member: Member, prompt: str, whole: str, *, is_main: bool) -> M
     except Exception as problem:
         advice = " Shorten the texts." if is_memory(problem) else ""
         if not is_main:
-            advice += " With the weight 0 it has no score, and the others have theirs."
+            advice += " With weight 0 it is not scored, and the others are."
         raise MemberError(
             f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}.{advice}"
         ) from problem

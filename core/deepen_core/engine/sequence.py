@@ -1,4 +1,4 @@
-"""One request on its way: what every member holds for it, and what has come out."""
+"""The state of one request: each member's part of it, and its output so far."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 
 class EnsembleSequence:
-    """State of one request; `Decoder.step` drives it. One thread at a time may touch it.
+    """State of one request; `Decoder.step` drives it. One thread at a time may use it.
 
     Args:
         member_sequences: The sequence of each member, or None for a member that does not take part.
         names: The members' names.
-        main: Which member speaks.
+        main: The number of the member whose vocabulary is used.
         vocabulary: Main's vocabulary.
-        params: The request's options, `max_new_tokens` already clamped to the room there is.
-        constraint: What the answer has to follow, at its start.
-        starts_text: Whether the answer is the very start of a text, so that a dummy space before it is no part of it.
-        continues_text: Whether the answer goes on with a plain text, which may end in the middle of a word, rather
-            than with what a chat template has written.
+        params: The request's options, with `max_new_tokens` already limited to the room there is.
+        constraint: The constraint of the answer, at its start.
+        starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
+        continues_text: Whether the answer continues a plain text, which may end in the middle of a word, rather than
+            the output of a chat template.
 
     Attributes:
-        member_sequences: As given; None as well for a member that failed and was dropped.
-        token_ids: Main's ids chosen so far, the end token left out.
+        member_sequences: As given; also None for a member that failed and was dropped.
+        token_ids: Main's ids chosen so far, without the stop token.
         finish_reason: Set once the sequence has ended.
-        error: Set instead if the sequence cannot be ended properly.
+        error: Set instead if the sequence failed.
         warnings: What the caller should know.
-        submitted: When the caller asked (`time.perf_counter`); the request's timeout counts from here.
+        submitted: When the caller made the request (`time.perf_counter`); its timeout counts from here.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class EnsembleSequence:
         self._ended: float | None = None
         if params.stop and not params.stops_apply:
             self.warnings.append(
-                f"The stop strings were not applied: an answer cut before one would not follow the {params.constraint}."
+                f"The stop strings were not applied: an answer cut at one would not follow the {params.constraint}."
             )
 
     @property
@@ -97,27 +97,27 @@ class EnsembleSequence:
 
     @property
     def next_token(self) -> int:
-        """Which token of the answer comes next, counted from 1."""
+        """Number of the answer's next token, counted from 1."""
         return len(self.token_ids) + 1
 
     @property
     def others_behind(self) -> bool:
-        """Whether bytes of an unfinished character wait, which the other members cannot be told yet."""
+        """Whether the other members wait for the remaining bytes of a character."""
         return self._utf8.waiting
 
     @property
     def pending(self) -> int:
-        """Ids that the member with most of them has to run before the next token."""
+        """The largest number of ids that a member has to run before the next token."""
         return max(part.pending for part in self.member_sequences if part is not None)
 
     @property
     def begun(self) -> bool:
-        """Whether any of its prompt has been run."""
+        """Whether any part of its prompt has been run."""
         return any(part.cached for part in self.member_sequences if part is not None)
 
     @property
     def ended(self) -> bool:
-        """Whether the sequence goes on no more."""
+        """Whether the sequence has ended."""
         return self.finish_reason is not None or self.error is not None
 
     @property
@@ -126,18 +126,18 @@ class EnsembleSequence:
         return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
 
     def admit(self) -> None:
-        """Notes that the sequence has left the queue."""
+        """Records that the sequence has left the queue."""
         self._admitted = time.perf_counter()
 
     def choose(self, scores: torch.Tensor, own: torch.Tensor) -> int:
-        """Chooses main's next token, one that the constraint allows if there is one.
+        """Chooses main's next token, among those that the constraint allows if there is one.
 
         Args:
             scores: Fused scores [vocabulary].
             own: Main's own logits [vocabulary].
 
         Raises:
-            DecodingError: If the constraint cannot be asked.
+            DecodingError: If the constraint fails.
         """
         history = self.main_sequence.ids if self.sampler.needs_history else ()
         if self._constraint is None:
@@ -147,10 +147,10 @@ class EnsembleSequence:
         return self.sampler.choose(masked(scores, own, allowed), history)
 
     def accept(self, token_id: int) -> None:
-        """Takes main's next token: its bytes go to the other members and, as far as they are certain, to the caller.
+        """Accepts main's next token: its text goes to the other members and, as far as it is certain, to the caller.
 
         Raises:
-            DecodingError: If a member cannot be told, or the constraint cannot go on.
+            DecodingError: If a member cannot be updated, or the constraint cannot continue.
         """
         self._first_token = self._first_token or time.perf_counter()
         if token_id in self._vocabulary.stop_ids:
@@ -163,7 +163,7 @@ class EnsembleSequence:
             self.finish("length")
 
     def _completes(self, token_id: int) -> bool:
-        """Whether a token that was said leaves nothing but the end to the constraint."""
+        """Advances the constraint by a token, and returns whether only the end may follow."""
         if self._constraint is None:
             return False
         with self._following(len(self.token_ids)):
@@ -171,14 +171,14 @@ class EnsembleSequence:
         return self._constraint.complete
 
     def _following(self, token: int) -> AbstractContextManager[None]:
-        """What fails inside is told as a failure of the constraint."""
+        """Exceptions inside become failures of the constraint."""
         return told_as(partial(constraint_failed, token=token, constraint=self.params.constraint))
 
     def speak(self, token_id: int) -> str:
-        """Lets main say a token and the other members hear it, and returns the text that is now certain.
+        """Appends a token of main's, updates the other members with its text, and returns that text as far as certain.
 
         Raises:
-            DecodingError: If a member cannot be told.
+            DecodingError: If a member cannot be updated.
         """
         self.token_ids.append(token_id)
         self._fresh_ids.append(token_id)
@@ -200,19 +200,19 @@ class EnsembleSequence:
         return value
 
     def finish(self, reason: FinishReason) -> None:
-        """Ends the sequence and lets go of its caches."""
+        """Ends the sequence and frees its caches."""
         self.finish_reason = reason
         self._fresh_text += self._stops.finish()
         self._ended = time.perf_counter()
         self.release()
 
     def fail(self, error: DeepenError) -> None:
-        """Ends the sequence with an error and lets go of its caches."""
+        """Ends the sequence with an error and frees its caches."""
         self.error = error
         self.release()
 
     def drop(self, member: int, warning: str) -> None:
-        """Goes on without a member, and says so in the answer."""
+        """Continues without a member, and adds a warning to the answer."""
         part = self.member_sequences[member]
         assert part is not None, "it takes part"
         part.release()
@@ -220,13 +220,13 @@ class EnsembleSequence:
         self.warnings.append(warning)
 
     def release(self) -> None:
-        """Frees the key/value caches; the sequence can go on no more."""
+        """Frees the key/value caches; the sequence cannot continue afterwards."""
         for part in self.member_sequences:
             if part is not None:
                 part.release()
 
     def take_chunk(self) -> Chunk | None:
-        """What is new since the last call; the last chunk of a finished sequence carries the whole answer."""
+        """Returns the output since the last call; the last chunk of a finished sequence carries the whole answer."""
         text, ids = self._fresh_text, self._fresh_ids
         if self.finish_reason is None and not text:
             return None
@@ -236,8 +236,8 @@ class EnsembleSequence:
         return Chunk(text, ids, self.finish_reason, whole)
 
     def generation(self) -> Generation:
-        """The answer of a finished sequence."""
-        assert self.finish_reason is not None, "the sequence goes on"
+        """Returns the answer of a finished sequence."""
+        assert self.finish_reason is not None, "the sequence has not ended"
         ended = self._ended or self.submitted
         admitted = self._admitted or ended
         first = self._first_token or ended

@@ -1,4 +1,4 @@
-"""The worker: one thread that owns the models and steps the batch as long as there is anything to do."""
+"""The worker: one thread that runs the models and steps the batch while there is anything to do."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from deepen_core.errors import ClosedError, brief
 
 T = TypeVar("T")
 
-_TASKS_S = 0.01  # while sequences decode, tasks take so many seconds between two steps
+_TASKS_S = 0.01  # while sequences decode, tasks take at most about this many seconds between two steps
 
 
 class _Task(Generic[T]):
-    """Work that is done between steps."""
+    """Work that is run between steps."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.done: Future[T] = Future()
@@ -36,7 +36,7 @@ class _Task(Generic[T]):
             return
         try:
             self.done.set_result(self._work())
-        except BaseException as problem:  # noqa: BLE001 (told to whoever waits)
+        except BaseException as problem:  # noqa: BLE001 (raised again where the result is awaited)
             self.done.set_exception(problem)
 
     def fail(self, error: ClosedError) -> None:
@@ -51,19 +51,19 @@ class _Stop:
 class Worker:
     """Takes requests from any thread and any event loop, and decodes them together on one thread.
 
-    The thread starts with the first request and ends with `stop`. It sleeps while there is nothing to do. Whatever
-    reaches it goes through one queue that may be filled anywhere, destructors included; all else is its own, so that
-    nobody ever waits for a lock that is held during a step.
+    The thread starts with the first request, ends with `stop`, and sleeps while there is nothing to do. Everything
+    reaches it through one queue that may be filled from anywhere, destructors included. All other state is private to
+    the thread, so no caller ever waits for a lock that is held during a step.
 
     Args:
         decoder: Steps the sequences.
-        max_batch_size: So many sequences are decoded together at most.
+        max_batch_size: Maximum number of sequences decoded together.
     """
 
     def __init__(self, decoder: Decoder, max_batch_size: int) -> None:
         self._scheduler: Scheduler | None = Scheduler(decoder, max_batch_size)
         self._inbox: queue.SimpleQueue[Request | _Task[Any] | _Stop] = queue.SimpleQueue()
-        # Re-entrant, as a destructor may come to `stop` in the middle of `_start`.
+        # Re-entrant, as a destructor may call `stop` in the middle of `_start`.
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
@@ -71,15 +71,15 @@ class Worker:
         self._broken = ""
 
     def submit(self, sequences: Sequence[EnsembleSequence], owner: object, asked: float | None = None) -> list[Handle]:
-        """Puts sequences into the queue, next to each other.
+        """Puts sequences into the queue, one after the other without gaps.
 
         Args:
-            sequences: The sequences, from now on the worker's.
+            sequences: The sequences, which belong to the worker from now on.
             owner: Kept alive by the handles.
-            asked: When the caller asked (`time.perf_counter`), if not now; timeouts count from there.
+            asked: When the caller made the request (`time.perf_counter`), if not now; timeouts count from there.
 
         Raises:
-            ClosedError: After `stop`, and in a fork of the process that has already decoded.
+            ClosedError: After `stop`, and in a fork of a process that has already decoded.
         """
         requests = [Request(sequence) for sequence in sequences]
         asked = time.perf_counter() if asked is None else asked
@@ -91,7 +91,7 @@ class Worker:
         return [Handle(request, owner) for request in requests]
 
     def call(self, work: Callable[[], T]) -> Future[T]:
-        """Has something done by the worker between two steps; may wait on the result, from any other thread.
+        """Runs a function on the worker between two steps; any other thread may wait for the result.
 
         Raises:
             ClosedError: As from `submit`.
@@ -106,11 +106,11 @@ class Worker:
         """Ends the worker at its next step, and every request with `ClosedError`.
 
         Args:
-            wait: Until the thread has ended.
+            wait: Wait until the thread has ended.
         """
         self._closed = True
         if self._process != os.getpid():
-            self._scheduler = None  # the worker did not come along into this fork
+            self._scheduler = None  # the worker thread does not exist in this fork
             return
         with self._starting:
             worker = self._thread
@@ -128,14 +128,14 @@ class Worker:
                 worker = threading.Thread(target=self._work, name="deepen-worker", daemon=True)
                 worker.start()
                 self._thread, self._process = worker, os.getpid()
-                # A daemon still in torch while the interpreter goes down may crash it: at exit it is waited for.
+                # A daemon thread still in torch at interpreter shutdown may crash: it is waited for at exit.
                 weakref.finalize(worker, _stop_if_alive, weakref.ref(self))
 
     def _check_open(self) -> None:
         if self._thread is not None and self._process != os.getpid():
             raise ClosedError(
                 f"This ensemble has decoded in process {self._process}, of which this one ({os.getpid()}) is a fork: "
-                "its worker did not come along. Load it in this process, or fork before its first request."
+                "its worker thread exists only there. Load it in this process, or fork before its first request."
             )
         if self._closed:
             raise closed_error(self._broken)
@@ -143,7 +143,7 @@ class Worker:
     def _work(self) -> None:
         try:
             while self._receive():
-                assert self._scheduler is not None, "only this thread lets go of it"
+                assert self._scheduler is not None, "only this thread sets it to None"
                 self._scheduler.step()
         except BaseException as problem:
             self._broken = brief(problem)
@@ -153,8 +153,8 @@ class Worker:
             self._abandon()
 
     def _receive(self) -> bool:
-        """Takes what has come in, and waits for it while there is nothing to step; False once it is time to end."""
-        assert self._scheduler is not None, "only this thread lets go of it"
+        """Handles incoming items, and waits for one while there is nothing to step; returns False when it must end."""
+        assert self._scheduler is not None, "only this thread sets it to None"
         started = time.perf_counter()
         while True:
             try:
@@ -169,7 +169,7 @@ class Worker:
                 item.run()
                 if not self._scheduler.idle and time.perf_counter() - started > _TASKS_S:
                     return True
-            del item  # while the worker sleeps it holds nothing of anybody's
+            del item  # while the worker sleeps, it must not keep callers' objects alive
 
     def _abandon(self) -> None:
         if self._scheduler is not None:
@@ -182,13 +182,13 @@ class Worker:
 
 
 def closed_error(broken: str = "") -> ClosedError:
-    """The error of whoever comes after the end.
+    """Returns the error for calls after the end.
 
     Args:
         broken: What ended the worker, if it was not `Ensemble.close`.
     """
     if broken:
-        return ClosedError(f"This ensemble has broken down: {broken}. {OUR_FAULT} To go on, load it again.")
+        return ClosedError(f"This ensemble has crashed: {broken}. {OUR_FAULT} Load it again to continue.")
     return ClosedError("This ensemble was closed and its models released: load it again.")
 
 

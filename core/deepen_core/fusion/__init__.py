@@ -1,4 +1,4 @@
-"""How several distributions become one. Importing this loads no torch; asking for a strategy does."""
+"""How several distributions become one. Importing this package does not load torch; looking up a strategy does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def strategy_of(config: StrategyOptions) -> type[Fusion]:
-    """The class of the strategy that some options are for."""
+    """Returns the strategy class that some options belong to."""
     module, _, name = config.implementation.partition(":")
     strategy: type[Fusion] = getattr(import_module(module), name)
     return strategy

@@ -1,4 +1,4 @@
-"""The seam of fusion: what a strategy is given in a step, and what it offers beside fusing."""
+"""The interface of fusion strategies: their inputs in a step, and everything they offer besides fusing."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _nothing_heard(_member: int) -> Sequence[Heard]:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the members say in one step.
+    """The members' outputs in one step.
 
     Attributes:
         logprobs: For each member its log-probabilities [sequences, vocabulary of the member], float32; None if it
-            abstains in every sequence. What stands in a sequence where its weight is zero means nothing.
+            abstains in every sequence. The values of a sequence in which its weight is zero are meaningless.
         weights: float32 [sequences, members] on the CPU. `Fusion.fuse` scales them to sum to one in each sequence.
-        heard: Returns what a member has heard last in each sequence, given its number; for strategies that heal.
+        heard: Given a member's number, returns the end of its text in each sequence; for strategies that heal tokens.
     """
 
     logprobs: Sequence[torch.Tensor | None]
@@ -38,16 +38,16 @@ class StepInputs:
     heard: Callable[[int], Sequence[Heard]] = _nothing_heard
 
     def of(self, member: int) -> torch.Tensor:
-        """The log-probabilities of a member that does not abstain."""
+        """Returns the log-probabilities of a member that does not abstain."""
         logprobs = self.logprobs[member]
         assert logprobs is not None, "this member never abstains"
         return logprobs
 
     def only(self, places: torch.Tensor) -> StepInputs:
-        """What they say in some of the sequences.
+        """Returns the inputs for some of the sequences.
 
         Args:
-            places: int64 [sequences wanted] on the CPU.
+            places: int64 [selected sequences] on the CPU.
         """
         chosen = [None if p is None else p[places.to(p.device)] for p in self.logprobs]
         wanted = places.tolist()
@@ -61,12 +61,12 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class MemberFacts:
-    """What is known of a member before its weights are loaded.
+    """What is known about a member before its weights are loaded.
 
     Attributes:
-        name: How it is called.
+        name: Its name.
         vocabulary: Of its tokenizer.
-        device: Where it is going to be.
+        device: The device that it will be loaded on.
     """
 
     name: str
@@ -79,8 +79,8 @@ class BuildContext:
     """What a strategy may use while it is built.
 
     Attributes:
-        cache_dir: Where it may keep what other processes can use; a folder in the user's cache if None.
-        steps: Is told what is being done, `Fusion.steps_of_member` times for each member.
+        cache_dir: Where it may store files for other processes; a folder in the user's cache if None.
+        steps: Reports progress: `Fusion.steps_of_member` steps for each member.
     """
 
     cache_dir: Path | None
@@ -88,43 +88,43 @@ class BuildContext:
 
 
 class Fusion(ABC):
-    """A strategy: makes one distribution over main's vocabulary of the members' distributions.
+    """A strategy: fuses the members' distributions into one over main's vocabulary.
 
-    It is made by `build`. Subclasses fuse in `_combine`, and override whatever else they have something to say about.
+    It is created by `build`. Subclasses fuse in `_combine`, and override other methods where the default does not fit.
 
     Args:
         main: The number of the member whose vocabulary is used.
     """
 
     steps_of_member: ClassVar[int] = 0
-    """How many steps of progress `build` takes for each member."""
+    """Number of progress steps that `build` takes for each member."""
 
     def __init__(self, main: int) -> None:
         self._main = main
 
-    @classmethod  # noqa: B027  most have nothing to refuse
+    @classmethod  # noqa: B027  most strategies accept any members
     def check(cls, members: Sequence[MemberFacts], config: Any) -> None:
-        """Refuses members that cannot be fused, before their weights are loaded.
+        """Rejects members that cannot be fused, before their weights are loaded.
 
         Args:
-            members: In their order.
+            members: The members in their order.
             config: The strategy's options.
 
         Raises:
-            ConfigurationError: If there is no room for what the options ask for.
+            ConfigurationError: If there is not enough memory for what the options ask for.
             NoCommonTokensError: If the members must share tokens and do not.
         """
 
     @classmethod
     @abstractmethod
     def build(cls, members: Sequence[Member], main: int, config: Any, context: BuildContext) -> Self:
-        """Makes the strategy for these members.
+        """Builds the strategy for these members.
 
         Args:
-            members: In their order.
-            main: The number of the one whose vocabulary is used.
+            members: The members in their order.
+            main: The number of the member whose vocabulary is used.
             config: The strategy's options.
-            context: Where to keep things, and whom to tell what is being done.
+            context: Where to store files, and how to report progress.
 
         Raises:
             ConfigurationError: If a member lacks what the strategy needs.
@@ -134,10 +134,10 @@ class Fusion(ABC):
 
     @torch.inference_mode()
     def fuse(self, inputs: StepInputs) -> torch.Tensor:
-        """Fuses what the members say in a step.
+        """Fuses the members' distributions in a step.
 
         Returns:
-            Fused log-probabilities [sequences, main's vocabulary], normalised, on main's device. Where main alone has
+            Fused log-probabilities [sequences, main's vocabulary], normalised, on main's device. Where only main has
             weight they are main's own, bit for bit.
         """
         main = inputs.of(self._main)
@@ -152,20 +152,20 @@ class Fusion(ABC):
 
     @abstractmethod
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
-        """Fuses sequences in which others than main have a share too; weights sum to one in each."""
+        """Fuses sequences in which members other than main have weight too; weights sum to one in each."""
         ...
 
     @abstractmethod
     def describe(self, counted: Sequence[int]) -> FusionInfo:
-        """What there is to report, for `Ensemble.info`.
+        """Returns what to report in `Ensemble.info`.
 
         Args:
             counted: Numbers of the members that take part: main, and those with a weight.
         """
         ...
 
-    def warnings(self, counted: Sequence[int]) -> list[str]:  # noqa: ARG002  for those that have any
-        """Measured reasons why these members may not fuse well.
+    def warnings(self, counted: Sequence[int]) -> list[str]:  # noqa: ARG002  used by strategies with warnings
+        """Returns measured reasons why these members may not fuse well.
 
         Args:
             counted: Numbers of the members with a weight.
@@ -173,7 +173,7 @@ class Fusion(ABC):
         return []
 
     def prepare(self, progress: bool = False) -> Iterator[Callable[[], None]]:  # noqa: ARG002  as above
-        """All that can be computed ahead of the first request, in pieces of at most a second.
+        """Yields everything that can be computed ahead of the first request, in pieces of at most a second.
 
         Args:
             progress: Show a progress bar.
@@ -181,4 +181,4 @@ class Fusion(ABC):
         return iter(())
 
     def save(self) -> None:  # noqa: B027  as above
-        """Keeps for other processes what was computed."""
+        """Stores what was computed for other processes."""

@@ -1,4 +1,4 @@
-"""Why members may not fuse well, measured, and what no strategy over shared tokens can do with them."""
+"""Measured reasons why members may not fuse well, and the limits of strategies over shared tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LENGTH_RATIO = 1.6
 
 
 def length_warnings(members: Sequence[Member]) -> list[str]:
-    """Says whether tokens differ so much in length that members predict different things at one step.
+    """Returns a warning if tokens differ so much in length that members predict different things at one step.
 
     Args:
-        members: Those with a weight.
+        members: The members with a weight.
     """
     if len(members) < 2:
         return []
@@ -24,19 +24,19 @@ def length_warnings(members: Sequence[Member]) -> list[str]:
         return []
     warning = (
         f"Tokens differ much in length ({long!r}: {lengths[long]:.1f} bytes, {short!r}: {lengths[short]:.1f}, a ratio "
-        f"of {ratio:.1f} where {_LENGTH_RATIO} is the most without a warning), so the members predict different things "
-        "at one step, and fusing them may be worse than the better one alone."
+        f"of {ratio:.1f}; above {_LENGTH_RATIO} this warning appears), so the members predict different things at one "
+        "step, and fusing them may be worse than the better one alone."
     )
     return [warning]
 
 
 def shared_token_limits(members: Sequence[Member], main: Member, anchors: Sequence[bytes]) -> list[str]:
-    """Says, in numbers, what fusing over shared tokens cannot do with these members.
+    """Returns, in numbers, what fusing over shared tokens cannot do with these members.
 
     Args:
-        members: Those that take part.
-        main: The main one.
-        anchors: The tokens that all share.
+        members: The members that take part.
+        main: The main member.
+        anchors: The tokens that all members share.
     """
     if len(members) < 2:
         return []
@@ -45,29 +45,29 @@ def shared_token_limits(members: Sequence[Member], main: Member, anchors: Sequen
     for member in members:
         share = _unshared(member, shared)
         found.append(
-            f"{share:.0%} of the tokens of {member.name!r} on a sample of prose and code are tokens that not all "
-            "members have: of such a token the ensemble takes in only its beginning, up to the longest shared token."
+            f"{share:.0%} of the tokens of {member.name!r} on a sample of prose and code are not shared by all "
+            "members: of such a token, only the beginning counts in the ensemble, up to the longest shared token."
         )
     return [*found, main_limit(members, main)]
 
 
 def main_limit(members: Sequence[Member], main: Member) -> str:
-    """Says what main alone decides."""
+    """Returns what main alone decides."""
     others = " and ".join(repr(m.name) for m in members if m is not main)
     return (
-        f"What is said is always a token of {main.name!r}. Its control tokens, other than those that end a text, are "
-        f"for it alone to decide: {others} cannot speak for or against them."
+        f"The ensemble always generates tokens of {main.name!r}. Its control tokens, other than those that end a text, "
+        f"are decided by it alone: {others} cannot raise or lower their probability."
     )
 
 
 AVERAGE_LIMIT = (
-    "The average favours what several members find probable at once. What one member alone knows prevails only where "
-    "it is surer than the others together by weight; where they are sure of something else, it is outvoted."
+    "The average favours what several members find probable at once. What only one member knows prevails only where it "
+    "is more confident than the others together, by weight; where they are confident of something else, it is outvoted."
 )
 """What no weighted average can do."""
 
 
 def _unshared(member: Member, shared: set[bytes]) -> float:
-    """The share of a member's tokens on a sample text that not all members have."""
+    """Returns the share of a member's tokens on a sample text that not all members have."""
     ids = member.tokenizer.sample_ids
     return sum(member.tokenizer.vocabulary.token_bytes(i) not in shared for i in ids) / max(1, len(ids))

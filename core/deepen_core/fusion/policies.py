@@ -1,4 +1,4 @@
-"""Who counts how much in a step: one small class per policy."""
+"""How much each member counts in a step: one small class per policy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 @dataclass(frozen=True)
 class WeighingInputs:
-    """What a policy may look at in a step.
+    """What a policy can base its weights on in a step.
 
     Attributes:
         logprobs: For each member its log-probabilities [sequences, vocabulary of the member], float32; None if it
             abstains in every sequence.
-        speaking: bool [sequences, members] on the CPU: who has said something. What stands in `logprobs` where this is
-            false means nothing.
+        speaking: bool [sequences, members] on the CPU: which members have an output. Where this is false, the values in
+            `logprobs` are meaningless.
     """
 
     logprobs: Sequence[torch.Tensor | None]
@@ -25,21 +25,21 @@ class WeighingInputs:
 
 
 class WeightPolicy(ABC):
-    """Weighs the members anew in each step."""
+    """Computes new weights of the members in each step."""
 
     @abstractmethod
     def weights(self, step: WeighingInputs) -> torch.Tensor:
-        """How much each member counts in each sequence.
+        """Returns how much each member counts in each sequence.
 
         Returns:
-            float32 [sequences, members] on the CPU, none negative. What it gives to members that abstain is left out,
-            and the rest is scaled to sum to one.
+            float32 [sequences, members] on the CPU, none negative. The weights of members that abstain are ignored, and
+            the rest is scaled to sum to one.
         """
         ...
 
     @abstractmethod
     def describe(self) -> list[float]:
-        """One weight per member for reports, summing to one: what they are before anything was said.
+        """Returns one weight per member for reports, summing to one: the weights before any output is known.
 
         A member of weight 0 is never run, unless it is main.
         """

@@ -1,15 +1,15 @@
-"""`"product"`: the members' distributions are multiplied, over the tokens that all of them share.
+"""`"product"`: multiplies the members' distributions over the tokens that all of them share.
 
-What they agree on prevails: a token is probable only if no member finds it improbable. No embedding is read, and there
-is nothing to search. Shapes: distributions are [sequences, vocabulary], columns [sequences, columns] (see
-`deepen_core.fusion.anchors.columns`). A step:
+Agreement prevails: a token is probable only if no member finds it improbable. No embeddings are read, and there is no
+search. Shapes: distributions are [sequences, vocabulary], columns [sequences, columns] (see
+`deepen_core.fusion.anchors.columns`). In each step:
 
-1. Each member's mass is summed by column: its tokens at the anchor they are, or at the longest one they begin with.
-2. Other members' columns are healed, and mixed with a little of main's, so that none of them can forbid a token.
-3. The weighted geometric mean over the columns that all can know is the target `q ~ prod_i c_i ^ w_i`.
+1. Sum each member's mass by column: each token counts for its anchor, or for the longest anchor that it begins with.
+2. Heal the other members' columns, and mix in a little of main's, so that no member can rule out a token.
+3. The weighted geometric mean over the columns that all members can know is the target `q ~ prod_i c_i ^ w_i`.
 4. Main's tokens follow their column: `p(t) ~ p_main(t) q(column of t) / c_main(column of t)`.
 
-Control tokens are for main to decide: they, and tokens without a column, keep the probability that main gives them.
+Main alone decides on its control tokens: they, and tokens without a column, keep the probability that main gives them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from deepen_core.fusion.diagnostics import shared_token_limits
 from deepen_core.members.base import Member
 from deepen_core.results import FusionInfo
 
-_TINY = 1e-30  # a member that may forbid a token makes it this improbable
+_TINY = 1e-30  # probability to which a member can lower a token if nothing of main's is mixed in
 
 PRODUCT_LIMIT = (
-    "The product favours what no member finds improbable. What one member alone knows prevails only where the others "
-    "leave it some probability; where they are sure of something else, it is outvoted."
+    "The product favours what no member finds improbable. What only one member knows prevails only where the others "
+    "leave it some probability; where they are confident of something else, it is outvoted."
 )
 
 
@@ -43,9 +43,9 @@ class ProductFusion(Fusion):
         columns: The column of each token, for each member.
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
-        healers: One per member that listens to shorter tokens than its own, None for the others; empty for none.
+        healers: A token healer per member, None for members without one; empty for none at all.
         members: The members, for reports; empty for none.
-        anchors: What they share, for reports.
+        anchors: The shared tokens, for reports.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ProductFusion(Fusion):
         self._anchors = anchors
 
     @classmethod
-    def check(cls, members: Sequence[MemberFacts], config: ProductConfig) -> None:  # noqa: ARG003  any will do
+    def check(cls, members: Sequence[MemberFacts], config: ProductConfig) -> None:  # noqa: ARG003  any options will do
         """See `Fusion.check`."""
         Anchors.shared_by([m.vocabulary for m in members], [m.name for m in members])
 
@@ -81,7 +81,7 @@ class ProductFusion(Fusion):
 
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
         main, known = inputs.of(self._main), self._columns[self._main].columns.unknown
-        # 1) What main gives to the columns that all can know: the anchors and stop, [sequences, known].
+        # 1) Main's mass on the columns that all members can know, the anchors and stop: [sequences, known].
         own = self._mass(self._main, main)[:, :known]
         own = own / own.sum(-1, keepdim=True).clamp_min(_TINY)
         possible = own > 0
@@ -94,27 +94,27 @@ class ProductFusion(Fusion):
             columns = own if member == self._main else self._told(member, logprobs, inputs, own)
             target += weights[:, member, None] * columns.clamp_min(_TINY).log()
         target = torch.log_softmax(target.masked_fill(~possible, -torch.inf), dim=-1)
-        # 4) Main's tokens follow their column; those without one that all can know stay as they are.
+        # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
         factor = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
         factor[:, :known] = torch.where(possible, target - own.clamp_min(_TINY).log(), 0.0)
         return torch.log_softmax(main + self._columns[self._main].scatter_back(factor), dim=-1)
 
     def _mass(self, member: int, logprobs: torch.Tensor) -> torch.Tensor:
-        """A member's probabilities by column, [sequences, gathered columns]."""
+        """Returns a member's probabilities by column, [sequences, gathered columns]."""
         columns = self._columns[member]
         mass = logprobs.new_empty(len(logprobs), columns.columns.gathered)
         columns.sum_by_column(logprobs.exp(), into=mass)
         return mass
 
     def _told(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
-        """What another member gives to the columns that all can know, [sequences, known], with main's share in it."""
+        """Returns another member's mass on the columns that all can know, [sequences, known], with some of main's."""
         columns, healer = self._columns[member].columns, self._healers[member]
         told = self._mass(member, logprobs)[:, : columns.width]
         healing = healer.heal(inputs.heard(member)) if healer is not None else None
         if healing is not None:
             told = healing.applied(told)
         told = told[:, : columns.unknown].to(own.device)
-        # What it gives to tokens of its own, which main cannot say, is for main to distribute.
+        # The mass of tokens that main cannot generate is distributed as main's own.
         rest = (1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0)
         floor = self._config.floor
         return (1.0 - floor) * (told + rest * own) + floor * own

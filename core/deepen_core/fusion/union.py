@@ -1,17 +1,18 @@
-"""`"union"`: the members' most probable tokens are put together by their bytes, and averaged.
+"""`"union"`: matches the members' most probable tokens by their bytes, and averages them.
 
 After UniTE (Yao et al., 2024, "Determine-Then-Ensemble"), with two differences: one of main's own tokens is chosen, so
-that each step is one token of main's; and all tokens outside the union keep main's probability, so that nothing is cut
-off for samplers and grammars. No embedding is read, and members need not share any token. A step:
+each step is one token of main's; and all tokens outside the union keep main's probability, so nothing is cut off for
+samplers and grammars. No embeddings are read, and members need not share any tokens. In each step:
 
-1. Each member names its `top_k` most probable tokens. Main's tokens for them are the union, [sequences, union]: the
-   token of the same bytes, else the longest of main's tokens that the bytes begin with.
-2. Each member gives every token of the union the probability of its own token of the same bytes, else of its longest
-   token that the bytes begin with; what it named and main has no token for is added where step 1 put it.
-3. These are scaled to sum to one for each member, and averaged by weight.
-4. Main's mass on the union is divided by that average.
+1. Take each member's `top_k` most probable tokens. Main's counterparts of them are the union, [sequences, union]: the
+   token with the same bytes, else the longest of main's tokens that the bytes begin with.
+2. Each member gives every token of the union the probability of its own token with the same bytes, else of its longest
+   token that the bytes begin with. The mass of its `top_k` tokens without an exact counterpart is added where step 1
+   mapped them.
+3. Scale these to sum to one for each member, and average them by weight.
+4. Distribute main's mass on the union according to that average.
 
-Tokens that end a text stand for one another. Other control tokens are for main to decide, and are never in the union.
+Tokens that end a text stand for one another. Main alone decides on other control tokens: they are never in the union.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class UnionFusion(Fusion):
     """The weighted mean of the members' most probable tokens.
 
     Args:
-        vocabularies: Of the members.
-        sizes: How many logits each gives.
+        vocabularies: The members' vocabularies.
+        sizes: Number of logits of each member.
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
-        devices: Where each member's logits are.
+        devices: The device of each member's logits.
         members: The members, for reports; empty for none.
     """
 
@@ -57,7 +58,7 @@ class UnionFusion(Fusion):
         self._config = config
         self._members = list(members)
         mine = vocabularies[main]
-        # Main's token for each token of each member, and each member's for each of main's.
+        # Main's counterpart of each token of each member, and each member's counterpart of each token of main's.
         self._to_main = [
             _counterparts(v, size, mine).to(device)
             for v, size, device in zip(vocabularies, sizes, devices, strict=True)
@@ -90,7 +91,7 @@ class UnionFusion(Fusion):
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
         main = inputs.of(self._main)
         weights = inputs.weights.to(main.device)
-        # 1) What each member names, by its own ids and by main's, [sequences, top_k].
+        # 1) Each member's most probable tokens, by its own ids and by main's, [sequences, top_k].
         named = [None if p is None else self._named(member, p) for member, p in enumerate(inputs.logprobs)]
         speaking = [
             main_ids.masked_fill(weights[:, member, None] == 0, _NONE)
@@ -102,20 +103,20 @@ class UnionFusion(Fusion):
         live = union != _NONE
         live[:, 1:] &= union[:, 1:] != union[:, :-1]
         ids = union.clamp_min(0)
-        # 2) and 3) The average of what each member gives to them.
+        # 2) and 3) The average of the members' probabilities for them.
         average = torch.zeros(ids.shape, dtype=main.dtype, device=main.device)
         for member, (logprobs, pair) in enumerate(zip(inputs.logprobs, named, strict=True)):
             if logprobs is not None and pair is not None:
                 given = self._given(member, logprobs, pair, union, live).to(main.device)
                 average += weights[:, member, None] * given
         average = average / average.sum(-1, keepdim=True).clamp_min(_TINY)
-        # 4) Main's mass on the union, distributed anew. What ends a text shares as it did.
+        # 4) Redistribute main's mass on the union. Stop tokens keep their shares of the stop class.
         stops = self._stops[self._main]
         ends = live & torch.isin(ids, stops)
         stopping = torch.logsumexp(main[:, stops], dim=-1, keepdim=True)
         own = torch.where(ends, stopping, main.gather(-1, ids)).masked_fill(~live, -torch.inf)
         new = average.clamp_min(_TINY).log() + torch.logsumexp(own, dim=-1, keepdim=True)
-        # Places that are not live name a token again, or none: they are written to a place of their own, then dropped.
+        # Places that are not live repeat a token, or have none: they are written to an extra place, which is dropped.
         padded = torch.cat([main, main.new_zeros(len(main), 1)], dim=-1)
         fused = padded.scatter(-1, ids.masked_fill(~live, main.shape[-1]), new)[:, :-1]
         if len(stops):
@@ -124,7 +125,7 @@ class UnionFusion(Fusion):
         return torch.log_softmax(fused, dim=-1)
 
     def _named(self, member: int, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A member's most probable tokens, and main's for them, int64 [sequences, top_k]; -1 where main has none."""
+        """Returns a member's most probable tokens and main's counterparts, int64 [sequences, top_k]; -1 for none."""
         ids = logprobs.topk(min(self._config.top_k, logprobs.shape[-1]), dim=-1).indices
         return ids, self._to_main[member][ids]
 
@@ -136,11 +137,11 @@ class UnionFusion(Fusion):
         union: torch.Tensor,
         live: torch.Tensor,
     ) -> torch.Tensor:
-        """What a member gives to the tokens of the union, [sequences, union], summing to one or to nothing."""
+        """Returns a member's probabilities for the union's tokens, [sequences, union], summing to one or zero."""
         union, live = union.to(logprobs.device), live.to(logprobs.device)
         own_ids = self._from_main[member][union.clamp_min(0)]
         mass = logprobs.gather(-1, own_ids.clamp_min(0)).exp().masked_fill(~live | (own_ids == _NONE), 0.0)
-        if len(self._stops[member]):  # whatever ends a text, ends it
+        if len(self._stops[member]):  # all stop tokens count as one
             stops = logprobs[:, self._stops[member]].exp().sum(-1, keepdim=True)
             mass = torch.where(live & torch.isin(own_ids, self._stops[member]), stops, mass)
         if member != self._main:
@@ -162,10 +163,10 @@ class UnionFusion(Fusion):
 
 
 def _counterparts(vocabulary: Vocabulary, size: int, other: Vocabulary) -> torch.Tensor:
-    """Another vocabulary's token for each token of one, int64 [size]; -1 where it has none.
+    """Returns the counterpart in another vocabulary of each token of one, int64 [size]; -1 where there is none.
 
-    The one of the same bytes, or else the longest that the bytes begin with; for a token that ends a text the first
-    that does so. Control tokens have none.
+    It is the token with the same bytes, else the longest one that the bytes begin with. For a token that ends a text it
+    is the first one that does so. Control tokens have no counterpart.
     """
     stop = min(other.stop_ids, default=_NONE)
     found = [_NONE] * size
@@ -179,7 +180,7 @@ def _counterparts(vocabulary: Vocabulary, size: int, other: Vocabulary) -> torch
 
 
 def _same_bytes(vocabulary: Vocabulary, size: int, other: Vocabulary, counterparts: torch.Tensor) -> torch.Tensor:
-    """Whether the counterpart of each token has the same bytes, or ends a text as it does, bool [size]."""
+    """Whether each token's counterpart has the same bytes, or ends a text like the token itself, bool [size]."""
     pairs = enumerate(counterparts.tolist())
     same = [
         i in vocabulary.stop_ids or (c != _NONE and vocabulary.token_bytes(i) == other.token_bytes(c)) for i, c in pairs

@@ -1,4 +1,4 @@
-"""How much each member counts: given weights, and policies that weigh the members anew in each step."""
+"""Checks of given weights, one number per member."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[f
 
     Args:
         weights: One number per member, none negative, not all zero.
-        names: The members' names, for messages.
+        names: The members' names, for error messages.
 
     Raises:
-        ConfigurationError: If `weights` is no list of numbers, a weight is negative, NaN or infinite, all are zero, or
-            their number is wrong.
+        ConfigurationError: If `weights` is not a list of numbers, a weight is negative, NaN or infinite, all are zero,
+            or there is not one per member.
     """
     message = f"weights is {weights!r}: give one number per member, such as [0.7, 0.3]."
     if isinstance(weights, (str, bytes, Mapping, AbstractSet)):
@@ -36,5 +36,5 @@ def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[f
         raise ConfigurationError(f"Weights must be finite and not negative, but {', '.join(wrong)}.")
     total = sum(values)
     if not (total > 0 and math.isfinite(total)):
-        raise ConfigurationError(f"The weights {values} sum to {total}: at least one member must count.")
+        raise ConfigurationError(f"The weights {values} sum to {total}: at least one must be positive.")
     return [w / total for w in values]

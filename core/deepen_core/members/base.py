@@ -1,4 +1,4 @@
-"""What the decoding loop asks of a member, and what it keeps for one sequence."""
+"""The interface between the decoding loop and a member, and a member's state for one sequence."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from deepen_core.results import ONE_AT_A_TIME
 from deepen_core.tokenization.retokenizer import AlignedText
 
 KEPT_TAIL = 2
-"""Ids at the end of a text that run in the step itself, whose logits are kept: the last id and the one before it."""
+"""Number of ids at the end of a text that are run in the step itself and whose logits are kept."""
 
 WORTH_SHARING = 16
-"""From so many ids on, taking over what another sequence holds of the same beginning pays."""
+"""Least number of ids for which copying another sequence's cache of the same beginning pays off."""
 
 
 class SequenceCache(Protocol):
-    """What a member holds for one sequence."""
+    """A member's cache for one sequence."""
 
     def free(self) -> None:
-        """Lets go of it."""
+        """Frees the cache."""
         ...
 
 
 class MemberSequence:
-    """One member's part of one request: the ids it should hold, and how many of them its cache holds.
+    """One member's part of one request: the ids of its sequence, and how many of them its cache covers.
 
     Args:
         prompt: Where the member starts.
@@ -37,12 +37,12 @@ class MemberSequence:
         is_main: Whether it is the main member, whose tokens are appended as chosen and never re-tokenised.
 
     Attributes:
-        ids: The ids it should hold.
-        cached: So many of the first ids are in `cache` already.
-        cache: What the member holds for it; the member alone looks into it, and `release` frees it.
-        prompt_tokens: Ids of the prompt.
-        tokens_run: Ids that went through the model after the prompt.
-        started: Whether the prompt has been run to its end.
+        ids: The ids of the sequence.
+        cached: Number of ids, from the first on, that `cache` covers.
+        cache: The member's cache of the sequence; only the member looks into it, and `release` frees it.
+        prompt_tokens: Number of ids of the prompt.
+        tokens_run: Number of ids that were run through the model after the prompt.
+        started: Whether the whole prompt has been run.
     """
 
     def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, is_main: bool) -> None:
@@ -59,11 +59,11 @@ class MemberSequence:
         self._recent: dict[int, torch.Tensor] = {}
 
     def append_token(self, token_id: int) -> None:
-        """Adds a token that the member itself has spoken."""
+        """Appends a token that main has chosen."""
         self.ids.append(token_id)
 
     def append_text(self, text: str) -> None:
-        """Adds text that another member has spoken; ids at the end may change."""
+        """Appends text that main has generated; the last ids may change."""
         assert self._text is not None, "the main member's text is its tokens"
         place, tail = self._text.append(text)
         place += self._offset
@@ -76,14 +76,14 @@ class MemberSequence:
 
     @property
     def pending(self) -> int:
-        """How many ids are to be run before the next logits are known, at least the last one."""
+        """Number of ids to run before the next logits are known; at least 1, the last id."""
         return len(self.ids) - min(self.cached, len(self.ids) - 1)
 
     def take_pending(self, limit: int | None = None) -> list[int]:
-        """The ids to run now; afterwards they count as cached.
+        """Returns the ids to run now, and counts them as cached.
 
         Args:
-            limit: Take so many at most.
+            limit: Take at most this many.
         """
         start = len(self.ids) - self.pending
         self.cached = len(self.ids) if limit is None else min(start + limit, len(self.ids))
@@ -94,32 +94,32 @@ class MemberSequence:
         return self.ids[start : self.cached]
 
     def release(self) -> None:
-        """Frees what the member holds for this sequence, which can go on no more."""
+        """Frees the member's cache of this sequence, which cannot be continued afterwards."""
         if self.cache is not None:
             self.cache.free()
             self.cache = None
 
     def keep_logits(self, logits: torch.Tensor) -> None:
-        """Notes the logits [at most KEPT_TAIL, vocabulary] at the last places that were run."""
+        """Keeps the logits [at most KEPT_TAIL, vocabulary] at the last places that were run."""
         for back, sequence in enumerate(reversed(logits)):
             self._recent[self.cached - back] = sequence
 
     @property
     def logits_before(self) -> torch.Tensor | None:
-        """The logits [vocabulary] from which the last id came, in float32, if they are at hand."""
+        """The logits [vocabulary] from which the last id was chosen, in float32, if they are still kept."""
         logits = self._recent.get(len(self.ids) - 1)
         return None if logits is None else logits.float()
 
 
 @dataclass
 class Work:
-    """What a member has done since it was loaded, in ids of its own.
+    """What a member has done since it was loaded, counted in its own ids.
 
     Attributes:
-        forwards: Runs of the model.
-        ids_run: Ids run because they were new, or the last of their sequence.
-        ids_rerun: Ids run once more beside sequences with more new ones.
-        ids_copied: Ids whose keys and values were taken over from another sequence that begins alike.
+        forwards: Forward passes of the model.
+        ids_run: Ids that were run because they were new, or the last of their sequence.
+        ids_rerun: Ids that were run again because other sequences of the batch had more new ids.
+        ids_copied: Ids whose keys and values were copied from another sequence with the same beginning.
     """
 
     forwards: int = 0
@@ -130,11 +130,11 @@ class Work:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """What a member is, for reports.
+    """Facts about a member, for reports.
 
     Attributes:
         architecture: Kind of model.
-        parameters: How many numbers it has learned; 0 if that means nothing for this kind.
+        parameters: Number of learned parameters; 0 if that is meaningless for this kind.
     """
 
     architecture: str
@@ -151,15 +151,15 @@ class Member(Protocol):
 
     @property
     def vocabulary_size(self) -> int:
-        """How many logits it gives: its ids are below this."""
+        """Number of logits; all ids are below it."""
         ...
 
     def describe(self) -> MemberDescription:
-        """What it is."""
+        """Describes the model."""
         ...
 
     def warm_up(self) -> None:
-        """Does ahead of the first request what takes time once; the second time nothing happens."""
+        """Does one-time slow work ahead of the first request; further calls do nothing."""
         ...
 
     @property
@@ -169,16 +169,16 @@ class Member(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its logits are."""
+        """The device of its logits."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The dtype that it computes in."""
         ...
 
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
-        """Runs all pending ids of some sequences, together.
+        """Runs all pending ids of the given sequences together.
 
         Returns:
             Logits of the token after the last id of each sequence, float32 [sequences, vocabulary]. They may share
@@ -190,7 +190,7 @@ class Member(Protocol):
         """Runs at most `limit` pending ids of a sequence, but not its last `KEPT_TAIL`, ahead of `next_logits`.
 
         Returns:
-            How many ids were run; 0 if none needs to be.
+            The number of ids that were run; 0 if none need to be.
         """
         ...
 
@@ -200,7 +200,7 @@ class Member(Protocol):
 
 
 class Embedded(Member, Protocol):
-    """A member that has embeddings, which some strategies compare tokens by."""
+    """A member that has embeddings, by which some strategies compare tokens."""
 
     @property
     def embeddings(self) -> torch.Tensor:
@@ -214,11 +214,11 @@ def has_embeddings(member: Member) -> TypeGuard[Embedded]:
 
 
 def batching_warnings(members: Sequence[Member]) -> list[str]:
-    """Says which members hold up requests that are asked together."""
+    """Returns a warning for each member that slows down concurrent requests."""
     return [
-        f"Member {member.name!r} runs {member.batching}. In it the requests of a batch run one after another, so a "
-        "batch of 8 is no faster than 8 calls. Answers are the same; to serve many requests at once, take another "
-        "model in its place."
+        f"Member {member.name!r} runs {member.batching}. It processes the requests of a batch one after another, so a "
+        "batch of 8 is no faster than 8 calls. Answers are the same; to serve many requests at once, use another "
+        "model instead."
         for member in members
         if member.batching.startswith(ONE_AT_A_TIME)
     ]

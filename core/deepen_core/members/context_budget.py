@@ -1,6 +1,6 @@
-"""How long a prompt may be, for callers who count by main's tokenizer and know nothing of the other members.
+"""The longest prompt that fits all members, for callers that count tokens with main's tokenizer only.
 
-Frameworks fill prompts with text up to a window. They count by one tokenizer, and do not count what chat templates add.
+Frameworks fill prompts with text up to a window. They count with one tokenizer and ignore what chat templates add.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def mean(values):
 https://example.com/a?b=1
 """,
 )
-"""Prose, other languages, code and tables: tokenizers differ most in some of these."""
+"""Prose, other languages, code and tables: token counts differ most between tokenizers in some of these."""
 
 _TURNS = (
     {"role": "system", "content": "Answer briefly."},
@@ -49,15 +49,15 @@ _TURNS = (
 
 
 def planning_window(members: Sequence[Member], main: int, *, conversations: bool) -> int:
-    """Main's tokens that the text of a prompt and its answer may have together, so that they fit into every member.
+    """Returns how many of main's tokens a prompt's text and its answer may have together to fit into every member.
 
-    This is the smallest of the members' windows, each less what the member adds to a text, and in main's tokens:
-    divided by how many of the member's tokens stand for one of main's, where they are most. Text of another kind than
-    `KINDS_OF_TEXT`, such as a script that a member writes byte by byte, may still be too long.
+    This is the smallest of the members' windows, each reduced by what the member adds to a text and converted to main's
+    tokens with the least favourable ratio of the member's tokens to main's. Text of another kind than `KINDS_OF_TEXT`,
+    such as a script that a member encodes byte by byte, may still be too long.
 
     Args:
-        members: Those that take part.
-        main: Index of the main one.
+        members: The members of the ensemble.
+        main: Index of the main member.
         conversations: Whether prompts are rendered by chat templates; if not, only BOS is added.
     """
     spoken = members[main].tokenizer
@@ -69,17 +69,17 @@ def planning_window(members: Sequence[Member], main: int, *, conversations: bool
 
 
 def fertility(tokenizer: MemberTokenizer, spoken: MemberTokenizer) -> float:
-    """How many tokens stand for one of another tokenizer's, in the kind of text where they are most; at least 1."""
+    """Returns the most tokens per token of another tokenizer over `KINDS_OF_TEXT`; at least 1."""
     return max(1.0, *(len(tokenizer.encode(text)) / max(1, len(spoken.encode(text))) for text in KINDS_OF_TEXT))
 
 
 def added_tokens(tokenizer: MemberTokenizer, *, conversations: bool) -> int:
-    """How many tokens a member puts around the text of a prompt.
+    """Returns how many tokens a member adds around the text of a prompt.
 
     Args:
-        tokenizer: The member's.
-        conversations: Whether its chat template does so, measured on conversations of up to four messages; those that
-            the template refuses are left out.
+        tokenizer: The member's tokenizer.
+        conversations: Whether its chat template adds them. They are counted on conversations of up to four messages,
+            without those that the template refuses.
     """
     reader = tokenizer.reader
     text = "Where does Mira live?"
@@ -91,7 +91,7 @@ def added_tokens(tokenizer: MemberTokenizer, *, conversations: bool) -> int:
     for turns in (_TURNS, _TURNS[1:], _TURNS[:2], _TURNS[1:2]):
         try:
             read = reader.read_messages(turns)
-        except ChatTemplateError:  # what it refuses, it adds nothing to
+        except ChatTemplateError:  # the template cannot render this conversation, so it does not count
             continue
         said = sum(len(tokenizer.encode(turn["content"])) for turn in turns)
         found.append(MemberSequence(read, tokenizer, is_main=True).prompt_tokens - said)

@@ -1,4 +1,4 @@
-"""From the list of members that a user gives to loaded members, of whatever kind each is."""
+"""Loads a user's list of members, each by the loader of its kind."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from deepen_core.progress import Steps
 
 
 class DescribedMember(Protocol):
-    """A member before its weights: all that can be known from small files."""
+    """A member before its weights are loaded: everything that small files contain."""
 
     @property
     def name(self) -> str:
-        """How it is called."""
+        """Its name."""
         ...
 
     @property
@@ -34,11 +34,11 @@ class DescribedMember(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it is going to be."""
+        """The device that it will be loaded on."""
         ...
 
     def check_files(self) -> None:
-        """Checks what can be checked of the weights without reading them.
+        """Checks the weight files as far as possible without reading the weights.
 
         Raises:
             ModelFilesError: If files are missing or damaged.
@@ -49,7 +49,7 @@ class DescribedMember(Protocol):
         """Loads the weights.
 
         Args:
-            progress: Show bars.
+            progress: Show progress bars.
 
         Raises:
             ConfigurationError: If the member does not fit on its device.
@@ -59,7 +59,7 @@ class DescribedMember(Protocol):
 
 
 def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any]]) -> list[MemberConfig]:
-    """Checks the list of members and gives each a name of its own.
+    """Checks the list of members and gives each a unique name.
 
     Raises:
         ConfigurationError: If the list is empty or an entry is wrong.
@@ -86,12 +86,12 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
 
 
 def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -> int:
-    """Resolves the main member.
+    """Resolves the main member to an index.
 
     Args:
         main: Index, name, or what the member was loaded from.
         names: The members' names.
-        models: What each was loaded from, if it was.
+        models: What each was loaded from, if known.
 
     Raises:
         ConfigurationError: If the index or name is not among the members.
@@ -110,13 +110,13 @@ def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -
 
 
 def describe_member(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool) -> DescribedMember:
-    """Reads what can be known of a member without its weights, by the loader of its kind.
+    """Describes a member without its weights, with the loader of its kind.
 
     Args:
         config: The member.
-        device: For a member without one of its own.
-        dtype: For a member without one of its own.
-        progress: Show bars where files are fetched.
+        device: Used if the member does not set its own.
+        dtype: Used if the member does not set its own.
+        progress: Show progress bars while files are downloaded.
 
     Raises:
         ConfigurationError: For a device or dtype that does not exist, or a model that cannot be a member.
@@ -129,7 +129,7 @@ def describe_member(config: MemberConfig, device: str | None, dtype: str | None,
 
 
 def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Member]:
-    """Checks the weight files of all members, then loads them one after the other, a step each."""
+    """Checks the weight files of all members, then loads them one after the other, one step each."""
     for description in described:
         description.check_files()
     members = []
@@ -140,7 +140,7 @@ def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Mem
 
 
 def try_member(member: Member) -> None:
-    """Runs a member on made-up text to find out how it runs several, so that its first request need not wait for it.
+    """Runs a member on made-up text to find out how it batches sequences, so that the first request need not wait.
 
     Raises:
         ConfigurationError: If there is no memory for a text of a few words.
@@ -148,7 +148,7 @@ def try_member(member: Member) -> None:
     """
     try:
         member.warm_up()
-    except Exception as problem:  # models raise whatever they like
+    except Exception as problem:  # models raise anything
         if is_memory(problem):
             raise ConfigurationError(
                 f"{member.name} fits on {member.device}, but leaves no memory to run it. {more_room(member.dtype)} "

@@ -1,17 +1,17 @@
-"""Lack of memory: how to tell that it is why something failed, and what helps."""
+"""Out-of-memory errors: how to recognise them, and what helps."""
 
 from __future__ import annotations
 
 import torch
 
 MORE_ROOM = "Lower max_batch_size, or shorten the prompt."
-"""What helps where memory is lacking."""
+"""Advice for when memory runs out."""
 
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
 
 
 def is_memory(problem: BaseException) -> bool:
-    """Whether a lack of memory is the reason; libraries have several words for it."""
+    """Whether an error means that memory ran out; libraries word it differently."""
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
         return True
     said = str(problem).lower() if isinstance(problem, (OSError, RuntimeError)) else ""
@@ -19,5 +19,5 @@ def is_memory(problem: BaseException) -> bool:
 
 
 def more_room(dtype: torch.dtype) -> str:
-    """What helps a member that does not fit."""
+    """Returns advice for a member that does not fit on its device."""
     return "Use another device" + (", or a smaller dtype such as 'bfloat16'" if dtype.itemsize > 2 else "")

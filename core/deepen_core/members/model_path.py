@@ -1,4 +1,4 @@
-"""What a member is named by, read as a path."""
+"""What a member is loaded from, as a path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deepen_core.errors import ConfigurationError
 
 
 def model_path(model: str) -> Path:
-    """What a member names, read as a path."""
+    """Returns what a member is loaded from as a path."""
     try:
         path = Path(model).expanduser()
         path.resolve()

@@ -1,4 +1,4 @@
-"""The text side of a member: everything it needs to know of words, without its weights."""
+"""The text side of a member: its tokenizer and everything derived from it, without the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.retokenizer import Boundaries
 from deepen_core.tokenization.vocabulary import Vocabulary
 
-# A little of everything that members meet, to compare the length of their tokens.
+# A little of every kind of text that members meet, to compare the lengths of their tokens.
 SAMPLE_TEXT = (
     'The old library opens at nine. Mira asked, "How many books are there?" and the clerk said: about 48,000.\n'
     "def mean(values):\n    return sum(values) / len(values)\n"
@@ -23,16 +23,16 @@ class MemberTokenizer:
 
     Args:
         tokenizer: A `transformers` fast tokenizer.
-        name: The member's name, for messages.
-        stop_ids: Ids that end a text by the model's generation config.
+        name: The member's name, for error messages.
+        stop_ids: Ids that end a text according to the model's generation config.
 
     Attributes:
         backend: Encodes plain text.
         vocabulary: Bytes of every token.
         boundaries: Where a text may be cut.
-        reader: Reads prompts.
-        sample_ids: Its ids of a sample text.
-        bytes_per_token: Mean length of its tokens on that text.
+        reader: Encodes prompts.
+        sample_ids: The ids of a sample text.
+        bytes_per_token: Mean length of its tokens on that text, in bytes.
     """
 
     def __init__(self, tokenizer: Any, name: str, stop_ids: Iterable[int] = ()) -> None:

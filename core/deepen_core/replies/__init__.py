@@ -1,7 +1,7 @@
-"""Answers that are more than a text: calls of tools, objects, and thoughts before them.
+"""Answers with more structure than text: tool calls, objects, and thoughts before them.
 
-One syntax for all members, whatever tools their own chat templates know: the members' distributions can only be joined
-where they are about to say the same. It is that of Hermes and Qwen, calls as JSON between `<tool_call>` tags.
+All members use one syntax, whatever tool format their own chat templates know: distributions can only be fused where
+the members are about to generate the same text. It is that of Hermes and Qwen: JSON between `<tool_call>` tags.
 """
 
 from deepen_core.replies.form import ReplyForm

@@ -1,4 +1,4 @@
-"""What an answer has to look like."""
+"""The form that an answer must have."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """The parts that an answer may or must have. Without any it is a text."""
+    """The parts that an answer may or must have. Without any, it is a text."""
 
     tools: tuple[Tool, ...] = ()
-    """Those that the members are told of."""
+    """The tools that the members know about."""
     calls: CallPolicy = "never"
     """Whether tools may or must be called."""
     named: str | None = None
@@ -31,7 +31,7 @@ class ReplyForm:
     parallel: bool = True
     """Whether one answer may hold several calls."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema that the answer follows in place of a text."""
+    """JSON schema that the answer follows instead of being a text."""
 
     @classmethod
     def from_openai(
@@ -41,16 +41,16 @@ class ReplyForm:
         parallel: bool | None = None,
         response_format: Any = None,
     ) -> Self:
-        """Reads what chat APIs call these things.
+        """Reads the corresponding options of chat APIs.
 
         Args:
             tools: Definitions in OpenAI's form.
             tool_choice: See `read_choice`.
-            parallel: Whether one answer may hold several calls; if not given, unless a tool is named.
+            parallel: Whether one answer may hold several calls; by default, unless `tool_choice` names a tool.
             response_format: OpenAI's mapping of type "text", "json_object" or "json_schema", or a pydantic class.
 
         Raises:
-            SamplingError: If any of it is of another form, or the choice is of no tool.
+            SamplingError: If any option has another form, or the chosen tool does not exist.
         """
         known = read_tools(tools or ())
         policy, named = read_choice(tool_choice, known)
@@ -66,7 +66,7 @@ class ReplyForm:
 
     @property
     def is_text(self) -> bool:
-        """Whether the answer is a text and nothing else."""
+        """Whether the answer is only a text."""
         return not self.callable and self.schema is None
 
     @property
@@ -75,11 +75,11 @@ class ReplyForm:
         return self.schema is None and self.calls != "must"
 
     def params(self, given: SamplingParams, thinking: Thinking) -> SamplingParams:
-        """Options of the engine that hold an answer to this form.
+        """Returns sampling options that constrain an answer to this form.
 
         Args:
-            given: The caller's own.
-            thinking: What main's chat template says of thoughts.
+            given: The caller's options.
+            thinking: `ChatTemplate.thinking` of the main member.
 
         Raises:
             SamplingError: If the caller has constrained the answer in another way.
@@ -90,11 +90,11 @@ class ReplyForm:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
         rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thinking)
-        # An answer cut at a stop string would be no call and no object any more.
+        # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
     def parser(self, thinking: Thinking) -> ReplyParser:
-        """What tells the parts of an answer apart.
+        """Returns a parser that splits an answer into its parts.
 
         Args:
             thinking: As for `params`.
@@ -103,10 +103,10 @@ class ReplyForm:
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:
-    """The JSON schema that a response format asks for, None for text.
+    """Returns the JSON schema that a response format asks for, or None for text.
 
     Raises:
-        SamplingError: If it is of an unknown form.
+        SamplingError: If it has an unknown form.
     """
     if isinstance(response_format, type) and issubclass(response_format, BaseModel):
         return plain_schema(response_format)
@@ -122,7 +122,7 @@ def response_schema(response_format: Any) -> dict[str, Any] | None:
             try:
                 return plain_schema(schema)
             except ValueError as problem:
-                raise SamplingError(f"The schema of response_format is none: {problem}.") from problem
+                raise SamplingError(f"The schema of response_format is not valid: {problem}.") from problem
     raise SamplingError(
         f"response_format is {str(response_format)[:200]!r}: give {{'type': 'json_schema', 'json_schema': {{'name': "
         "..., 'schema': ...}}, {'type': 'json_object'}, {'type': 'text'} or a pydantic class."

@@ -10,27 +10,27 @@ from deepen_core.chat.template import Thinking
 from deepen_core.replies.tools import CallPolicy, Tool
 
 MOST_CALLS = 16
-"""So many calls one answer may hold: a model that is lost would go on calling to the end."""
+"""The maximum number of calls in one answer: a lost model would keep calling to the end."""
 
 _TEXT = r"/(.|\n)*/"
 _TEXT_AND_CALL = r"/(.|\n)*<tool_call>/"
 _WITHOUT_CALL = r" & ~/(.|\n)*<tool_call>(.|\n)*/"
 _THINK = r"/[ \n]{0,2}<think>/"
-_WITHOUT_THOUGHTS = r" & ~/[\s\x1c-\x1f]*<think>(.|\n)*/"  # with white space, which the parser takes off too
+_WITHOUT_THOUGHTS = r" & ~/[\s\x1c-\x1f]*<think>(.|\n)*/"  # with the white space that the parser strips too
 _THOUGHTS = r"/(.|\n)*<\/think>/"
-_BLANK = r"/\n{0,2}/"  # as models leave one between their thoughts and the answer
+_BLANK = r"/\n{0,2}/"  # as models write between their thoughts and the answer
 
 
 def reply_rules(
     tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thinking: Thinking
 ) -> str:
-    """The grammar.
+    """Returns the grammar of an answer.
 
     Args:
-        tools: Those that may be called.
-        calls: Whether they may or must be.
-        parallel: Whether more than once.
-        schema: What the answer follows in place of a text.
+        tools: The tools that may be called.
+        calls: Whether they may or must be called.
+        parallel: Whether there may be more than one call.
+        schema: The schema that the answer follows instead of being a text.
         thinking: "never", "optional", or "opened" if the prompt has begun the thoughts.
     """
     rules: dict[str, str] = {}
@@ -60,7 +60,7 @@ def reply_rules(
 
 
 def _call_rules(tools: Sequence[Tool]) -> dict[str, str]:
-    """What follows `<tool_call>`, its end included: one rule a tool, so that references stay inside its schema."""
+    """Rules for what follows `<tool_call>`, the end tag included: one per tool, so references stay in its schema."""
     rules = {"call": " | ".join(f"call_{number}" for number in range(len(tools)))}
     for number, tool in enumerate(tools):
         begin, end = f'\n{{"name": {_json(tool.name)}, "arguments": ', "}\n</tool_call>"

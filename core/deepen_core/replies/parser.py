@@ -1,4 +1,4 @@
-"""Telling the parts of an answer apart while it comes: thoughts, text, calls of tools."""
+"""Splits an answer into its parts as it is generated: thoughts, text, tool calls."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _THINK, _END_THINK = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of what is said."""
+    """A piece of the text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Thought:
-    """A piece of what is thought before it."""
+    """A piece of the thoughts before the text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """A whole call of a tool."""
+    """A complete tool call."""
 
     name: str
     arguments: dict[str, Any]
@@ -40,7 +40,7 @@ Part = Text | Thought | Call
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     thoughts: str
@@ -48,14 +48,14 @@ class Reply:
 
 
 class ReplyParser:
-    """Takes an answer in pieces and gives its parts as soon as they are certain, however it is cut.
+    """Takes an answer in pieces, however they are cut, and returns its parts as soon as they are certain.
 
-    A call comes out once it is closed and is one: JSON with the name of a known tool and an object of arguments.
-    Everything else stays text, the beginning of a call that was cut off too, so that nobody runs half a call. White
-    space around tags is no part of anything.
+    A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
+    arguments. Everything else is text, a truncated call included, so that no half-written call is ever run. White space
+    around tags belongs to no part.
 
     Args:
-        names: The tools that may be called; without any, tags of calls are text.
+        names: The tools that may be called; without any, call tags are text.
         thinking: Whether the answer begins with thoughts: "never", "optional", or "opened" if the prompt began them.
     """
 
@@ -64,17 +64,17 @@ class ReplyParser:
         states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
         self._state: Literal["start", "thoughts", "text", "call"] = states.get(thinking, "text")
         self._held = ""
-        self._skips = thinking == "opened"  # white space, that after a tag
-        self._gap = ""  # white space before the call that is being read
-        self._searched = 0  # characters of the call in which its end was looked for
+        self._skips = thinking == "opened"  # whether white space after a tag is being skipped
+        self._gap = ""  # white space before the call that is being parsed
+        self._searched = 0  # characters of the call that have been searched for its end
 
     def feed(self, piece: str) -> list[Part]:
-        """Adds a piece and gives the parts that are now certain."""
+        """Adds a piece and returns the parts that are now certain."""
         self._held += piece
         return list(self._parts(last=False))
 
     def finish(self) -> list[Part]:
-        """The rest, when no more will come."""
+        """Returns the rest, once there is no more to come."""
         return list(self._parts(last=True))
 
     def _parts(self, *, last: bool) -> Iterator[Part]:
@@ -112,7 +112,7 @@ class ReplyParser:
             self._state = "text"
 
     def _upto(self, tag: str, state: Literal["text", "call"], *, last: bool) -> str:
-        """What comes before a tag, as far as it is certain; behind the tag begins another state."""
+        """Returns the text before a tag, as far as it is certain; after the tag, `state` begins."""
         before, found, after = self._held.partition(tag)
         if found:
             shown = before.rstrip()
@@ -132,11 +132,11 @@ class ReplyParser:
             try:
                 call = self._call(json.loads(self._held[:end], strict=False))
             except json.JSONDecodeError as problem:
-                if problem.msg.startswith("Unterminated string"):  # the tag is a part of an argument
+                if problem.msg.startswith("Unterminated string"):  # the tag is part of an argument
                     end = self._held.find(CALL_END, end + 1)
                     continue
                 call = None
-            except (ValueError, RecursionError):  # a number of thousands of digits, nested a thousand times
+            except (ValueError, RecursionError):  # a number of thousands of digits, or thousandfold nesting
                 call = None
             said = self._gap + CALL + self._held[: end + len(CALL_END)]
             self._held = self._held[end + len(CALL_END) :]
@@ -158,7 +158,7 @@ class ReplyParser:
 
 
 def parse_reply(text: str, parser: ReplyParser) -> Reply:
-    """Reads a whole answer with a fresh parser."""
+    """Parses a complete answer with a fresh parser."""
     parts = [*parser.feed(text), *parser.finish()]
     return Reply(
         "".join(part.text for part in parts if isinstance(part, Text)),
@@ -168,5 +168,5 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
 
 
 def _begun(text: str, tag: str) -> int:
-    """How many characters at the end of a text may be the beginning of a tag."""
+    """Returns how many characters at the end of a text may be the beginning of a tag."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

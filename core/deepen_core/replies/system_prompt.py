@@ -1,4 +1,4 @@
-"""What members are told of tools and objects, and conversations in which tools were called, as plain conversations."""
+"""Instructions to members about tools and objects, and conversations with tool calls rendered as plain ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepen_core.chat.tool_format import CALL, CALL_END
 from deepen_core.errors import PromptError
 from deepen_core.replies.form import ReplyForm
 
-# In the words that Qwen's and Hermes's models were trained on.
+# The wording that Qwen's and Hermes's models were trained on.
 _TOOLS = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -27,17 +27,17 @@ _EXAMPLE = """
 
 
 def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
-    """A conversation as every member reads it, whatever its chat template knows of tools.
+    """Returns a conversation that every member can read, whatever its chat template knows about tools.
 
-    What the answer has to look like is added to the system message, or makes one. Calls of tools become text of the
-    assistant's, what came of them a message of the user's.
+    Instructions about the form of the answer are added to the system message, or make one. Tool calls become text of
+    the assistant, their results a user message.
 
     Args:
-        messages: In OpenAI's form: an assistant's may have `tool_calls`, and those of role "tool" are results.
-        form: What the answer has to look like.
+        messages: In OpenAI's form: assistant messages may have `tool_calls`, and messages of role "tool" are results.
+        form: The form that the answer must have.
 
     Raises:
-        PromptError: If the arguments of a call are no JSON.
+        PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
     told = _instructions(form)
@@ -50,7 +50,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
 
 
 def _instructions(form: ReplyForm) -> list[str]:
-    """Strings to be joined."""
+    """Returns the instructions as strings to be joined."""
     parts: list[str] = []
     if form.callable:
         parts += [_TOOLS, TrustedMarkup("<tools></tools>"), " XML tags:\n", TrustedMarkup("<tools>"), "\n"]
@@ -67,7 +67,7 @@ def _instructions(form: ReplyForm) -> list[str]:
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without the fields and the role that only models with tools know."""
+    """Returns the conversation without the fields and the role that only models with tools know."""
     spoken: list[Message] = []
     after_result = False
     for message in messages:
@@ -85,8 +85,8 @@ def _spoken(messages: Sequence[Message]) -> list[Message]:
 
 
 def _only_text(message: Message) -> list[str]:
-    """The texts of a message that holds nothing else."""
+    """Returns the texts of a message, which must have no other parts."""
     said = pieces(message)
     if kinds := sorted({str(piece.get("type")) for piece in said if isinstance(piece, Mapping)}):
-        raise PromptError(f"A message holds a part of type {', '.join(kinds)}: beside tools only text can be read.")
+        raise PromptError(f"A message has a part of type {', '.join(kinds)}: with tools, only text can be read.")
     return cast("list[str]", said)

@@ -1,4 +1,4 @@
-"""Tools as a model is told of them, and which of them it may call."""
+"""Tool definitions, and which of the tools the model may call."""
 
 from __future__ import annotations
 
@@ -27,53 +27,55 @@ _POLICIES: dict[Any, CallPolicy] = {
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may ask to have called."""
+    """A function that a model may ask the caller to run."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """JSON schema of an object: the arguments."""
+    """JSON schema of the arguments, an object."""
 
     @classmethod
     def from_openai(cls, definition: Any) -> Self:
         """Reads OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
 
         Raises:
-            SamplingError: If it is of another form.
+            SamplingError: If it has another form.
         """
         is_function = isinstance(definition, Mapping) and definition.get("type") == "function"
         function = definition.get("function") if is_function else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise SamplingError(
-                f"{shown(definition)} is no tool: give {{'type': 'function', 'function': {{'name': ..., "
+                f"{shown(definition)} is not a tool: give {{'type': 'function', 'function': {{'name': ..., "
                 "'description': ..., 'parameters': ...}}."
             )
         try:
             parameters = plain_schema(function.get("parameters") or {})
         except ValueError as problem:
-            raise SamplingError(f"The parameters of tool {function['name']!r} are no schema: {problem}.") from problem
+            raise SamplingError(
+                f"The parameters of tool {function['name']!r} are not a schema: {problem}."
+            ) from problem
         if parameters.get("type", "object") != "object":
-            raise SamplingError(f"The parameters of tool {function['name']!r} are no JSON schema of an object.")
+            raise SamplingError(f"The parameters of tool {function['name']!r} are not a JSON schema of an object.")
         return cls(function["name"], function.get("description") or "", parameters)
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of the arguments; an object without any if the tool says nothing of them."""
+        """JSON schema of the arguments; an object without properties if the tool declares none."""
         elsewhere = self.parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}
         return {**({} if elsewhere else {"properties": {}}), **self.parameters, "type": "object"}
 
     @property
     def described(self) -> str:
-        """What models are shown, as the chat templates of models with tools have it."""
+        """The definition that models are shown, in the form of chat templates with tools."""
         function = {"name": self.name, "description": self.description, "parameters": self.schema}
         return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
 
 
 def read_tools(definitions: Any) -> tuple[Tool, ...]:
-    """Reads a list of definitions in OpenAI's form; one that is given twice counts once.
+    """Reads a list of definitions in OpenAI's form; duplicates count once.
 
     Raises:
-        SamplingError: If it is no list, one is of another form, or two different ones have one name.
+        SamplingError: If it is not a list, one has another form, or two different ones have the same name.
     """
     if not isinstance(definitions, (list, tuple)):
         raise SamplingError(f"tools is {shown(definitions)}: give a list of definitions.")
@@ -86,18 +88,18 @@ def read_tools(definitions: Any) -> tuple[Tool, ...]:
 
 
 def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | None]:
-    """Which tools may or must be called.
+    """Returns which tools may or must be called.
 
     Args:
         choice: None or "auto"; "none" or False; "any", "required" or True; the name of a tool; or OpenAI's or
             Anthropic's mapping with a name.
-        tools: Those there are.
+        tools: The tools there are.
 
     Returns:
         Whether tools may be called, and the name of the only one that may.
 
     Raises:
-        SamplingError: If there is no such tool, or none where one must be called.
+        SamplingError: If there is no such tool, or none at all where one must be called.
     """
     by_name = isinstance(choice, Mapping) and ("function" in choice or "name" in choice)
     if isinstance(choice, Mapping):
@@ -111,7 +113,7 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> tuple[CallPolicy, str | N
     if choice not in names:
         raise SamplingError(
             f"tool_choice is {shown(choice)}: choose 'auto', 'none', 'any' or the name of a tool "
-            f"({', '.join(map(repr, names)) or 'there is none'})."
+            f"({', '.join(map(repr, names)) or 'there are none'})."
         )
     return "must", choice
 

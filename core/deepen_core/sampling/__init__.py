@@ -1,1 +1,1 @@
-"""Choosing tokens, and the text that comes of them."""
+"""Choosing tokens, and turning them into text."""

@@ -1,4 +1,4 @@
-"""Bytes to text without ever showing half a character."""
+"""Decodes bytes to text incrementally, without ever emitting part of a character."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import codecs
 
 
 class Utf8Stream:
-    """Joins the bytes of tokens to text; bytes that are not yet a whole character wait.
+    """Joins the bytes of tokens to text, holding back the bytes of an incomplete character.
 
-    Bytes that can never become valid turn into U+FFFD at the moment this is certain, exactly as
-    `bytes.decode(errors="replace")` of the whole would have it.
+    Bytes that can never become valid turn into U+FFFD as soon as this is certain. The text as a whole equals
+    `bytes.decode(errors="replace")`.
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, data: bytes) -> str:
-        """Adds bytes and returns the text that is now complete."""
+        """Adds bytes and returns the text that they complete."""
         return self._decoder.decode(data)
 
     @property
     def waiting(self) -> bool:
-        """Whether bytes of an unfinished character are held back."""
+        """Whether bytes of an incomplete character are held back."""
         return bool(self._decoder.getstate()[0])
 
     def finish(self) -> str:
-        """Ends the text: an unfinished character becomes U+FFFD."""
+        """Ends the text: an incomplete character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""Choosing a token from fused logits, as `transformers` does it."""
+"""Chooses a token from fused logits the way `transformers` does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers.generation.logits_process import (
 
 from deepen_core.config import SamplingParams
 
-_TELLING = 80.0  # nats below the best token; float32 has no exact probabilities from 87 on
+_TELLING = 80.0  # nats below the best token; beyond 87, float32 cannot represent probabilities exactly
 
 
 class Sampler:
-    """Chooses the tokens of one request; its randomness is its own.
+    """Chooses the tokens of one request, with a random generator of its own.
 
     Args:
         params: The request's options.
@@ -48,15 +48,15 @@ class Sampler:
 
     @property
     def needs_history(self) -> bool:
-        """Whether `choose` looks at the ids so far."""
+        """Whether `choose` uses the ids so far."""
         return self._penalty is not None
 
     def choose(self, logits: torch.Tensor, history: Sequence[int]) -> int:
         """Chooses one token.
 
         Args:
-            logits: Fused logits [vocabulary], shifted as main's own are (a repetition penalty is not blind to shifts).
-            history: Main's ids so far, prompt included; only looked at if `needs_history`.
+            logits: Fused logits [vocabulary], shifted like main's own (a repetition penalty depends on the shift).
+            history: Main's ids so far, prompt included; used only if `needs_history`.
         """
         scores = logits[None]  # [1, vocabulary]
         if self._penalty is not None:
@@ -66,7 +66,7 @@ class Sampler:
         if self._greedy:
             return int(scores.argmax(-1))
         for warper in self._warpers:
-            scores = warper(None, scores)  # none of them looks at the ids
+            scores = warper(None, scores)  # no warper uses the ids
         probs = torch.softmax(scores, dim=-1)
         return int(torch.multinomial(probs, 1, generator=self._random(probs.device)))
 
@@ -81,7 +81,7 @@ class Sampler:
 
 
 def masked(scores: torch.Tensor, own: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Scores to choose by where only some tokens may be chosen.
+    """Returns the scores to choose by when only some tokens are allowed.
 
     Args:
         scores: Fused scores [vocabulary], log-probabilities up to a shift.
@@ -89,9 +89,9 @@ def masked(scores: torch.Tensor, own: torch.Tensor, allowed: torch.Tensor) -> to
         allowed: bool [vocabulary], not all false.
 
     Returns:
-        The scores of what is allowed and -infinity elsewhere. Fusion gives some tokens no probability at all, or one so
-        small that it is rounding and nothing else: where that is so of all that is allowed, main's own logits decide,
-        and where these are -infinity too, any token is as good as another.
+        The scores of the allowed tokens, and -infinity elsewhere. If fusion gives all allowed tokens zero probability,
+        or one so small that it is only rounding, main's own logits are used instead. If these are -infinity too, all
+        allowed tokens score alike.
     """
     kept = torch.where(allowed, scores, -torch.inf)
     if bool(kept.amax() > scores.amax() - _TELLING):

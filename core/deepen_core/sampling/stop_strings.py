@@ -1,4 +1,4 @@
-"""Ending a text at a stop string, wherever token boundaries fall."""
+"""Ends a text at a stop string, wherever token boundaries fall."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Lets text through up to the first stop string and holds back what may become one.
+    """Passes text through up to the first stop string, and holds back what may become one.
 
     Args:
-        stops: Stop strings, none empty.
+        stops: Stop strings, none of them empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class StopMatcher:
         """The stop string that ended the text."""
 
     def feed(self, text: str) -> str:
-        """Adds generated text and returns what may be shown now. After a match nothing more comes out."""
+        """Adds generated text and returns the text that can be emitted. After a match it returns nothing more."""
         if self.matched is not None:
             return ""
         self._held += text
@@ -34,12 +34,12 @@ class StopMatcher:
         return shown
 
     def finish(self) -> str:
-        """The text held back, when no more will come."""
+        """Returns the text held back, once there is no more to come."""
         shown, self._held = self._held, ""
         return shown
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Returns the length of the longest end of the held text that is the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
             end = self._held[-length:]
             if any(s.startswith(end) for s in self._stops):

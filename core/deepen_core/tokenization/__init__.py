@@ -1,1 +1,1 @@
-"""Tokenizers and vocabularies, and text that is encoded anew as it grows."""
+"""Tokenizers, vocabularies, and the re-tokenisation of a growing text."""

@@ -1,4 +1,4 @@
-"""A private copy of a member's fast tokenizer, so that nothing we set on it is seen by anyone else."""
+"""A private copy of a member's fast tokenizer, so that settings changed here affect no other user of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from deepen_core.errors import TokenizerError
 
-SPACE_MARK = "▁"  # SentencePiece writes a space so
-_LONG = 8192  # characters; so many take some ten milliseconds
-_SEAMS = ("\n", "a", ".")  # few tokens hold one of these and what stands behind it, and none all three
+SPACE_MARK = "▁"  # how SentencePiece writes a space
+_LONG = 8192  # characters; encoding that many takes about ten milliseconds
+_SEAMS = ("\n", "a", ".")  # few tokens join one of these with the text after it, and no token does so for all three
 _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
@@ -30,11 +30,11 @@ def _types(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 class Backend:
-    """A fast tokenizer without truncation, padding and post-processing; special tokens in text stay text.
+    """A fast tokenizer without truncation, padding and post-processing; special tokens in a text are read as text.
 
     Args:
         tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
-        control_tokens: Added tokens besides the special ones that text must never turn into.
+        control_tokens: Added tokens, besides the special ones, that text must never be encoded to.
 
     Raises:
         TokenizerError: If the tokenizer has no fast version.
@@ -58,7 +58,7 @@ class Backend:
         self.model: dict[str, Any] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
         self._shut(spec, _stand_ins(tokenizer))
         self._first = self._build(spec)
-        # A segment after a special token gets no dummy space where only the first one does.
+        # With prepend_scheme "first", a segment after a special token gets no dummy space.
         prepends_first = [p for p in self.pre_tokenizers if p.get("prepend_scheme") == "first"]
         for part in prepends_first:
             part["prepend_scheme"] = "never"
@@ -67,11 +67,11 @@ class Backend:
             part["prepend_scheme"] = "first"
 
     def _shut(self, spec: dict[str, Any], stand_ins: set[int]) -> None:
-        """Keeps the tokenizer's model from reading control tokens, or bytes by their names, in text.
+        """Keeps the tokenizer's model from reading control tokens, or byte tokens such as `<0x41>`, in text.
 
-        `encode_special_tokens` keeps only the added tokens out. A Unigram model finds every piece of its vocabulary in
-        a text, "</s>" and "<0x41>" too, where SentencePiece itself does not; other models take a whole word that is in
-        the vocabulary. So the first character of such a piece becomes a word of its own.
+        `encode_special_tokens` only stops the matching of added tokens. A Unigram model still finds every piece of its
+        vocabulary in a text, "</s>" and "<0x41>" included, where SentencePiece itself does not; other models find a
+        piece that is a whole word. So the first character of each such piece is split off as a word of its own.
         """
         plain = self._build(spec)
         suspects = {t["content"]: t["id"] for t in self.added_tokens if t["special"]}
@@ -104,7 +104,7 @@ class Backend:
         return self._first.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text from its start, without BOS or EOS."""
+        """Ids of a text that starts a document, without BOS or EOS."""
         return _ids(self._first, text)
 
     def encode_inside(self, text: str) -> list[int]:
@@ -112,9 +112,9 @@ class Backend:
         return _ids(self._inside, text)
 
     def encode_behind(self, text: str) -> Iterator[list[int]]:
-        """Yields the ids of a text as they are behind other text, one reading for each seam that the text leaves alone.
+        """Yields the ids of a text that follows other text, once for each seam that keeps its own ids before it.
 
-        Not those of `encode_inside`, which a normalizer that puts a space before every text has part in.
+        These differ from `encode_inside`, where a normalizer may put a space before the text.
         """
         for seam in _SEAMS:
             before, whole = self.encode(seam), self.encode(seam + text)
@@ -131,10 +131,10 @@ class Backend:
         return str(self._first.normalizer.normalize_str(text)) if self._first.normalizer else text
 
     def control_ids(self, tokenizer: Any) -> set[int]:
-        """Ids of the special tokens of `tokenizer`, whose copy this is.
+        """Ids of the special tokens of `tokenizer`, of which this is the copy.
 
-        A token that only pads or stands for the unknown and that ordinary text is encoded to ("!" made the pad token)
-        is text, and not among them.
+        A padding or unknown token that ordinary text is encoded to ("!" used as the padding token) counts as text and
+        is left out.
         """
         contents = {t["id"]: t["content"] for t in self.added_tokens}
         special = {t["id"] for t in self.added_tokens if t["special"]}
@@ -151,7 +151,7 @@ class Backend:
 
 
 def _stand_ins(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that only pad or stand for the unknown."""
+    """Ids of the tokens that serve only as padding or unknown token."""
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "unk", "bos", "eos")}
     return {i for i in (ids["pad"], ids["unk"]) if i is not None and i not in (ids["bos"], ids["eos"])}
 
@@ -159,5 +159,5 @@ def _stand_ins(tokenizer: Any) -> set[int]:
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     if len(text) < _LONG:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    # Only for batches does it let other threads run meanwhile; a long prompt would hold up every event loop.
+    # Only the batch call releases the GIL; otherwise a long prompt would block every event loop.
     return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)

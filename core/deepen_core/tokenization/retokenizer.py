@@ -1,16 +1,24 @@
-"""Canonical re-tokenisation of a growing text for every member but the one that speaks it.
+"""Canonical re-tokenisation of the growing text for every member other than main.
 
-A member shall hold the ids that its tokenizer gives for the whole text, at every step. Encoding the whole text for
-each new token costs more the longer the text is; instead only the text behind a **safe boundary** is encoded again.
-A place between two characters is safe if no text behind it can change the ids before it:
+At every step, a member must hold the ids that its own tokenizer gives for the whole text. Encoding the whole text for
+each new token costs more the longer the text gets, so only the text after a **safe boundary** is encoded again.
 
-- no vocabulary entry holds the two characters side by side, so no merge ever crosses the place, and
-- if a pre-tokenizer cuts the text by rules of its own, these come to the same left of the place whatever follows: a
-  blank behind a visible character, a letter behind a lone newline, and in scripts without blanks (byte-level only)
-  a letter or a full-width mark behind a letter, or a letter behind such a mark.
+Shapes: text [characters]; ids [tokens] = `_final` (fixed) + `_tail` (encoded again at each call of `append`).
 
-A Unigram model over uncut text has no safe place: it compares sums of scores from the start of the text, and rounding
-may break a tie either way. For such a tokenizer the whole text is encoded each time.
+1. Append the new text to the open text, encode that again and drop the ids of its context: the new `_tail`.
+2. Once more than 48 characters follow the last boundary, look for a later safe one.
+3. Move the ids before the new boundary to `_final`. Keep the text between an earlier safe boundary and the new one as
+   context, so that the rest is still encoded as it is in the whole text.
+
+A boundary between two characters is safe if no text after it can change the ids before it:
+
+- no vocabulary entry contains the two characters side by side, so no merge crosses the boundary, and
+- if the pre-tokenizer splits the text by its own rules, they split the left side the same way whatever follows. This
+  holds at a blank after a visible character, at a letter after a single newline, and in scripts without blanks
+  (byte-level only) at a letter or a full-width mark after a letter, or a letter after such a mark.
+
+A Unigram model over unsplit text has no safe boundary: it compares sums of scores from the start of the text, and
+rounding may break a tie either way. With such a tokenizer the whole text is encoded each time.
 """
 
 from __future__ import annotations
@@ -24,21 +32,21 @@ from typing import Any
 from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
 from deepen_core.tokenization.vocabulary import byte_table
 
-# Look for a new boundary once so many characters wait behind the last one.
+# Look for a new boundary once more characters than this follow the last one.
 _TAIL_CHARACTERS = 48
 
 _LOCAL_NORMALIZERS = frozenset({"Prepend", "Replace"})
 _LOCAL_CUTS = frozenset({"ByteLevel", "Metaspace"})
-# These change a character of a script without blanks alone, or not at all.
+# These change a character of a script without blanks independently of its neighbours, or not at all.
 _COMPOSING = frozenset({"NFC", "NFKC"})
 
-# Neighbours in scripts without blanks, and what may stand around them, to see how a pre-tokenizer takes them.
+# Neighbours in scripts without blanks, and what may surround them, to probe how a pre-tokenizer splits them.
 _NEIGHBOURS = ("好人", "好，", "。好", "のア", "ー々", "กข")
 _AROUND = ("", "好", "ก", "，", "。」", "a", "aB", "AB", "Ab", " ", "\n", "1", "12", "'s", "!", "\u0300")
 
 
 class Boundaries:
-    """Where a text may be cut so that the ids before the cut are final.
+    """Where a text may be cut so that the ids before the cut cannot change any more.
 
     Args:
         backend: The tokenizer.
@@ -56,7 +64,7 @@ class Boundaries:
         # An added token may swallow the blanks beside it.
         self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
         self._singles = {piece for piece in backend.pieces if len(piece) == 1}
-        # Characters without a token become one unknown token with their neighbours, or vanish and let these meet.
+        # Characters without a token merge with their neighbours into one unknown token, or vanish and join these.
         self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
         has_unknown = backend.model_type != "BPE" or backend.model.get("unk_token")
         self._drops_unknown = self._fuses_unknown and not has_unknown
@@ -66,12 +74,12 @@ class Boundaries:
         by_words = backend.model_type != "BPE" and any(p["type"] == "Metaspace" and p.get("split", True) for p in rules)
         local = all(n["type"] in _LOCAL_NORMALIZERS for n in backend.normalizers)
         composes = all(n["type"] in _LOCAL_NORMALIZERS | _COMPOSING for n in backend.normalizers)
-        # A normalizer that looks at neighbours (NFC, lower case) is only trusted at blanks, where it changes nothing.
+        # A normalizer that looks at neighbours (NFC, lower case) is trusted only at blanks, where it changes nothing.
         self._only_blanks = by_rules or by_words or not local
         self._none = backend.model_type == "Unigram" and not (by_rules or by_words)
-        # An added token found in normalized text may hold blanks where the text looks different.
+        # An added token that is matched in normalized text may contain blanks where the original text differs.
         self._none |= not local and any(t["normalized"] and len(t["content"].split()) > 1 for t in added)
-        # WordPiece looks at one word at a time; its pieces hold no blank, and no newline rule is known for it.
+        # WordPiece handles one word at a time; its pieces contain no blank, and no newline rule is known for it.
         self._newlines = self._byte_level and by_rules
         self._backend = backend
         self._unspaced, self._restarts, self._cuts_marks = False, False, False
@@ -79,14 +87,14 @@ class Boundaries:
             self._unspaced, self._restarts, self._cuts_marks = _probe_unspaced(backend)
 
     def last(self, text: str, start: int, stop: int | None = None, *, firm: bool = False) -> int | None:
-        """The last safe place in `text` behind `start` and before `stop`, as an index, or None.
+        """Returns the index of the last safe boundary in `text` after `start` and before `stop`, or None.
 
         Args:
             text: The text.
-            start: Search behind this index.
-            stop: Search before this index, at most up to the end of the text.
-            firm: Whether encoding must also be able to begin there, with the same ids as in the whole text from the
-                next safe place on.
+            start: Search after this index.
+            stop: Search before this index; by default, up to the end of the text.
+            firm: Whether encoding must also be able to start there, giving the same ids as in the whole text from the
+                next safe boundary on.
         """
         if self._none:
             return None
@@ -132,11 +140,11 @@ class Boundaries:
 
 
 def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
-    """Every two characters that stand side by side in a piece.
+    """Every pair of characters that are adjacent in a piece.
 
     Args:
         pieces: Vocabulary entries.
-        inner: How they spell the bytes that go on with a character. At its ends a piece may hold a part of one.
+        inner: How they spell the continuation bytes of a character. A piece may start or end in the middle of one.
     """
     found: set[str] = set()
     inner = frozenset(inner)
@@ -153,13 +161,13 @@ def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
 
 
 def _cuts_nothing(part: dict[str, Any], backend: Backend) -> bool:
-    """Whether a pre-tokenizer cuts at blanks where a normalizer has left none (Gemma)."""
+    """Whether a pre-tokenizer splits at blanks, of which the normalizer has left none (Gemma)."""
     return part["type"] == "Split" and part["pattern"] == {"String": " "} and " " not in backend.normalized("a b")
 
 
 @lru_cache(maxsize=20_000)
 def _unspaced(char: str) -> str | None:
-    """Whether a character is a letter or a mark of a script that puts no blanks between words."""
+    """Whether a character is a letter or a mark of a script that writes no blanks between words."""
     category = unicodedata.category(char)
     if category in ("Lo", "Lm") and not "\u1100" <= char <= "\u11ff":  # parts of Hangul syllables compose
         return "letter"
@@ -167,11 +175,11 @@ def _unspaced(char: str) -> str | None:
 
 
 def _probe_unspaced(backend: Backend) -> tuple[bool, bool, bool]:
-    """How the pre-tokenizer takes two neighbours of an unspaced script, in every surrounding.
+    """Probes how the pre-tokenizer splits two neighbours of a script without blanks, in every surrounding.
 
     Returns:
-        Whether it cuts before them the same way whatever follows, whether it cuts behind them as if the text began
-        with the second one, and whether it always cuts between a letter and a mark.
+        Whether the splits before them are the same whatever follows, whether the splits after them are as if the text
+        began with the second one, and whether it always splits between a letter and a mark.
     """
     left_stays = restarts = cuts_marks = True
     for before, pair in itertools.product(_AROUND, _NEIGHBOURS):
@@ -191,8 +199,8 @@ class AlignedText:
 
     Args:
         backend: The member's tokenizer.
-        boundaries: Its safe places.
-        text: What the text is already.
+        boundaries: Its safe boundaries.
+        text: The text so far.
         inside: Whether the text follows a special token rather than starting a document.
     """
 
@@ -200,12 +208,12 @@ class AlignedText:
         self._backend = backend
         self._boundaries = boundaries
         self._inside = inside
-        self._final: list[int] = []  # ids of the text before `_cut`; nothing that follows changes them
-        self._open = ""  # the text from `_guard` on, encoded again each time
+        self._final: list[int] = []  # ids of the text before `_cut`; no later text changes them
+        self._open = ""  # the text that is encoded again each time: context, then the text after `_cut`
         self._at_start = True  # whether `_open` starts the text
-        self._cut = 0  # the safe place in `_open`; what stands before it is only there as context
-        self._skip = 0  # ids that the context takes
-        self._scanned = 0  # the place in `_open` up to which no further cut is to be found
+        self._cut = 0  # the safe boundary in `_open`; the text before it is only context
+        self._skip = 0  # number of ids of the context
+        self._scanned = 0  # the place in `_open` up to which there is no further boundary
         self._tail: list[int] = []
         self.append(text)
 
@@ -218,7 +226,7 @@ class AlignedText:
         """Adds text at the end.
 
         Returns:
-            A position and the ids from there on; the ids before it are as they were before the call.
+            A position and the ids from there on; the ids before it are unchanged.
         """
         unchanged = len(self._final)
         if text:
@@ -233,7 +241,7 @@ class AlignedText:
         return self._backend.encode(text) if plain else self._backend.encode_inside(text)
 
     def _advance(self) -> None:
-        """Moves the cut to the last safe place, with the stretch before it as context."""
+        """Moves the cut to the last safe boundary, keeping the text before it as context."""
         cut = self._boundaries.last(self._open, max(self._cut, self._scanned))
         self._scanned = len(self._open) - 1
         if cut is None:
@@ -243,7 +251,7 @@ class AlignedText:
         at_start = self._at_start and guard == 0
         skip = len(self._encode(self._open[guard:cut], at_start))
         rest = self._encode(self._open[guard:], at_start)[skip:]
-        # The rules say that this always holds; a tokenizer of an unknown kind that breaks them keeps its long tail.
+        # By the rules above this always holds; a tokenizer of an unknown kind that breaks it keeps its long tail.
         if settled + rest != self._tail:
             return
         self._final += settled

@@ -1,4 +1,4 @@
-"""What each token id of a tokenizer means in bytes."""
+"""The bytes that each token id of a tokenizer stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-# Tokens that end a turn in the chat formats in use. See `_stops` for when they count.
+# Tokens that end a turn in common chat formats. See `_stops` for when they count.
 TURN_ENDS = frozenset(
     "</s> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|eot|> <|return|> <|call|> "
     "<end_of_turn> <turn|> <eos> <|end_of_turn|> <|endofturn|> <|END_OF_TURN_TOKEN|> <|eos|> "
@@ -20,7 +20,7 @@ TURN_ENDS = frozenset(
 
 
 def byte_table() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte, inverted (GPT-2's `bytes_to_unicode`)."""
+    """The inverse of GPT-2's `bytes_to_unicode`: the byte for each character that byte-level BPE writes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in set(printable)]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -68,7 +68,7 @@ class Vocabulary:
         return self._bytes[token_id] if 0 <= token_id < self.size else None
 
     def id_of(self, value: bytes) -> int | None:
-        """The id that the tokenizer itself would use for these bytes as one token."""
+        """The id that the tokenizer itself uses for these bytes as one token."""
         return self._canonical.get(value)
 
     @property
@@ -77,7 +77,7 @@ class Vocabulary:
         return self._canonical
 
     def longest_beginning(self, value: bytes) -> int | None:
-        """The longest token that some bytes begin with; None if no token does."""
+        """The id of the longest token that `value` begins with, or None if it begins with no token."""
         lengths = range(len(value), 0, -1)
         return next((self._canonical[value[:n]] for n in lengths if value[:n] in self._canonical), None)
 
@@ -86,7 +86,7 @@ class Vocabulary:
 
         Args:
             token_ids: Ids in order.
-            at_start: Whether they start a text, so that a dummy space is to be dropped.
+            at_start: Whether they start a text, so that a leading dummy space is dropped.
         """
         data = b"".join(self._bytes[i] or b"" for i in token_ids if 0 <= i < self.size)
         return data.removeprefix(b" ") if at_start and self.starts_with_space else data
@@ -97,10 +97,11 @@ class Vocabulary:
 
         Args:
             tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
-            stop_ids: Ids that end a text by the generation config. If there is one beside the tokenizer's EOS, these
-                and the EOS are all there are; otherwise the special tokens named in `TURN_ENDS` end a text too, save
-                `<|end|>` beside `<|return|>`, where it ends a message but not the turn (the harmony format).
-            backend: The tokenizer's private copy, if there is one already.
+            stop_ids: Ids that end a text according to the generation config. If they include any id other than the
+                tokenizer's EOS, these and the EOS are the only stop ids. Otherwise the special tokens named in
+                `TURN_ENDS` also count, except `<|end|>` where `<|return|>` exists: there it ends a message but not the
+                turn (the harmony format).
+            backend: The tokenizer's private copy, if it exists already.
 
         Raises:
             TokenizerError: If the tokenizer is of a kind whose tokens cannot be read as bytes.
@@ -116,7 +117,7 @@ class Vocabulary:
         )
 
         values: list[bytes | None] = [None] * size
-        rank: list[int] = [0] * size  # among equal bytes a plain piece comes before an added token and a byte piece
+        rank: list[int] = [0] * size  # for equal bytes, a plain piece is preferred to an added token and a byte piece
         for piece, token_id in pieces.items():
             if token_id in special:
                 continue
@@ -124,7 +125,7 @@ class Vocabulary:
             if byte:
                 values[token_id], rank[token_id] = bytes([int(byte[1], 16)]), 2
             elif token_id in added and kind == "byte-level":
-                # Matched in the text as it stands; decoders of the other kinds treat added tokens as any piece.
+                # Matched in the text as it stands; decoders of the other kinds treat added tokens like any piece.
                 values[token_id], rank[token_id] = piece.encode(), 1
             else:
                 spelled = backend.spellings([token_id])[0] if token_id in added else piece  # as normalized
@@ -135,7 +136,7 @@ class Vocabulary:
             if 0 <= token_id < size:
                 values[token_id] = None
         bos = getattr(tokenizer, "bos_token_id", None)
-        # The probe falls back to the second-best guess only where a lone letter is no token of this vocabulary.
+        # If a single letter is not a token of this vocabulary, this is only a second-best guess.
         first = backend.encode("a")
         starts_with_space = bool(first) and (values[first[0]] or b"").startswith(b" ")
         return cls(
@@ -150,7 +151,7 @@ class Vocabulary:
 
 
 def _stops(given: set[int], eos: Any, names: dict[str, int]) -> set[int]:
-    """Ids that end a text, of those given, the EOS and the special tokens by name."""
+    """Ids that end a text, from the given ones, the EOS and the special tokens by name."""
     ends = {eos} if isinstance(eos, int) else set()
     if given - ends:
         return given | ends
@@ -180,7 +181,7 @@ def _kind(backend: Backend) -> str:
 
 
 def _unknown_ids(backend: Backend, pieces: dict[str, int]) -> set[int]:
-    """The id for text that has no token: it stands for nothing in particular."""
+    """The ids for text that has no token; they stand for no particular text."""
     model = backend.model
     if model.get("unk_id") is not None:
         return {int(model["unk_id"])}
@@ -202,7 +203,7 @@ def _piece_bytes(piece: str, kind: str, backend: Backend) -> bytes:
 
 
 def _canonical_ids(values: list[bytes | None], rank: list[int], backend: Backend) -> dict[bytes, int]:
-    """For each byte string the id that the tokenizer emits, or else the plainest of those that have it."""
+    """Maps each byte string to the id that the tokenizer emits, else to the plainest of the ids that have it."""
     groups: dict[bytes, list[int]] = {}
     for token_id, value in enumerate(values):
         if value:
@@ -218,7 +219,7 @@ def _canonical_ids(values: list[bytes | None], rank: list[int], backend: Backend
 
 
 def _emitted(value: bytes, backend: Backend) -> int | None:
-    """The single id that encoding these bytes ends with, if they are text and become one token."""
+    """The last id of the encoding of these bytes, if they are valid text and become a single token."""
     try:
         text = value.decode()
     except UnicodeDecodeError:

@@ -1,1 +1,1 @@
-"""What strategies without embeddings stand on: shared tokens, columns, and healing."""
+"""The foundations of strategies without embeddings: shared tokens, columns, and token healing."""

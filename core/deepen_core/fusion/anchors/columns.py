@@ -1,6 +1,6 @@
-"""Columns: what the tokens of members with different vocabularies are compared by.
+"""Columns: the classes by which the tokens of members with different vocabularies are compared.
 
-There is one column per anchor, and three more behind them: **stop**, for every token that ends a text; **unknown**, for
+There is one column per anchor, followed by three more: **stop**, for every token that ends a text; **unknown**, for
 tokens that no other member can have (control tokens, ids without a token); and one for tokens without a column.
 """
 
@@ -13,10 +13,10 @@ import torch
 
 @dataclass(frozen=True)
 class Columns:
-    """Where each kind of column is.
+    """Indices of the columns.
 
     Attributes:
-        anchors: How many anchors there are; their columns come first.
+        anchors: Number of anchors; their columns come first.
     """
 
     anchors: int
@@ -33,17 +33,17 @@ class Columns:
 
     @property
     def width(self) -> int:
-        """How many columns members are compared by: the anchors, stop and unknown."""
+        """Number of columns by which members are compared: the anchors, stop and unknown."""
         return self.anchors + 2
 
     @property
     def uncolumned(self) -> int:
-        """Where tokens without a column are gathered, behind those that members are compared by."""
+        """The column that gathers tokens without one; it follows those by which members are compared."""
         return self.width
 
     @property
     def gathered(self) -> int:
-        """How many columns there are with that one."""
+        """Number of columns including that one."""
         return self.width + 1
 
 
@@ -51,14 +51,14 @@ class TokenColumns:
     """The column of each of one member's tokens.
 
     Args:
-        columns: Where each kind of column is.
+        columns: Indices of the columns.
         anchor_ids: The member's ids of the anchors, int64 [anchors].
-        fixed: The column of tokens that are no anchors, -1 for those without one, int32 [vocabulary].
+        fixed: The column of tokens that are not anchors, -1 for those without one, int32 [vocabulary].
 
     Attributes:
         columns: As given.
         of: int64 [vocabulary], between 0 and `columns.uncolumned`.
-        others: Ids of the tokens that are no anchors, int64 [others].
+        others: Ids of the tokens that are not anchors, int64 [others].
     """
 
     def __init__(self, columns: Columns, anchor_ids: torch.Tensor, fixed: torch.Tensor) -> None:
@@ -73,7 +73,7 @@ class TokenColumns:
 
     @property
     def bytes_held(self) -> int:
-        """Memory of its tensors, less the anchors' ids, which it was given."""
+        """Memory of its tensors, without the anchors' ids, which it does not own."""
         return sum(t.numel() * t.element_size() for t in (self.of, self.others, self._of_others))
 
     def sum_by_column(self, values: torch.Tensor, into: torch.Tensor) -> None:
@@ -81,7 +81,7 @@ class TokenColumns:
 
         Args:
             values: float32 [sequences, vocabulary].
-            into: Overwritten, float32 [sequences, columns.gathered].
+            into: Output, overwritten, float32 [sequences, columns.gathered].
         """
         anchors = self.columns.anchors
         into[:, :anchors] = values.index_select(-1, self._anchor_ids)
@@ -89,5 +89,5 @@ class TokenColumns:
         into.scatter_add_(-1, self._of_others.expand(len(values), -1), values.index_select(-1, self.others))
 
     def scatter_back(self, values: torch.Tensor) -> torch.Tensor:
-        """The value of each token's column, [sequences, columns.gathered] -> [sequences, vocabulary]."""
+        """Returns the value of each token's column, [sequences, columns.gathered] -> [sequences, vocabulary]."""
         return values.index_select(-1, self.of)

@@ -1,4 +1,4 @@
-"""Tokens that all members share: the axes of the relative space."""
+"""Anchors: the tokens that all members share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deepen_core.tokenization.vocabulary import Vocabulary
 
 
 def common_tokens(vocabularies: Sequence[Vocabulary]) -> list[bytes]:
-    """Byte strings that are one token in every vocabulary, sorted, so equal in every process.
+    """Returns the byte strings that are one token in every vocabulary, sorted, so the same in every process.
 
     Args:
-        vocabularies: One per member; special tokens are never among the result.
+        vocabularies: One per member; special tokens are never in the result.
     """
     shared = set(vocabularies[0].tokens)
     for vocabulary in vocabularies[1:]:
@@ -29,7 +29,7 @@ def common_tokens(vocabularies: Sequence[Vocabulary]) -> list[bytes]:
 class Anchors:
     """The shared tokens with their ids in each member's vocabulary.
 
-    The stop class is one more anchor behind these; it has no embedding, see `RelativeSpace`.
+    The stop class is one more anchor after these; it has no embedding, see `RelativeSpace`.
     """
 
     tokens: list[bytes]
@@ -41,23 +41,23 @@ class Anchors:
 
     @property
     def columns(self) -> Columns:
-        """Where each kind of column is."""
+        """Indices of the columns."""
         return Columns(len(self.tokens))
 
     def fixed_columns(self, vocabulary: Vocabulary, size: int, *, by_prefix: bool) -> torch.Tensor:
-        """Columns of the relative space that need no embeddings.
+        """Returns the columns that are assigned without embeddings.
 
-        A token that ends a text belongs to the stop column; one without bytes to the unknown column, for no other
-        member has it. With `by_prefix`, a token that is no anchor belongs to
-        the longest anchor that its bytes begin with: whoever is to say " tomorrow" and lacks it says " tom" first.
+        A token that ends a text belongs to the stop column; one without bytes to the unknown column, since no other
+        member has it. With `by_prefix`, a token that is not an anchor belongs to the longest anchor that its bytes
+        begin with: a model that lacks " tomorrow" contributes to " tom".
 
         Args:
             vocabulary: The member's vocabulary.
             size: Length of its embedding matrix.
-            by_prefix: Whether tokens that are not shared go by their beginning rather than by their embedding.
+            by_prefix: Whether tokens that are not shared are assigned by their beginning rather than their embedding.
 
         Returns:
-            int32 [size]; -1 where the row is to be computed from embeddings.
+            int32 [size]; -1 where the row is computed from embeddings.
         """
         column_of = {token: column for column, token in enumerate(self.tokens)}
         columns = [-1] * size
@@ -73,10 +73,10 @@ class Anchors:
         return torch.tensor(columns, dtype=torch.int32)
 
     def columns_of(self, number: int, member: Member) -> TokenColumns:
-        """The column of each token of a member, on its device: no embedding decides any.
+        """Returns the column of each token of a member, on its device, assigned without embeddings.
 
         Args:
-            number: Which of the members it is.
+            number: The member's number.
             member: The member.
         """
         fixed = self.fixed_columns(member.tokenizer.vocabulary, member.vocabulary_size, by_prefix=True)
@@ -100,8 +100,8 @@ class Anchors:
 
         Args:
             vocabularies: One per member.
-            names: The members' names, for the message.
-            sizes: Length of each embedding matrix; a token beyond them is no anchor.
+            names: The members' names, for the error message.
+            sizes: Length of each embedding matrix; a token beyond it cannot be an anchor.
 
         Raises:
             NoCommonTokensError: If the vocabularies have no token in common.

@@ -1,13 +1,13 @@
-"""What a member may still have meant when main speaks in shorter tokens than its own.
+"""Token healing: where main generates shorter tokens than a member would, recovers what the member predicts.
 
-Main says " o", and the member, whose text now ends in the token " o", is asked what follows. By its habits hardly
-anything does but "ver": " on", " of" and " out" are tokens of their own, which it would have chosen instead. So it is
-asked for the token before as well: where " o" was only the beginning of a token that main has no word for, the mass
-of that token goes to what is left of it to say, "n", "f" or "ut".
+Main generates " o". The member's text now ends in the token " o", which in its training hardly anything follows but
+"ver": " on", " of" and " out" are tokens of their own, which it would have generated instead. So its distribution one
+place earlier is used as well: where " o" is only the beginning of a longer token that main generates in pieces, the
+probability of that token goes to what remains of it, "n", "f" or "ut".
 
-Two things bound this. A longer token counts only if main would have begun to say it as it did: main's own encoding of
-it begins with the very ids that main has said. And what a chat template wrote was nobody's choice and always ends
-there, so no longer token can have been meant by it. A plain prompt may be cut anywhere, in a word or behind a blank:
+Two rules limit this. A longer token counts only if main would have begun it the same way: main's own encoding of it
+must begin with the very ids that main has generated. And the text of a chat template was not generated and always ends
+where it does, so no longer token counts across its end. A plain prompt may be cut anywhere, in a word or after a blank:
 there every longer token counts.
 """
 
@@ -25,24 +25,24 @@ from deepen_core.members.base import Member
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary
 
-_NEGLIGIBLE = 1e-4  # a longer token with less of the mass than this is not looked into
+_NEGLIGIBLE = 1e-4  # longer tokens with a smaller share of the mass than this are ignored
 _REMEMBERED = 2**16
 
 
 @dataclass(frozen=True)
 class Healing:
-    """How a member's columns are corrected, for all sequences of a step.
+    """The correction of a member's columns, for all sequences of a step.
 
     Attributes:
-        finished: Share of the member's mass that goes on behind its last token as it stands, [sequences].
-        open: Mass on columns for tokens of which the last one is only the beginning, [sequences, columns].
+        finished: Share of the member's mass on continuations of its last token as it is, [sequences].
+        open: Mass by column of the longer tokens that the last token begins, [sequences, columns].
     """
 
     finished: torch.Tensor
     open: torch.Tensor
 
     def taken(self, sequences: torch.Tensor | slice) -> Healing:
-        """The correction of some of the sequences."""
+        """Returns the correction of some of the sequences."""
         at = sequences if isinstance(sequences, slice) else sequences.to(self.finished.device)
         return Healing(self.finished[at], self.open[at])
 
@@ -53,13 +53,13 @@ class Healing:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a member has heard last, in one sequence.
+    """The end of a member's text in one sequence.
 
     Attributes:
         last: The member's last id.
-        before: Its logits [vocabulary] for the place of that id; None if they are not at hand.
+        before: Its logits [vocabulary] for the place of that id; None if they are not kept.
         said: Main's ids of the answer so far.
-        cut: Whether the text before these may end anywhere, as that of a plain prompt.
+        cut: Whether the text before the answer may end anywhere, like that of a plain prompt.
     """
 
     last: int
@@ -69,13 +69,13 @@ class Heard:
 
 
 class Healer:
-    """Finds, for one member, the tokens that its last token begins and that main would say piece by piece.
+    """Finds, for one member, the longer tokens that its last token begins and that main would generate in pieces.
 
     Args:
-        vocabulary: The member's.
-        main: The main member's.
-        backend: The main member's, which says how main would put a longer token.
-        anchors: What all members share.
+        vocabulary: The member's vocabulary.
+        main: The main member's vocabulary.
+        backend: The main member's tokenizer, which encodes the longer tokens.
+        anchors: The tokens that all members share.
         size: Length of the member's embedding matrix.
     """
 
@@ -85,13 +85,13 @@ class Healer:
         self._backend = backend
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
         self._places = anchors.columns
-        # Ids, not pairs with their bytes: a vocabulary of 262,144 tokens would take 25 MiB.
+        # Ids only, without their bytes: pairs for a vocabulary of 262,144 tokens would take 25 MiB.
         self._sorted = [i for _, i in sorted(vocabulary.tokens.items()) if i < size]
         self._longer: dict[int, torch.Tensor] = {}
         self._left: dict[tuple[int, tuple[int, ...]], int | None] = {}
 
     def heal(self, sequences: Sequence[Heard]) -> Healing | None:
-        """The correction for some sequences, or None if there is nothing to correct."""
+        """Returns the correction for some sequences, or None if there is nothing to correct."""
         finished: torch.Tensor | None = None
         opened: torch.Tensor | None = None
         for sequence, heard in enumerate(sequences):
@@ -109,7 +109,7 @@ class Healer:
         return None if finished is None or opened is None else Healing(finished, opened)
 
     def _open(self, heard: Heard, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """The share of the last token as it stands, and columns and shares [tokens] of those that it only begins."""
+        """Returns the share of the last token as it is, and columns and shares [tokens] of the tokens it begins."""
         longer = self._longer_than(heard.last)
         said = self._said(heard) if len(longer) else None
         if said is None:
@@ -126,7 +126,7 @@ class Healer:
         return shares[-1], torch.tensor([column for _, column in kept], device=shares.device), shares[:-1]
 
     def _longer_than(self, token_id: int) -> torch.Tensor:
-        """Ids of the member's tokens that a token begins."""
+        """Returns the ids of the member's tokens that begin with a given token."""
         if token_id not in self._longer:
             start = self._bytes(token_id)
             first = bisect_left(self._sorted, start, key=self._bytes) if start else len(self._sorted)
@@ -139,10 +139,10 @@ class Healer:
         return self._vocabulary.token_bytes(token_id) or b""
 
     def _said(self, heard: Heard) -> tuple[int, ...] | None:
-        """The ids of the answer that the member's last token lies in, none if it ends a prompt.
+        """Returns the ids of the answer that overlap the member's last token; none if that token ends a prompt.
 
         Returns:
-            None if the token begins in text that no longer token can have been meant by.
+            None if the token begins in text after which no longer token counts.
         """
         value = self._bytes(heard.last)
         data, count = b"", 0
@@ -154,7 +154,7 @@ class Healer:
         return tuple(heard.said[len(heard.said) - count :]) if data.endswith(value) else None
 
     def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
-        """The column of what main would say next on its way to a longer token; None if it had begun it otherwise."""
+        """Returns the column of main's next token towards a longer one; None if main would have begun it otherwise."""
         key = (longer, said)
         if key not in self._left:
             if len(self._left) >= _REMEMBERED:
@@ -176,7 +176,7 @@ class Healer:
 
 
 def healers_of(members: Sequence[Member], main: int, anchors: Anchors) -> list[Healer | None]:
-    """A healer for each member but main."""
+    """Returns a healer for each member except main."""
     spoken = members[main].tokenizer
     return [
         None

@@ -1,4 +1,4 @@
-"""What strategies that average in the relative space share."""
+"""The common part of the strategies that average in the relative space."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _TINY = 1e-20
 
 
 class AveragingFusion(ABC):
-    """A strategy that averages in the relative space and searches main's distribution that projects to the average.
+    """Averages in the relative space, and searches for the distribution of main's that projects to the average.
 
     Args:
         spaces: The members' relative spaces over the same anchors.
-        main: Which member's vocabulary is spoken.
+        main: The number of the member whose vocabulary is used.
         config: Search and its limits.
-        healers: One per member that listens to shorter tokens than its own, None for the others; empty for none.
+        healers: A token healer per member, None for members without one; empty for none at all.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class AveragingFusion(ABC):
         self._healers = list(healers) or [None] * len(spaces)
 
     def combine(self, inputs: StepInputs) -> torch.Tensor:
-        """Fuses sequences in which others than main have a share too; weights sum to one in each."""
+        """Fuses sequences in which members other than main have weight too; weights sum to one in each."""
         healing = [
             None if healer is None or logprobs is None else healer.heal(inputs.heard(member))
             for member, (healer, logprobs) in enumerate(zip(self._healers, inputs.logprobs, strict=True))
@@ -49,7 +49,7 @@ class AveragingFusion(ABC):
     def _combine(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """Fuses sequences in which others than main have a share too.
+        """Fuses sequences in which members other than main have weight too.
 
         Args:
             logprobs: For each member [sequences, vocabulary]; None if it abstains.
@@ -66,10 +66,10 @@ class AveragingFusion(ABC):
     def _target(
         self, projected: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """The weighted average of the members' columns [sequences, columns] over what all of them can know.
+        """Returns the weighted average of the members' columns [sequences, columns] over those that all can know.
 
-        Main's own control tokens keep the mass that main gives them. What another member gives to its own goes to
-        main's distribution instead, in that member's share.
+        Main's own control tokens keep the mass that main gives them. The mass of another member's control tokens is
+        distributed as main's distribution instead, within that member's share.
         """
         own = projected[self._main]
         assert own is not None
@@ -81,7 +81,7 @@ class AveragingFusion(ABC):
                 continue
             correction, share = healing[member], shares[:, member, None]
             told = (mass if correction is None else correction.applied(mass)).to(own.device)
-            if bool((share == 0).any()):  # whatever stands in a row where a member abstains
+            if bool((share == 0).any()):  # values of a sequence in which the member abstains are meaningless
                 told = told.masked_fill((share == 0).to(own.device), 0.0)
             average.addcmul_(told, share.to(own.device))
             left = left + share.to(own.device) * told[:, -1:]
@@ -92,7 +92,7 @@ class AveragingFusion(ABC):
 
 
 def normalised(found: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities that sum to one; the start in rows where nothing main can say is near the target."""
+    """Returns normalised log-probabilities; the start where none of main's tokens is near the target."""
     lost = ~torch.isfinite(found.amax(-1, keepdim=True))
     if bool(lost.any()):
         found = torch.where(lost, start, found)

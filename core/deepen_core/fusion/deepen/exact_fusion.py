@@ -1,4 +1,4 @@
-"""The same with whole matrices: every token is searched, and nothing is approximated. For small models and checks."""
+"""DeePEn with whole matrices: every token is searched and nothing approximated. For small models and for checks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.search import SEARCHES, DenseRows
 
-_MATRIX_COPIES = 2  # while a matrix is put together from its parts
+_MATRIX_COPIES = 2  # while a matrix is assembled from its parts
 
 
 class ExactFusion(AveragingFusion):
-    """`FusionConfig(exact=True)`: holds a matrix [vocabulary, columns] per member.
+    """`FusionConfig(exact=True)`: keeps a matrix [vocabulary, columns] per member.
 
     Args:
         spaces: The members' relative spaces over the same anchors.
-        main: Which member's vocabulary is spoken.
+        main: The number of the member whose vocabulary is used.
         config: The search.
         healers: See `AveragingFusion`.
 
@@ -54,15 +54,15 @@ class ExactFusion(AveragingFusion):
 
 
 def check_room(vocabularies: Sequence[int], devices: Sequence[torch.device], anchors: int) -> None:
-    """Refuses whole matrices that cannot fit, before anything is allocated.
+    """Rejects whole matrices that cannot fit, before anything is allocated.
 
     Args:
         vocabularies: Size of each member's vocabulary.
-        devices: Where each member's matrix would be.
-        anchors: How many tokens all share.
+        devices: The device of each member's matrix.
+        anchors: Number of shared tokens.
 
     Raises:
-        ConfigurationError: With the sizes and the way out.
+        ConfigurationError: If they do not fit, with the sizes and the way out.
     """
     needed: Counter[torch.device] = Counter()
     width = Columns(anchors).width
@@ -76,13 +76,13 @@ def check_room(vocabularies: Sequence[int], devices: Sequence[torch.device], anc
             sizes = " and ".join(f"{size:,} x {anchors:,}" for size in vocabularies)
             gib = [f"{count / 2**30:.1f} GiB" for count in (wanted, peak, there)]
             raise ConfigurationError(
-                f"exact=True holds whole matrices of {sizes} numbers: {gib[0]} on {device}, {gib[1]} while they are "
-                f"made, where there are {gib[2]}. Leave exact out; the default needs a thousandth of that."
+                f"exact=True keeps whole matrices of {sizes} numbers: {gib[0]} on {device}, {gib[1]} while they are "
+                f"built, but only {gib[2]} are available. Leave exact out; the default needs a thousandth of that."
             )
 
 
 def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of a device, None if that cannot be told."""
+    """Returns the bytes of memory of a device, or None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     if device.type == "cpu" and hasattr(os, "sysconf"):

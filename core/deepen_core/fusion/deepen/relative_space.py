@@ -1,8 +1,8 @@
-"""The relative space: what a token means, told by how near it is to each anchor.
+"""The relative space: represents each token by its similarity to every anchor.
 
-A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. Behind
-the anchors come the columns stop and unknown, see `deepen_core.fusion.anchors.columns`. Which tokens have a row from
-embeddings, and which all their mass on one column, is decided by `Anchors.fixed_columns`.
+A row of the relative matrix is `softmax(T * l2norm(cos(E[token], E[anchors])))`, a distribution over anchors. The
+anchors are followed by the columns stop and unknown, see `deepen_core.fusion.anchors.columns`.
+`Anchors.fixed_columns` decides which tokens get a row from embeddings, and which all their mass on one column.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from deepen_core.fusion.deepen.calibration import calibrate_temperature, effecti
 from deepen_core.fusion.deepen.similarity import Proximity
 from deepen_core.fusion.deepen.sparse_matrix import SparseRows
 
-_CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most so many cosines
+_CHUNK_FLOATS = 16 * 2**20  # rows are built in chunks of at most this many cosines
 _CALIBRATION_ANCHORS = 128
 
 
 def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperature: float = 100.0) -> torch.Tensor:
-    """The whole relative matrix, dense and exact: for small vocabularies and for checks.
+    """Returns the whole relative matrix, dense and exact: for small vocabularies and for checks.
 
     Args:
         embeddings: Input embeddings [vocabulary, width].
@@ -42,24 +42,24 @@ def relative_matrix(embeddings: torch.Tensor, anchor_ids: torch.Tensor, temperat
 
 
 class RelativeSpace:
-    """The relative representation of one member's tokens; rows are built when first asked for and kept.
+    """The relative representation of one member's tokens; rows are built when first needed, and kept.
 
     Args:
-        embeddings: The member's input embeddings [vocabulary, width]; referred to, not copied.
+        embeddings: The member's input embeddings [vocabulary, width]; referenced, not copied.
         anchor_ids: Its ids of the shared anchors [anchors].
         fixed: Column that a token has all its mass on, or -1 for a row from embeddings, int32 [vocabulary].
         temperature: A number, or "auto" to calibrate it.
-        target_self_mass: The median mass an anchor keeps for itself that "auto" aims at.
-        entries: How many entries of a row are kept; the mass below them is spread.
+        target_self_mass: With "auto", the median mass that an anchor is to keep for itself.
+        entries: Number of entries kept of a row; the mass below them is spread.
 
     Attributes:
-        temperature: In use.
+        temperature: The temperature in use.
         self_mass: Median mass that an anchor's row has on that anchor.
         effective_support: Median number of anchors that an anchor's row spreads over, the exponential of its entropy.
-        tail: How rows spread what lies below their entries, float32 [anchors], summing to one: the mean of the sample.
-        entries: How many entries of a row are kept.
+        tail: How rows spread the mass below their entries, float32 [anchors], summing to one: the mean of a sample.
+        entries: Number of entries kept of a row.
         fixed: As given.
-        columns: The column that each token stands for.
+        columns: The column of each token.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RelativeSpace:
 
     @property
     def device(self) -> torch.device:
-        """Where rows live."""
+        """The device of the rows."""
         return self._embeddings.device
 
     @property
@@ -118,11 +118,11 @@ class RelativeSpace:
         return own + self.columns.bytes_held + self._proximity.bytes_held
 
     def rows(self, token_ids: torch.Tensor, wanted: torch.Tensor | None = None) -> SparseRows:
-        """The rows of some tokens; missing ones are built by one matrix product.
+        """Returns the rows of some tokens; missing ones are built by one matrix product.
 
         Args:
             token_ids: int64 [..., tokens].
-            wanted: bool [..., tokens]; what stands where it is false is of no use. All are wanted if not given.
+            wanted: bool [..., tokens]; where it is false, the rows are not used. All are wanted by default.
         """
         from_embeddings = self.fixed[token_ids] < 0
         computed = from_embeddings if wanted is None else wanted & from_embeddings
@@ -137,7 +137,7 @@ class RelativeSpace:
         return SparseRows(index, self._value[at], self._spread[at])
 
     def exact_tails(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the rows of some tokens have below their entries, computed anew, float32 [tokens, anchors].
+        """Returns the mass below the entries of some tokens' rows, computed anew, float32 [tokens, anchors].
 
         Args:
             token_ids: int64 [tokens], none with a fixed column.
@@ -146,33 +146,33 @@ class RelativeSpace:
         return mass.index_select(-1, self.anchor_ids).scatter_(-1, self.rows(token_ids).index, 0.0)
 
     def missing(self) -> Sequence[torch.Tensor]:
-        """Ids of the tokens whose rows are not built yet, in stretches that are one matrix product each."""
+        """Returns the ids of tokens whose rows are not built yet, in batches that are one matrix product each."""
         ids = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
         return ids.split(max(1, _CHUNK_FLOATS // len(self._embeddings))) if len(ids) else ()
 
     def build(self, token_ids: torch.Tensor) -> None:
-        """Builds the rows of some tokens, none with a fixed column, as far as they are not built yet.
+        """Builds those rows of some tokens that are not built yet.
 
         Args:
-            token_ids: int64 [tokens].
+            token_ids: int64 [tokens], none with a fixed column.
         """
         for chunk in token_ids[self._slot[token_ids] < 0].split(max(1, _CHUNK_FLOATS // len(self._embeddings))):
             mass = torch.softmax(self._proximity.logits(chunk).mul_(self.temperature), dim=-1)  # [tokens, vocabulary]
             value, ids = mass.topk(self.entries, dim=-1)  # [tokens, entries]
             whole = self.entries == self.anchors
             spread = value.new_zeros(len(chunk)) if whole else (1.0 - value.sum(-1)).clamp_min_(0.0)
-            # Where a sharp row has fewer entries than are kept, `topk` fills up with tokens of no mass, which may be
-            # no anchors and stand for any column or none: these places name the row's own first anchor once more.
+            # If a sharp row has fewer entries than are kept, `topk` fills up with tokens of no mass, which need not be
+            # anchors or have a column: these places repeat the row's own first anchor.
             column = self.columns.of[ids]
             self._store(chunk, torch.where(value > 0, column, column[:, :1]).int(), value, spread)
 
     def export(self) -> dict[str, torch.Tensor]:
-        """The rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
+        """Returns the rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
         parts = {"index": self._index, "value": self._value, "spread": self._spread}
         return {"slot": self._slot.clone(), **{name: t[: self._built].clone() for name, t in parts.items()}}
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes over the rows that are not built here yet, from what `export` gave of an equal space."""
+        """Adds the rows that are not built here yet, from what `export` returned for an equal space."""
         slot = tensors["slot"].to(self.device)
         ids = ((slot >= 0) & (self._slot < 0)).nonzero()[:, 0]
         at = slot[ids].long()
@@ -181,11 +181,11 @@ class RelativeSpace:
 
     @property
     def rows_built(self) -> int:
-        """How many rows are there."""
+        """Number of rows built."""
         return self._built - 1
 
     def dense(self) -> torch.Tensor:
-        """All rows, exact: float32 [vocabulary, columns]. Only for `exact=True` and for checks."""
+        """Returns all rows, exact: float32 [vocabulary, columns]. Only for `exact=True` and for checks."""
         matrix = relative_matrix(self._embeddings, self.anchor_ids, self.temperature)
         matrix = F.pad(matrix, (0, self.columns.columns.width - self.anchors))
         ids = (self.fixed >= 0).nonzero()[:, 0]
@@ -193,7 +193,7 @@ class RelativeSpace:
         matrix[ids, self.fixed[ids].long()] = 1.0
         return matrix
 
-    @torch.inference_mode()  # by whoever calls: buffers made in inference mode cannot be written to outside of it
+    @torch.inference_mode()  # for every caller: buffers made in inference mode cannot be written to outside of it
     def _store(
         self, token_ids: torch.Tensor | None, index: torch.Tensor, value: torch.Tensor, spread: torch.Tensor
     ) -> None:

@@ -1,4 +1,4 @@
-"""Back from the relative space: probabilities over main's tokens whose projection is near a target."""
+"""The way back from the relative space: probabilities over main's tokens whose projection is near a target."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from deepen_core.config import FusionConfig, SearchName
 
-_TINY = 1e-20  # keeps a column that nothing projects to out of the quotient
+_TINY = 1e-20  # keeps columns that nothing projects to out of the quotient
 
 
 class Rows(Protocol):
-    """Rows of a relative matrix `R`, however they are stored. Results are new tensors, which a search may overwrite."""
+    """Rows of a relative matrix `R`, in any storage. Results are new tensors, which a search may overwrite."""
 
     def project(self, probs: torch.Tensor) -> torch.Tensor:
         """`p R`, [..., tokens] -> [..., columns]."""
@@ -34,7 +34,7 @@ def _ratio(target: torch.Tensor, probs: torch.Tensor, rows: Rows) -> torch.Tenso
 
 @dataclass(frozen=True)
 class DenseRows:
-    """A relative matrix [tokens, columns] held whole."""
+    """A whole relative matrix [tokens, columns]."""
 
     matrix: torch.Tensor
 
@@ -72,15 +72,15 @@ def adamw(
     """The paper's search: AdamW on the logits, with the gradient in closed form.
 
     The loss is `mean(q * (log q - log(p R)))` over all columns, so the gradient is
-    `-(p / columns) * (R (q / (p R)) - 1)`, as `q` sums to one. The mean is not a matter of scale: against AdamW's eps
+    `-(p / columns) * (R (q / (p R)) - 1)`, as `q` sums to one. The mean is not just a factor: relative to AdamW's eps
     it decides how far improbable tokens move. Betas (0.9, 0.999), eps 1e-8, weight decay 0.01; the learning rate
     follows a cosine of period 10 down to a quarter.
 
     Args:
         logits: Start [..., tokens]; entries of -infinity stay.
-        rows: The relative rows of these tokens, and behind them of those in `rest`.
+        rows: The relative rows of these tokens, followed by those in `rest`.
         target: `q` [..., columns].
-        learning_rate: The trust radius; a logit moves about 4.5 times as much at most in 5 steps.
+        learning_rate: The trust radius; a logit moves at most about 4.5 times as much in 5 steps.
         steps: Iterations.
         rest: Exponentials of the logits of tokens that do not move [..., others].
     """
@@ -110,7 +110,7 @@ Search = Callable[
 ]
 """A search as strategies run it.
 
-It is given the start as log-probabilities of the tokens that move each on their own [..., tokens], the start as
+Its arguments are the start as log-probabilities of the tokens that move individually [..., tokens], the start as
 probabilities of these and of all others by their column [..., tokens + gathered], the relative rows, the target and the
 options. It returns new log-probabilities of the former, not normalised, and by how much the latter move, as logarithms
 [..., gathered]; None if they do not.
@@ -134,7 +134,7 @@ def _adamw(
 
 
 SEARCHES: dict[SearchName, Search] = {"em": _em, "adamw": _adamw}
-"""What a name as `FusionConfig.search` stands for."""
+"""The search for each value of `FusionConfig.search`."""
 
 
 def adamw_search(

@@ -1,21 +1,21 @@
-"""How near tokens are to the anchors, straight from the embeddings; nothing of their size is copied."""
+"""Similarity of tokens to the anchors, computed from the embeddings in place: no copy of their size is made."""
 
 from __future__ import annotations
 
 import torch
 
-_CHUNK = 2048  # embeddings that are multiplied, and widened to float32, at a time
+_CHUNK = 2048  # embeddings that are multiplied, and converted to float32, at a time
 
 
 class Proximity:
-    """`l2norm(cos(E[token], E[anchors]))`, what the temperature of a relative row multiplies.
+    """`l2norm(cos(E[token], E[anchors]))`, which a relative row multiplies by the temperature.
 
-    Columns stand in the order of the vocabulary, not of the anchors: most of a vocabulary is shared, so whole stretches
-    of the embedding matrix are multiplied as they lie in memory.
+    Columns are in the order of the vocabulary, not of the anchors: most of a vocabulary is shared, so the embedding
+    matrix is multiplied in contiguous blocks.
 
     Args:
-        embeddings: Input embeddings [vocabulary, width] of any floating type; referred to, not copied.
-        others: Ids of the tokens that are no anchors, int64 [others].
+        embeddings: Input embeddings [vocabulary, width] of any floating type; referenced, not copied.
+        others: Ids of the tokens that are not anchors, int64 [others].
     """
 
     def __init__(self, embeddings: torch.Tensor, others: torch.Tensor) -> None:
@@ -30,10 +30,10 @@ class Proximity:
         return self._scale.numel() * self._scale.element_size()
 
     def logits(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The proximity of some tokens [tokens] to every anchor.
+        """Returns the similarity of some tokens [tokens] to every anchor.
 
         Returns:
-            float32 [tokens, vocabulary]; -infinity where the column is no anchor.
+            float32 [tokens, vocabulary]; -infinity where the column is not an anchor.
         """
         units = self._embeddings[token_ids].float() * self._scale[token_ids, None]
         near = units.new_empty(len(units), len(self._embeddings))

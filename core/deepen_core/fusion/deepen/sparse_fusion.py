@@ -1,10 +1,19 @@
-"""DeePEn: average in the relative space, then search main's distribution that projects to the average.
+"""DeePEn: averages in the relative space, then searches for main's distribution that projects to the average.
 
-Nothing of size vocabulary x anchors is touched for a token. Only tokens that matter have a row of their own in a step:
-each member's most probable ones, and main's tokens for what the others favour (their images). All others are gathered
-by the column they stand for, so that no mass is lost and nothing is cut off. What looks like a tie is looked at again
-with whole rows of the few tokens that carry it. Control tokens, which no other member can know, are for main to decide:
-a member that speaks of its own has no say in that step.
+Nothing of size vocabulary x anchors is touched per token. Shapes: distributions [sequences, vocabulary]; listed tokens
+[sequences, tokens], whose relative rows are [sequences, tokens, entries]; mass [sequences, tokens + gathered columns];
+target [sequences, columns]. In each step:
+
+1. List the tokens that matter, each with a relative row of its own: each member's most probable ones, and main's
+   counterparts of the tokens that the others favour (their images).
+2. Project each member's distribution; tokens that are not listed are summed by column, so that no mass is lost.
+3. Average the projections by weight: the target.
+4. Search for main's probabilities of its listed tokens whose projection is near the target.
+5. Main's other tokens move with their column, if they move at all.
+6. Where the two best tokens nearly tie, repeat with the exact rows of the few tokens that decide between them.
+
+Main alone decides on control tokens, which no other member can know: the mass that another member gives to its own goes
+to main's distribution.
 """
 
 from __future__ import annotations
@@ -22,9 +31,9 @@ from deepen_core.fusion.deepen.sparse_matrix import SparseRows, TokenRows
 
 _CPU_PART = 2**18  # floats of a vocabulary-wide tensor that stay in a core's cache
 _GPU_PART = 2**27
-# The rest of a row is known to about half a percent of a probability: enough but for ties between probable tokens.
+# The tail of a row is known to about half a percent of a probability: enough except for ties of probable tokens.
 _TIE, _CLEAR = 0.01, 0.1
-_WEIGHTY = 0.03  # tokens whose rests decide a tie
+_WEIGHTY = 0.03  # tokens whose tails decide a tie
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,9 @@ class _Listed:
     """The tokens of a member that have a row of their own in a step.
 
     Attributes:
-        ids: int64 [rows, tokens].
-        live: bool [rows, tokens]; the other places only fill the tensor up.
-        rows: Their relative rows [rows, tokens, entries].
+        ids: int64 [sequences, tokens].
+        live: bool [sequences, tokens]; the other places are padding.
+        rows: Their relative rows [sequences, tokens, entries].
     """
 
     ids: torch.Tensor
@@ -42,19 +51,19 @@ class _Listed:
     rows: SparseRows
 
     def taken(self, part: slice) -> _Listed:
-        """Those of some rows of the batch, with no more places than they need."""
+        """Returns those of some sequences, without needless padding."""
         tokens = max(1, int(self.live[part].sum(-1).amax()))
         return _Listed(self.ids[part, :tokens], self.live[part, :tokens], self.rows.taken(part, tokens))
 
     def split(self, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities [rows, vocabulary] as those of the listed tokens [rows, tokens] and those of all others."""
+        """Splits probabilities [sequences, vocabulary] into the listed tokens' [sequences, tokens] and the rest."""
         own = probs.gather(-1, self.ids).masked_fill(~self.live, 0.0)
         return own, self.written(probs, torch.zeros_like(own))
 
     def written(self, values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Overwrites values [rows, vocabulary] with new ones [rows, tokens] at the listed tokens."""
+        """Overwrites values [sequences, vocabulary] at the listed tokens with new ones [sequences, tokens]."""
         new = torch.where(self.live, new, values.gather(-1, self.ids))
-        # What fills up may name a token twice: it all writes what the first place does.
+        # Padding may repeat a token: all of it writes what the first place writes.
         ids, new = (torch.where(self.live, x, x[:, :1]) for x in (self.ids, new))
         return values.scatter_(-1, ids, new)
 
@@ -68,9 +77,9 @@ class DeepenFusion(AveragingFusion):
     def _combine(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        """With rows for the tokens that matter."""
+        """Fuses with relative rows for the tokens that matter."""
         main = self._of_main(logprobs)
-        # 1) Which tokens matter; rows that are missing are built for the whole batch at once.
+        # 1) List the tokens that matter; missing rows are built for the whole batch at once.
         listed = [None if p is None else self._probable(i, p) for i, p in enumerate(logprobs)]
         listed[self._main] = self._with_images(listed)
 
@@ -83,9 +92,9 @@ class DeepenFusion(AveragingFusion):
                 refine,
             )
 
-        # 2) Few rows of the batch at a time, as many as stay in the cache.
+        # 2) Fuse as many sequences at a time as fit into the cache.
         fused = torch.cat([fuse(part) for part in _parts(main)])
-        # 3) Where two tokens are nearly equal, their rows are looked at whole.
+        # 3) Where two tokens are nearly equal, repeat with exact rows.
         for row in _contested(fused):
             fused[row] = fuse(slice(row, row + 1), fused[row])[0]
         return fused
@@ -98,11 +107,11 @@ class DeepenFusion(AveragingFusion):
         healing: Sequence[Healing | None],
         refine: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Fuses some rows, or one of which nearly all is known: its fused log-probabilities [vocabulary]."""
+        """Fuses some sequences, or refines a single one, given its fused log-probabilities [vocabulary]."""
         main, config, space = self._of_main(logprobs), self._config, self._spaces[self._main]
         mine = listed[self._main]
         assert mine is not None
-        # 1) Every member's mass in the relative space, and the average.
+        # 1) Project every member's mass into the relative space, and average.
         masses = [
             None if p is None or x is None else self._mass(member, x, p.exp())
             for member, (p, x) in enumerate(zip(logprobs, listed, strict=True))
@@ -114,24 +123,24 @@ class DeepenFusion(AveragingFusion):
         projected = [None if r is None or m is None else r.project(m) for r, m in zip(rows, masses, strict=True)]
         target = self._target(projected, shares, healing)
 
-        # 2) Main's tokens that matter move each on its own.
+        # 2) Main's listed tokens move individually.
         start, search = masses[self._main], rows[self._main]
         assert start is not None and search is not None  # noqa: PT018 (one condition)
         own = main.gather(-1, mine.ids).masked_fill(~mine.live, -torch.inf)
         found, factor = SEARCHES[config.search](own, start, search, target, config)
 
-        # 3) All others go with their column, if they move at all.
+        # 3) All others move with their column, if at all.
         fused = main.clone() if factor is None else main + space.columns.scatter_back(factor)
         return normalised(mine.written(fused, found), main)
 
     def _probable(self, member: int, logprobs: torch.Tensor) -> _Listed:
-        """A member's tokens that are probable enough to need their row, the most probable first."""
+        """Returns a member's tokens that are probable enough for a row of their own, the most probable first."""
         config, space = self._config, self._spaces[member]
         ids, live = _largest(logprobs, config.floor, config.candidates)
         return _Listed(ids, live, space.rows(ids, live))
 
     def _with_images(self, listed: Sequence[_Listed | None]) -> _Listed:
-        """Main's probable tokens and its tokens for what the others favour, each once."""
+        """Returns main's probable tokens and its counterparts of what the others favour, each once."""
         space, mine = self._spaces[self._main], listed[self._main]
         assert mine is not None
         images = [mine.ids[:, :0]]
@@ -144,9 +153,9 @@ class DeepenFusion(AveragingFusion):
                 theirs.live[:, :most].to(mine.ids.device),
             )
             named = live & (columns < space.anchors)
-            # What is no image names main's best token instead, which counts once.
+            # Places without an image name main's best token instead, which counts once.
             images.append(torch.where(named, space.anchor_ids[columns.masked_fill(~named, 0)], mine.ids[:, :1]))
-        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [rows, images]
+        more = torch.cat(images, dim=-1).sort(dim=-1).values  # [sequences, images]
         new = ~_is_among(more, mine.ids.masked_fill(~mine.live, -1).sort(dim=-1).values)
         new[:, 1:] &= more[:, 1:] != more[:, :-1]
         live = torch.cat([mine.live, new], dim=-1)
@@ -166,7 +175,7 @@ class DeepenFusion(AveragingFusion):
         return TokenRows(listed.rows, space.tail, space.self_mass, exact_tail)
 
     def _mass(self, member: int, listed: _Listed, probs: torch.Tensor) -> torch.Tensor:
-        """Probabilities as `TokenRows` has them, [rows, vocabulary] -> [rows, tokens + gathered columns]."""
+        """Orders probabilities as `TokenRows` does, [sequences, vocabulary] -> [sequences, tokens + gathered]."""
         space, tokens = self._spaces[member], listed.ids.shape[-1]
         mass = probs.new_empty(len(probs), tokens + space.columns.columns.gathered)
         mass[:, :tokens], others = listed.split(probs)
@@ -175,26 +184,26 @@ class DeepenFusion(AveragingFusion):
 
 
 def _contested(fused: torch.Tensor) -> list[int]:
-    """Rows of log-probabilities [rows, vocabulary] in which the two best tokens are probable and nearly equal."""
+    """Returns the sequences whose two best tokens are probable and nearly equal, from [sequences, vocabulary]."""
     best = fused.topk(min(2, fused.shape[-1]), dim=-1).values
     close = (best[:, 0] >= math.log(_CLEAR)) & (best[:, 0] - best[:, -1] < _TIE)
     return [int(row) for row in close.nonzero()[:, 0]]
 
 
 def _parts(batch: torch.Tensor) -> Iterator[slice]:
-    """Slices of a batch [rows, vocabulary] that are worked on at a time."""
+    """Returns the slices of a batch [sequences, vocabulary] that are processed at a time."""
     rows = max(1, (_CPU_PART if batch.device.type == "cpu" else _GPU_PART) // batch.shape[-1])
     return (slice(start, start + rows) for start in range(0, len(batch), rows))
 
 
 def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of a probability of at least `floor`, but at most `most` of them, the most probable first.
+    """Returns the tokens with a probability of at least `floor`, at most `most` of them, the most probable first.
 
     Returns:
-        ids, int64 [rows, tokens], and which of them are meant, bool [rows, tokens]; at least one place.
+        ids, int64 [sequences, tokens], and which of them are valid, bool [sequences, tokens]; at least one place.
     """
     meant = logprobs >= (math.log(floor) if floor > 0 else -math.inf)
-    counts = meant.sum(-1, keepdim=True)  # [rows, 1]
+    counts = meant.sum(-1, keepdim=True)  # [sequences, 1]
     tokens = int(counts.amax())
     if tokens > most:
         top = logprobs.topk(most, dim=-1)
@@ -210,7 +219,7 @@ def _largest(logprobs: torch.Tensor, floor: float, most: int) -> tuple[torch.Ten
 
 
 def _is_among(ids: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
-    """Whether each of some ids [rows, ids] is in its row of `those` [rows, n], which is sorted."""
+    """Whether each of some ids [sequences, ids] is among its sequence's sorted `those` [sequences, n]."""
     if those.shape[-1] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
     place = torch.searchsorted(those, ids).clamp_max(those.shape[-1] - 1)

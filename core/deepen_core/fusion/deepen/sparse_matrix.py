@@ -1,4 +1,4 @@
-"""Rows of a relative matrix without the matrix: some by their largest entries, all others by one column.
+"""Rows of a relative matrix in sparse form: some by their largest entries, all others by a single column.
 
 Columns are those of `deepen_core.fusion.anchors.columns`.
 """
@@ -14,7 +14,7 @@ from deepen_core.fusion.anchors.columns import Columns
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows by their largest entries; what lies below them is much alike for all tokens.
+    """Rows by their largest entries; the mass below them is distributed much alike for all tokens.
 
     Attributes:
         index: int64 [..., tokens, entries], columns.
@@ -27,7 +27,7 @@ class SparseRows:
     spread: torch.Tensor
 
     def taken(self, rows: slice, tokens: int) -> SparseRows:
-        """The first tokens of some rows of the batch."""
+        """Returns the first tokens of some sequences of the batch."""
         return SparseRows(
             self.index[rows, :tokens].contiguous(),
             self.value[rows, :tokens].contiguous(),
@@ -36,18 +36,18 @@ class SparseRows:
 
 
 class TokenRows:
-    """All tokens of a vocabulary: some with rows of their own, the others gathered by the column they stand for.
+    """All tokens of a vocabulary: some with rows of their own, the others summed by column.
 
     Probabilities [batch, some + gathered columns] are those of the tokens with rows, then the sum of all others of
-    each column, then the sum of the tokens that have neither. A token that stands for an anchor keeps `keeps` of its
-    mass there, as the median row does. What a row has below its entries, and what such a token does not keep, is
-    spread over the anchors as the mean row spreads it; a token with neither row nor column spreads all.
+    each column, then the sum of the tokens that have neither. A token that is represented by an anchor keeps `keeps` of
+    its mass there, like the median row. The mass that it does not keep, and the mass below the entries of a row, is
+    spread over the anchors like the mean row's; a token with neither row nor column spreads all its mass.
 
     Args:
-        rows: Of some tokens [batch, some].
+        rows: Rows of some tokens [batch, some].
         tail: How mass is spread, float32 [anchors], summing to one.
         keeps: Self-mass of tokens without a row.
-        exact_tail: Places among `some` and what their rows really have below their entries [places, anchors]. Only for
+        exact_tail: Places among `some`, and the exact mass below the entries of their rows [places, anchors]. Only for
             a batch of one.
     """
 

@@ -1,4 +1,4 @@
-"""`"deepen"` and `"deepen-paper"` as a strategy: relative spaces, the search in them, and the store of their rows."""
+"""The strategies `"deepen"` and `"deepen-paper"`: relative spaces, the search in them, and the store of their rows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _WEAK_SELF_MASS = 0.1
 
 
 class DeepenStrategy(Fusion):
-    """Averages in the relative space and searches main's distribution that projects to the average.
+    """Averages in the relative space, and searches for main's distribution that projects to the average.
 
     Args:
         spaces: The members' relative spaces over the same anchors.
         main: The number of the member whose vocabulary is used.
         config: Search and its limits.
-        healers: One per member that listens to shorter tokens than its own, None for the others; empty for none.
+        healers: A token healer per member, None for members without one; empty for none at all.
         members: The members, for reports; empty for none.
-        anchors: What they share, for reports.
-        keeper: Keeps rows for other processes, if any are kept.
+        anchors: The shared tokens, for reports.
+        keeper: Stores rows for other processes, if given.
 
     Attributes:
         spaces: As given.
@@ -108,11 +108,10 @@ class DeepenStrategy(Fusion):
         if len(counted) < 2:
             return []
         calibrated = self._config.temperature == "auto"
-        remedy = "No temperature sharpens embeddings so much alike." if calibrated else 'Use temperature="auto".'
+        remedy = "No temperature can sharpen such similar embeddings." if calibrated else 'Use temperature="auto".'
         return [
-            f"The relative space of {self._members[number].name!r} carries little signal: an anchor keeps "
-            f"{self.spaces[number].self_mass:.3f} of its mass in the median, where {_WEAK_SELF_MASS} is the least that "
-            f"fusion can build on. {remedy}"
+            f"The relative space of {self._members[number].name!r} carries little signal: the median anchor keeps "
+            f"{self.spaces[number].self_mass:.3f} of its mass, but fusion needs at least {_WEAK_SELF_MASS}. {remedy}"
             for number in counted
             if self.spaces[number].self_mass < _WEAK_SELF_MASS
         ]

@@ -1,9 +1,9 @@
-"""Attention of several new ids a sequence where query heads share their keys: no copy of the keys for every head.
+"""Attention over several new ids per sequence in grouped-query models, without copying the keys for every head.
 
-Where a mask is given, `transformers` writes every key and value once for each query head that looks at it before it
-runs `scaled_dot_product_attention`, all that is held, in every layer and step: sixteen sequences of a thousand ids cost
-20 ms a layer. It packs the heads that share a key into one only for a single new id. Here they are packed for a few
-too.
+With a mask, `transformers` copies each key and value for every query head that uses it before it runs
+`scaled_dot_product_attention`. It copies the whole cache, in every layer and step: 20 ms per layer for sixteen
+sequences of a thousand ids. It packs the heads that share a key into one only for a single new id. Here they are packed
+for up to 32 new ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "deepen_packed"
-# With more new ids the copies cost less than a mask for every head.
+# With more new ids than this, the copies cost less than a mask for every head.
 _FEW = 32
 
 
@@ -31,17 +31,17 @@ def packed_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `sdpa_attention_forward` of `transformers`, to which goes all that has nothing to pack.
+    """Like `sdpa_attention_forward` of `transformers`, which also handles all cases that cannot be packed.
 
     Args:
         module: The attention layer.
         query: [sequences, heads, ids, width].
         key: [sequences, heads / groups, positions, width].
-        value: Shaped as `key`.
+        value: Same shape as `key`.
         attention_mask: [sequences, 1, ids, positions], or None.
-        dropout: Share of weights that are dropped.
-        scaling: Of the scores.
-        options: As `sdpa_attention_forward` takes them.
+        dropout: Share of attention weights that are dropped.
+        scaling: Factor of the scores.
+        options: Further options of `sdpa_attention_forward`.
 
     Returns:
         [sequences, ids, heads, width], and None for the weights.
@@ -53,19 +53,19 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    packed = query.reshape(sequences, -1, groups * count, width)  # the heads of one key stand next to each other
+    packed = query.reshape(sequences, -1, groups * count, width)  # heads that share a key are adjacent
     mask = attention_mask.repeat(1, 1, groups, 1)  # [sequences, 1, groups * ids, positions]
     found = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return found.reshape(sequences, heads, count, -1).transpose(1, 2).contiguous(), None
 
 
 def pack_heads(model: Any) -> bool:
-    """Has a model attend with packed heads, where it would use `scaled_dot_product_attention` and its heads share keys.
+    """Makes a model use packed heads if it uses `scaled_dot_product_attention` and its heads share keys.
 
-    Nothing but this model is changed; `transformers` learns one more name.
+    Only this model is changed; the implementation is registered with `transformers` under a new name.
 
     Returns:
-        Whether it does now.
+        Whether the model now uses packed heads.
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
@@ -79,5 +79,5 @@ def pack_heads(model: Any) -> bool:
 
 
 def unpack_heads(model: Any) -> None:
-    """Takes back what `pack_heads` did."""
+    """Undoes `pack_heads`."""
     model.set_attn_implementation("sdpa")

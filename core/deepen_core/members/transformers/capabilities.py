@@ -1,8 +1,7 @@
-"""Finds out, by trying it, how the sequences of a model can be run: together, one at a time, or only from their start.
+"""Probes how a model can run its sequences: together, one at a time, or only from their start.
 
-A name says little about a model: options of its configuration, and code of its own, decide. So a few made-up sequences
-are run both ways, in a ragged batch with sequences that are shortened, and each whole by itself, and the logits are
-compared.
+A model's name says little: the options of its configuration and its own code decide. So a few made-up sequences are run
+both in a ragged batch, in which they are shortened, and each whole by itself, and the logits are compared.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from deepen_core.members.transformers.ragged import RaggedForward
 from deepen_core.members.transformers.rounding import Layers, Rounding, States
 from deepen_core.members.transformers.sequential import shortened
 
-# Windows up to this length are tried with real text; longer ones with a made-up past, of so many positions at most.
+# Windows up to this length are tried with real text, longer ones with a made-up past of at most 16384 positions.
 _SHORT_WINDOW = 64
 _LONGEST_PAST = 16384
-# A past of so many positions shows windows that the configuration does not speak of.
+# A past of this many positions reveals windows that the configuration does not declare.
 _UNDECLARED = 300
 # Ids of one trial of positions.
 _PIECE = 16
 
-# Models refuse what they do not know in their own ways. Lack of memory is a RuntimeError too, and says nothing.
+# Models refuse unknown input in different ways. An out-of-memory error is a RuntimeError too, but proves nothing.
 _REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# Made-up texts to try: one in which rounding decided between two experts of a model, say, proves nothing.
+# Made-up texts to try: a text on which rounding decides between two experts of a model, say, proves nothing.
 _SEEDS = (1, 2)
 
 
@@ -44,12 +43,12 @@ class Findings:
     """How a model's sequences can be run.
 
     Attributes:
-        masks: For sequences in a ragged cache; None if the model cannot run them so.
+        masks: For sequences in a ragged cache; None if the model cannot run them in one.
         why_not: The reason, if it cannot.
-        keeps_cache: Whether a sequence by itself can be continued and shortened.
-        max_stable_length: Up to so many ids, where the ids of a text stand does not depend on its length; None if it
-            never does.
-        positions_fixed: Whether beyond that length it does not either, other than that.
+        keeps_cache: Whether a sequence run by itself can be continued and shortened.
+        max_stable_length: Up to this many ids, the position encoding of a text does not depend on its length; None if
+            it never depends on it.
+        positions_fixed: Whether one other encoding holds for all longer texts, so that it changes only once.
     """
 
     masks: Masks | None
@@ -61,18 +60,18 @@ class Findings:
 
 @torch.inference_mode()
 def probe(model: Any, context_window: int) -> Findings:
-    """Tries a model; neither it nor any random state is changed.
+    """Probes a model, changing neither it nor any random state.
 
     Args:
         model: In evaluation mode.
-        context_window: Texts are never longer.
+        context_window: The longest text, in ids.
     """
     if getattr(model, "_is_stateful", False):
         return Findings(None, "its state cannot be shortened", keeps_cache=False)
     trial = _Trial(model, context_window)
     fault = trial.fault(trial.own_cache)
     keeps_cache = not fault
-    masks, why_not = None, fault and f"it does not go on from a cache that was shortened ({fault})"
+    masks, why_not = None, fault and f"it cannot continue from a shortened cache ({fault})"
     for reading in likely_masks(model) if keeps_cache else ():
         fault = trial.fault(partial(trial.ragged, reading))
         if not fault:
@@ -83,14 +82,14 @@ def probe(model: Any, context_window: int) -> Findings:
         return Findings(masks, why_not, keeps_cache)
     max_stable_length = _declared_length(model)
     positions_fixed = not trial.length_matters(max_stable_length + _PIECE, context_window)
-    # A model whose positions go on changing notices a shorter text only if it is shorter by one.
+    # A model whose positions keep changing notices a shorter text only if it is shorter by one.
     return Findings(
         masks, why_not, keeps_cache, max_stable_length if positions_fixed else max_stable_length - 1, positions_fixed
     )
 
 
 def _declared_length(model: Any) -> int:
-    """The length of text up to which the configuration says that positions are plain; 0 if it does not say."""
+    """Returns the text length up to which the configuration declares positions unscaled; 0 if it declares none."""
     config = model.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or {}
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
@@ -100,7 +99,7 @@ def _declared_length(model: Any) -> int:
 
 
 class _DisagreementError(Exception):
-    """Two runs that should be alike are not."""
+    """Two runs that should agree do not."""
 
 
 class _Trial:
@@ -117,10 +116,10 @@ class _Trial:
         self._learn_rounding()
 
     def _learn_rounding(self) -> None:
-        """Runs the beginnings of a text, and the same text several times: to a causal model they are all alike."""
+        """Runs the beginnings of a text, and several copies of it at once: a causal model gives the same result."""
         text = self._text(17, seed=8)
         if any(state.shape[:2] != (1, len(text)) for state in self._whole(text)):
-            self._layers.ignore()  # they put out something else (XLNet: places before sequences)
+            self._layers.ignore()  # its layers have another shape of output (XLNet: positions before sequences)
             self._known.clear()
         for beginning, sequences in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
             states = self._run(torch.tensor([beginning] * sequences, device=self._model.device))
@@ -128,7 +127,7 @@ class _Trial:
             self._rounding.learn([state[:1, -KEPT_TAIL:] for state in states], whole)
 
     def fault(self, trial: Callable[[int], None]) -> str:
-        """Why a trial fails with every seed; nothing if it does not."""
+        """Returns why a trial fails with every seed, or an empty string if it succeeds with one."""
         found = ""
         for seed in _SEEDS:
             try:
@@ -146,7 +145,7 @@ class _Trial:
         return found
 
     def own_cache(self, seed: int) -> None:
-        """Whether a sequence by itself can be continued and shortened."""
+        """Checks that a sequence run by itself can be continued and shortened."""
         first, second = self._text(9, seed), self._text(9, seed, other_from=4)
         cache = DynamicCache()
         self._run(self._batch(first[:7]), cache)
@@ -154,7 +153,7 @@ class _Trial:
         self._compare(states, 0, second, KEPT_TAIL)
 
     def ragged(self, masks: Masks, seed: int) -> None:
-        """Whether sequences of different lengths can share forwards, advance by different counts and be shortened."""
+        """Checks that sequences of different lengths can share forwards, advance unequally and be shortened."""
         limits = [n for n in masks.limits if n <= _SHORT_WINDOW]
         length = min(max(limits, default=0) + 12, self._window - 1)
         if length < 10:
@@ -172,7 +171,7 @@ class _Trial:
                 forward.run({slot: text}, len(text), 1)
             other, last = self._text(length - 1, seed, other_from=length - 5), self._text(4, seed + 2, other_from=2)
             end = self._text(1, seed + 3)
-            # Run first, since they hold what is expected of the texts that they begin with.
+            # Run first: the whole texts, whose beginnings give the expected results of the others.
             for text in (other + end, two + end, last + end):
                 self._whole(text)
             for texts, count in (
@@ -186,7 +185,7 @@ class _Trial:
                     self._compare([*heard, logits], slots.index(slot), text, min(count, KEPT_TAIL))
 
     def _long(self, masks: Masks, seed: int) -> None:
-        """Whether the masks are those that the model makes for itself behind a long past."""
+        """Checks that the masks are those that the model itself uses after a long past."""
         edges = [n for n in masks.limits if n <= _LONGEST_PAST]
         past = min(max([*edges, _UNDECLARED]) + 8, self._window - 1)
         pasts, ids = [past, past - 3], self._text(2, seed + 4)
@@ -205,7 +204,7 @@ class _Trial:
             self._judge([state[sequence : sequence + 1] for state in together], states)
 
     def length_matters(self, own: int, far: int) -> bool:
-        """Whether a sequence that ends at `own` ids says something else beside one that ends at `far`."""
+        """Whether a sequence of `own` ids gets other logits when batched with one of `far` ids."""
         if far <= own or own < _PIECE:
             return False
         ids = self._batch(self._text(_PIECE, seed=6)).expand(2, -1)
@@ -221,11 +220,11 @@ class _Trial:
         except _REFUSALS as problem:
             if _is_ours(problem):
                 raise
-            return False  # a model that takes no positions has none that a length could change
+            return False  # a model without position ids has none that a length could change
         return not torch.equal(*said)
 
     def _text(self, length: int, seed: int, other_from: int | None = None) -> list[int]:
-        """Made-up ids, from some place on others than without it."""
+        """Returns made-up ids; from `other_from` on they differ from those without it."""
         cut = length if other_from is None else other_from
         return [(31 * (i + 1) * seed + (i >= cut) + 17) % self._size for i in range(length)]
 
@@ -240,7 +239,7 @@ class _Trial:
         return [*heard, output.logits]
 
     def _whole(self, text: Sequence[int]) -> States:
-        """What a text comes to when it is run whole by itself, or a longer one that begins with it."""
+        """Returns the states of a text run whole by itself, or as the beginning of a longer one."""
         length = len(text)
         for known, states in self._known.items():
             if known[:length] == tuple(text):
@@ -261,9 +260,9 @@ class _Trial:
 
 
 def _is_ours(problem: BaseException) -> bool:
-    """Whether an error is a fault of this package rather than the refusal of a model.
+    """Whether an error is a bug of this package rather than a refusal by the model.
 
-    An operation on tensors that do not fit what we hold raises in our code too, and is a refusal.
+    A tensor operation in our code that fails on the model's shapes counts as a refusal.
     """
     if not isinstance(problem, (TypeError, AttributeError)) or problem.__traceback__ is None:
         return False
@@ -272,14 +271,14 @@ def _is_ours(problem: BaseException) -> bool:
 
 
 class _MadeUpPast(Cache):
-    """A cache that says it holds a long past, and makes it up, layer by layer, when it is asked."""
+    """A cache that claims to hold a long past, and makes it up layer by layer when asked."""
 
     def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
         super().__init__(layer_class_to_replicate=lambda: _MadeUpLayer(pasts, edges))  # type: ignore[arg-type]
         self._past = max(pasts)
 
     def get_seq_length(self, *_layer: Any, **_layers: Any) -> int:
-        """Layers are there from the first on, though they are made later."""
+        """Layers count from the start, though they are made later."""
         return self._past
 
     def get_mask_sizes(self, query_length: int, *_layer: Any, **_layers: Any) -> tuple[int, int]:
@@ -288,7 +287,7 @@ class _MadeUpPast(Cache):
 
 
 class _MadeUpLayer(DynamicLayer):
-    """Keys of zero, which all look the same, and values that differ where a mask may end."""
+    """Keys of zero, which are all alike, and values that differ wherever a mask may end."""
 
     def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -298,7 +297,7 @@ class _MadeUpLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the past with the new states [sequences, heads, 1, width] behind it."""
+        """Returns the past followed by the new states [sequences, heads, 1, width]."""
         length = max(self._pasts) + 1
         keys, values = (
             states.new_zeros(states.shape[0], states.shape[1], length, states.shape[3])

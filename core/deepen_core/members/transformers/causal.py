@@ -22,9 +22,9 @@ class _Ways:
     """How sequences are run.
 
     Attributes:
-        short: Runs sequences up to `max_stable_length` ids.
+        short: Runs sequences of up to `max_stable_length` ids.
         long: Runs longer ones.
-        max_stable_length: None if all sequences are alike.
+        max_stable_length: None if all sequences are run by `short`.
         batching: See `Member.batching`.
     """
 
@@ -37,19 +37,19 @@ class _Ways:
 class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
-    Sequences are run together, in a ragged cache, where the model can do that. It is tried by `warm_up`, or else when
-    the member is first used; a model that cannot runs its sequences one at a time, and one without a cache that can be
-    shortened (a state-space model) the whole text of each: slow, but right. So does a text behind the length from which
-    on a model with rotary positions of that kind stretches them all.
+    If the model supports it, sequences run together in a ragged cache. `warm_up`, or else the first use, probes this. A
+    model that cannot do so runs its sequences one at a time; one whose cache cannot be shortened (a state-space model)
+    runs the whole text of each every time, which is slow but correct. Texts beyond the length at which some rotary
+    embeddings rescale all positions are also run one at a time, whole if the positions keep changing with the length.
 
     Args:
-        name: How it is called in reports.
+        name: Its name in reports.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         context_window: In its own tokens.
 
     Attributes:
-        work: What it has done.
+        work: Counts of the work done.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
@@ -62,14 +62,14 @@ class CausalMember:
 
     @property
     def device(self) -> torch.device:
-        """Where its logits are."""
+        """The device of its logits."""
         device = self.model.device
         assert isinstance(device, torch.device)
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The dtype that it computes in."""
         dtype = self.model.dtype
         assert isinstance(dtype, torch.dtype)
         return dtype
@@ -83,7 +83,7 @@ class CausalMember:
 
     @property
     def vocabulary_size(self) -> int:
-        """See `Member.vocabulary_size`: as many logits as embeddings; ids beyond are no tokens."""
+        """See `Member.vocabulary_size`: one logit per embedding; logits beyond it are not tokens."""
         return len(self.embeddings)
 
     def describe(self) -> MemberDescription:
@@ -91,7 +91,7 @@ class CausalMember:
         return MemberDescription(type(self.model).__name__, self.model.num_parameters())
 
     def warm_up(self) -> None:
-        """Tries how the model runs several sequences. It takes seconds; the second time nothing happens."""
+        """Probes how the model runs several sequences. It takes seconds; further calls do nothing."""
         if self._found is None:
             self._found = self._probe()
 
@@ -109,7 +109,7 @@ class CausalMember:
     def _probe(self) -> _Ways:
         packed = pack_heads(self.model)
         found = probe(self.model, self.context_window)
-        if packed and found.masks is None:  # it may be that which does not suit it
+        if packed and found.masks is None:  # packed heads may be the reason
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
         given = (self.model, self.vocabulary_size, self.work)

@@ -1,4 +1,4 @@
-"""Checks of a model folder that need no weights in memory: what is missing or cut short is said before any loading."""
+"""Checks of a model folder without loading its weights, so that missing or truncated files are reported first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length
 
 
 def declared_window(config: Mapping[str, Any]) -> int | None:
-    """The context window that a model's configuration names, in tokens, or None."""
+    """Returns the context window that a model's configuration declares, in tokens, or None."""
     values = (config.get(field) for field in _WINDOW_FIELDS)
     return next((v for v in values if isinstance(v, int) and v > 0), None)
 
 
 def check_model_folder(folder: Path) -> None:
-    """Checks that a folder holds a configuration, a tokenizer and whole safetensors weights.
+    """Checks that a folder contains a configuration, a tokenizer and complete safetensors weights.
 
     Raises:
         ModelFilesError: Naming what is missing or damaged.
@@ -43,7 +43,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_description(folder: Path) -> None:
-    """Checks the small files, which come before the weights.
+    """Checks the small files, ahead of the weights.
 
     Raises:
         ModelFilesError: If the folder, the configuration or the tokenizer is missing, or they are not JSON.
@@ -65,10 +65,10 @@ def check_description(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model.
+    """Returns the safetensors files of a model.
 
     Raises:
-        ModelFilesError: If there are none, or the index is damaged or names one that is not there.
+        ModelFilesError: If there are none, the index is damaged, or a file that it lists is missing.
     """
     if (folder / _INDEX).is_file():
         names = _shard_names(folder / _INDEX)
@@ -76,7 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
         if missing or not names:
             raise ModelFilesError(
                 f"{folder} lacks {len(missing)} of the {len(names)} weight files that {_INDEX} names"
-                f"{': ' + ', '.join(missing[:3]) if missing else ''}. The download broke off: fetch the model again."
+                f"{': ' + ', '.join(missing[:3]) if missing else ''}. The download is incomplete: fetch it again."
             )
         return [folder / n for n in names]
     if (folder / _WEIGHTS).is_file():
@@ -91,10 +91,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
+    """Reads a JSON file that contains an object.
 
     Raises:
-        ModelFilesError: If it cannot be read, is not JSON or holds something else.
+        ModelFilesError: If it cannot be read, is not JSON or contains something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compares a file with what its own header announces: its length, and each tensor's place, type and shape."""
+    """Compares a file with its own header: its length, and the position, type and shape of each tensor."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -126,8 +126,8 @@ def _check_safetensors(path: Path) -> None:
         length = struct.unpack("<Q", start)[0]
         if length > size - 8:
             raise ModelFilesError(
-                f"{path} announces a header of {length} bytes but has {size}: it is cut short or no safetensors file. "
-                "Fetch it again."
+                f"{path} announces a header of {length} bytes but has {size}: it is truncated or not a safetensors "
+                "file. Fetch it again."
             )
         try:
             header = json.loads(file.read(length))
@@ -137,7 +137,7 @@ def _check_safetensors(path: Path) -> None:
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ModelFilesError(
-            f"{path} has {size} bytes where {expected} are announced: the download broke off. Fetch it again."
+            f"{path} has {size} bytes, but its header announces {expected}: the download is incomplete. Fetch it again."
         )
     try:
         with safe_open(path, framework="pt"):

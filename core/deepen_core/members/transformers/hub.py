@@ -1,4 +1,4 @@
-"""Fetching a model's files from the hub, where a hub id was given."""
+"""Downloads a model's files from the hub if a hub id was given."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deepen_core.config import MemberConfig
 from deepen_core.errors import ModelFilesError, brief
 
 _DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-# The same weights once more, in another layout (Mistral, Llama, gpt-oss) or for other runtimes.
+# Copies of the weights in other layouts (Mistral, Llama, gpt-oss) or for other runtimes.
 _NOT_FETCHED = ["consolidated*", "original/*", "metal/*", "onnx/*"]
 _HUB_SECONDS = 10.0
 
 
 def fetch_description(config: MemberConfig) -> Path:
-    """Fetches the small files of a model, and returns their folder in the hub's cache.
+    """Downloads the small files of a model, and returns their folder in the hub's cache.
 
     Raises:
         ModelFilesError: If the model is neither on the hub nor in the cache, or the hub cannot be reached.
@@ -27,7 +27,7 @@ def fetch_description(config: MemberConfig) -> Path:
 
 
 def fetch_weights(config: MemberConfig) -> Path:
-    """Fetches all of a model's files that are needed, weights included. Errors are those of `fetch_description`."""
+    """Downloads all files that are needed, weights included. Raises the same errors as `fetch_description`."""
     return _snapshot(config, [*_DESCRIPTION_FILES, "*.safetensors"])
 
 
@@ -51,14 +51,14 @@ def _snapshot(config: MemberConfig, patterns: list[str]) -> Path:
 
 
 def _unreachable(config: MemberConfig) -> str | None:
-    """Why the hub does not answer, or None. Without a limit of its own, fetching waits minutes for a dead network."""
+    """Returns why the hub cannot be reached, or None. It has a timeout; downloads wait minutes for a dead network."""
     switches = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     if constants.HF_HUB_OFFLINE or any(switch in ("1", "ON", "YES", "TRUE") for switch in switches):
         return "HF_HUB_OFFLINE is set, and it is not in the cache"
     try:
         HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS)
     except HfHubHTTPError:
-        return None  # it does answer: fetching says what is wrong
+        return None  # the hub does answer: the download reports what is wrong
     except Exception as problem:  # noqa: BLE001 (network errors share no useful base class)
         return brief(problem)
     return None

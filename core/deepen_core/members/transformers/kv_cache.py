@@ -1,11 +1,11 @@
 """A key/value cache for sequences of different lengths, which advance and are shortened independently.
 
-Each layer holds its keys and values in two buffers [slots, heads, positions, width]. A sequence has a slot, a line of
-these buffers; the slots in use are always the first ones, so that neighbours can be attended to as a view, and nothing
-is copied from step to step. A sequence that ends leaves a gap, into which the last slot moves.
+Each layer keeps its keys and values in two buffers [slots, heads, positions, width]. Each sequence has a slot, one line
+of these buffers. The slots in use are always the first ones, so that a range of slots can be attended to as a view, and
+nothing is copied from step to step. When a sequence ends, the last slot moves into the gap.
 
-Positions behind the end of a sequence hold zeros, or what the sequence held there before it was shortened: numbers that
-a mask turns into nothing, never what another sequence left (which may be NaN, and no mask hides that).
+Positions after the end of a sequence hold zeros, or what the sequence itself held there before it was shortened: finite
+numbers that a mask cancels. They never hold what another sequence left, which may be NaN and which no mask cancels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-# Buffers have room for so many positions at least, and grow by half of what is needed.
+# Buffers have room for at least this many positions, and grow by half of what is needed.
 _POSITIONS = 64
 
 
 def cache_option(model: Any) -> str:
-    """Returns the name by which a model takes a cache: `transformers` calls it `cache` from 5.24 on."""
+    """Returns the name of the model's cache argument: `transformers` calls it `cache` from 5.24 on."""
     accepts = inspect.signature(model.forward).parameters
     return "cache" if "cache" in accepts and "past_key_values" not in accepts else "past_key_values"
 
@@ -36,7 +36,7 @@ class Slot:
 
     Attributes:
         index: Its line in the buffers; may change between forwards.
-        ids: The ids whose keys and values are held, from the first position on.
+        ids: The ids whose keys and values it holds, from the first position on.
     """
 
     def __init__(self, cache: RaggedCache, index: int) -> None:
@@ -46,19 +46,19 @@ class Slot:
         self.reach = 0  # no position from here on was ever written
 
     def free(self) -> None:
-        """Gives the place back; may be called from any thread, and while the cache is in use."""
+        """Frees the slot; may be called from any thread, and while the cache is in use."""
         self._cache.leave(self)
 
 
 class _Plan:
-    """Where the next forward reads and writes; all layers share it.
+    """Where the next forward reads and writes, for all layers.
 
     Attributes:
         slots: Lines of the buffers that take part.
-        start: Position of the first new id where all sequences agree, else None.
-        places: Indices (line, position) of the new ids, each [sequences, ids], where they do not.
-        past: Positions read that are not new in every sequence.
-        length: Positions read.
+        start: Position of the first new id if it is the same for all sequences, else None.
+        places: If not, the indices (line, position) of the new ids, each [sequences, ids].
+        past: Number of positions before the new ones of the longest sequence.
+        length: Number of positions read.
         room: Lines and positions that the buffers must have.
     """
 
@@ -72,7 +72,7 @@ class _Plan:
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, every position of them: where a layer looks back only so far, the mask says so."""
+    """Keys and values of one layer at every position; a sliding window is left to the mask."""
 
     is_sliding = False
     keys: torch.Tensor
@@ -83,7 +83,7 @@ class RaggedLayer(CacheLayerMixin):
         self._plan = plan
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Makes the buffers for states of these shapes [sequences, heads, ids, width]."""
+        """Allocates the buffers for states of these shapes [sequences, heads, ids, width]."""
         lines, positions = self._plan.room
         self.keys, self.values = (
             states.new_zeros(lines, states.shape[1], positions, states.shape[3])
@@ -97,7 +97,7 @@ class RaggedLayer(CacheLayerMixin):
         """Writes new keys and values [sequences, heads, ids, width].
 
         Returns:
-            All that is held for these sequences, [sequences, heads, positions, width].
+            All keys and values of these sequences, [sequences, heads, positions, width].
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -112,7 +112,7 @@ class RaggedLayer(CacheLayerMixin):
         return keys, values
 
     def fit(self) -> None:
-        """Makes the buffers as large as the plan says, larger or smaller."""
+        """Resizes the buffers to the size in the plan, larger or smaller."""
         if not self.is_initialized or (self.keys.shape[0], self.keys.shape[2]) == self._plan.room:
             return
         self.keys, self.values = (self._resized(held) for held in self._buffers())
@@ -131,7 +131,7 @@ class RaggedLayer(CacheLayerMixin):
             held[target, :, :length] = held[source, :, :length]
 
     def clear(self, line: int, start: int, stop: int) -> None:
-        """Forgets some positions of a line."""
+        """Sets some positions of a line to zero."""
         for held in self._buffers():
             held[line, :, start:stop] = 0
 
@@ -139,22 +139,22 @@ class RaggedLayer(CacheLayerMixin):
         return (self.keys, self.values) if self.is_initialized else ()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Positions that a query looks at, and the first of them."""
+        """Returns the number of positions that a query looks at, and the first of them."""
         return self._plan.past + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions before the new ones."""
+        """Returns the number of positions before the new ones."""
         return self._plan.past
 
     def get_max_length(self) -> int:
-        """No limit."""
+        """Returns -1: there is no limit."""
         return -1
 
 
 class RaggedCache(Cache):
-    """The keys and values of many sequences; see the head of this module.
+    """The keys and values of many sequences; see the module docstring.
 
-    Whoever uses it does so inside `busy`, one at a time; only `Slot.free` may be called at any time.
+    It may only be used inside `busy`, by one thread at a time; `Slot.free` alone may be called at any time.
     """
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class RaggedCache(Cache):
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Keeps slots where they are until the end; those freed meanwhile leave then."""
+        """Keeps every slot at its line until the end; slots that are freed meanwhile are removed afterwards."""
         try:
             with self._lock:
                 self._settle()
@@ -180,12 +180,12 @@ class RaggedCache(Cache):
             self._settle_if_idle()
 
     def between(self, slots: Iterable[Slot]) -> list[Slot]:
-        """All slots from the first to the last of some."""
+        """Returns all slots from the first to the last of the given ones."""
         lines = [slot.index for slot in slots]
         return self.slots[min(lines) : max(lines) + 1]
 
     def take(self) -> Slot:
-        """A slot for a new sequence."""
+        """Returns a slot for a new sequence."""
         slot = Slot(self, len(self.slots))
         self.slots.append(slot)
         self._make_room()
@@ -197,7 +197,7 @@ class RaggedCache(Cache):
         self._settle_if_idle()
 
     def copy(self, source: Slot, target: Slot, length: int) -> None:
-        """Gives a slot the first positions that another one holds."""
+        """Copies the first positions of one slot to another."""
         self._make_room(length)
         for layer in self._held:
             layer.copy(source.index, target.index, length)
@@ -205,10 +205,10 @@ class RaggedCache(Cache):
         target.reach = max(target.reach, length)
 
     def aim(self, slots: Sequence[Slot], starts: Sequence[int], places: torch.Tensor) -> None:
-        """Tells where the next forward writes.
+        """Sets where the next forward writes.
 
         Args:
-            slots: Neighbours, in their order.
+            slots: Adjacent slots, in order.
             starts: Position of the first new id of each.
             places: Positions of the new ids, [sequences, ids].
         """
@@ -226,7 +226,7 @@ class RaggedCache(Cache):
         self._make_room(plan.length)
 
     def _make_room(self, positions: int = 0) -> None:
-        """Sees to it that the buffers hold all slots and so many positions; layers follow when they are next used."""
+        """Plans buffers that hold all slots and `positions`; each layer is resized when it is next used."""
         lines, room = self._plan.room
         if len(self.slots) > lines:
             lines = max(len(self.slots), 2 * lines)
@@ -243,7 +243,7 @@ class RaggedCache(Cache):
 
     @torch.inference_mode()
     def _settle(self) -> None:
-        """Closes the gaps of slots that have left."""
+        """Removes freed slots and closes the gaps."""
         while self._leaving:
             slot = self._leaving.popleft()
             if slot.index < 0:  # freed twice
@@ -261,7 +261,7 @@ class RaggedCache(Cache):
             self._shrink()
 
     def _shrink(self) -> None:
-        """Gives memory back that is far too large for the sequences that are left."""
+        """Shrinks buffers that are far too large for the remaining sequences."""
         lines, room = self._plan.room
         if not self.slots:
             self.layers.clear()
@@ -276,5 +276,5 @@ class RaggedCache(Cache):
 
 
 def _generous(positions: int) -> int:
-    """Room for so many positions and half as many to come."""
+    """Returns room for `positions` and half as many again."""
     return -(-(positions + positions // 2) // _POSITIONS) * _POSITIONS

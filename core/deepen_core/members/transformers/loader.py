@@ -1,4 +1,4 @@
-"""From configurations to members: everything cheap is checked before anything heavy is loaded."""
+"""Loads members from their configurations; everything cheap is checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ _progress_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Description:
-    """A `DescribedMember`: configuration and tokenizer are read, nothing heavy is."""
+    """A `DescribedMember`: configuration and tokenizer are loaded, weights are not."""
 
     config: MemberConfig
     folder: Path
     local: bool
-    """Whether `folder` is the user's own; if not, it is in the hub's cache and has no weights yet."""
+    """Whether `folder` is the user's own; otherwise it is in the hub's cache and has no weights yet."""
     model_config: Any
     tokenizer: MemberTokenizer
     context_window: int
@@ -63,12 +63,12 @@ class Description:
 
     @property
     def name(self) -> str:
-        """How the member is called."""
+        """The member's name."""
         return str(self.config.name)
 
     @property
     def wanted_dtype(self) -> torch.dtype:
-        """What its weights are to be in; "auto" resolved as far as its configuration says."""
+        """The dtype to load its weights in; "auto" is resolved as far as its configuration allows."""
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
@@ -87,9 +87,9 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
 
     Args:
         config: The member.
-        device: For a member without one of its own.
-        dtype: For a member without one of its own.
-        progress: Show the hub's own bars, where files are fetched.
+        device: Used if the member does not set its own.
+        dtype: Used if the member does not set its own.
+        progress: Show the hub's progress bars while files are downloaded.
 
     Raises:
         ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
@@ -103,14 +103,14 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(folder, **code)
-    except Exception as problem:  # a wrong value in it raises whatever the model's own checks raise
+    except Exception as problem:  # a wrong value in it raises anything that the model's own checks raise
         raise ModelFilesError(
             f"The configuration of {folder} cannot be used ({brief(problem)}): correct config.json or fetch it again."
         ) from problem
     _check_causal(config, model_config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-    except Exception as problem:  # damaged tokenizer files raise whatever their parser raises
+    except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
     described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
     return Description(config, folder, local, model_config, described, _window(model_config, tokenizer), place, kind)
@@ -121,7 +121,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
 
     Args:
         described: The member.
-        progress: Show the bars of the hub and of `transformers`.
+        progress: Show the progress bars of the hub and of `transformers`.
 
     Raises:
         ConfigurationError: If the member does not fit on its device.
@@ -131,7 +131,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
         folder = described.folder if described.local else fetch_weights(described.config)
     check_model_folder(folder)
     try:
-        # Tensors that the files lack are drawn at random before we hear of them.
+        # Tensors that are missing from the files are initialised at random before we can check for them.
         with _others_bars(progress), _kept_random_state():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -146,7 +146,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             model.eval().requires_grad_(False).to(described.device)
     except DeepenError:
         raise
-    except Exception as problem:  # a wrong value in config.json raises whatever the model's own code raises
+    except Exception as problem:  # a wrong value in config.json raises anything that the model's own code raises
         if is_memory(problem):
             size = sum(file.stat().st_size for file in weight_files(folder)) / 2**20
             raise ConfigurationError(
@@ -161,7 +161,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
 
 
 def _check_causal(config: MemberConfig, model_config: Any) -> None:
-    """Refuses models that fill gaps or translate: their answers would be noise."""
+    """Rejects models that fill gaps or translate: their answers would be noise."""
     kind = model_config.model_type
     if getattr(model_config, "is_encoder_decoder", False):
         raise ConfigurationError(
@@ -172,10 +172,10 @@ def _check_causal(config: MemberConfig, model_config: Any) -> None:
         return
     if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigurationError(
-            f"{config.model} is no causal language model ({kind}): members must predict the next token. Choose one "
+            f"{config.model} is not a causal language model ({kind}): members must predict the next token. Choose one "
             "that AutoModelForCausalLM loads."
         )
-    # Encoders have a causal class as well, which looks both ways unless the configuration makes it a decoder.
+    # Encoders have a causal class as well, which attends in both directions unless configured as a decoder.
     encoder = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING or kind == "bert-generation"
     decoder = getattr(model_config, "is_decoder", False) or getattr(model_config, "causal", False)
     if encoder and not decoder:
@@ -187,7 +187,7 @@ def _check_causal(config: MemberConfig, model_config: Any) -> None:
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
-    """Refuses weights that leave tensors of the model random. Tied tensors are not among the missing."""
+    """Rejects weights that leave tensors of the model random. Tied tensors do not count as missing."""
     missing = sorted(report["missing_keys"])
     mismatched = sorted(
         f"{name} {list(saved)} where {list(wanted)} is needed" for name, saved, wanted in report["mismatched_keys"]
@@ -211,7 +211,7 @@ def _first(names: Sequence[str]) -> str:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Leaves torch's global random states as they are; a GPU is not started for that."""
+    """Leaves torch's global random states unchanged, without initialising a GPU."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
         yield
@@ -248,7 +248,7 @@ def _dtype(name: object) -> torch.dtype | str:
 
 
 def _folder(config: MemberConfig) -> tuple[Path, bool]:
-    """The folder with a member's small files, and whether it is local; if not, it was fetched from the hub."""
+    """Returns the folder with a member's small files, and whether it is local rather than downloaded from the hub."""
     path = model_path(config.model)
     local = path.exists() or not _HUB_ID.fullmatch(config.model)
     folder = path if local else fetch_description(config)
@@ -257,7 +257,7 @@ def _folder(config: MemberConfig) -> tuple[Path, bool]:
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
-    """Every id that ends a text by the generation config or the model's configuration."""
+    """Returns every id that ends a text according to the generation config or the model's configuration."""
     path = folder / "generation_config.json"
     sources = [
         (folder / "config.json", model_config.get_text_config().to_dict()),
@@ -282,7 +282,7 @@ def _window(model_config: Any, tokenizer: Any) -> int:
 
 @contextmanager
 def _others_bars(wanted: bool) -> Iterator[None]:
-    """Keeps the bars of transformers and the hub off where none are wanted, and leaves the setting as it was."""
+    """Disables the progress bars of transformers and the hub unless wanted, and restores the setting afterwards."""
     with _progress_lock:
         shown = transformers_logging.is_progress_bar_enabled()
         if wanted or not shown:

@@ -1,4 +1,4 @@
-"""Attention masks for sequences of different lengths: which of the positions held each new id looks at."""
+"""Attention masks for sequences of different lengths: the cached positions that each new id attends to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back a layer looks.
+    """How far back a layer attends.
 
     Attributes:
-        window: At the last so many positions, the id's own among them.
-        chunk: Only inside the id's own chunk of so many positions.
+        window: To the last `window` positions, the id's own included.
+        chunk: Only within the id's own chunk of `chunk` positions.
     """
 
     window: int | None = None
@@ -23,12 +23,12 @@ class Reach:
 
     @property
     def limit(self) -> int | None:
-        """Up to which length of text it hides nothing; None if it never does."""
+        """The text length up to which nothing is hidden; None if nothing ever is."""
         return self.window or self.chunk
 
 
 class Masks:
-    """Makes the masks that a model takes.
+    """Builds the masks in the form that a model takes.
 
     Args:
         reach: Of all layers, or by the model's names of layer types.
@@ -42,16 +42,16 @@ class Masks:
 
     @property
     def limits(self) -> list[int]:
-        """The lengths of text beyond which some layer does not look at all of it."""
+        """The text lengths beyond which some layer does not attend to the whole text."""
         kinds = [self._reach] if isinstance(self._reach, Reach) else self._reach.values()
         return sorted({kind.limit for kind in kinds if kind.limit is not None})
 
     def make(self, places: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The masks, in the shape that the model takes them.
+        """Returns the masks in the form that the model takes.
 
         Args:
             places: Positions of the new ids, [sequences, ids].
-            length: How many positions are held at most.
+            length: Number of positions of the longest sequence.
 
         Returns:
             Numbers to add to attention scores, [sequences, 1, ids, positions]; by layer type if the model wants that.
@@ -75,7 +75,7 @@ class Masks:
 
 
 def likely_masks(model: Any) -> list[Masks]:
-    """What a model's configuration may mean for its masks, the likeliest first; only a trial shows the right one."""
+    """Returns the masks that a configuration may stand for, the likeliest first; only a trial shows the right one."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     chunk = getattr(config, "attention_chunk_size", None)

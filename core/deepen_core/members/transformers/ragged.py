@@ -1,4 +1,13 @@
-"""Runs many sequences together, each with a length of its own."""
+"""Runs sequences of different lengths in one forward, without padding.
+
+Shapes: ids and positions [2, slots, count]; masks [slots, 1, count, positions]; logits [slots, keep, vocabulary].
+
+1. Give each new sequence a slot of the cache, copying the keys and values of another one with the same beginning.
+2. Run more than 32 new ids of one sequence (a prompt) alone, in chunks of at most 1024, except the last two.
+3. Choose the cheapest `count` of ids to run of every sequence at once: a sequence with more new ids runs the surplus
+   alone first, one with fewer runs its last ids again.
+4. Run all slots from the first to the last of the sequences in one forward, masked where their lengths differ.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +22,23 @@ from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberSequence, W
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
-# A sequence with more new ids than this is run alone, and those behind it can take over what it holds.
+# A sequence with more new ids than this is run alone first, so that later sequences can copy from it.
 _LONG = 32
-# Ids of one forward of a sequence alone.
+# Ids of one forward of a sequence that is run alone.
 _CHUNK = 1024
-# So many ids cost as much as one more forward: measured on a CPU core; a GPU has room for far more.
+# One more forward costs as much as this many ids: measured on a CPU core; a GPU has room for far more.
 _OVERHEAD = {"cpu": 16, "cuda": 256}
 
 
 class RaggedForward:
-    """One forward of a model over neighbouring slots of a cache.
+    """One forward of a model over adjacent slots of a cache.
 
-    All sequences run as many ids. A sequence that has fewer new ones runs its last ones again, to the same end: nothing
-    is padded, and the logits at the last places are those of the last ids of every sequence.
+    All sequences run the same number of ids. A sequence with fewer new ids runs its last ones again, with the same
+    result: nothing is padded, and the logits at the last places belong to the last ids of every sequence.
 
     Args:
         model: The model.
-        cache: Where sequences are held.
+        cache: The cache of the sequences.
         masks: The masks that the model takes.
     """
 
@@ -42,24 +51,24 @@ class RaggedForward:
         self._keeps = "logits_to_keep" in accepts
 
     def run(self, texts: Mapping[Slot, Sequence[int]], count: int, keep: int) -> tuple[list[Slot], torch.Tensor]:
-        """Runs the last ids of some texts and holds them.
+        """Runs the last ids of some texts and caches them.
 
         Args:
-            texts: Slots and the ids that each shall hold afterwards; those before the last `count` it holds already.
-            count: Ids to run, no more than any text or any slot in between has.
-            keep: Places at the end whose logits are wanted.
+            texts: For each slot, the ids that it holds afterwards; it must already hold those before the last `count`.
+            count: Number of ids to run, at most the length of every text and of every slot in between.
+            keep: Number of places at the end whose logits are returned.
 
         Returns:
-            The slots that were run, those in between included, and their logits [slots, keep, vocabulary].
+            The slots that were run, including those in between, and their logits [slots, keep, vocabulary].
         """
         slots = self._cache.between(texts)
-        # A slot between these sequences that holds nothing yet runs any id: what it then holds is true of that id.
+        # A slot in between that is still empty runs any id, and then correctly holds that id.
         sequences = [texts.get(slot) or slot.ids or [0] for slot in slots]
         starts = [len(sequence) - count for sequence in sequences]
         ids = [list(sequence[-count:]) for sequence in sequences]
         places = [list(range(start, start + count)) for start in starts]
         for slot, start in zip(slots, starts, strict=True):
-            del slot.ids[start:]  # until the forward has come to its end
+            del slot.ids[start:]  # until the forward has succeeded
         batch = torch.tensor([ids, places], device=self._model.device)  # [2, slots, count]
         self._cache.aim(slots, starts, batch[1])
         options: dict[str, Any] = {self._cache_option: self._cache, "use_cache": True}
@@ -79,7 +88,7 @@ class RaggedRunner:
     Args:
         model: The model.
         masks: The masks that it takes.
-        vocabulary_size: Logits beyond it are no tokens.
+        vocabulary_size: Logits beyond it are not tokens.
         work: Counts what is run.
     """
 
@@ -108,19 +117,19 @@ class RaggedRunner:
             return count
 
     def _admit(self, sequence: MemberSequence) -> Slot:
-        """The slot of a sequence; long text is run up to its last ids now, so that the next one may begin with it."""
+        """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""
         slot = self._slot(sequence)
         if sequence.pending > _LONG:
             self._run_ahead(sequence, slot, sequence.pending - KEPT_TAIL)
         return slot
 
     def _slot(self, sequence: MemberSequence) -> Slot:
-        """The slot of a sequence; that of a new one holds as much as another sequence has of the same beginning."""
+        """Returns the slot of a sequence; a new one starts with a copy of the longest beginning that it shares."""
         if not isinstance(sequence.cache, Slot):
             sequence.release()
             sequence.cache = self.cache.take()
             sequence.cached = 0
-            # A sequence that is dropped without a word gives its slot back too.
+            # A sequence that is garbage-collected without `release` frees its slot too.
             weakref.finalize(sequence, sequence.cache.free).atexit = False
         slot = sequence.cache
         sequence.cached = min(sequence.cached, len(slot.ids))
@@ -138,7 +147,7 @@ class RaggedRunner:
             self._work.ids_copied += length
 
     def _count(self, sequences: Sequence[MemberSequence], slots: Sequence[Slot]) -> int:
-        """How many ids to run of every sequence at once; what a sequence has more of runs ahead, alone."""
+        """Returns how many ids of every sequence to run at once; any surplus of a sequence is run alone before."""
         lengths = {slot: len(sequence.ids) for sequence, slot in zip(sequences, slots, strict=True)}
         between = self.cache.between(slots)
         most = min(lengths.get(slot) or len(slot.ids) or 1 for slot in between)
@@ -159,7 +168,7 @@ class RaggedRunner:
             count -= len(taken)
 
     def _run_together(self, sequences: Sequence[MemberSequence], slots: Sequence[Slot], count: int) -> torch.Tensor:
-        """Runs what is left of all sequences."""
+        """Runs the remaining pending ids of all sequences."""
         new = sum(len(sequence.take_pending()) for sequence in sequences)
         texts = {slot: sequence.ids for sequence, slot in zip(sequences, slots, strict=True)}
         run, logits = self._forward.run(texts, count, keep=min(count, KEPT_TAIL))
@@ -180,10 +189,10 @@ class RaggedRunner:
 
 
 def _kept(keep: int, count: int, batch: torch.Tensor) -> int | torch.Tensor:
-    """The last places as `logits_to_keep` takes them.
+    """Returns the last places in the form that `logits_to_keep` takes.
 
-    As indices where several sequences have more places: a number is made a slice, whose sequences do not lie next to
-    each other, and on a CPU that makes the output layer ten times as slow.
+    With several sequences, as indices: a number would be used as a slice, whose sequences are not contiguous, and on a
+    CPU that makes the output layer ten times as slow.
     """
     if keep == count or batch.shape[1] == 1:
         return keep
@@ -191,6 +200,6 @@ def _kept(keep: int, count: int, batch: torch.Tensor) -> int | torch.Tensor:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two texts begin with alike."""
+    """Returns the length of the common beginning of two texts, in ids."""
     same = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(same, min(len(one), len(other)))

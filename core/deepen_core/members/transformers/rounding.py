@@ -1,9 +1,9 @@
-"""Whether two runs of a model differ by rounding alone, by its own measure.
+"""Decides whether two runs of a model differ by rounding alone, measured against the model itself.
 
-In half precision a real model's logits differ by a hundredth to two fifths of their size between two forwards of
-different shapes, as much as a wrong mask may change them. At the depth where a mask goes wrong, though, it changes what
-a layer computes ten to a hundred times as much as rounding does there. So runs are compared layer by layer, each
-against how far the model is from itself at that depth.
+In half precision, the logits of a real model differ between two forwards of different shapes by a hundredth to two
+fifths of their size, as much as a wrong mask may change them. At the depth where a mask goes wrong, however, it changes
+the output of a layer ten to a hundred times as much as rounding does. So runs are compared layer by layer, each layer
+against the deviation between equivalent runs of the model at that depth.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Deviations as shares of the size of what is compared.
+    """Deviations, as shares of the size of what is compared.
 
     Attributes:
-        floor: Up to this it is rounding, whatever the model's own is: a few of the smallest steps of the dtype.
-        layer: Beyond this no rounding explains what a layer puts out.
-        logits: The same for logits, in which the rounding of all layers has added up.
+        floor: Always counts as rounding: a few of the smallest steps of the dtype.
+        layer: Beyond this, rounding cannot explain the deviation of a layer's output.
+        logits: The same for logits, where the rounding of all layers adds up.
     """
 
     floor: float
@@ -37,19 +37,19 @@ _BOUNDS = {
     torch.float16: _Bounds(2**-8, 2**-5, 2**-3),
     torch.bfloat16: _Bounds(2**-5, 2**-2, 2**-1),
 }
-# Over three real models in bfloat16 and float16, right runs are at most 6 times as far off as the model is from itself,
-# and runs with a wrong mask at least 45 times (at the worst layer).
+# Over three real models in bfloat16 and float16, correct runs deviate at most 6 times as much as equivalent runs of the
+# model do, and runs with a wrong mask at least 45 times (at the worst layer).
 _FACTOR = 12.0
 
 States = list[torch.Tensor]
-"""What each layer puts out [sequences, ids, width], and at the end the logits [sequences, ids, vocabulary]."""
+"""The output of each layer [sequences, ids, width], and last the logits [sequences, ids, vocabulary]."""
 
 
 class Layers:
-    """Listens to what the layers of a model put out; a model without a list of layers has none.
+    """Records the outputs of a model's layers; there are none in a model without a list of layers.
 
     Args:
-        model: The model; nothing about it is changed but while it is listened to.
+        model: The model; it is changed only while `listening` is active.
     """
 
     def __init__(self, model: Any) -> None:
@@ -57,7 +57,7 @@ class Layers:
         self._layers: list[torch.nn.Module] = max(lists, key=len, default=[])
 
     def ignore(self) -> None:
-        """Listens to none of them from now on."""
+        """Records no layer from now on."""
         self._layers.clear()
 
     @contextmanager
@@ -79,7 +79,7 @@ class Layers:
 
 
 class Rounding:
-    """How far a model is from itself at each depth.
+    """The deviation between equivalent runs of a model at each depth.
 
     Args:
         dtype: Of the model.
@@ -90,12 +90,12 @@ class Rounding:
         self._own: list[float] = []
 
     def learn(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
-        """Takes two runs that differ by rounding alone."""
+        """Learns from two runs that differ by rounding alone."""
         seen = _deviations(found, expected)
         self._own = [max(pair) for pair in zip(self._own, seen, strict=True)] if self._own else seen
 
     def problem(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
-        """What tells two runs apart, as the end of a sentence; nothing if it is rounding."""
+        """Returns how two runs differ, as the end of a sentence, or an empty string if it is rounding."""
         seen = _deviations(found, expected)
         own = self._own or [0.0] * len(seen)
         if len(seen) != len(own):
@@ -104,13 +104,13 @@ class Rounding:
             last = depth == len(seen) - 1
             most = self._bounds.logits if last else self._bounds.layer
             if not off <= max(self._bounds.floor, min(_FACTOR * usual, most)):
-                place = "its logits" if last else f"what layer {depth} puts out"
+                place = "its logits" if last else f"the output of layer {depth}"
                 return f"{place} by {off:.2g} of their size, where its own rounding is {usual:.2g}"
         return ""
 
 
 def _deviations(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> list[float]:
-    """Root mean square of the difference at each depth, as a share of the spread of what is expected."""
+    """Returns the root mean square of the difference at each depth, as a share of the spread of the expected values."""
     return [_deviation(*pair) for pair in zip(found, expected, strict=True)]
 
 

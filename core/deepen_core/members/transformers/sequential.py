@@ -1,4 +1,4 @@
-"""Runs sequences one at a time: for models, and for lengths of text, that sequences cannot share a forward with."""
+"""Runs sequences one at a time: for models, and for text lengths, that do not allow a shared forward."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from deepen_core.members.transformers.kv_cache import cache_option
 class OwnCache:
     """The key/value cache of one sequence.
 
-    It keeps every position, also for models with sliding windows, whose masks see to the window, so that it can always
+    It keeps every position, even for models with sliding windows (their masks apply the window), so that it can always
     be shortened.
 
     Args:
-        owner: Who fills it; what another runner has filled may not be continued.
+        owner: The runner that fills it; a cache filled by another runner cannot be continued.
     """
 
     def __init__(self, owner: SequentialRunner) -> None:
@@ -33,7 +33,7 @@ class OwnCache:
 
 
 def shortened(cache: DynamicCache, length: int) -> DynamicCache:
-    """A cache without the positions behind a length."""
+    """Returns the cache without the positions from `length` on."""
     surplus = cache.get_seq_length() - length
     if surplus > 0:
         cache.crop(-surplus)
@@ -45,12 +45,12 @@ class SequentialRunner:
 
     Args:
         model: The model.
-        vocabulary_size: Logits beyond it are no tokens.
+        vocabulary_size: Logits beyond it are not tokens.
         work: Counts what is run.
         keeps_cache: Whether a sequence can be continued and shortened. If not, its whole text is run each time: slow,
-            but right.
+            but correct.
         in_pieces: Whether the start of a text can be run without its end.
-        resets: Whether the model must see a short text first, to forget how long the last one was.
+        resets: Whether the model must see a short text first, to forget the length of the last one.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SequentialRunner:
         return count
 
     def _cache(self, sequence: MemberSequence) -> OwnCache:
-        """What the sequence holds; emptied if it cannot be continued."""
+        """Returns the cache of the sequence, emptied if it cannot be continued."""
         if not (self._keeps_cache and isinstance(sequence.cache, OwnCache) and sequence.cache.owner is self):
             sequence.release()
             sequence.cache = OwnCache(self)

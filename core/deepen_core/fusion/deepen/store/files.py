@@ -1,7 +1,7 @@
 """The folder of row files: loading, atomic saving, listing, clearing.
 
-Nothing there is trusted: a file that is damaged, cut short or not ours is removed, and what happened is said by a
-`StoreWarning`, once per file and process. Trouble with the disk costs time, never an answer.
+No file is trusted: one that is damaged, truncated or foreign is removed, with a `StoreWarning` once per file and
+process. Trouble with the disk costs time, but never an answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deepen_core.fusion.deepen.store.fingerprints import Fingerprint
 from deepen_core.fusion.deepen.store.format import UnusableError, read_metadata, sealed, shape_problem, unsealed
 
 _LARGEST_HEADER = 2**20
-_ABANDONED_S = 3600.0  # a file that is being written is touched every moment
+_ABANDONED_S = 3600.0  # a file that is still being written changes all the time
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.rows-[0-9a-f]{64}\.safetensors\.([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}\.tmp")
 
@@ -43,7 +43,7 @@ class StoreWarning(UserWarning):
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """A file of the store as its header tells; only loading checks the rest."""
+    """A file of the store according to its header; only loading checks the rest."""
 
     name: str
     model: str | None
@@ -61,11 +61,11 @@ class StoreEntry:
 
 
 def default_folder() -> Path:
-    """`$DEEPEN_CACHE_DIR`, else `deepen` in `$XDG_CACHE_HOME`, else `~/.cache/deepen`."""
+    """Returns `$DEEPEN_CACHE_DIR`, else `deepen` in `$XDG_CACHE_HOME`, else `~/.cache/deepen`."""
     if own := os.environ.get("DEEPEN_CACHE_DIR"):
         return Path(own).expanduser().absolute()
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not caches.is_absolute():  # as the XDG specification wants it
+    if not caches.is_absolute():  # as the XDG specification requires
         try:
             caches = Path.home() / ".cache"
         except RuntimeError:  # a user without a home
@@ -77,26 +77,26 @@ class RowStore:
     """Fingerprinted rows on disk; several processes may read, write and clear one folder at a time.
 
     Args:
-        folder: Where; made when first written to. None for `default_folder()`.
+        folder: The store's folder, created when first written to. None for `default_folder()`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
 
     def load(self, fingerprint: Fingerprint) -> dict[str, torch.Tensor] | None:
-        """The tensors that were saved under a fingerprint, on the CPU, bit for bit.
+        """Returns the tensors that were saved under a fingerprint, on the CPU, bit for bit.
 
         Returns:
-            None if there are none. What is there but not right is removed, with a `StoreWarning`; so is what a process
-            that was killed has left half written.
+            None if there are none. An invalid file is removed, with a `StoreWarning`; so are files that a killed
+            process left incomplete.
         """
         path = self.folder / fingerprint.file_name
         if half := self._sweep(fingerprint.file_name):
             _say_once(
                 "sweep",
                 path,
-                f"{half / 2**20:.1f} MiB of rows of {fingerprint.model} were left half written in {self.folder} by a "
-                "process that was killed. They are removed, and what is missing is built again.",
+                f"{half / 2**20:.1f} MiB of rows of {fingerprint.model} were left incomplete in {self.folder} by a "
+                "process that was killed. They are removed, and missing rows are built again.",
             )
         try:
             with path.open("rb") as file:
@@ -114,20 +114,20 @@ class RowStore:
         return None
 
     def save(self, fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Keeps tensors under a fingerprint; a reader sees all of them or none.
+        """Saves tensors under a fingerprint; a reader sees all of them or none.
 
         Args:
             fingerprint: Of what they were computed from.
             tensors: Those of `LAYOUT`, on any device, and any others.
 
         Returns:
-            Whether they are kept. If the disk refuses, a `StoreWarning` says why.
+            Whether they were saved. If writing fails, a `StoreWarning` gives the reason.
 
         Raises:
             DeepenError: If the shapes are not those of `LAYOUT`.
         """
         if wrong := shape_problem(fingerprint, tensors):
-            raise DeepenError(f"Rows of {fingerprint.model} cannot be kept: {wrong}.")
+            raise DeepenError(f"Rows of {fingerprint.model} cannot be saved: {wrong}.")
         path = self.folder / fingerprint.file_name
         temporary = self.folder / f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
         pieces = sealed(fingerprint, tensors)
@@ -145,8 +145,8 @@ class RowStore:
             _say_once(
                 "write",
                 path,
-                f"The rows of {fingerprint.model} ({size:.1f} MiB) cannot be kept in {self.folder} ({problem}), so the "
-                "next process builds them again. Make room there, or set DEEPEN_CACHE_DIR to another folder.",
+                f"The rows of {fingerprint.model} ({size:.1f} MiB) cannot be saved in {self.folder} ({problem}), so "
+                "the next process builds them again. Make room there, or set DEEPEN_CACHE_DIR to another folder.",
             )
             return False
         finally:
@@ -155,7 +155,7 @@ class RowStore:
         return True
 
     def entries(self) -> list[StoreEntry]:
-        """What is in the store, oldest first."""
+        """Returns what is in the store, oldest first."""
         found = []
         for path in self.folder.glob("rows-*.safetensors"):
             with suppress(OSError):  # another process may clear the store meanwhile
@@ -163,13 +163,13 @@ class RowStore:
         return sorted(found, key=lambda entry: (entry.created, entry.name))
 
     def clear(self, older_than_days: float | None = None) -> int:
-        """Removes rows, and what killed processes left half written.
+        """Removes rows, and files that killed processes left incomplete.
 
         Args:
             older_than_days: Keep younger rows; None removes all.
 
         Returns:
-            How many bytes were freed. A `StoreWarning` tells of files that could not be removed.
+            The number of bytes freed. A `StoreWarning` reports files that cannot be removed.
         """
         freed = self._sweep()
         for entry in self.entries():
@@ -185,10 +185,10 @@ class RowStore:
         return freed
 
     def _sweep(self, name: str = "rows-*") -> int:
-        """Removes temporary files that nobody writes any more; returns their bytes.
+        """Removes temporary files that are no longer being written; returns their bytes.
 
         Args:
-            name: Of the files that they were to become.
+            name: Name of the files that they were to become.
         """
         freed = 0
         for path in self.folder.glob(f".{name}.*.tmp"):

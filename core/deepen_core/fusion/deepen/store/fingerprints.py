@@ -14,35 +14,35 @@ import torch
 FORMAT_VERSION = 3
 """Part of every fingerprint: raise it when a file's layout, or the way rows are computed, changes."""
 
-_CHUNK_BYTES = 8 * 2**20  # part of the format, since chunks are hashed apart
+_CHUNK_BYTES = 8 * 2**20  # part of the format, since chunks are hashed separately
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What rows were, or are to be, computed from. Make it with `fingerprint`."""
+    """Identifies what rows are computed from. Create it with `fingerprint`."""
 
     key: str
     """64 hexadecimal digits."""
     model: str
-    """For people: the same model under another name has the same key."""
+    """For people only: the same model under another name has the same key."""
     tokens: int
     """Rows of the embedding matrix."""
     width: int
     anchors: int
     temperature: float
     entries: int
-    """How many entries a row keeps at most."""
+    """Maximum number of entries of a row."""
     dtype: str
 
     @property
     def file_name(self) -> str:
-        """Of the rows in the store."""
+        """Name of the file in the store."""
         return f"rows-{self.key}.safetensors"
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the file says about itself."""
+        """The metadata that the file contains."""
         described = ("key", "model", "tokens", "width", "anchors", "temperature", "entries", "dtype")
         return {name: str(getattr(self, name)) for name in described}
 
@@ -58,16 +58,16 @@ def fingerprint(
     dtype: str,
     fixed: torch.Tensor,
 ) -> Fingerprint:
-    """Hashes everything that rows depend on; the same in every process.
+    """Hashes everything that rows depend on; the result is the same in every process.
 
     Args:
         model: Its name, for people; not hashed.
         embeddings: The member's input embeddings [vocabulary, width], of any dtype, on any device; every byte counts.
         vocabulary_digest: Hash of the bytes of every token id.
         anchors: The shared byte strings in the order of the columns.
-        temperature: In use, so after calibration.
-        entries: How many entries a row keeps at most.
-        dtype: Of the values that are kept.
+        temperature: The temperature in use, after calibration.
+        entries: Maximum number of entries of a row.
+        dtype: Of the stored values.
         fixed: Column that a token has all its mass on, or -1, int32 [vocabulary].
     """
     named = b"".join(len(value).to_bytes(8, "little") + value for value in anchors)
@@ -87,7 +87,7 @@ def fingerprint(
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 over dtype, shape and the digests of all chunks of rows, which several threads take."""
+    """Returns the SHA-256 over dtype, shape and the digests of all chunks of rows, computed by several threads."""
 
     def digest(chunk: torch.Tensor) -> bytes:
         return hashlib.sha256(chunk.cpu().contiguous().view(torch.uint8).numpy().data).digest()

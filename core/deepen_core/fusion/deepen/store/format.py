@@ -19,18 +19,18 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "value": ("rows", "entries"),
     "spread": ("rows",),
 }
-"""The tensors every file has, and what their dimensions count; others may stand beside them."""
+"""The tensors that every file has, and what their dimensions count; a file may have others too."""
 
-_MARK = b'"checksum":"'  # cannot stand inside a JSON string, where quotes are escaped
+_MARK = b'"checksum":"'  # cannot occur inside a JSON string, where quotes are escaped
 _UNSEALED = b"0" * 64
 
 
 class UnusableError(Exception):
-    """Why a file cannot be used, as the end of a sentence about it."""
+    """Why a file cannot be used; the message is the end of a sentence about the file."""
 
 
 def sealed(fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor]) -> list[memoryview]:
-    """The bytes of a file, in pieces; the checksum is taken while zeros stand in its place.
+    """Returns the bytes of a file, in pieces; the checksum is computed with zeros in its own place.
 
     Args:
         fingerprint: Of what the tensors were computed from.
@@ -50,7 +50,7 @@ def sealed(fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor]) -> lis
 
 
 def unsealed(data: bytes, fingerprint: Fingerprint) -> dict[str, torch.Tensor]:
-    """The tensors of a file's bytes, after every check.
+    """Returns the tensors of a file's bytes, after every check.
 
     Raises:
         UnusableError: If they are not what was saved under this fingerprint.
@@ -65,20 +65,20 @@ def unsealed(data: bytes, fingerprint: Fingerprint) -> dict[str, torch.Tensor]:
     for part in (view[:at], _UNSEALED, view[after:]):
         content.update(part)
     if content.hexdigest().encode() != data[at:after]:
-        raise UnusableError("is damaged: its checksum does not fit its content")
+        raise UnusableError("is damaged: its checksum does not match its content")
     if metadata.get("key") != fingerprint.key:
         raise UnusableError(f"holds the rows of another space (of {metadata.get('model')})")
     try:
         tensors = load(data)
     except SafetensorError as problem:
-        raise UnusableError(f"is no safetensors file ({problem})") from problem
+        raise UnusableError(f"is not a safetensors file ({problem})") from problem
     if wrong := shape_problem(fingerprint, tensors):
         raise UnusableError(f"does not fit: {wrong}")
     return tensors
 
 
 def read_metadata(header: bytes) -> dict[str, Any]:
-    """The metadata in a safetensors header.
+    """Returns the metadata in a safetensors header.
 
     Raises:
         UnusableError: If there is none.
@@ -91,7 +91,7 @@ def read_metadata(header: bytes) -> dict[str, Any]:
 
 
 def shape_problem(fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """What does not fit `LAYOUT` or the fingerprint, or None."""
+    """Returns what does not fit `LAYOUT` or the fingerprint, or None."""
     sizes = {"tokens": fingerprint.tokens}
     for name, dimensions in LAYOUT.items():
         if name not in tensors:
@@ -103,5 +103,5 @@ def shape_problem(fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor])
         if shape != expected:
             return f"{name} has shape {shape} where {' x '.join(dimensions)} is {expected}"
     if sizes["entries"] > fingerprint.entries:
-        return f"rows have {sizes['entries']} entries where {fingerprint.entries} is the most"
+        return f"rows have {sizes['entries']} entries, but at most {fingerprint.entries} are allowed"
     return None

@@ -1,4 +1,4 @@
-"""Rows of the relative spaces that outlive the process: found again at the next load, kept when new ones were built."""
+"""Rows of the relative spaces that outlive the process: loaded where stored, and saved when new ones were built."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deepen_core.members.base import Embedded
 from deepen_core.progress import Steps
 from deepen_core.tokenization.vocabulary import Vocabulary
 
-_WORTH_KEEPING = 4096  # with fewer anchors, building a row is quicker than finding its file
-_SAVE_EVERY_S = 60.0  # of a long build no more than this is lost if it is killed
+_WORTH_KEEPING = 4096  # with fewer anchors, building a row is faster than finding its file
+_SAVE_EVERY_S = 60.0  # a long build that is killed loses no more work than this
 
 
 class RowKeeper:
-    """Keeps the rows of an ensemble's members in a `RowStore`.
+    """Stores the rows of an ensemble's members in a `RowStore`.
 
     Small vocabularies are left out. What is on disk is never trusted: see `deepen_core.fusion.deepen.store`.
 
@@ -38,12 +38,12 @@ class RowKeeper:
         self._saved: dict[str, int] = {}
 
     def load(self, members: Sequence[Embedded], anchors: Anchors, steps: Steps) -> None:
-        """Takes over the rows that other processes have left; without it none are kept either.
+        """Loads the rows that other processes have stored. Without this call, none are saved either.
 
         Args:
             members: The members.
-            anchors: What they share.
-            steps: Is told of one step per member.
+            anchors: The shared tokens.
+            steps: Reports progress, one step per member.
         """
         for member, space in zip(members, self._spaces, strict=True):
             with steps.doing(f"{member.name}: looking up kept rows"):
@@ -53,7 +53,7 @@ class RowKeeper:
                     self._adopt(space, key)
 
     def stretches(self, progress: bool = False) -> Iterator[Callable[[], None]]:
-        """Everything that is to be done for all rows to be built and kept, in pieces of a second at most.
+        """Yields everything needed to build and save all rows, in pieces of at most a second.
 
         Args:
             progress: Show a progress bar.
@@ -71,7 +71,7 @@ class RowKeeper:
         yield self.save
 
     def save(self) -> None:
-        """Leaves the rows to other processes, where new ones were built; those that they have left meanwhile stay."""
+        """Saves the rows if there are new ones, merged with those that other processes have saved meanwhile."""
         for space, key in self._kept:
             if space.rows_built > self._saved.get(key.key, 0):
                 self._adopt(space, key)
@@ -99,7 +99,7 @@ def _fingerprint(member: Embedded, anchors: Anchors, space: RelativeSpace) -> Fi
 
 
 def _digest(vocabulary: Vocabulary) -> str:
-    """Hash of the bytes of every token id."""
+    """Returns a hash of the bytes of every token id."""
     whole = hashlib.sha256()
     for token_id in range(vocabulary.size):
         value = vocabulary.token_bytes(token_id)
