@@ -119,6 +119,7 @@ def test_precision(pair):
     assert precision.tokens_per_second(pair, 2) > 0
 
 
+@pytest.mark.slow
 def test_decoding(shared, tmp_path):
     from argparse import Namespace
 
