@@ -145,14 +145,14 @@ def demo(needs_demo):
         yield DeepenLLM.from_ensemble(ensemble, max_new_tokens=40, ignore_eos=True)
 
 
-def rows_held(llm):
+def sequences_held(llm):
     scheduler, _ = llm.ensemble._serving()
-    return scheduler.call(lambda: scheduler._batch.rows_held).result(timeout=30)
+    return scheduler.call(lambda: scheduler._batch.sequences_held).result(timeout=30)
 
 
 def freed(llm, steps=50):
     """Whether the engine comes to hold nothing; looked at between its steps."""
-    return any(rows_held(llm) == 0 for _ in range(steps))
+    return any(sequences_held(llm) == 0 for _ in range(steps))
 
 
 async def _drain(llm, text):
@@ -201,7 +201,7 @@ def test_a_cancelled_task_frees_its_row(demo, endpoint):
 
     async def cancelled():
         task = asyncio.create_task(REAL[endpoint](llm, TEXT))
-        while not rows_held(llm):
+        while not sequences_held(llm):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -11,7 +11,7 @@ import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index_parts import Counting, gathered, index_of
-from scheduler_parts import rows_held
+from scheduler_parts import sequences_held
 
 from deepen_core.demo import member_paths, questions
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
@@ -116,7 +116,7 @@ def test_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_s
         memory.append(resident())
 
     assert compared == QUERIES
-    assert rows_held(llm.ensemble) == 0
+    assert sequences_held(llm.ensemble) == 0
     assert threading.active_count() == threads
     half, last = memory[len(memory) // 2], memory[-1]
     print(f"{memory[0]:.1f} MiB at first, {half:.1f} after half of the queries, {last:.1f} at last")
