@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
-from deepen_integrations.engines import SharedEngine, adopted_engine, shared_engine
-from deepen_integrations.facts import Facts
-from deepen_integrations.options import DEMO, LoadOptions
+from deepen_integrations.load_options import DEMO, LoadOptions
+from deepen_integrations.model_facts import Facts
+from deepen_integrations.shared_ensembles import SharedEngine, adopted_engine, shared_engine
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble

@@ -16,7 +16,7 @@ import torch
 
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
-from deepen_integrations import engines
+from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import DeepenLLM as LangChainLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
 
@@ -158,13 +158,13 @@ def test_with_options_is_a_copy_on_the_same_ensemble(adapter, ensemble):
 
 
 def test_equal_options_load_once_also_from_many_threads(adapter, loads, monkeypatch):
-    load = engines._load
+    load = shared_ensembles._load
 
     def slowly(options, progress):
         time.sleep(0.05)
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", slowly)
+    monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llms = [adapter(models=["a", "b"], temperature=i / 10) for i in range(8)]
     threads = [threading.Thread(target=ask, args=(llm,)) for llm in llms]
     for thread in threads:
@@ -232,14 +232,14 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
 
 
 def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):
-    load, failures = engines._load, [ModelFilesError("no weights")]
+    load, failures = shared_ensembles._load, [ModelFilesError("no weights")]
 
     def failing(options, progress):
         if failures:
             raise failures.pop()
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", failing)
+    monkeypatch.setattr(shared_ensembles, "_load", failing)
     llm = adapter(models=["a"])
     with pytest.raises(ModelFilesError, match="no weights"):
         ask(llm)
@@ -270,7 +270,7 @@ def test_models_are_released_when_adapters_are_garbage(adapter, loads):
     copies.clear()
     gc.collect()
     assert loads[0].ensemble.closed
-    assert not [options for options in engines._engines if options == loads[0].options]
+    assert not [options for options in shared_ensembles._engines if options == loads[0].options]
 
 
 def test_a_given_ensemble_stays_its_owners(adapter, ensemble):

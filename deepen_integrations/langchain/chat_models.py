@@ -23,9 +23,9 @@ from deepen_core.chat.messages import Message, check_messages
 from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest, read_form
+from deepen_integrations.langchain.base import LangChainOptions
+from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
 from deepen_integrations.langchain.messages import chat_messages
-from deepen_integrations.langchain.models import LangChainOptions
-from deepen_integrations.langchain.replies import ChatChunks, chat_result
 from deepen_integrations.langchain.structured import StructuredOutput
 from deepen_integrations.langchain.tools import tool_definition
 

@@ -16,9 +16,9 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
-from deepen_integrations.langchain.batches import ApartBatches, known_outcomes
+from deepen_integrations.langchain.outputs import generation_chunk, joined_chunks, llm_result
+from deepen_integrations.langchain.partial_failures import ApartBatches, known_outcomes
 from deepen_integrations.langchain.prompts import PromptReader
-from deepen_integrations.langchain.results import generation_chunk, joined_chunks, llm_result
 
 _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"})
 """Keywords of `generate` that are no options of the engine's: for LangChain's callbacks, and from `batch`."""

@@ -15,8 +15,8 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from typing_extensions import Self
 
+from deepen_integrations.langchain.base import LangChainOptions
 from deepen_integrations.langchain.messages import plain_messages
-from deepen_integrations.langchain.models import LangChainOptions
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble

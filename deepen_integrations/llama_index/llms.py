@@ -26,9 +26,9 @@ from pydantic import Field
 from deepen_core.chat.messages import Prompt
 from deepen_core.replies import ReplyForm
 from deepen_integrations.chat import ChatRequest
-from deepen_integrations.llama_index.agents import ReActModel
 from deepen_integrations.llama_index.messages import chat_messages, text_messages
-from deepen_integrations.llama_index.replies import ChatReplies, Completions, Response
+from deepen_integrations.llama_index.react import ReActModel
+from deepen_integrations.llama_index.responses import ChatReplies, Completions, Response
 from deepen_integrations.llama_index.structured import StructuredPrediction
 
 if TYPE_CHECKING:

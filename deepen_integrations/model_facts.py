@@ -11,7 +11,7 @@ from typing import Any
 from deepen_core.config import MemberConfig
 from deepen_core.demo import member_paths
 from deepen_core.members.transformers.checkpoint import declared_window
-from deepen_integrations.options import DEMO, LoadOptions
+from deepen_integrations.load_options import DEMO, LoadOptions
 
 _TEMPLATE_TOKENS = 128
 """Allowance for what chat templates add: system prompts of their own and the turns of a short conversation."""

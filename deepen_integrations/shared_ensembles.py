@@ -9,8 +9,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from deepen_core.errors import ConfigurationError
-from deepen_integrations.facts import Facts, facts_from_files
-from deepen_integrations.options import DEMO, LOADED, LoadOptions
+from deepen_integrations.load_options import DEMO, LOADED, LoadOptions
+from deepen_integrations.model_facts import Facts, facts_from_files
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble

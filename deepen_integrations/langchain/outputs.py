@@ -9,7 +9,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from deepen_core.errors import DeepenError
 from deepen_integrations.adapter import report
-from deepen_integrations.langchain.batches import PartialFailureError
+from deepen_integrations.langchain.partial_failures import PartialFailureError
 
 if TYPE_CHECKING:
     from deepen_core.engine.frontend import Outcome
