@@ -85,7 +85,7 @@ def fails_at(member, prompt, error, *, tokens=0):
 def sequences_held(ensemble):
     """Sequences that the worker keeps; it must not be in a step that waits."""
     scheduler = ensemble._worker
-    return scheduler.call(lambda: scheduler._batch.sequences_held).result(timeout=30)
+    return scheduler.call(lambda: scheduler._scheduler.sequences_held).result(timeout=30)
 
 
 def eventually(condition, seconds=30):

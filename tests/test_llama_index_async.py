@@ -147,7 +147,7 @@ def demo(needs_demo):
 
 def sequences_held(llm):
     scheduler, _ = llm.ensemble._serving()
-    return scheduler.call(lambda: scheduler._batch.sequences_held).result(timeout=30)
+    return scheduler.call(lambda: scheduler._scheduler.sequences_held).result(timeout=30)
 
 
 def freed(llm, steps=50):

@@ -156,7 +156,7 @@ def test_a_stream_that_is_left_ends_its_event(llm, endpoint):
     _, debug = llm.callback_manager.handlers
     assert len(debug.get_event_pairs(CBEventType.LLM)) == 1
     scheduler, _ = llm.ensemble._serving()
-    held = [scheduler.call(lambda: scheduler._batch.sequences_held).result(timeout=30) for _ in range(20)]
+    held = [scheduler.call(lambda: scheduler._scheduler.sequences_held).result(timeout=30) for _ in range(20)]
     assert held[-1] == 0
 
 
