@@ -16,9 +16,11 @@ import torch
 
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
+from deepen_integrations import adapter as adapter_module
 from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import DeepenLLM as LangChainLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
+from deepen_integrations.load_options import LoadOptions
 
 ADAPTERS = {"langchain": LangChainLLM, "llama_index": LlamaIndexLLM}
 
@@ -270,7 +272,7 @@ def test_models_are_released_when_adapters_are_garbage(adapter, loads):
     copies.clear()
     gc.collect()
     assert loads[0].ensemble.closed
-    assert not [options for options in shared_ensembles._engines if options == loads[0].options]
+    assert not [options for options in shared_ensembles._ensembles if options == loads[0].options]
 
 
 def test_a_given_ensemble_stays_its_owners(adapter, ensemble):
@@ -296,6 +298,38 @@ def test_changing_a_loading_option_changes_the_ensemble(adapter, loads):
     llm.fusion = "deepn"
     with pytest.raises(ConfigurationError, match="deepn"):
         ask(llm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda llm: setattr(llm, "weights", [3, 1]),
+        lambda llm: llm.model_copy(update={"models": ["b", "a"]}),
+        lambda llm: llm.model_copy(update={"fusion": "product"}),
+    ],
+)
+def test_load_options_are_validated_once_per_change(adapter, loads, monkeypatch, change):
+    validated = []
+
+    def counting(**options):
+        validated.append(options)
+        return LoadOptions(**options)
+
+    counting.model_fields = LoadOptions.model_fields
+    llm = adapter(models=["a", "b"], weights=[1, 3])
+    monkeypatch.setattr(adapter_module, "LoadOptions", counting)
+    changed = change(copied := llm.model_copy()) or copied
+    for one in (llm, copy.deepcopy(llm), llm.with_options(seed=1)):
+        assert (one.model_name, one.facts.context_window, one.loading().weights) == ("a+b", None, (1.0, 3.0))
+        assert one.ensemble is llm.ensemble
+    assert len(validated) <= 1  # a deep copy's values are equal and not the same
+    validated.clear()
+    for _ in range(3):
+        assert changed.loading() != llm.loading()
+        assert changed.ensemble is not llm.ensemble
+        assert ask(changed) == " The answer is Lisbon."
+    assert len(validated) <= 2  # `loading` only looks
+    assert len(loads) == 2
 
 
 def test_rebuilding_from_fields_finds_the_same_ensemble(adapter, ensemble):

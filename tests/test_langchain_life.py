@@ -114,7 +114,7 @@ def test_copies_share_the_ensemble(options, kind):
         for other in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(), llm.model_copy(update={"seed": 3})):
             assert other.ensemble is llm.ensemble
             assert said(other.invoke(PROMPT)) == text
-            assert other._engine is llm._engine
+            assert other._shared is llm._shared
 
 
 def test_what_is_shown_is_small_and_plain(options, kind):
