@@ -27,8 +27,8 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "temperature": lambda m: _number(m.temperature, ",.1f"),
     "self-mass": lambda m: _number(m.self_mass, ".3f"),
     "effective support": lambda m: _number(m.effective_support, ",.1f", " anchors"),
-    "rows built": lambda m: _number(m.rows_built or None, ","),
-    "relative space": lambda m: size(m.space_bytes) if m.space_bytes else None,
+    "rows built": lambda m: f"{m.rows_built:,}" if _has_space(m) else None,
+    "relative space": lambda m: size(m.space_bytes) if _has_space(m) else None,
     "several requests": lambda m: m.batching,
 }
 """What is shown of a member; None where its strategy of fusion has no such number."""
@@ -44,6 +44,11 @@ def size(count: int) -> str:
             return f"{amount:.3g} {unit}"
         amount /= 1024
     return f"{amount:.3g} GiB"
+
+
+def _has_space(member: MemberInfo) -> bool:
+    """Whether the strategy of fusion has given the member a relative space."""
+    return member.temperature is not None
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str | None:
