@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,3 +85,8 @@ class ChatRequest:
         # A constrained answer follows its constraint from the first character, so there are no thoughts before it.
         parser = self.form.parser("never" if self.sampling.constraint else thinking)
         return PreparedChat(prompt if join is None else join(prompt), params, parser)
+
+
+def new_call_id() -> str:
+    """Returns an id for a tool call, which models do not write."""
+    return f"call_{uuid.uuid4().hex}"

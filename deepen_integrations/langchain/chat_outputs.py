@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deepen_core.replies import Call, ReplyParser, Text, Thought, parse_reply
 from deepen_integrations.adapter import report
+from deepen_integrations.chat import new_call_id
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation
@@ -36,7 +36,7 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
     message = AIMessage(
         content=reply.text,
         additional_kwargs={"reasoning_content": reply.thoughts} if reply.thoughts else {},
-        tool_calls=[tool_call(name=c.name, args=c.arguments, id=_fresh_id()) for c in reply.calls],
+        tool_calls=[tool_call(name=c.name, args=c.arguments, id=new_call_id()) for c in reply.calls],
         response_metadata=metadata,
         usage_metadata=_usage(answer, reply.thoughts, count),
     )
@@ -89,7 +89,7 @@ class ChatChunks:
             self._thoughts.append(part.text)
             return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
         arguments = json.dumps(part.arguments, ensure_ascii=False)
-        call = tool_call_chunk(name=part.name, args=arguments, id=_fresh_id(), index=self._calls)
+        call = tool_call_chunk(name=part.name, args=arguments, id=new_call_id(), index=self._calls)
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[call])
 
@@ -108,7 +108,3 @@ def _usage(answer: Generation, thoughts: str, count: _Count) -> UsageMetadata:
     if thoughts:
         usage["output_token_details"] = OutputTokenDetails(reasoning=count(thoughts))
     return usage
-
-
-def _fresh_id() -> str:
-    return f"call_{uuid.uuid4().hex}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
@@ -24,6 +23,7 @@ from llama_index.core.base.llms.types import (
 from deepen_core.replies import Call, ReplyParser, Text, Thought
 from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import report
+from deepen_integrations.chat import new_call_id
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
@@ -133,7 +133,7 @@ class ChatResponses(Responses[ChatResponse]):
 
 
 def _block(call: Call) -> ToolCallBlock:
-    return ToolCallBlock(tool_call_id=f"call_{uuid.uuid4().hex}", tool_name=call.name, tool_kwargs=call.arguments)
+    return ToolCallBlock(tool_call_id=new_call_id(), tool_name=call.name, tool_kwargs=call.arguments)
 
 
 def _in_openai_form(call: ToolCallBlock) -> dict[str, Any]:
