@@ -12,7 +12,7 @@ from langchain_parts import MODELS, WAYS, Recorder, said, text_of
 from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, sequences_held
 
 from deepen_core.errors import ClosedError, MemberError
-from deepen_integrations import engines
+from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 OPTIONS = {"max_new_tokens": 200, "ignore_eos": True}
@@ -74,13 +74,13 @@ async def test_the_default_executor_stays_free(demo, monkeypatch):
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
 async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, kind, way):
-    load = engines._load
+    load = shared_ensembles._load
 
     def slowly(options, progress):
         time.sleep(0.3)
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", slowly)
+    monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llm = kind(models=["a"])
 
     async def ask():
