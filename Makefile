@@ -12,9 +12,13 @@ LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli cli_cache constraint 
 	scoring store template transformers_parity)
 BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
 ARGS ?=
+# The models of the tests are so small that threads cost more than they gain: the cores get a process each instead. Where
+# ARGS name a file of tests, starting those would take longer than the file.
+WORKERS = $(if $(findstring tests/,$(ARGS)),,-n auto --dist worksteal)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format bench clean
+.PHONY: help demo test test-all test-lowest lint format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,12 +27,15 @@ help: ## show this list
 demo: $(READY) ## ask the embedded demo ensemble a dozen questions
 	$(BIN)/deepen demo $(ARGS)
 
-# The models of the tests are so small that threads cost more than they gain.
-test: $(READY) ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the everyday tests, in minutes: all but the slow ones
+	$(PYTEST) -m 'not slow' $(WORKERS) $(ARGS)
 
+test-all: $(READY) ## run all tests, the slow ones too, with as many examples as CI tries
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) $(WORKERS) $(ARGS)
+
+test-lowest: BIN := $(LOWEST)/bin
 test-lowest: $(LOWEST)/.ready ## run tests of every dependency with the oldest versions that are allowed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m 'not slow' $(LOWEST_TESTS) $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m 'not slow' -n auto --dist worksteal $(LOWEST_TESTS) $(ARGS)
 
 lint: $(READY) ## check style, format, types and the layers
 	$(BIN)/ruff check
@@ -67,5 +74,5 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
 		>$(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' \
-		hypothesis jsonschema langchain-tests langgraph pytest pytest-asyncio pytest-socket
+		filelock hypothesis jsonschema langchain-tests langgraph pytest pytest-asyncio pytest-socket pytest-xdist
 	@touch $@

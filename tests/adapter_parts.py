@@ -1,12 +1,42 @@
 """What is looked at in the models of both frameworks."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
 from scheduler_parts import running_workers
 
 ENDINGS = pytest.mark.parametrize("ending", ["close", "with", "garbage"])
+
+
+def check_constructing(framework, kind, **options):
+    """A thousand models that are constructed load nothing, start nothing and read nothing, with few calls each."""
+    code = f"""
+import sys, threading
+from deepen_integrations.{framework} import {kind} as kind
+kept = [kind(models=["no/such", "folder"], **{options!r})]  # the first one imports what is left to import
+threads, counting, calls, told = threading.active_count(), False, 0, set()
+
+def count(frame, event, argument):
+    global calls
+    calls += event == "call"
+
+sys.addaudithook(lambda event, arguments: told.add(event) if counting else None)
+sys.setprofile(count)
+counting = True
+kept += [kind(models=["no/such", "folder"], **{options!r}) for _ in range(999)]
+counting = False
+sys.setprofile(None)
+assert calls < 1_000_000, calls
+assert not told, told  # of no file, no folder, no socket, no process
+assert threading.active_count() == threads
+heavy = {{"torch", "transformers", "tokenizers"}} & set(sys.modules)
+assert not heavy, heavy
+assert {kind == "ChatDeepen"} or "huggingface_hub" not in sys.modules  # a chat model asks where hub ids are kept
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def check_the_last_frees(models, ask, ending):

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import amounts  # noqa: F401 (chooses how many examples hypothesis tries)
 import pytest
+from programs import Programs
 
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
@@ -14,7 +17,7 @@ from deepen_core.errors import DeepenError
 from deepen_core.fusion.deepen.store import RowStore
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 
-pytest_plugins = ["fixtures_engine", "fixtures_llama_index"]
+pytest_plugins = ["fixtures_once", "fixtures_engine", "fixtures_llama_index"]
 
 
 class RuleEnsemble:
@@ -171,6 +174,15 @@ def _own_cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("sequence-store")))
         yield
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """Runs programs in processes of their own; skips where there are no forks."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    with contextlib.closing(Programs(tmp_path_factory.mktemp("programs"))) as programs:
+        yield programs
 
 
 @pytest.fixture

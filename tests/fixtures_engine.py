@@ -7,26 +7,30 @@ from deepen_core import Ensemble
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory):
+def folders(made_once):
     """Model folders by name; `alpha` and `beta` differ in architecture and tokenizer."""
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "alpha": tiny.save_gpt2(root / "alpha", tiny.byte_level()),
-        "beta": tiny.save_llama(root / "beta", tiny.sentencepiece_bpe()),
-        "gamma": tiny.save_llama(root / "gamma", tiny.unigram(), seed=3, chat=False),
-        "no_bos": tiny.save_llama(root / "no_bos", tiny.sentencepiece_bpe(bos=False), seed=4),
-        "wordpiece": tiny.save_gpt2(root / "wordpiece", tiny.wordpiece(), seed=5),
-    }
+
+    def make(root):
+        tiny.save_gpt2(root / "alpha", tiny.byte_level())
+        tiny.save_llama(root / "beta", tiny.sentencepiece_bpe())
+        tiny.save_llama(root / "gamma", tiny.unigram(), seed=3, chat=False)
+        tiny.save_llama(root / "no_bos", tiny.sentencepiece_bpe(bos=False), seed=4)
+        tiny.save_gpt2(root / "wordpiece", tiny.wordpiece(), seed=5)
+
+    root = made_once("models", make)
+    return {name: root / name for name in ("alpha", "beta", "gamma", "no_bos", "wordpiece")}
 
 
 @pytest.fixture(scope="session")
-def terse_folders(tmp_path_factory):
+def terse_folders(made_once):
     """Two members with long windows whose answers to a schema end; the first one speaks."""
-    root = tmp_path_factory.mktemp("terse")
-    return [
-        tiny.save_terse(root / "brief", tiny.byte_level()),
-        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192),
-    ]
+
+    def make(root):
+        tiny.save_terse(root / "brief", tiny.byte_level())
+        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192)
+
+    root = made_once("terse", make)
+    return [root / "brief", root / "wordy"]
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +41,12 @@ def terse(terse_folders):
 
 
 @pytest.fixture(scope="session")
-def taught_folders(tmp_path_factory):
+def taught_folders(made_once):
     """Two members that know when to call a tool, with what, in a few conversations."""
     import taught  # of LangChain's tests, which other tests do without
 
-    return taught.save_taught(tmp_path_factory.mktemp("taught"))
+    root = made_once("taught", taught.save_taught)
+    return [root / "cook", root / "waiter"]
 
 
 @pytest.fixture(scope="session")

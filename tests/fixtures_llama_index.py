@@ -7,16 +7,17 @@ from deepen_core import Ensemble
 
 
 @pytest.fixture(scope="session")
-def reading_folders(tmp_path_factory):
+def reading_folders(made_once):
     """Two members each, with chat templates and without, whose tokenizers and windows differ."""
-    root = tmp_path_factory.mktemp("readers")
-    return {
-        kind: [
-            tiny.save_gpt2(root / kind / "one", tiny.byte_level(), window=2400, chat=kind == "chats"),
-            tiny.save_llama(root / kind / "two", tiny.sentencepiece_bpe(), window=2200, chat=kind == "chats"),
-        ]
-        for kind in ("texts", "chats")
-    }
+    kinds = ("texts", "chats")
+
+    def make(root):
+        for kind in kinds:
+            tiny.save_gpt2(root / kind / "one", tiny.byte_level(), window=2400, chat=kind == "chats")
+            tiny.save_llama(root / kind / "two", tiny.sentencepiece_bpe(), window=2200, chat=kind == "chats")
+
+    root = made_once("readers", make)
+    return {kind: [root / kind / "one", root / kind / "two"] for kind in kinds}
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """A callback handler that remembers, counters of what reaches the engine, and the ways to ask."""
 
+import threading
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import message_chunk_to_message
+from scheduler_parts import hook
 
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
@@ -45,6 +47,18 @@ async def asked(model, way, prompt, config=None, **options):
 def summed(chunks):
     """The message that chunks come to when they are added, as frameworks do."""
     return message_chunk_to_message(reduce(add, chunks))
+
+
+def check_the_first_piece(ensemble, model):
+    """A stream says its first piece when few of its steps are taken."""
+    member = hook(ensemble)
+    member.permits = threading.Semaphore(4)
+    stream = model.stream("The quick brown fox")
+    assert said(next(stream))
+    assert len(member.forwards) <= 4
+    member.permits.release(10_000)
+    assert sum(1 for _ in stream) > 50
+    assert len(member.forwards) > 50
 
 
 class Recorder(BaseCallbackHandler):

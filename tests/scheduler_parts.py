@@ -66,6 +66,22 @@ def hook(ensemble, number=0):
     return forward.member
 
 
+async def turn_by_turn(member, work):
+    """What some work comes to when a hooked member may take a step only after the event loop has turned since the last.
+
+    Work that holds up the loop comes to no end.
+    """
+    member.permits, given = threading.Semaphore(0), 0
+    before, task = len(member.forwards), asyncio.ensure_future(work)
+    while not task.done():
+        if len(member.forwards) == before + given:
+            member.permits.release()
+            given += 1
+        await asyncio.sleep(0.001)
+    member.permits.release(10_000)
+    return task.result()
+
+
 def fails_at(member, prompt, error, *, tokens=0):
     """A `fail` hook for the sequences of one prompt, once so many ids stand behind it."""
     start = member.tokenizer.encode(prompt)[:-2]  # what follows may change the last ids

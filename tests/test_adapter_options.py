@@ -6,13 +6,13 @@ import importlib
 import json
 import pickle
 import random
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
 import torch
+from adapter_parts import check_constructing
 
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
@@ -39,17 +39,7 @@ def ask(llm, prompt="Where?", **options):
 
 @pytest.mark.parametrize("framework", ADAPTERS)
 def test_constructing_a_thousand_loads_nothing(framework):
-    code = f"""
-import sys, threading, time
-from deepen_integrations.{framework} import DeepenLLM
-threads, start = threading.active_count(), time.perf_counter()
-kept = [DeepenLLM(models=["no/such", "folder"], temperature=0.5, stop=["x"]) for _ in range(1000)]
-assert time.perf_counter() - start < 1, time.perf_counter() - start
-assert threading.active_count() == threads
-heavy = {{"torch", "transformers", "tokenizers", "huggingface_hub"}} & set(sys.modules)
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    check_constructing(framework, "DeepenLLM", temperature=0.5, stop=["x"])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import tiny
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
@@ -198,21 +199,21 @@ def test_real_tokenizers_on_two_hundred_texts(real, main, other):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(pair=st.sampled_from(list(itertools.permutations(REAL, 2))), text=WORDS)
 def test_real_tokenizers_on_random_text(real, pair, text):
     ids, heard, _ = relay(real[pair[0]], real[pair[1]], text)
     assert ids == real[pair[1]].reference(heard)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(pair=st.sampled_from(list(itertools.permutations(KINDS, 2))), text=WORDS)
 def test_every_kind_of_tokenizer_on_random_text(sides, pair, text):
     ids, heard, _ = relay(sides[pair[0]], sides[pair[1]], text)
     assert ids == sides[pair[1]].reference(heard)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     name=st.sampled_from(list(KINDS)), pieces=st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=40)
 )
@@ -245,14 +246,14 @@ def by_regex():
     return sides
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(name=st.sampled_from(["llama-3", "gpt-4o", "deepseek", "NFC", "NFKC"]), pieces=MIXED)
 def test_text_without_blanks_behind_patterns_in_use(by_regex, name, pieces):
     assert_canonical(by_regex[name], pieces)
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(name=st.sampled_from(REAL), pieces=MIXED)
 def test_text_without_blanks_and_real_tokenizers(real, name, pieces):
     assert_canonical(real[name], pieces)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from amounts import examples
 from architectures import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ class Layer(torch.nn.Module):
         self.num_key_value_groups = groups
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     sequences=st.integers(1, 4),
     groups=st.integers(1, 4),

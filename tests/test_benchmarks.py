@@ -63,6 +63,7 @@ def test_fidelity():
     assert falling == sorted(falling, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared")
 def test_real_vocabularies_have_a_world():
     world = real_world(("mistral-v1", "gpt-2"), 16)

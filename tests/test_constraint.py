@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ PIECES = st.sampled_from(["[a-z]", r"\d", "ä", "(yes|no)", "[^x]", r"\.", " ", 
 COUNTS = st.sampled_from(["", "?", "{2}", "{1,3}"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pieces=st.lists(st.tuples(PIECES, COUNTS), min_size=1, max_size=4),
     optional_end=st.booleans(),

@@ -13,14 +13,16 @@ COUNT = 200
 
 
 @pytest.fixture(scope="module")
-def roomy(tmp_path_factory):
+def roomy(made_once):
     """Members as the others, with windows for long answers."""
-    root = tmp_path_factory.mktemp("roomy")
-    return {
-        "alpha": tiny.save_gpt2(root / "alpha", tiny.byte_level(), window=2048),
-        "beta": tiny.save_llama(root / "beta", tiny.sentencepiece_bpe(), window=2048),
-        "gamma": tiny.save_llama(root / "gamma", tiny.unigram(), seed=3, window=2048),
-    }
+
+    def make(root):
+        tiny.save_gpt2(root / "alpha", tiny.byte_level(), window=2048)
+        tiny.save_llama(root / "beta", tiny.sentencepiece_bpe(), window=2048)
+        tiny.save_llama(root / "gamma", tiny.unigram(), seed=3, window=2048)
+
+    root = made_once("roomy", make)
+    return {name: root / name for name in ("alpha", "beta", "gamma")}
 
 
 def test_the_schemas_are_of_every_kind():

@@ -5,6 +5,7 @@ import json
 import chat_templates
 import pytest
 import tiny
+from amounts import examples
 from chat_templates import read
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,7 @@ PIECES = st.lists(
 
 @given(PIECES)
 @example([(False, ["<"]), (True, [TAG]), (False, [">"])])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_only_whole_tags_of_markup_are_tokens(made):
     pieces = [(TrustedMarkup if ours else str)("".join(parts)) for ours, parts in made]
     # What strings of the library's own make where they meet is its own affair.

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -100,7 +101,7 @@ def _free_answer(pair):
     return pair.generate(PROMPT, max_new_tokens=30, temperature=1.0, seed=9, ignore_eos=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data())
 def test_stop_strings_cut_exactly(pair, data):
     """Whatever piece of the free answer is a stop string, the answer ends right before its first occurrence."""

@@ -1,40 +1,30 @@
 """The examples run, in a process of their own that has no network."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import WARNINGS
 
 from deepen_core.demo import questions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
-WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]  # LlamaIndex leaves an event loop open
-OLD_NAMES = ["-W", "ignore::DeprecationWarning"]  # LlamaIndex's agents use old names of pydantic and of their own
-OFFLINE = """
-import runpy, socket, sys
-def refuse(*arguments, **options):
-    raise AssertionError(f"an example asked for the network: {arguments}")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
+# LlamaIndex's agents use old names of pydantic and of their own.
+OLD_NAMES = {**WARNINGS, "DeprecationWarning": "ignore"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("needs_demo")
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_an_example_runs_without_a_network(program, tmp_path):
-    warnings = WARNINGS + OLD_NAMES if "agent" in program else WARNINGS
-    command = [sys.executable, *warnings, "-c", OFFLINE, str(EXAMPLES / program)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stderr
-    right, asked = fields_right(run.stdout) or answers_right(run.stdout)
+def test_an_example_runs_without_a_network(programs, program, tmp_path):
+    run = programs.run(tmp_path, path=EXAMPLES / program, warnings=OLD_NAMES if "agent" in program else WARNINGS)
+    assert run.code == 0, run.errors
+    right, asked = fields_right(run.output) or answers_right(run.output)
     assert asked >= 6
-    assert right >= asked * 2 / 3, run.stdout
-    assert not run.stderr
+    assert right >= asked * 2 / 3, run.output
+    assert not run.errors
 
 
 def fields_right(output):

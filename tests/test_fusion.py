@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from space_parts import ANCHORS, MAIN, OTHER, spaces
@@ -267,7 +268,7 @@ def _extreme(kind, rows, size, random):
 KINDS = st.sampled_from([0.0, 0.5, 3.0, 10.0, 40.0, "gaps", "one-hot", "stop", "control"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     kinds=st.tuples(KINDS, KINDS),
     share=st.sampled_from([0.0, 1e-12, 0.3, 0.5, 0.999]),

@@ -134,11 +134,16 @@ def test_rows_are_healed_each_on_its_own(healer, words):
 
 
 @pytest.fixture(scope="module")
-def newline_folders(tmp_path_factory):
+def newline_folders(made_once):
     """Two members whose templates end in a newline; the second one has tokens of many newlines, the first of two."""
-    root = tmp_path_factory.mktemp("newlines")
-    few, many = (tiny.byte_level_of(["one\ntwo\n\n" * 9, "\n" * most, "so it goes on"], 300) for most in (2, 9))
-    return tiny.save_gpt2(root / "few", few, width=64), tiny.save_gpt2(root / "many", many, width=64, seed=1)
+
+    def make(root):
+        few, many = (tiny.byte_level_of(["one\ntwo\n\n" * 9, "\n" * most, "so it goes on"], 300) for most in (2, 9))
+        tiny.save_gpt2(root / "few", few, width=64)
+        tiny.save_gpt2(root / "many", many, width=64, seed=1)
+
+    root = made_once("newlines", make)
+    return root / "few", root / "many"
 
 
 CONVERSATION = [{"role": "user", "content": "Go on."}]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from amounts import examples
 from architectures import VOCABULARY, WINDOW, build
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -129,12 +130,12 @@ def follow(model, member, events):
     return steps
 
 
-def search_schedules(model, member, examples=30):
+def search_schedules(model, member, count=30):
     """Follows many schedules."""
     # One that fails is told as it is: making it smaller takes minutes.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
 
-    @settings(max_examples=examples, deadline=None, phases=phases, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(count), deadline=None, phases=phases, suppress_health_check=list(HealthCheck))
     @given(events=_events)
     def search(events):
         with torch.inference_mode():

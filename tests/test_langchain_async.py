@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
+import threading
+from types import SimpleNamespace
 
 import pytest
 from langchain_parts import MODELS, WAYS, Recorder, said, text_of
-from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, sequences_held
+from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, sequences_held, turn_by_turn
 
 from deepen_core.errors import ClosedError, MemberError
 from deepen_integrations import shared_ensembles
@@ -36,29 +37,19 @@ def streaming(kind):
     return {"streaming": True} if kind is ChatDeepen else {}
 
 
-async def longest_gap(work):
-    """Seconds for which the event loop stood still at most while something went on, and what it came to."""
-    task, gap = asyncio.ensure_future(work), 0.0
-    while not task.done():
-        start = time.perf_counter()
-        await asyncio.sleep(0.001)
-        gap = max(gap, time.perf_counter() - start)
-    return gap, task.result()
-
-
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
-async def test_the_event_loop_goes_on(demo, way):
-    async def ask():
-        if way == "abatch":
-            return "".join(map(said, await demo.abatch([PROMPT] * 4, max_new_tokens=60)))
-        return await text_of(demo, way, PROMPT)
+async def test_the_event_loop_goes_on(load, kind, way):
+    with load("alpha", "beta") as ensemble:
+        member = hook(ensemble)
+        llm = kind.from_ensemble(ensemble, max_new_tokens=60, ignore_eos=True)
 
-    gaps = []
-    for _ in range(3):
-        gap, text = await longest_gap(ask())
-        assert len(text) > 100
-        gaps.append(gap)
-    assert min(gaps) < 0.05, gaps
+        async def ask():
+            if way == "abatch":
+                return "".join(map(said, await llm.abatch([PROMPT] * 4)))
+            return await text_of(llm, way, PROMPT)
+
+        assert len(await turn_by_turn(member, ask())) > 60
+        assert len(member.forwards) >= 60
 
 
 async def test_the_default_executor_stays_free(demo, monkeypatch):
@@ -76,8 +67,11 @@ async def test_the_default_executor_stays_free(demo, monkeypatch):
 async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, kind, way):
     load = shared_ensembles._load
 
+    loading, turned = threading.Event(), threading.Event()
+
     def slowly(options, progress):
-        time.sleep(0.3)
+        loading.set()
+        assert turned.wait(60), "the event loop stood still while the models were loaded"
         return load(options, progress)
 
     monkeypatch.setattr(shared_ensembles, "_load", slowly)
@@ -88,9 +82,12 @@ async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypa
             return said((await llm.abatch(["q", "r"]))[0])
         return await text_of(llm, way, "q")
 
-    gap, text = await longest_gap(ask())
-    assert text == " The answer is Lisbon."
-    assert gap < 0.2
+    task = asyncio.ensure_future(ask())
+    while not loading.is_set():
+        await asyncio.sleep(0.001)
+    assert not task.done()
+    turned.set()
+    assert await task == " The answer is Lisbon."
     assert len(loads) == 1
 
 
@@ -126,13 +123,12 @@ class TestCancellation(Interrupted):
         recorder = Recorder()
         config = {"callbacks": [recorder]}
         if way in {"cancel", "wait_for"}:
-            work = llm.ainvoke(PROMPT, config)
-            task = asyncio.ensure_future(asyncio.wait_for(work, 0.3) if way == "wait_for" else work)
+            task = asyncio.ensure_future(llm.ainvoke(PROMPT, config))
             await self.begun()
             if way == "cancel":
                 task.cancel()
             with pytest.raises(asyncio.CancelledError if way == "cancel" else asyncio.TimeoutError):
-                await task
+                await (task if way == "cancel" else asyncio.wait_for(task, 0.01))
         else:
             stream = llm.astream(PROMPT, config)
             if way == "aclose":
@@ -164,7 +160,7 @@ class TestCancellation(Interrupted):
 
     async def test_a_cancelled_batch(self, llm):
         task = asyncio.ensure_future(llm.abatch([PROMPT, "Once"]))
-        await asyncio.sleep(0.2)
+        await self.begun()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -212,10 +208,9 @@ async def test_an_engine_error_comes_through_at_once(load, kind, way):
         member.fail = fail
         llm = kind.from_ensemble(ensemble, max_new_tokens=30, ignore_eos=True)
         recorder = Recorder()
-        start = time.perf_counter()
         with pytest.raises(MemberError, match="out of memory"):
             await text_of(llm, way, PROMPT, {"callbacks": [recorder]})
-        assert time.perf_counter() - start < 1
+        assert len(member.forwards) == 4
         assert len(recorder.errors) == 1
         member.fail = lambda sequences: None
         assert llm.invoke(PROMPT, max_new_tokens=4)
@@ -233,16 +228,23 @@ class TestFailingCallbacks(Interrupted):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_timeout_ends_the_answer_with_what_there_is(demo, way):
+async def test_a_timeout_ends_the_answer_with_what_there_is(load, kind, way, monkeypatch):
     recorder = Recorder()
-    start = time.perf_counter()
-    text = await text_of(demo, way, PROMPT, {"callbacks": [recorder]}, timeout=0.25, max_new_tokens=100_000)
-    assert time.perf_counter() - start < 3
+    with load("alpha", "beta") as ensemble:
+        member = hook(ensemble)
+        clock = SimpleNamespace(
+            perf_counter=lambda: float(len(member.forwards))
+        )  # on which each forward takes a second
+        for module in ("frontend", "sequence", "worker"):
+            monkeypatch.setattr(f"deepen_core.engine.{module}.time", clock)
+        llm = kind.from_ensemble(ensemble, **ENDLESS)
+        text = await text_of(llm, way, PROMPT, {"callbacks": [recorder]}, timeout=5.5)
+        assert llm.with_options(timeout=0.25).timeout == 0.25
     (generation,) = recorder.ends[0].generations[0]
-    told = generation.message.response_metadata if isinstance(demo, ChatDeepen) else generation.generation_info
+    told = generation.message.response_metadata if kind is ChatDeepen else generation.generation_info
     assert told["finish_reason"] == "timeout"
     assert text
-    assert demo.with_options(timeout=0.25).timeout == 0.25
+    assert len(member.forwards) == 6
 
 
 async def test_sync_calls_and_sync_callbacks_in_a_running_loop(pair, kind):

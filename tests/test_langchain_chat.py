@@ -1,7 +1,6 @@
 """Answers of ChatDeepen, whole and in pieces."""
 
 import codecs
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +8,7 @@ from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
-from langchain_parts import WAYS, Recorder, asked, summed
+from langchain_parts import WAYS, Recorder, asked, check_the_first_piece, summed
 from langchain_tests.utils.stream_lifecycle import assert_valid_event_stream
 from langgraph.graph import START, MessagesState, StateGraph
 from scheduler_parts import PROMPTS, hook
@@ -198,16 +197,9 @@ def decoded(spoken):
     return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(spoken))
 
 
-def test_the_first_piece_comes_early(chat):
-    shares = []
-    for _ in range(3):
-        start = time.perf_counter()
-        stream = chat.stream(PROMPT, max_tokens=200)
-        assert next(stream).text
-        first = time.perf_counter() - start
-        assert sum(1 for _ in stream) > 50
-        shares.append(first / (time.perf_counter() - start))
-    assert min(shares) < 0.3, shares
+def test_the_first_piece_comes_early(load):
+    with load("alpha", "beta") as ensemble:
+        check_the_first_piece(ensemble, ChatDeepen.from_ensemble(ensemble, max_new_tokens=200, ignore_eos=True))
 
 
 # Streams

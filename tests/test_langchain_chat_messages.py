@@ -69,9 +69,9 @@ def _tokenizer(name):
 
 
 @pytest.fixture(scope="module")
-def readers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    folders = [save(root / name, name) for name in FAMILIES]
+def readers(made_once):
+    root = made_once("families", lambda root: [save(root / name, name) for name in FAMILIES])
+    folders = [root / name for name in FAMILIES]
     with Ensemble.load(folders, progress=False, device="cpu") as ensemble:
         yield Readers(ensemble)
 
@@ -287,15 +287,18 @@ OPENED = chat_templates.QWEN + "{%- if add_generation_prompt %}{{- '<think>\\n' 
 
 
 @pytest.fixture(scope="module", params=["optional", "opened"])
-def thinker(request, tmp_path_factory):
+def thinker(request, made_once):
     """An ensemble whose main member likes to begin and to end thoughts, and how its template has them."""
-    root = tmp_path_factory.mktemp("thinking")
-    tokenizer = copy.deepcopy(chat_templates.tokenizer_with("qwen"))
-    tiny.save_fond(root / "main", tokenizer, ["<think>", "</think>"])
-    template = OPENED if request.param == "opened" else chat_templates.QWEN
-    (root / "main" / "chat_template.jinja").write_text(template, encoding="utf-8")
-    folders = [root / "main", save(root / "other", "llama3")]
-    with Ensemble.load(folders, weights=[3, 1], progress=False, device="cpu") as ensemble:
+
+    def make(root):
+        tokenizer = copy.deepcopy(chat_templates.tokenizer_with("qwen"))
+        tiny.save_fond(root / "main", tokenizer, ["<think>", "</think>"])
+        template = OPENED if request.param == "opened" else chat_templates.QWEN
+        (root / "main" / "chat_template.jinja").write_text(template, encoding="utf-8")
+        save(root / "other", "llama3")
+
+    root = made_once(f"thinking-{request.param}", make)
+    with Ensemble.load([root / "main", root / "other"], weights=[3, 1], progress=False, device="cpu") as ensemble:
         assert ensemble.thinking == request.param
         yield SimpleNamespace(ensemble=ensemble, opened=request.param == "opened")
 

@@ -45,13 +45,16 @@ OTHER_TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def talkers(tmp_path_factory, folders):
+def talkers(made_once, folders):
     """Two members whose templates have nothing in common."""
-    other = tiny.save_llama(tmp_path_factory.mktemp("talker") / "beta", tiny.sentencepiece_bpe())
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.chat_template = OTHER_TEMPLATE
-    tokenizer.save_pretrained(other)
-    return [folders["alpha"], other]
+
+    def make(root):
+        other = tiny.save_llama(root / "beta", tiny.sentencepiece_bpe())
+        tokenizer = AutoTokenizer.from_pretrained(other)
+        tokenizer.chat_template = OTHER_TEMPLATE
+        tokenizer.save_pretrained(other)
+
+    return [folders["alpha"], made_once("talker", make) / "beta"]
 
 
 @pytest.fixture

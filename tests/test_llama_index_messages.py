@@ -27,15 +27,16 @@ STRICT = ["mistral", "gemma", "qwen"]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(made_once):
     """Members that differ in their templates: strict alternation, no system role, ChatML with tools."""
-    root = tmp_path_factory.mktemp("strict")
-    saved = {}
-    for seed, name in enumerate(STRICT):
-        folder = tiny.save_gpt2(root / name, copy.deepcopy(tokenizer_with(name)), seed=seed, window=4096)
-        (folder / "chat_template.jinja").write_text(TEMPLATES[name][0], encoding="utf-8")
-        saved[name] = folder
-    return saved
+
+    def make(root):
+        for seed, name in enumerate(STRICT):
+            folder = tiny.save_gpt2(root / name, copy.deepcopy(tokenizer_with(name)), seed=seed, window=4096)
+            (folder / "chat_template.jinja").write_text(TEMPLATES[name][0], encoding="utf-8")
+
+    root = made_once("strict", make)
+    return {name: root / name for name in STRICT}
 
 
 @pytest.fixture(scope="module")

@@ -26,21 +26,25 @@ NONSENSE = "Thought: hm"
 
 
 @pytest.fixture(scope="module", params=["texts", "chats", "strict"])
-def ensemble(request, tmp_path_factory):
+def ensemble(request, made_once):
     """Members without templates, with lenient ones, and with such as want roles to alternate and no system message.
 
     LlamaIndex's explanation of tools has 1,700 tokens here.
     """
-    root, strict, chat = tmp_path_factory.mktemp(request.param), request.param == "strict", request.param != "texts"
-    tokenizers = [tokenizer_with("mistral"), tokenizer_with("gemma")] if strict else []
-    one, two = copy.deepcopy(tokenizers) or (tiny.byte_level(), tiny.sentencepiece_bpe())
-    members = [
-        tiny.save_gpt2(root / "one", one, window=6000, chat=chat),
-        tiny.save_llama(root / "two", two, window=6000, chat=chat),
-    ]
-    for folder, name in zip(members, ("mistral", "gemma"), strict=True) if strict else ():
-        (folder / "chat_template.jinja").write_text(TEMPLATES[name][0], encoding="utf-8")
-    with Ensemble.load(members, progress=False) as ensemble:
+    strict, chat = request.param == "strict", request.param != "texts"
+
+    def make(root):
+        tokenizers = [tokenizer_with("mistral"), tokenizer_with("gemma")] if strict else []
+        one, two = copy.deepcopy(tokenizers) or (tiny.byte_level(), tiny.sentencepiece_bpe())
+        members = [
+            tiny.save_gpt2(root / "one", one, window=6000, chat=chat),
+            tiny.save_llama(root / "two", two, window=6000, chat=chat),
+        ]
+        for folder, name in zip(members, ("mistral", "gemma"), strict=True) if strict else ():
+            (folder / "chat_template.jinja").write_text(TEMPLATES[name][0], encoding="utf-8")
+
+    root = made_once(f"react-{request.param}", make)
+    with Ensemble.load([root / "one", root / "two"], progress=False) as ensemble:
         yield ensemble
 
 

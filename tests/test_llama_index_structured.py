@@ -41,14 +41,16 @@ PROMPT = PromptTemplate("Describe {what}.")
 
 
 @pytest.fixture(scope="module", params=["texts", "chats"])
-def llm(request, tmp_path_factory):
+def llm(request, made_once):
     """Random members; those with chat templates are asked by messages."""
-    root, chat = tmp_path_factory.mktemp(request.param), request.param == "chats"
-    members = [
-        tiny.save_gpt2(root / "one", tiny.byte_level(), window=4096, chat=chat),
-        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=4096, chat=chat),
-    ]
-    with Ensemble.load(members, progress=False) as ensemble:
+    chat = request.param == "chats"
+
+    def make(root):
+        tiny.save_gpt2(root / "one", tiny.byte_level(), window=4096, chat=chat)
+        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=4096, chat=chat)
+
+    root = made_once(f"structured-{request.param}", make)
+    with Ensemble.load([root / "one", root / "two"], progress=False) as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=300, temperature=1.0, seed=3)
         assert llm.metadata.is_chat_model is chat
         yield llm

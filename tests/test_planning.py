@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import tiny
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -26,18 +27,19 @@ TALKATIVE = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(made_once):
     """Members whose tokens differ in length, with templates and without."""
-    root = tmp_path_factory.mktemp("planned")
-    made = {
-        "bytes": tiny.save_gpt2(root / "bytes", tiny.byte_level(270), window=2000),
-        "words": tiny.save_llama(root / "words", tiny.byte_level(2000), window=1800),
-        "pieces": tiny.save_llama(root / "pieces", tiny.sentencepiece_bpe(), window=2000, seed=3),
-        "texts": tiny.save_llama(root / "texts", tiny.unigram(), window=2000, seed=4, chat=False),
-        "talks": tiny.save_llama(root / "talks", tiny.sentencepiece_bpe(), window=2000, seed=5),
-    }
-    (made["talks"] / "chat_template.jinja").write_text(TALKATIVE, encoding="utf-8")
-    return made
+
+    def make(root):
+        tiny.save_gpt2(root / "bytes", tiny.byte_level(270), window=2000)
+        tiny.save_llama(root / "words", tiny.byte_level(2000), window=1800)
+        tiny.save_llama(root / "pieces", tiny.sentencepiece_bpe(), window=2000, seed=3)
+        tiny.save_llama(root / "texts", tiny.unigram(), window=2000, seed=4, chat=False)
+        tiny.save_llama(root / "talks", tiny.sentencepiece_bpe(), window=2000, seed=5)
+        (root / "talks" / "chat_template.jinja").write_text(TALKATIVE, encoding="utf-8")
+
+    root = made_once("planned", make)
+    return {name: root / name for name in ("bytes", "words", "pieces", "texts", "talks")}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_what_a_template_says_by_itself_counts_and_what_it_refuses_does_not(toke
     assert talkative - said < usual + 20
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([d.text for d in documents()] + CODE_BLOCKS), min_size=3, max_size=12))
 def test_texts_of_known_kinds_need_no_more_than_the_fertility(tokenizer, parts):
     """Over a text of some length; a few words may need more."""

@@ -1,10 +1,7 @@
 """README and docs are true: snippets and commands run, links and tables fit the code and the measurements."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,18 +35,10 @@ def section(title: str) -> str:
     [snippet for page in PAGES for snippet in blocks("python", page)],
     ids=lambda code: code.strip().splitlines()[-1],
 )
-def test_snippets_run_in_a_fresh_process(snippet, tmp_path):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip()
+def test_snippets_run_in_a_fresh_process(programs, snippet, tmp_path):
+    run = programs.run(tmp_path, code=snippet, warnings={})
+    assert run.code == 0, run.errors
+    assert run.output.strip()
 
 
 @pytest.mark.parametrize("words", shell_commands("make"), ids=" ".join)

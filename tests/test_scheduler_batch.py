@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_parts import PROMPTS, hook
@@ -45,7 +46,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(plan=st.lists(actions, max_size=14), size=st.integers(1, 4), budget=st.sampled_from([1, 7, 256]))
 def test_any_interleaving_gives_the_serial_answers(pair, plan, size, budget):
     batch = Scheduler(pair._engine.decoder, size, budget)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -133,7 +134,7 @@ def test_score_takes_two_texts(pair, texts):
     prompt=st.sampled_from(["The do", "x", "", "  ", "你", "x\n", "a.", "if:\n"]),
     text=st.text("thedog \n你", min_size=1, max_size=12),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_scored_ids_spell_the_continuation(pair, prompt, text):
     ids = continuation_ids(pair._engine.members[0].tokenizer, prompt, text)
     assert pair._engine.members[0].tokenizer.vocabulary.join(ids) == text.encode()

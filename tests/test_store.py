@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -136,7 +137,7 @@ def test_another_process_with_another_hash_seed_finds_the_rows(store):
 # Damage
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.integers(0, 8 * len(GOOD_FILE) - 1))
 def test_one_flipped_bit_anywhere_is_noticed(bit):
     content = bytearray(GOOD_FILE)
@@ -149,7 +150,7 @@ def test_one_flipped_bit_anywhere_is_noticed(bit):
         assert names(store.folder) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.one_of(st.binary(max_size=200), st.integers(0, len(GOOD_FILE) - 1), st.binary(min_size=1, max_size=20)),
     st.data(),

@@ -40,7 +40,10 @@ def test_a_killed_build_leaves_a_file_that_the_next_load_removes_and_tells(store
     assert names(store.folder) == [SPACE.file_name]
 
 
-def temporary(store, host=rows_module._HOST, process=2**22 + 1, age=0.0):
+NOBODY = 2**22 + 1  # no process has such a number
+
+
+def temporary(store, host=rows_module._HOST, process=NOBODY, age=0.0):
     path = store.folder / f".{SPACE.file_name}.{host}-{process}-0123abcd.tmp"
     store.folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"half")
@@ -51,16 +54,18 @@ def temporary(store, host=rows_module._HOST, process=2**22 + 1, age=0.0):
 @pytest.mark.parametrize(
     ("host", "process", "age", "removed"),
     [
-        (rows_module._HOST, 2**22 + 1, 0, True),  # no process has such a number
-        (rows_module._HOST, os.getpid(), 0, False),
-        (rows_module._HOST, os.getpid(), 7200, True),
-        (rows_module._HOST, 1, 0, False),
-        ("00000000", 2**22 + 1, 0, False),
-        ("00000000", 2**22 + 1, 7200, True),
-        ("elsewhere", 1, 7200, False),  # not a name of ours
+        ("here", "nobody", 0, True),
+        ("here", "this one", 0, False),
+        ("here", "this one", 7200, True),
+        ("here", "the first", 0, False),
+        ("00000000", "nobody", 0, False),
+        ("00000000", "nobody", 7200, True),
+        ("elsewhere", "the first", 7200, False),  # not a name of ours
     ],
 )
 def test_half_written_files_go_when_nobody_writes_them(store, host, process, age, removed):
+    host = rows_module._HOST if host == "here" else host
+    process = {"nobody": NOBODY, "this one": os.getpid(), "the first": 1}[process]
     path = temporary(store, host, process, age)
     assert store.clear() == 4 * removed
     assert path.exists() != removed

@@ -5,6 +5,7 @@ from pathlib import Path
 import chat_templates
 import pytest
 import tiny
+from amounts import examples
 from chat_templates import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -356,7 +357,7 @@ def test_real_templates(folder):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_random_conversations(name, data):
     _, special, added = chat_templates.TEMPLATES[name]
     special = {*special, "<|end|>", "<|bos|>"}

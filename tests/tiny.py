@@ -1,6 +1,8 @@
 """Small tokenizers of every kind and random models, made on the spot: the tests need no downloads."""
 
 import json
+from collections import Counter
+from itertools import combinations
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -79,6 +81,7 @@ def unigram(size=480, *, split=True):
     )
     trained.train_from_iterator(CORPUS, trainer)
     pieces = [tuple(p) for p in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces[len(control) :] = _settled(pieces[len(control) :])
     pieces += [(f"<0x{b:02X}>", -20.0) for b in range(256)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     if split:
@@ -88,6 +91,13 @@ def unigram(size=480, *, split=True):
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     tokenizer.add_special_tokens(control)
     return _wrap(tokenizer, "<s>", "</s>")
+
+
+def _settled(pieces):
+    """Pieces as they are whenever they are made: the trainer adds in an order of chance, and so ranks the rarest."""
+    lowest = min(score for _, score in pieces)
+    scores = {piece: round(lowest if score < lowest + 0.01 else score, 6) for piece, score in pieces}
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def metaspace_first(size=520):
@@ -100,14 +110,21 @@ def metaspace_first(size=520):
 
 
 def wordpiece(size=400):
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """The letters and what is longest and most frequent of the words; a trainer breaks ties by chance."""
+    normalizer, cut = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter()
+    for line in CORPUS:
+        for word, _ in cut.pre_tokenize_str(normalizer.normalize_str(line)):
+            for start, end in combinations(range(len(word) + 1), 2):
+                counts["##" * (start > 0) + word[start:end]] += end - start
+    letters = sorted({piece.removeprefix("##")[0] for piece in counts})
+    pieces = ["[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces += sorted(counts.keys() - pieces, key=lambda piece: (-counts[piece], piece))[: size - len(pieces)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, cut
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]"])
     return _wrap(tokenizer, "[CLS]", "[SEP]", unk="[UNK]")
 
 
