@@ -1,4 +1,4 @@
 """DeePEn ensembles in LangChain, in LlamaIndex and on the command line.
 
-Each of the packages `langchain`, `llama_index` and `cli` in here needs the extra of that name.
+The packages `langchain`, `llama_index` (extra `llama-index`) and `cli` each need the extra of that name.
 """

@@ -1,4 +1,4 @@
-"""What the adapters share: their options, the ensemble behind them, and what is told beside a text."""
+"""What the adapters share: options as fields, the ensemble that they name, and an answer's report as plain data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
-from deepen_integrations.engines import SharedEngine, adopted_engine, shared_engine
-from deepen_integrations.facts import Facts
-from deepen_integrations.options import DEMO, LoadOptions
+from deepen_integrations.load_options import DEMO, LoadOptions
+from deepen_integrations.model_facts import ModelFacts
+from deepen_integrations.shared_ensembles import SharedEnsemble, adopted_ensemble, shared_ensemble
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class DeepenAdapter(LoadOptions, SamplingParams):
-    """An ensemble as fields: which one (`LoadOptions`) and how it answers (`SamplingParams`).
+    """An ensemble as pydantic fields: which one (`LoadOptions`) and how it answers (`SamplingParams`).
 
-    To be mixed into a framework's model class, after it. Constructing loads nothing; the first call does.
+    List it after the framework's model class among the bases. Construction loads nothing; the first call does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=False, protected_namespaces=())
@@ -31,34 +31,35 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     progress: bool = Field(default=True, repr=False)
     """Show progress bars while models load."""
-    _engine: SharedEngine | None = PrivateAttr(default=None)
+    _shared: SharedEnsemble | None = PrivateAttr(default=None)
+    """None after `close`."""
 
     @model_validator(mode="after")
-    def _hold_engine(self) -> Self:
-        self._engine = shared_engine(self.loading())
+    def _share_ensemble(self) -> Self:
+        self._share()
         return self
 
     @classmethod
     def from_ensemble(cls, ensemble: Ensemble, **options: Any) -> Self:
-        """An adapter for an ensemble that is already loaded, and which its owner closes.
+        """Wraps a loaded ensemble, which remains its owner's to close.
 
         Args:
             ensemble: The ensemble.
-            options: Fields of this class other than the loading options.
+            options: Fields of this class other than the load options.
 
         Raises:
-            ConfigurationError: For a loading option.
+            ConfigurationError: For a load option.
         """
         if fixed := LoadOptions.model_fields.keys() & options.keys():
             raise ConfigurationError(
                 f"{', '.join(sorted(fixed))}: fixed by the loaded ensemble; pass it to Ensemble.load instead."
             )
-        engine = adopted_engine(ensemble)
-        return cls(models=engine.options.models, **options)
+        shared = adopted_ensemble(ensemble)  # referenced here until the adapter does
+        return cls(models=shared.options.models, **options)
 
     @classmethod
     def demo(cls, **options: Any) -> Self:
-        """An adapter for the embedded demo ensemble, which needs no network.
+        """Wraps the embedded demo ensemble, which needs no network.
 
         Args:
             options: Fields of this class other than `models`.
@@ -67,7 +68,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @property
     def ensemble(self) -> Ensemble:
-        """The ensemble, loaded now if no adapter with equal loading options has loaded it yet.
+        """The ensemble. Loads it unless an adapter with equal load options already has.
 
         Raises:
             ClosedError: After `close`.
@@ -76,7 +77,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return self._held().ensemble(self.progress)
 
     async def aensemble(self) -> Ensemble:
-        """As `ensemble`, for an event loop, which goes on while a thread loads.
+        """Like `ensemble`, but loads in a thread, so the event loop is not blocked.
 
         Raises:
             ClosedError: After `close`.
@@ -85,21 +86,21 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return await self._held().aensemble(self.progress)
 
     @property
-    def facts(self) -> Facts:
-        """The ensemble's window and whether it takes conversations, as far as known without loading it."""
+    def facts(self) -> ModelFacts:
+        """The context window and whether conversations can be rendered, as far as known without loading."""
         return self._held().facts
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether every member takes conversations. Loads the ensemble, which knows for certain.
+        """Whether every member has a chat template. Loads the ensemble, because only loading settles it.
 
         Raises:
             ClosedError: After `close`.
             DeepenError: If it cannot be loaded.
         """
-        engine = self._held()
-        engine.ensemble(self.progress)
-        return engine.facts.has_chat_template
+        shared = self._held()
+        shared.ensemble(self.progress)
+        return shared.facts.has_chat_template
 
     @property
     def model_name(self) -> str:
@@ -108,14 +109,14 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @property
     def max_tokens(self) -> int:
-        """The frameworks' name of `max_new_tokens`."""
+        """The frameworks' name for `max_new_tokens`."""
         return self.max_new_tokens
 
     def sampling(self, options: Mapping[str, Any]) -> SamplingParams:
-        """The options of one call: this adapter's, replaced by those of the call.
+        """Returns the sampling options of one call: this adapter's, overridden by the call's.
 
         Args:
-            options: What the call gave by keyword. `stop=None` means the adapter's own stop strings.
+            options: The call's keywords. `stop=None` means the adapter's own stop strings.
 
         Raises:
             SamplingError: For an unknown option or a value outside its range.
@@ -126,7 +127,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return resolve_sampling(own, given)
 
     def with_options(self, **options: Any) -> Self:
-        """A copy that answers with other sampling options, on the same ensemble.
+        """Returns a copy with other sampling options, on the same ensemble.
 
         Args:
             options: Fields of `SamplingParams`, or `max_tokens`.
@@ -137,11 +138,11 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return self.model_copy(update=self.sampling(options).model_dump(exclude_unset=True))
 
     def close(self) -> None:
-        """Lets go of the ensemble, after which calls fail.
+        """Releases the ensemble; later calls raise `ClosedError`.
 
-        The models are released when no other adapter holds them; those given to `from_ensemble` stay loaded.
+        The models are freed once no other adapter holds them. An ensemble given to `from_ensemble` stays loaded.
         """
-        self._engine = None
+        self._shared = None
 
     def __enter__(self) -> Self:
         return self
@@ -152,26 +153,47 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         self.close()
 
     def loading(self) -> LoadOptions:
-        """Which ensemble this adapter stands for."""
-        return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
+        """Returns the options that name the ensemble. Fields that were changed are validated first.
 
-    def _held(self) -> SharedEngine:
-        if self._engine is None:
+        Raises:
+            ConfigurationError: If a changed field is wrong.
+        """
+        shared = self._shared
+        return shared.options if shared is not None and self._names(shared) else self._validated()
+
+    def _held(self) -> SharedEnsemble:
+        shared = self._shared
+        if shared is None:
             raise ClosedError(f"This {type(self).__name__} was closed. Construct another one.")
-        if self._engine.options != (wanted := self.loading()):
-            self._engine = shared_engine(wanted)
-        return self._engine
+        return shared if self._names(shared) else self._share()
+
+    def _share(self) -> SharedEnsemble:
+        """Takes the shared ensemble that the fields name.
+
+        The fields become the very objects of its validated options, so `_names` detects a change by identity.
+        """
+        shared = self._shared = shared_ensemble(self._validated())
+        self.__dict__.update(shared.options)
+        return shared
+
+    def _names(self, shared: SharedEnsemble) -> bool:
+        """Whether no load option was changed since this ensemble was taken."""
+        own = self.__dict__
+        return all(own[name] is value for name, value in shared.options.__dict__.items())
+
+    def _validated(self) -> LoadOptions:
+        return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
 
 
 def report(answer: Generation) -> dict[str, Any]:
-    """What is told beside the text of an answer, as plain data.
+    """Returns everything about an answer but its text, as plain data.
 
     Returns:
-        `finish_reason` and `usage`; `warnings` if there are any; `logprobs` if they were asked for, in the
-        shape that both frameworks know from OpenAI.
+        `finish_reason` and `usage`; `warnings` if there are any; `logprobs` if they were requested, in OpenAI's
+        shape, which both frameworks know.
     """
     usage = answer.usage
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "finish_reason": answer.finish_reason,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -180,10 +202,10 @@ def report(answer: Generation) -> dict[str, Any]:
         },
     }
     if answer.warnings:
-        told["warnings"] = list(answer.warnings)
+        found["warnings"] = list(answer.warnings)
     if answer.logprobs is not None:
-        told["logprobs"] = {"content": [_token(chosen) for chosen in answer.logprobs]}
-    return told
+        found["logprobs"] = {"content": [_token(chosen) for chosen in answer.logprobs]}
+    return found
 
 
 def _token(chosen: TokenLogprob) -> dict[str, Any]:

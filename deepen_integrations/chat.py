@@ -1,78 +1,92 @@
-"""One call of a chat model: a conversation, tools, and what the answer has to look like."""
+"""One call of a chat model: a conversation, the form of its answer, and what the engine needs of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import Self
 
 from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm, ReplyParser, instructed
 
 if TYPE_CHECKING:
-    from deepen_core.chat.messages import Message
-    from deepen_core.chat.template import Thinking
+    from deepen_core import Ensemble
+    from deepen_core.chat.messages import Message, Prompt
 
-FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-"""Options of a call that say what its answer has to look like."""
+_FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+"""A call's options that determine the form of its answer, in OpenAI's format."""
+
+
+class PreparedChat(NamedTuple):
+    """A chat request for one ensemble."""
+
+    prompt: Prompt
+    params: SamplingParams
+    parser: ReplyParser
+    """Splits the answer into its parts. It holds state: one parser reads one answer."""
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What is asked, checked as far as it can be before an ensemble is loaded."""
+    """A conversation, and the form and the sampling options of its answer."""
 
     messages: Sequence[Message]
-    """In OpenAI's form: roles, texts, calls of tools and what came of them."""
+    """In OpenAI's format: roles, texts, tool calls and their results."""
     form: ReplyForm
     sampling: SamplingParams
     """The caller's options."""
 
-    def check(self) -> None:
-        """Says what is wrong with the request, as far as that can be told before an ensemble is loaded.
+    @classmethod
+    def from_options(
+        cls,
+        messages: Sequence[Message],
+        options: Mapping[str, Any],
+        sampling: Callable[[Mapping[str, Any]], SamplingParams],
+    ) -> Self:
+        """Reads a call's options and checks them as far as possible before an ensemble is loaded.
+
+        Args:
+            messages: The conversation.
+            options: `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format, and
+                sampling options.
+            sampling: Resolves the sampling options.
 
         Raises:
-            SamplingError: If a schema or another constraint cannot be followed, or the caller has constrained the
-                answer in a way that contradicts the form.
+            SamplingError: For a wrong option, a schema that decoding cannot follow, or a constraint that contradicts
+                the form.
         """
-        params = self.params("never")
+        form = ReplyForm.from_openai(*(options.get(name) for name in _FORM_OPTIONS))
+        others = {name: value for name, value in options.items() if name not in _FORM_OPTIONS}
+        request = cls(messages, form, sampling(others))
+        params = form.params(request.sampling, "never")
         if params.constraint is not None:
             from deepen_core.constraints.grammar import grammar_of  # noqa: PLC0415  needs an extra
 
             grammar_of(params)
+        return request
 
-    def prompt(self) -> list[Message]:
-        """The conversation as every member reads it."""
-        return instructed(self.messages, self.form)
-
-    def params(self, thinking: Thinking) -> SamplingParams:
-        """The options of the engine.
+    def prepare(self, ensemble: Ensemble, join: Callable[[list[Message]], str] | None = None) -> PreparedChat:
+        """Returns everything that one call of the engine needs.
 
         Args:
-            thinking: Whether the answer to the prompt, as it is rendered, begins with thoughts.
+            ensemble: Answers the request.
+            join: Makes one text of the conversation, in place of the members' own chat templates.
 
         Raises:
-            SamplingError: If the caller has constrained the answer in a way that contradicts the form.
+            SamplingError: If the caller's constraint contradicts the form.
         """
-        return self.form.params(self.sampling, thinking)
-
-    def parser(self, thinking: Thinking) -> ReplyParser:
-        """What tells the parts of the answer apart.
-
-        Args:
-            thinking: As for `params`.
-        """
-        # An answer that the caller has constrained is what the constraint says from its first character on.
-        return self.form.parser("never" if self.sampling.constraint else thinking)
+        prompt, thinking = instructed(self.messages, self.form), ensemble.thinking
+        if join is not None and thinking == "opened":
+            thinking = "optional"  # only the chat template would have written the opening tag
+        params = self.form.params(self.sampling, thinking)
+        # A constrained answer follows its constraint from the first character, so there are no thoughts before it.
+        parser = self.form.parser("never" if self.sampling.constraint else thinking)
+        return PreparedChat(prompt if join is None else join(prompt), params, parser)
 
 
-def read_form(options: dict[str, Any]) -> ReplyForm:
-    """Takes out of a call's options those that say what its answer has to look like.
-
-    Args:
-        options: They are removed from it.
-
-    Raises:
-        SamplingError: If they are of another form than OpenAI's.
-    """
-    tools, choice, parallel, response_format = (options.pop(name, None) for name in FORM_OPTIONS)
-    return ReplyForm.from_openai(tools, choice, parallel, response_format)
+def new_call_id() -> str:
+    """Returns an id for a tool call, which models do not write."""
+    return f"call_{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""The optional frameworks: a missing one is told by the extra that brings it."""
+"""Optional frameworks: the error for a missing one names the extra that installs it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from importlib import import_module
 
 
 def require(module: str, extra: str) -> None:
-    """Imports a framework, so that a missing one is an error that says what to install.
+    """Imports a framework.
 
     Args:
         module: The framework's module, such as `langchain_core`.
-        extra: The extra of `deepen-integrations` that brings it.
+        extra: The extra of `deepen-integrations` that installs it.
 
     Raises:
-        ImportError: If the module is not installed, naming the extra.
+        ImportError: If the module is not installed. The message names the extra.
     """
     try:
         import_module(module)

@@ -1,4 +1,4 @@
-"""A vector for a text that needs no model: every word is a fixed pseudo-random direction."""
+"""A text embedding that needs no model: every word is a fixed pseudo-random direction."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import math
 import re
 
 DIMENSION = 512
-"""Length of a vector, if nothing else is asked for."""
+"""Default length of a vector."""
 _WORD = re.compile(r"\w+")
 _FUNCTION_WORDS = frozenset(
     "a an and are as at be by did do does for from had has have he her his how i in is it my of on or s she that the"
     " their they this to was what when where which who whose why will with would you your".split()
 )
-"""English words that say little about what a text is about."""
+"""English words that carry little meaning."""
 _ENTRIES = 8
-"""So many entries of the vector are a word's, each with a sign: words that meet in one are told apart by others."""
+"""Signed entries of the vector per word; words that collide in one entry still differ in the others."""
 
 
 def hashed_vector(text: str, dimension: int = DIMENSION) -> list[float]:
-    """A text's vector of length one. The same in every process.
+    """Returns the unit vector of a text. It is the same in every process.
 
-    Function words count only where there are no others, and signs only where there are no words: a vector of zeros
-    would be near to nothing, and its cosine with anything no number.
+    Function words count only if there are no other words, and punctuation only if there are no words at all: the
+    cosine of a zero vector is undefined.
 
     Args:
-        text: Word order and meaning play no role.
-        dimension: Entries of the vector.
+        text: Word order and meaning are ignored.
+        dimension: Length of the vector.
     """
     vector = [0.0] * dimension
     words = _WORD.findall(text.lower())

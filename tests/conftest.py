@@ -140,7 +140,7 @@ def needs_demo():
 @pytest.fixture
 def loads(monkeypatch):
     """Loading by adapters, with the options of every load; the ensembles are rule ensembles."""
-    from deepen_integrations import engines
+    from deepen_integrations import shared_ensembles
 
     seen = []
 
@@ -149,7 +149,7 @@ def loads(monkeypatch):
         seen.append(SimpleNamespace(options=options, progress=progress, ensemble=ensemble))
         return ensemble
 
-    monkeypatch.setattr(engines, "_load", load)
+    monkeypatch.setattr(shared_ensembles, "_load", load)
     return seen
 
 

@@ -16,9 +16,11 @@ from adapter_parts import check_constructing
 
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
-from deepen_integrations import engines
+from deepen_integrations import adapter as adapter_module
+from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import DeepenLLM as LangChainLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
+from deepen_integrations.load_options import LoadOptions
 
 ADAPTERS = {"langchain": LangChainLLM, "llama_index": LlamaIndexLLM}
 
@@ -148,13 +150,13 @@ def test_with_options_is_a_copy_on_the_same_ensemble(adapter, ensemble):
 
 
 def test_equal_options_load_once_also_from_many_threads(adapter, loads, monkeypatch):
-    load = engines._load
+    load = shared_ensembles._load
 
     def slowly(options, progress):
         time.sleep(0.05)
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", slowly)
+    monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llms = [adapter(models=["a", "b"], temperature=i / 10) for i in range(8)]
     threads = [threading.Thread(target=ask, args=(llm,)) for llm in llms]
     for thread in threads:
@@ -222,14 +224,14 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
 
 
 def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):
-    load, failures = engines._load, [ModelFilesError("no weights")]
+    load, failures = shared_ensembles._load, [ModelFilesError("no weights")]
 
     def failing(options, progress):
         if failures:
             raise failures.pop()
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", failing)
+    monkeypatch.setattr(shared_ensembles, "_load", failing)
     llm = adapter(models=["a"])
     with pytest.raises(ModelFilesError, match="no weights"):
         ask(llm)
@@ -260,7 +262,7 @@ def test_models_are_released_when_adapters_are_garbage(adapter, loads):
     copies.clear()
     gc.collect()
     assert loads[0].ensemble.closed
-    assert not [options for options in engines._engines if options == loads[0].options]
+    assert not [options for options in shared_ensembles._ensembles if options == loads[0].options]
 
 
 def test_a_given_ensemble_stays_its_owners(adapter, ensemble):
@@ -286,6 +288,39 @@ def test_changing_a_loading_option_changes_the_ensemble(adapter, loads):
     llm.fusion = "deepn"
     with pytest.raises(ConfigurationError, match="deepn"):
         ask(llm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda llm: setattr(llm, "weights", [3, 1]),
+        lambda llm: llm.model_copy(update={"models": ["b", "a"]}),
+        lambda llm: llm.model_copy(update={"fusion": "product"}),
+    ],
+)
+def test_load_options_are_validated_once_per_change(adapter, loads, monkeypatch, change):
+    validated = []
+
+    def counting(**options):
+        validated.append(options)
+        return LoadOptions(**options)
+
+    counting.model_fields = LoadOptions.model_fields
+    llm = adapter(models=["a", "b"], weights=[1, 3])
+    monkeypatch.setattr(adapter_module, "LoadOptions", counting)
+    changed = change(copied := llm.model_copy()) or copied
+    for one in (llm, copy.deepcopy(llm), llm.with_options(seed=1)):
+        assert one.ensemble is llm.ensemble
+        assert (one.model_name, one.facts.context_window) == ("alpha+beta", 512)
+        assert one.loading().weights == (1.0, 3.0)
+    assert len(validated) <= 1  # a deep copy's values are equal and not the same
+    validated.clear()
+    for _ in range(3):
+        assert changed.loading() != llm.loading()
+        assert changed.ensemble is not llm.ensemble
+        assert ask(changed) == " The answer is Lisbon."
+    assert len(validated) <= 2  # `loading` only looks
+    assert len(loads) == 2
 
 
 def test_rebuilding_from_fields_finds_the_same_ensemble(adapter, ensemble):

@@ -2,13 +2,14 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from deepen_core.config import SamplingParams
+from deepen_core.config import PRESETS, SamplingParams
 from deepen_core.demo import Question
 from deepen_core.errors import ConfigurationError, ContextWindowError
 from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, TokenLogprob, Usage
@@ -80,8 +81,9 @@ def fake(monkeypatch):
     ensemble = FakeEnsemble()
     ensemble.opened = {}
 
-    def open_fake(members, **options):
-        ensemble.opened = {"members": members, **options}
+    def open_fake(load):
+        options = asdict(load)
+        ensemble.opened = {"members": options.pop("member"), **options}
         return ensemble
 
     monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", open_fake)
@@ -215,6 +217,18 @@ def test_help_tells_the_engines_defaults():
             assert f"({field.default})" in text, name
 
 
+@pytest.mark.parametrize("command", ["generate", "chat", "info", "prepare", "demo"])
+def test_help_names_every_fusion(command):
+    text = " ".join(run(command, "--help").stdout.replace("│", " ").split())
+    assert f"are fused: {', '.join(PRESETS)}." in text
+
+
+def test_commands_offer_only_the_options_that_they_use(fake):
+    assert run("prepare", "--weights", "1,0").exit_code == 2
+    assert run("chat", "--logprobs", "1").exit_code == 2
+    assert fake.opened == {}
+
+
 @pytest.mark.parametrize("command", ["generate", "chat", "info", "demo"])
 def test_every_command_shows_examples(command):
     result = run(command, "--help")
@@ -277,7 +291,7 @@ def test_chat_reset_forgets_all_but_the_instruction(fake):
 def test_chat_quit_ends_and_unknown_commands_are_told(fake):
     result = chat("/what", "/quit", "hi")
     assert result.exit_code == 0
-    assert "/what is no command" in result.stderr
+    assert "/what is not a command" in result.stderr
     assert fake.asked == []
 
 
@@ -349,13 +363,58 @@ def test_info_shows_members_side_by_side(fake):
         "4 KiB",
     ):
         assert part in result.stdout
-    assert "nothing to warn of" in result.stdout
+    assert "Compatibility: no warnings." in result.stdout
     assert "What fusion cannot do with these members:\n- It cannot fly." in result.stdout
 
 
 def test_info_shows_warnings(fake):
     fake.info = FakeEnsemble(warnings=["tokens differ [much] in length"]).info
     assert "Warning: tokens differ [much] in length" in run("info").stdout
+
+
+WITHOUT_SPACES = {
+    "temperature": None,
+    "self_mass": None,
+    "effective_support": None,
+    "rows_built": 0,
+    "space_bytes": 0,
+}
+SPACE_ROWS = ("temperature", "self-mass", "effective support", "rows built", "relative space")
+
+
+def of_strategy(fusion: str, anchors: int | None, *members: MemberInfo) -> EnsembleInfo:
+    return EnsembleInfo(list(members), "general", fusion, anchors, 256, 0)
+
+
+def test_info_leaves_out_what_a_strategy_does_not_have(fake):
+    fake.info = of_strategy("union", None, member("general", **WITHOUT_SPACES), member("special", **WITHOUT_SPACES))
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    assert "union" in result.stdout
+    assert not [row for row in (*SPACE_ROWS, "anchors", "None") if row in result.stdout]
+
+
+def test_info_marks_what_one_member_does_not_have(fake):
+    fake.info = of_strategy("product", 1500, member("general"), member("special", **WITHOUT_SPACES))
+    lines = run("info").stdout.splitlines()
+    for row in SPACE_ROWS:
+        (line,) = [line for line in lines if row in line]
+        assert line.split("│")[3].strip() == "-"
+    assert any("1,500 tokens" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["prepare", "info"])
+@pytest.mark.parametrize("fusion", PRESETS)
+def test_every_fusion_is_prepared_and_described(needs_demo, command, fusion):
+    result = run(command, "--demo", "--fusion", fusion)
+    assert result.exit_code == 0, result.output
+    assert "None" not in result.output
+    if command == "info":
+        assert fusion in result.stdout
+    elif fusion.startswith("deepen"):
+        assert "MiB of rows and anchors" in result.stderr
+    else:
+        assert result.stderr == f"There is nothing to prepare: fusion {fusion!r} has no relative spaces.\n"
 
 
 def test_info_as_json(fake):

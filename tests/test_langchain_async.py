@@ -13,7 +13,7 @@ from langchain_parts import MODELS, WAYS, Recorder, said, text_of
 from scheduler_parts import ENDLESS, PROMPT, Serving, eventually, hook, sequences_held, turn_by_turn
 
 from deepen_core.errors import ClosedError, MemberError
-from deepen_integrations import engines
+from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 OPTIONS = {"max_new_tokens": 200, "ignore_eos": True}
@@ -65,7 +65,7 @@ async def test_the_default_executor_stays_free(demo, monkeypatch):
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "abatch"])
 async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypatch, kind, way):
-    load = engines._load
+    load = shared_ensembles._load
 
     loading, turned = threading.Event(), threading.Event()
 
@@ -74,7 +74,7 @@ async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypa
         assert turned.wait(60), "the event loop stood still while the models were loaded"
         return load(options, progress)
 
-    monkeypatch.setattr(engines, "_load", slowly)
+    monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llm = kind(models=["a"])
 
     async def ask():

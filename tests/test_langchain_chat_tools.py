@@ -140,7 +140,7 @@ async def test_no_choice(ensemble, chat, choice, way):
     [
         ([now], {"tool_choice": "later"}, "'later': choose 'auto', 'none', 'any' or the name of a tool \\('now'\\)"),
         ([], {"tool_choice": "any"}, "there are no tools"),
-        ([5], {}, "This is no tool"),
+        ([5], {}, "This is not a tool"),
         ([{"type": "web_search"}], {}, "is not a tool"),
         ([{"title": "a", "type": "array", "items": {}}], {}, "not a JSON schema of an object"),
         ([now, {"title": "now", "type": "object", "properties": {"a": {}}}], {}, "Two different tools"),

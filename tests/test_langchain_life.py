@@ -16,7 +16,7 @@ from adapter_parts import ENDINGS, check_constructing, check_the_last_frees
 from langchain_core.load import dumpd, dumps
 from langchain_parts import MODELS, Recorder, said
 
-from deepen_integrations import engines
+from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 PROMPT = "The quick brown fox"
@@ -61,13 +61,13 @@ def test_constructing_reads_nothing_and_takes_few_calls(kind):
 
 
 def test_the_first_call_loads_once_from_many_threads(options, kind, monkeypatch):
-    loaded, load = [], engines._load
+    loaded, load = [], shared_ensembles._load
 
     def spy(*arguments):
         loaded.append(load(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr(engines, "_load", spy)
+    monkeypatch.setattr(shared_ensembles, "_load", spy)
     llms = [kind(**options, temperature=n / 10) for n in range(6)]
     assert not loaded
     with ThreadPoolExecutor(6) as pool:
@@ -114,7 +114,7 @@ def test_copies_share_the_ensemble(options, kind):
         for other in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy(), llm.model_copy(update={"seed": 3})):
             assert other.ensemble is llm.ensemble
             assert said(other.invoke(PROMPT)) == text
-            assert other._engine is llm._engine
+            assert other._shared is llm._shared
 
 
 def test_what_is_shown_is_small_and_plain(options, kind):

@@ -14,7 +14,7 @@ from scheduler_parts import FAILING, PROMPTS, Serving, fails_at, hook
 
 from deepen_core.errors import ClosedError, ContextWindowError, DeepenError, MemberError, PromptError
 from deepen_integrations.langchain import DeepenLLM
-from deepen_integrations.langchain.batches import PartialFailureError, known_outcomes
+from deepen_integrations.langchain.partial_failures import PartialFailureError, known_outcomes
 
 TOO_LONG = "word " * 500
 ASKED = list(PROMPTS)

@@ -1,4 +1,4 @@
-"""The `deepen` command: generate, chat, info and demo."""
+"""The `deepen` command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _EXTRA = ("typer", "rich")
 
 
 def app() -> None:
-    """Runs `deepen` on the arguments of the process, or says which extra it needs."""
+    """Runs `deepen` with the arguments of the process, or exits with the extra that is missing."""
     try:
         from deepen_integrations.cli.commands import commands  # noqa: PLC0415 (needs the extra)
     except ModuleNotFoundError as missing:

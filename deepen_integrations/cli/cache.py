@@ -1,4 +1,4 @@
-"""`deepen cache`: what the store of rows holds, where it is, and emptying it."""
+"""`deepen cache`: list, locate and clear the store of relative rows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 @commands.callback()
 def cache() -> None:
-    """What is kept on disk between runs: list it, find it, clear it.
+    """List, locate and clear what is kept on disk between runs.
 
-    The rows of a model's relative space take long to build, so they are kept. What is cleared is built again when
-    next needed. The environment variable `DEEPEN_CACHE_DIR` says where they are.
+    The rows of a model's relative space take long to build, so they are kept. Rows that were cleared are rebuilt when
+    needed. The environment variable `DEEPEN_CACHE_DIR` sets the folder.
     """
 
 
 @commands.command("list", epilog="Examples:\n\n`deepen cache list`")
 def list_(debug: opt.Debug = False) -> None:
-    """List what is kept, oldest first, with its size."""
+    """List the kept files with their sizes, oldest first."""
     with _open_store(debug) as store:
         _print_entries(Console(highlight=False), store)
 
@@ -49,12 +49,12 @@ def where(debug: opt.Debug = False) -> None:
 @commands.command(epilog="Examples:\n\n`deepen cache clear`\n\n`deepen cache clear --older-than 30 --yes`")
 def clear(
     older_than: Annotated[
-        float | None, typer.Option(help="Only what is older than so many days.", min=0, metavar="DAYS")
+        float | None, typer.Option(help="Clear only files older than this many days.", min=0, metavar="DAYS")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Remove what is kept, and what killed processes left half written."""
+    """Remove the kept files, and unfinished files of killed processes."""
     with _open_store(debug) as store:
         chosen = [entry for entry in store.entries() if older_than is None or entry.age_days > older_than]
         if chosen and not yes:
@@ -64,7 +64,7 @@ def clear(
 
 @contextmanager
 def _open_store(debug: bool) -> Iterator[RowStore]:
-    """The store, with its warnings shown as notices and errors as one line."""
+    """Opens the store; shows its warnings as notices and its errors as one line."""
     from deepen_core.fusion.deepen.store import RowStore, StoreWarning  # noqa: PLC0415 (slow)
 
     with clear_errors(debug), warnings.catch_warnings(record=True) as caught:
@@ -79,7 +79,7 @@ def _amount(entries: Sequence[StoreEntry]) -> str:
 
 
 def _print_entries(console: Console, store: RowStore) -> None:
-    """Prints a line for each file, then the sum and the folder."""
+    """Prints a line for each file, then the total and the folder."""
     entries = store.entries()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Model", overflow="fold", min_width=18)

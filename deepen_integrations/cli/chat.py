@@ -15,16 +15,16 @@ from deepen_integrations.cli.tables import print_info
 if TYPE_CHECKING:
     from deepen_core import Ensemble
 
-HELP = "/reset forgets the conversation, /info describes the ensemble, /quit or Ctrl-D ends, Ctrl-C interrupts."
+HELP = "/reset starts over, /info describes the ensemble, /quit or Ctrl-D ends, Ctrl-C interrupts an answer."
 
 
 class Chat:
     """Reads lines, streams answers and keeps the conversation.
 
     Args:
-        ensemble: Who answers.
+        ensemble: The ensemble that answers.
         sampling: Options of every answer.
-        system: Instruction that precedes the conversation.
+        system: An instruction that precedes the conversation.
 
     Raises:
         ChatTemplateError: If a member has no chat template.
@@ -34,8 +34,8 @@ class Chat:
         without = [member.name for member in ensemble.info.members if not member.has_chat_template]
         if without:
             raise ChatTemplateError(
-                f"{' and '.join(without)} cannot chat, having no chat template. Choose members that were "
-                "tuned for conversations, or continue plain text with `deepen generate`."
+                f"{' and '.join(without)} cannot chat: no chat template. Choose members that were tuned for "
+                "conversations, or continue plain text with `deepen generate`."
             )
         self._ensemble = ensemble
         self._sampling = sampling
@@ -43,9 +43,9 @@ class Chat:
         self._messages = list(self._opening)
 
     def run(self) -> None:
-        """Talks until the user ends it."""
+        """Runs until the user ends the conversation."""
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401, PLC0415 (gives the prompt line editing and a history)
+            import readline  # noqa: F401, PLC0415 (adds line editing and a history to the prompt)
         names = " and ".join(member.name for member in self._ensemble.info.members)
         notice(f"You are talking to {names}. {HELP}", style="dim")
         for warning in self._ensemble.info.warnings:
@@ -59,7 +59,7 @@ class Chat:
                 self._answer(line)
 
     def _read(self) -> str | None:
-        """Asks for a line; None at the end of the input."""
+        """Reads a line; None at the end of the input."""
         while True:
             try:
                 return input("> ").strip()
@@ -73,14 +73,14 @@ class Chat:
     def _command(self, line: str) -> None:
         if line == "/reset":
             self._messages = list(self._opening)
-            notice("The conversation is forgotten.", style="dim")
+            notice("The conversation starts over.", style="dim")
         elif line == "/info":
             print_info(Console(highlight=False), self._ensemble.info)
         else:
-            notice(f"{line} is no command. {HELP}" if line != "/help" else HELP, style="dim")
+            notice(f"{line} is not a command. {HELP}" if line != "/help" else HELP, style="dim")
 
     def _answer(self, question: str) -> None:
-        """Streams the answer; an interrupted one counts as far as it went, a failed one not at all."""
+        """Streams the answer. The conversation keeps the text of an interrupted answer, and nothing of a failed one."""
         asked = [*self._messages, {"role": "user", "content": question}]
         said = ""
         notes: list[str] = []

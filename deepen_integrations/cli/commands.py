@@ -34,7 +34,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _to_json(record: Any) -> str:
-    """A result record as JSON; the bytes of a token become text, with escapes where they are no UTF-8."""
+    """Formats a result as JSON. The bytes of a token become text, with escapes where they are not UTF-8."""
     return json.dumps(
         dataclasses.asdict(record),
         ensure_ascii=False,
@@ -67,27 +67,14 @@ def deepen(
         r'cat prompt.txt | deepen generate -m ./general -m ./specialist --stop "\n" --json',
     )
 )
+@opt.spread()
 def generate(
     text: Annotated[
         str | None, typer.Argument(help="Text to continue; `-` or nothing reads the standard input.")
     ] = None,
-    member: opt.Member = None,
-    demo: opt.Demo = False,
-    main: opt.Main = "0",
-    weights: opt.Weights = None,
-    fusion: opt.Fusion = "deepen",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    max_new_tokens: opt.MaxNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_k: opt.TopK = None,
-    top_p: opt.TopP = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    timeout: opt.Timeout = None,
-    logprobs: opt.Logprobs = None,
+    *,
+    load: opt.EnsembleOptions,
+    sampling: opt.SamplingOptions,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as JSON instead of streaming the text.")
     ] = False,
@@ -95,37 +82,24 @@ def generate(
 ) -> None:
     """Continue a text, token by token.
 
-    The new text goes to the standard output as it is made, everything else to the error stream.
+    The new text goes to the standard output as it is generated, everything else to the error stream.
     """
     with clear_errors(debug):
         prompt = read_prompt(text)
-        sampling = checked_sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            timeout=timeout,
-            logprobs=logprobs,
-        )
-        with open_ensemble(
-            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
-        ) as ensemble:
+        params = checked_sampling(sampling)
+        with open_ensemble(load) as ensemble:
             for warning in ensemble.info.warnings:
                 notice(f"Warning: {warning}")
             if as_json:
-                typer.echo(_to_json(ensemble.generate(prompt, **sampling)))
+                typer.echo(_to_json(ensemble.generate(prompt, **params)))
                 return
-            _print_stream(ensemble, prompt, sampling)
+            _print_stream(ensemble, prompt, params)
 
 
-def _print_stream(ensemble: Ensemble, prompt: str, sampling: dict[str, Any]) -> None:
+def _print_stream(ensemble: Ensemble, prompt: str, params: dict[str, Any]) -> None:
     warnings: list[str] = []
     try:
-        for chunk in ensemble.stream(prompt, **sampling):
+        for chunk in ensemble.stream(prompt, **params):
             typer.echo(chunk.text, nl=False)
             if chunk.generation is not None:
                 warnings = chunk.generation.warnings
@@ -141,51 +115,27 @@ def _print_stream(ensemble: Ensemble, prompt: str, sampling: dict[str, Any]) -> 
         'deepen chat -m ./general -m ./specialist --system "Answer in one sentence." --temperature 0.7',
     )
 )
+@opt.spread(without=["logprobs"])
 def chat(
-    member: opt.Member = None,
-    demo: opt.Demo = False,
-    main: opt.Main = "0",
-    weights: opt.Weights = None,
-    fusion: opt.Fusion = "deepen",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
+    *,
+    load: opt.EnsembleOptions,
     system: Annotated[
         str | None, typer.Option(help="Instruction that precedes the conversation.", metavar="TEXT")
     ] = None,
-    max_new_tokens: opt.MaxNewTokens = None,
-    temperature: opt.Temperature = None,
-    top_k: opt.TopK = None,
-    top_p: opt.TopP = None,
-    min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    seed: opt.Seed = None,
-    stop: opt.Stop = None,
-    timeout: opt.Timeout = None,
+    sampling: opt.SamplingOptions,
     debug: opt.Debug = False,
 ) -> None:
-    """Talk to the ensemble; every member sees the conversation in its own chat template.
+    """Talk to the ensemble; every member reads the conversation through its own chat template.
 
-    Ctrl-C interrupts an answer and keeps what was said. `/reset` forgets the conversation, `/info` describes
-    the ensemble, `/quit` or Ctrl-D ends.
+    Ctrl-C interrupts an answer and keeps its beginning. `/reset` starts over, `/info` describes the ensemble,
+    `/quit` or Ctrl-D ends.
     """
     from deepen_integrations.cli.chat import Chat  # noqa: PLC0415 (only this command needs it)
 
     with clear_errors(debug):
-        sampling = checked_sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            timeout=timeout,
-        )
-        with open_ensemble(
-            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
-        ) as ensemble:
-            Chat(ensemble, sampling, system).run()
+        params = checked_sampling(sampling)
+        with open_ensemble(load) as ensemble:
+            Chat(ensemble, params, system).run()
 
 
 @commands.command(
@@ -194,26 +144,17 @@ def chat(
         "deepen info -m ./general -m ./specialist --json",
     )
 )
+@opt.spread()
 def info(
-    member: opt.Member = None,
-    demo: opt.Demo = False,
-    main: opt.Main = "0",
-    weights: opt.Weights = None,
-    fusion: opt.Fusion = "deepen",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
+    *,
+    load: opt.EnsembleOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: opt.Debug = False,
 ) -> None:
     """Describe the ensemble: members, vocabularies, shared tokens, reasons why fusion may not help."""
     from deepen_integrations.cli.tables import print_info  # noqa: PLC0415 (only some commands need it)
 
-    with (
-        clear_errors(debug),
-        open_ensemble(
-            member, demo=demo, main=main, weights=weights, fusion=fusion, device=device, dtype=dtype
-        ) as ensemble,
-    ):
+    with clear_errors(debug), open_ensemble(load) as ensemble:
         if as_json:
             typer.echo(_to_json(ensemble.info))
         else:
@@ -226,22 +167,13 @@ def info(
         "deepen cache list",
     )
 )
-def prepare(
-    member: opt.Member = None,
-    demo: opt.Demo = False,
-    main: opt.Main = "0",
-    fusion: opt.Fusion = "deepen",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    debug: opt.Debug = False,
-) -> None:
-    """Build the rows of large vocabularies ahead of time and keep them, so that no first answer waits for them."""
-    with (
-        clear_errors(debug),
-        open_ensemble(
-            member, demo=demo, main=main, weights=None, fusion=fusion, device=device, dtype=dtype
-        ) as ensemble,
-    ):
+@opt.spread(without=["weights"])
+def prepare(*, load: opt.EnsembleOptions, debug: opt.Debug = False) -> None:
+    """Build and keep the rows of large vocabularies, so that no first answer has to wait for them."""
+    with clear_errors(debug), open_ensemble(load) as ensemble:
+        if all(member.temperature is None for member in ensemble.info.members):
+            notice(f"There is nothing to prepare: fusion {ensemble.info.fusion!r} has no relative spaces.")
+            return
         ensemble.prepare()
         info = ensemble.info
         notice(f"{info.anchors:,} shared tokens, {info.bytes_held / 2**20:.1f} MiB of rows and anchors.")

@@ -1,4 +1,4 @@
-"""Asks the demo's members, alone and together, the same questions."""
+"""Asks each member of the demo, and the ensemble, the same questions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_ONCE = 12
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model, or all of them together, said to each question."""
+    """The answers of one member, or of the ensemble, to each question."""
 
     by: str
     """The member's name, or `together`."""
@@ -34,11 +34,11 @@ class Comparison:
 
 
 def ask_all(count: int, fusion: str) -> Comparison:
-    """Asks every member alone and then the ensemble; shows progress on the error stream.
+    """Asks every member alone, then the ensemble. Shows progress on the error stream.
 
     Args:
-        count: How many held-out questions.
-        fusion: Name of the ensemble's fusion.
+        count: Number of held-out questions.
+        fusion: Name of the ensemble's fusion strategy.
     """
     asked = questions()[:count]
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -1,120 +1,139 @@
-"""The options that the commands share, as the annotations of their parameters."""
+"""The options that several commands share. An option is declared here once, for all of them.
+
+A command takes a whole group as one parameter, `EnsembleOptions` or `SamplingOptions`; `spread` gives the command line
+an option for each field of the group.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-_ENSEMBLE = "Ensemble"
-_SAMPLING = "Choosing tokens"
+from deepen_core.config import PRESETS
 
+_ensemble = functools.partial(typer.Option, rich_help_panel="Ensemble")
+_sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
 
-Member = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--member",
-        "-m",
-        metavar="MODEL",
-        help="A member: a folder in transformers format, or a hub id. Give it once for each model.",
-        show_default="the embedded demo",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-Demo = Annotated[
-    bool,
-    typer.Option("--demo", help="Use the embedded demo ensemble.", rich_help_panel=_ENSEMBLE),
-]
-Main = Annotated[
-    str,
-    typer.Option(
-        help="Whose vocabulary is spoken: index or name of a member.",
-        metavar="MEMBER",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="How much each member counts: a number for each, such as 0.7,0.3.",
-        metavar="W,W...",
-        show_default="equal",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-Fusion = Annotated[
-    str,
-    typer.Option(
-        help="How distributions are joined: deepen, or deepen-paper for the published search.",
-        metavar="NAME",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="Torch device of all members, such as cpu or cuda:0.",
-        metavar="DEVICE",
-        show_default="chosen by the engine",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="Torch dtype of all members, such as float32 or bfloat16.",
-        metavar="DTYPE",
-        show_default="auto",
-        rich_help_panel=_ENSEMBLE,
-    ),
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(help="Tokens to generate at most.", show_default="256", rich_help_panel=_SAMPLING),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        help="0 takes the most probable token; above 0 samples, higher is more varied.",
-        show_default="0.0",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-TopK = Annotated[int | None, typer.Option(help="Sample from the K most probable tokens.", rich_help_panel=_SAMPLING)]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Sample from the smallest set of tokens with this probability.", rich_help_panel=_SAMPLING),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(help="Sample from tokens at least so probable, relative to the best one.", rich_help_panel=_SAMPLING),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        help="Above 1 makes tokens that were there before less likely.",
-        show_default="1.0",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[int | None, typer.Option(help="Equal seeds give equal text.", rich_help_panel=_SAMPLING)]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=r"End before this text; may be given several times. \n and \t are newline and tab.",
-        metavar="TEXT",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option(help="End after so many seconds with what is there.", rich_help_panel=_SAMPLING),
-]
-Logprobs = Annotated[
-    int | None,
-    typer.Option(
-        help="With --json: report log-probabilities, and so many alternatives to each token.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Fusion = Annotated[str, _ensemble(metavar="NAME", help=f"How distributions are fused: {', '.join(PRESETS)}.")]
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """Which ensemble a command loads. Fields other than `member` and `demo` are options of `Ensemble.load`."""
+
+    member: Annotated[
+        list[str] | None,
+        _ensemble(
+            "--member",
+            "-m",
+            metavar="MODEL",
+            help="A member: a folder in transformers format, or a hub id. Repeat the option for each model.",
+            show_default="the embedded demo",
+        ),
+    ] = None
+    demo: Annotated[bool, _ensemble("--demo", help="Use the embedded demo ensemble.")] = False
+    main: Annotated[
+        str, _ensemble(metavar="MEMBER", help="The model whose tokens are generated: index or name of a member.")
+    ] = "0"
+    weights: Annotated[
+        str | None,
+        _ensemble(
+            metavar="W,W...",
+            help="Each member's share in the fusion: one number per member, such as 0.7,0.3.",
+            show_default="equal",
+        ),
+    ] = None
+    fusion: Fusion = "deepen"
+    device: Annotated[
+        str | None,
+        _ensemble(
+            metavar="DEVICE",
+            help="Torch device of all members, such as cpu or cuda:0.",
+            show_default="chosen by the engine",
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        _ensemble(
+            metavar="DTYPE", help="Torch dtype of all members, such as float32 or bfloat16.", show_default="auto"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a command generates: options of `SamplingParams`. None leaves the default to the engine."""
+
+    max_new_tokens: Annotated[
+        int | None, _sampling(help="Maximum number of tokens to generate.", show_default="256")
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _sampling(help="0 takes the most probable token; above 0 samples, higher is more varied.", show_default="0.0"),
+    ] = None
+    top_k: Annotated[int | None, _sampling(help="Sample from the K most probable tokens.")] = None
+    top_p: Annotated[float | None, _sampling(help="Sample from the smallest set of tokens with this probability.")] = (
+        None
+    )
+    min_p: Annotated[
+        float | None, _sampling(help="Sample from tokens at least this probable, relative to the best one.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _sampling(help="Above 1, tokens that occurred before become less likely.", show_default="1.0"),
+    ] = None
+    seed: Annotated[int | None, _sampling(help="The same seed gives the same text.")] = None
+    stop: Annotated[
+        list[str] | None,
+        _sampling(
+            metavar="TEXT", help=r"End before this text; may be given several times. \n and \t are newline and tab."
+        ),
+    ] = None
+    timeout: Annotated[float | None, _sampling(help="Return the partial answer after this many seconds.")] = None
+    logprobs: Annotated[
+        int | None, _sampling(help="With --json: report log-probabilities, and this many alternatives to each token.")
+    ] = None
+
+
+def spread(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator for commands whose parameters include groups of options, which are dataclasses.
+
+    Args:
+        without: Fields of the groups that the command does not offer; they keep their defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        groups: dict[str, Any] = {}
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if is_dataclass(parameter.annotation):
+                groups[parameter.name] = parameter.annotation
+                parameters += (p for p in _field_parameters(parameter.annotation) if p.name not in without)
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            collected = {}
+            for name, group in groups.items():
+                collected[name] = group(**{f.name: given.pop(f.name) for f in fields(group) if f.name in given})
+            command(**given, **collected)
+
+        # Typer reads a command's options from these.
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _field_parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]

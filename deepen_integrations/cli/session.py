@@ -1,11 +1,12 @@
-"""What every command does around its work: checks options, opens the ensemble, tells errors in one line."""
+"""What every command does around its work: check options, open the ensemble, report errors in one line."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,20 +15,21 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions
 
 
 def notice(message: str, style: str = "yellow") -> None:
-    """Prints one line to the error stream, whatever characters the message holds."""
+    """Prints a message to the error stream as one line, without interpreting markup in it."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text(" ".join(message.split()), style=style))
 
 
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:
-    """Ends the program with one red line for an error of the engine, and quietly for Ctrl-C.
+    """Exits with one red line for an error of the engine, and with a short notice for Ctrl-C.
 
     Args:
-        debug: Let the error through, with its traceback.
+        debug: Raise the error, with its traceback.
 
     Raises:
         typer.Exit: With code 1 for an error, 130 for Ctrl-C.
@@ -47,10 +49,10 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 
 def read_prompt(argument: str | None) -> str:
-    """The prompt of the command line, or the standard input (less its last newline) for `-` and none.
+    """Returns the prompt of the command line; for `-` or no prompt, the standard input without its last newline.
 
     Raises:
-        typer.BadParameter: If there is neither.
+        typer.BadParameter: If there is no prompt and the standard input is a terminal.
     """
     if argument is not None and argument != "-":
         return argument
@@ -59,15 +61,15 @@ def read_prompt(argument: str | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def checked_sampling(**options: Any) -> dict[str, Any]:
-    """The sampling options that were given, after a check that the engine takes them.
+def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
+    """Returns the sampling options that were given, after checking them.
 
     Raises:
         SamplingError: For a value outside its range.
     """
     from deepen_core.config import resolve_sampling  # noqa: PLC0415 (slow)
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _given(options)
     if "stop" in given:
         # A newline is hard to type in a shell.
         given["stop"] = [text.replace("\\n", "\n").replace("\\t", "\t") for text in given["stop"]]
@@ -75,43 +77,44 @@ def checked_sampling(**options: Any) -> dict[str, Any]:
     return given
 
 
-def open_ensemble(
-    members: Sequence[str] | None,
-    *,
-    demo: bool,
-    main: str,
-    weights: str | None,
-    fusion: str,
-    device: str | None,
-    dtype: str | None,
-) -> Ensemble:
+def open_ensemble(options: EnsembleOptions) -> Ensemble:
     """Loads the members, or the embedded demo ensemble if there are none.
 
     Raises:
         typer.BadParameter: If options contradict each other.
-        DeepenError: If the engine refuses.
+        DeepenError: If the ensemble cannot be loaded.
     """
-    if members and demo:
+    if options.member and options.demo:
         raise typer.BadParameter("--demo brings its own members: leave out --demo or --member.")
     from deepen_core import Ensemble  # noqa: PLC0415 (slow)
 
-    options: dict[str, Any] = {"main": _main(main), "weights": _weights(weights), "fusion": fusion}
-    options |= {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    given = _given(options)
+    del given["demo"]
+    members = given.pop("member", None)
+    given |= {name: read(given[name]) for name, read in _READERS.items() if name in given}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
         if not members:
-            return Ensemble.demo(**options)
-        return Ensemble.load(list(members), progress=sys.stderr.isatty(), **options)
+            return Ensemble.demo(**given)
+        return Ensemble.load(members, progress=sys.stderr.isatty(), **given)
+
+
+def _given(options: EnsembleOptions | SamplingOptions) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if value is not None}
 
 
 def _main(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _weights(text: str | None) -> list[float] | None:
+def _weights(text: str) -> list[float]:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not a list of numbers such as 0.7,0.3.", param_hint="--weights"
         ) from None
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"main": _main, "weights": _weights}
+"""Options that the command line takes as text and the engine does not."""

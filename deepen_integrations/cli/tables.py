@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deepen_core.results import EnsembleInfo, MemberInfo
     from deepen_integrations.cli.demo import Comparison
 
-_MEMBER_ROWS: dict[str, Callable[[MemberInfo], str]] = {
+_MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "architecture": lambda m: m.architecture,
     "parameters": lambda m: f"{m.parameters:,}",
     "device, dtype": lambda m: f"{m.device}, {m.dtype}",
@@ -24,18 +24,20 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str]] = {
     "context window": lambda m: f"{m.context_window:,} tokens",
     "ends a text with": lambda m: " ".join(m.stop_tokens) or "nothing",
     "chat template": lambda m: "yes" if m.has_chat_template else "no",
-    "temperature": lambda m: f"{m.temperature:,.1f}",
-    "self-mass": lambda m: f"{m.self_mass:.3f}",
-    "effective support": lambda m: f"{m.effective_support:,.1f} anchors",
-    "rows built": lambda m: f"{m.rows_built:,}",
-    "relative space": lambda m: size(m.space_bytes),
+    "temperature": lambda m: _number(m.temperature, ",.1f"),
+    "self-mass": lambda m: _number(m.self_mass, ".3f"),
+    "effective support": lambda m: _number(m.effective_support, ",.1f", " anchors"),
+    "rows built": lambda m: f"{m.rows_built:,}" if _has_space(m) else None,
+    "relative space": lambda m: size(m.space_bytes) if _has_space(m) else None,
     "several requests": lambda m: m.batching,
 }
+"""What is shown of a member; None where its strategy of fusion has no such number."""
+_MISSING = "-"
 _KNOWN = {"both": "Both know", "half": "Both are in two minds"}
 
 
 def size(count: int) -> str:
-    """A number of bytes for people, such as `12.3 MiB`."""
+    """Formats a number of bytes, such as `12.3 MiB`."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1000:
@@ -44,19 +46,31 @@ def size(count: int) -> str:
     return f"{amount:.3g} GiB"
 
 
+def _has_space(member: MemberInfo) -> bool:
+    """Whether the strategy of fusion has given the member a relative space."""
+    return member.temperature is not None
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str | None:
+    return None if value is None else f"{value:{form}}{unit}"
+
+
 def print_info(console: Console, info: EnsembleInfo) -> None:
-    """Prints the members side by side, then what they have in common, then the warnings."""
+    """Prints the members side by side, then the facts about the ensemble, then the warnings."""
     table = Table(title="Members", title_justify="left")
     table.add_column("")
     for member in info.members:
         table.add_column(Text(member.name + (" (main)" if member.name == info.main else "")), overflow="fold")
     for label, value in _MEMBER_ROWS.items():
-        table.add_row(label, *(Text(value(member)) for member in info.members))
+        shown = [value(member) for member in info.members]
+        if any(shown):
+            table.add_row(label, *(Text(text or _MISSING) for text in shown))
     console.print(table)
 
     together = Table.grid(padding=(0, 2))
     together.add_row("fusion", info.fusion)
-    together.add_row("anchors", f"{info.anchors:,} tokens that all members share")
+    if info.anchors is not None:
+        together.add_row("anchors", f"{info.anchors:,} tokens that all members share")
     together.add_row("context window", f"{info.context_window:,} tokens")
     together.add_row("memory held", f"{size(info.bytes_held)} beyond the models' own weights")
     console.print(together)
@@ -67,11 +81,11 @@ def print_info(console: Console, info: EnsembleInfo) -> None:
     for limit in info.limits:
         console.print(Text(f"- {limit}"))
     if not info.warnings:
-        console.print("Compatibility: nothing to warn of.", style="green")
+        console.print("Compatibility: no warnings.", style="green")
 
 
 def print_answers(console: Console, comparison: Comparison) -> None:
-    """Prints a row for each question, grouped by who knows the answer, and the counts of right answers."""
+    """Prints a row for each question, grouped by the members that know the answer, and the counts of right answers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Question")
     for answers in comparison.answers:
@@ -82,8 +96,8 @@ def print_answers(console: Console, comparison: Comparison) -> None:
         table.add_row(Text(_KNOWN.get(known_to, f"Only {known_to} knows"), style="italic"))
         for row, question in enumerate(comparison.questions):
             if question.known_to == known_to:
-                said = [_marked(answers.texts[row], answers.right[row]) for answers in comparison.answers]
-                table.add_row(Text(question.text), *said, Text(question.answer))
+                marked = [_marked(answers.texts[row], answers.right[row]) for answers in comparison.answers]
+                table.add_row(Text(question.text), *marked, Text(question.answer))
     console.print(table)
 
     count = len(comparison.questions)

@@ -4,7 +4,7 @@ from deepen_integrations.extras import require
 
 require("langchain_core", extra="langchain")
 
-from deepen_core import __version__  # noqa: E402 (says first what is missing)
+from deepen_core import __version__  # noqa: E402 (the error for a missing extra comes first)
 from deepen_integrations.langchain.chat_models import ChatDeepen  # noqa: E402
 from deepen_integrations.langchain.embeddings import HashingEmbeddings  # noqa: E402
 from deepen_integrations.langchain.llms import DeepenLLM  # noqa: E402

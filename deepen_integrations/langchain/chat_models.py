@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -20,43 +21,43 @@ from typing_extensions import Self
 
 from deepen_core import __version__
 from deepen_core.chat.messages import Message, check_messages
-from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm, instructed
-from deepen_integrations.chat import ChatRequest, read_form
+from deepen_integrations.chat import ChatRequest
+from deepen_integrations.langchain.base import LangChainAdapter
+from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
 from deepen_integrations.langchain.messages import chat_messages
-from deepen_integrations.langchain.models import LangChainOptions
-from deepen_integrations.langchain.replies import ChatChunks, chat_result
-from deepen_integrations.langchain.structured import StructuredOutput
+from deepen_integrations.langchain.profiles import model_profile
+from deepen_integrations.langchain.structured import Method, structured_output
 from deepen_integrations.langchain.tools import tool_definition
 
 _FOR_LANGCHAIN = frozenset({"stream", "ls_structured_output_format", "strict"})
-"""Keywords of a call that are no options of the engine's: whether LangChain streams, and what it writes in traces."""
-_MOST_THREADS = 64
+"""Keywords of a call that are not engine options: whether LangChain streams, and what it writes to traces."""
+_MAX_THREADS = 64
 
 
-class ChatDeepen(StructuredOutput, LangChainOptions):
-    r"""Several local language models with different tokenizers, chatting as one.
+class ChatDeepen(BaseChatModel, LangChainAdapter):
+    r"""Several local language models with different tokenizers that chat as one.
 
     Setup:
-        Install `deepen-integrations[langchain,structured]`; `structured` is for tools and objects. No server and no key
-        are needed; `api_key` and `max_retries` are accepted and mean nothing. Every member needs a chat template.
+        Install `deepen-integrations[langchain,structured]`; `structured` is for tools and objects. There is no server
+        and no key; `api_key` and `max_retries` are accepted and ignored. Every member needs a chat template.
 
     Key init args, completion params:
-        max_new_tokens (or max_tokens): tokens of the main member to generate at most, 256 by default.
+        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
         temperature: 0, the default, takes the most probable token; above 0 samples.
-        top_k, top_p, min_p, repetition_penalty, seed: how to choose among tokens.
-        stop: strings before which the answer is cut. A call's own `stop` replaces them, `[]` by none.
-        timeout: seconds after which an answer ends with `finish_reason="timeout"` and what it has.
-        logprobs: report the log-probability of each token, and of so many alternatives.
-        on_member_error: "raise", or "drop" to go on without a member that fails.
+        top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen.
+        stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
+        timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
+        logprobs: report each token's log-probability, and this many alternatives.
+        on_member_error: "raise", or "drop" to continue without a member that fails.
 
     Key init args, ensemble params:
         models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
-        main: whose vocabulary is spoken, by index or name.
-        weights: how much each member counts.
-        fusion: "deepen", "deepen-paper" or a `FusionConfig`.
-        device, dtype: for members that name none.
-        max_batch_size: how many requests are decoded together at most.
+        main: the model whose tokens are generated, by index or name.
+        weights: each member's share in the fusion.
+        fusion: a name in `deepen_core.config.PRESETS`, or the options of a strategy, such as `FusionConfig`.
+        device, dtype: for members without their own.
+        max_batch_size: maximum number of requests decoded together.
 
     Instantiate:
         ```python
@@ -73,8 +74,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         chat.invoke("Where does Felix live?").content
         chat.invoke([("system", "Be brief."), ("human", "Where does Felix live?")], max_tokens=4)
         ```
-        Each member reads the conversation by its own chat template; what a template cannot take is adapted to it.
-        Options of a call replace those of the model. Users' text never turns into control tokens.
+        Each member reads the conversation through its own chat template; messages that a template rejects are adapted
+        to it. Options of a call override those of the model. Users' text never becomes control tokens.
 
     Stream:
         ```python
@@ -89,8 +90,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
             print(chunk.text, end="")
         await chat.abatch(["Where does Felix live?", "What does Esther work as?"])
         ```
-        No thread is held up, and a task that is cancelled ends the work. Conversations of a batch, or of several
-        threads and tasks, are decoded together.
+        No thread waits, and cancelling a task ends the work. The conversations of a batch, or of several threads and
+        tasks, are decoded together.
 
     Tool calling:
         ```python
@@ -102,8 +103,8 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
 
         chat.bind_tools([look_up], tool_choice="any").invoke("Where does Felix live?", max_tokens=64).tool_calls
         ```
-        Calls follow the tools' schemas while they are decoded, so they are valid whatever the models say; a call that
-        is cut off is none. All members are told of tools in one syntax, whatever their templates know of it.
+        Decoding follows the tools' schemas, so every call is valid. A call that is cut off is returned as text. All
+        members see the tools in one syntax, whether or not their templates support tools.
 
     Structured output:
         ```python
@@ -125,7 +126,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         chat.invoke("Where does Felix live?").usage_metadata
         # {"input_tokens": ..., "output_tokens": ..., "total_tokens": ...}
         ```
-        In a stream the last chunk has it.
+        In a stream, the last chunk has it.
 
     Logprobs:
         ```python
@@ -140,7 +141,7 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     """
 
     streaming: bool = False
-    """Whether `invoke` streams inside, so that callbacks hear of each piece even where nothing asks LangChain to."""
+    """Whether `invoke` streams internally, so that callbacks receive each piece even if nothing else asks for it."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
@@ -156,30 +157,10 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         return self.identifying_params()
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return super()._get_ls_params(stop=self.told_stop(stop), **kwargs)
+        return super()._get_ls_params(stop=self.stop_strings(stop), **kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile:
-        """What is known before anything is loaded."""
-        facts, constrains = self.facts, can_constrain()
-        profile = ModelProfile(
-            name=self.model_name,
-            max_output_tokens=self.max_new_tokens,
-            text_inputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            text_outputs=True,
-            image_outputs=False,
-            audio_outputs=False,
-            video_outputs=False,
-            tool_calling=constrains,
-            tool_choice=constrains,
-            tool_call_streaming=constrains,
-            structured_output=constrains,
-        )
-        if facts.context_window is not None:
-            profile["max_input_tokens"] = facts.context_window
-        return profile
+        return model_profile(self)
 
     def bind_tools(
         self,
@@ -190,20 +171,20 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A model that may call tools.
+        """Returns a model that can call tools.
 
         Args:
             tools: Tools, functions, pydantic classes, TypedDicts, JSON schemas with a title, or definitions in
-                OpenAI's form.
-            tool_choice: None or "auto" lets the models decide; "any", "required" or True has them call one; a name or
-                a mapping with a name has them call that one; "none" keeps them from it.
-            parallel_tool_calls: Whether an answer may hold several calls. If not given: unless one tool is named.
-            strict: Taken as other models take it. Arguments follow the schema anyway.
+                OpenAI's format.
+            tool_choice: None or "auto" lets the models decide; "any", "required" or True requires a call; a name or a
+                mapping with a name requires a call of that tool; "none" forbids calls.
+            parallel_tool_calls: Whether an answer may contain several calls; by default unless one tool is named.
+            strict: Accepted for compatibility. Arguments always follow the schema.
             kwargs: Options of each call.
 
         Raises:
-            SamplingError: If there is no such tool, if a schema of one cannot be followed, or for an unknown option or
-                value.
+            SamplingError: If there is no such tool, if decoding cannot follow a tool's schema, or for an unknown
+                option or value.
         """
         del strict
         bound: dict[str, Any] = {"tools": [tool_definition(tool) for tool in tools], **kwargs}
@@ -212,19 +193,46 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         self._checked((), bound)
         return self.bind(**bound)
 
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        include_raw: bool = False,
+        method: Method = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Returns a model that answers with objects.
+
+        Args:
+            schema: A pydantic class, a TypedDict, a JSON schema, or a tool definition in OpenAI's format. Pydantic
+                classes yield their instances, all others dicts. Optional for "json_mode".
+            include_raw: Return a dict of `raw` (the message), `parsed` and `parsing_error` (an error or None), and
+                never raise a parsing error.
+            method: "json_schema": the answer follows the schema; "function_calling": a call of one tool with the
+                schema's name; "json_mode": any JSON object, or one that follows the schema if there is one.
+            strict: Accepted for compatibility. Answers always follow the schema.
+            kwargs: Options of each call.
+
+        Raises:
+            SamplingError: For an unknown method or option, a missing schema, or one that decoding cannot follow.
+        """
+        del strict
+        return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=kwargs)
+
     def get_token_ids(self, text: str) -> list[int]:
-        """Ids of a text by the main member's tokenizer, without BOS; `get_num_tokens` counts them."""
-        return self.main_ids(text, self.custom_get_token_ids)
+        """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
+        return self.token_ids(text, self.custom_get_token_ids)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """How many of the main member's tokens these messages are as a prompt, rendered by its chat template.
+        """Counts the main member's tokens of these messages as a prompt, rendered with its chat template.
 
         Args:
             messages: The conversation.
-            tools: Counted as the members are told of them.
+            tools: Counted as they appear in the prompt.
 
         Raises:
-            PromptError: If the messages hold what no text model can read.
+            PromptError: If a message contains something that a text model cannot read.
             ChatTemplateError: If main has no chat template.
         """
         form = ReplyForm.from_openai([tool_definition(tool) for tool in tools or ()])
@@ -238,10 +246,10 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """As `BaseChatModel.batch`, which runs each conversation in a thread: there are enough to fill the engine."""
+        """Like `BaseChatModel.batch`, a thread per conversation, but with enough threads to fill the engine."""
         configs = get_config_list(config, len(inputs))
         if configs and configs[0].get("max_concurrency") is None:
-            threads = min(len(inputs), max(_MOST_THREADS, self.max_batch_size))
+            threads = min(len(inputs), max(_MAX_THREADS, self.max_batch_size))
             configs[0] = {**configs[0], "max_concurrency": threads}
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
@@ -249,13 +257,14 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  LangChain tells of tokens itself
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  LangChain reports tokens itself
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        answer = ensemble.generate(request.prompt(), request.params(ensemble.thinking))
-        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        call = request.prepare(ensemble)
+        answer = ensemble.generate(call.prompt, call.params)
+        return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
 
     async def _agenerate(
         self,
@@ -266,8 +275,9 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        answer = await ensemble.agenerate(request.prompt(), request.params(ensemble.thinking))
-        return chat_result(answer, request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
+        call = request.prepare(ensemble)
+        answer = await ensemble.agenerate(call.prompt, call.params)
+        return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
 
     def _stream(
         self,
@@ -278,8 +288,9 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
         ensemble = self.ensemble
-        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
-        with closing(ensemble.stream(request.prompt(), request.params(ensemble.thinking))) as pieces:
+        call = request.prepare(ensemble)
+        chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+        with closing(ensemble.stream(call.prompt, call.params)) as pieces:
             for piece in pieces:
                 for chunk in chunks.chunks_for(piece):
                     if run_manager is not None:
@@ -295,8 +306,9 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         request = self._request(messages, stop, kwargs)
         ensemble = await self.aensemble()
-        chunks = ChatChunks(request.parser(ensemble.thinking), self.model_name, self.get_num_tokens)
-        async with aclosing(ensemble.astream(request.prompt(), request.params(ensemble.thinking))) as pieces:
+        call = request.prepare(ensemble)
+        chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+        async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
             async for piece in pieces:
                 for chunk in chunks.chunks_for(piece):
                     if run_manager is not None:
@@ -309,9 +321,6 @@ class ChatDeepen(StructuredOutput, LangChainOptions):
         return self._checked(check_messages(chat_messages(messages)), {"stop": stop, **options})
 
     def _checked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatRequest:
-        """What is asked, checked before anything is loaded."""
+        """Makes the request and checks it before anything is loaded."""
         given = {name: value for name, value in options.items() if name not in _FOR_LANGCHAIN}
-        form = read_form(given)
-        request = ChatRequest(messages, form, self.sampling(given))
-        request.check()
-        return request
+        return ChatRequest.from_options(messages, given, self.sampling)

@@ -8,9 +8,9 @@ from deepen_integrations.hashing import DIMENSION, hashed_vector
 
 
 class HashingEmbeddings(Embeddings):
-    """Texts are near each other when they share words. For demos, tests and small collections.
+    """Texts that share words have similar vectors. For demos, tests and small collections.
 
-    The same text has the same vector in every process. Word order and meaning play no role.
+    The same text has the same vector in every process. Word order and meaning are ignored.
 
     Args:
         dimension: Length of a vector.
@@ -20,9 +20,9 @@ class HashingEmbeddings(Embeddings):
         self.dimension = dimension
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text."""
+        """Returns a vector for each text."""
         return [hashed_vector(text, self.dimension) for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a question, which is that of any text."""
+        """Returns the vector of a query, computed as for any text."""
         return hashed_vector(text, self.dimension)

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd
+from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.outputs import GenerationChunk, LLMResult
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
-from deepen_integrations.langchain.batches import ApartBatches, known_outcomes
-from deepen_integrations.langchain.prompts import PromptReader
-from deepen_integrations.langchain.results import generation_chunk, joined_chunks, llm_result
+from deepen_integrations.langchain.base import LangChainAdapter
+from deepen_integrations.langchain.messages import plain_messages
+from deepen_integrations.langchain.outputs import generation_chunk, joined_chunks, llm_result
+from deepen_integrations.langchain.partial_failures import BatchInputs, known_outcomes
+from deepen_integrations.langchain.prompts import Conversation, keep_messages
+
+if TYPE_CHECKING:
+    from deepen_core import Ensemble
 
 _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"})
-"""Keywords of `generate` that are no options of the engine's: for LangChain's callbacks, and from `batch`."""
+"""Keywords of `generate` that are not engine options: LangChain's callbacks use them, or `batch` sets them."""
 
 
-class DeepenLLM(ApartBatches, PromptReader):
-    r"""Several local language models with different tokenizers, answering as one.
+class DeepenLLM(BaseLLM, LangChainAdapter):
+    r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
-        Install `deepen-integrations[langchain]`. No server and no key are needed; `api_key` and `max_retries` are
-        accepted and mean nothing.
+        Install `deepen-integrations[langchain]`. There is no server and no key; `api_key` and `max_retries` are
+        accepted and ignored.
 
     Key init args, completion params:
-        max_new_tokens (or max_tokens): tokens of the main member to generate at most, 256 by default.
+        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
         temperature: 0, the default, takes the most probable token; above 0 samples.
-        top_k, top_p, min_p, repetition_penalty, seed: how to choose among tokens.
-        stop: strings before which the answer is cut. A call's own `stop` replaces them, `[]` by none.
-        timeout: seconds after which an answer ends with `finish_reason="timeout"` and what it has.
-        logprobs: report the log-probability of each token, and of so many alternatives.
-        on_member_error: "raise", or "drop" to go on without a member that fails.
-        apply_chat_template: whether members render messages by their own templates.
+        top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen.
+        stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
+        timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
+        logprobs: report each token's log-probability, and this many alternatives.
+        on_member_error: "raise", or "drop" to continue without a member that fails.
+        apply_chat_template: whether members render messages with their own templates.
 
     Key init args, ensemble params:
         models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
-        main: whose vocabulary is spoken, by index or name.
-        weights: how much each member counts.
-        fusion: "deepen", "deepen-paper" or a `FusionConfig`.
-        device, dtype: for members that name none.
-        max_batch_size: how many requests are decoded together at most.
+        main: the model whose tokens are generated, by index or name.
+        weights: each member's share in the fusion.
+        fusion: a name in `deepen_core.config.PRESETS`, or the options of a strategy, such as `FusionConfig`.
+        device, dtype: for members without their own.
+        max_batch_size: maximum number of requests decoded together.
 
     Instantiate:
         ```python
@@ -66,24 +77,23 @@ class DeepenLLM(ApartBatches, PromptReader):
         llm.invoke("Question: Where does Mira live?\nAnswer:", max_new_tokens=4, stop=["\n"])
         llm.invoke([("system", "Be brief."), ("human", "Where does Mira live?")])
         ```
-        Options of a call replace those of the model, and are part of traces and of the key of LangChain's cache.
-        Messages are rendered by each member's own chat template, if all of them have one. Strings are continued as
-        they are.
+        Options of a call override those of the model; traces and the key of LangChain's cache include them. Messages
+        are rendered with each member's own chat template if all members have one. Strings are continued verbatim.
 
     Stream:
         ```python
         for text in llm.stream("Question: Where does Mira live?\nAnswer:"):
             print(text, end="")
         ```
-        A stream that is closed or abandoned ends the work.
+        Closing or abandoning a stream ends the work.
 
     Batch:
         ```python
         llm.batch(["Mira lives in", "Tomas works as a"])
         llm.batch(["Mira lives in", "word " * 100_000], return_exceptions=True)
         ```
-        One call of the engine for all prompts, of which only those that fail are exceptions. `max_concurrency` cuts
-        the batch into slices that are decoded one after the other.
+        All prompts go to the engine in one call; only those that fail become exceptions. `max_concurrency` splits the
+        batch into slices that are decoded one after the other.
 
     Async:
         ```python
@@ -92,21 +102,25 @@ class DeepenLLM(ApartBatches, PromptReader):
             print(text, end="")
         await llm.abatch(["Mira lives in", "Tomas works as a"])
         ```
-        No thread is held up, and a task that is cancelled ends the work.
+        No thread waits, and cancelling a task ends the work.
 
     Token usage and response metadata:
         ```python
         llm.generate(["Mira lives in"]).llm_output
         # {"token_usage": {"prompt_tokens": ..., "completion_tokens": ..., ...}, "model_name": ...}
         ```
-        Each generation's `generation_info`, and that of the last chunk of a stream, holds its own `usage`,
-        `finish_reason` and `model_name`.
+        The `generation_info` of each generation, and of a stream's last chunk, has its own `usage`, `finish_reason`
+        and `model_name`.
 
     Logprobs:
         ```python
         llm.generate(["Mira lives in"], logprobs=2).generations[0][0].generation_info["logprobs"]
         ```
     """
+
+    apply_chat_template: bool | Literal["auto"] = "auto"
+    """Whether messages are rendered with each member's own chat template; "auto": if all members have one. Otherwise
+    they are joined to one text, `Human: ...`, as LangChain does for other models. Strings are never rendered."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
@@ -122,14 +136,70 @@ class DeepenLLM(ApartBatches, PromptReader):
         return {**self.identifying_params(), "apply_chat_template": self.apply_chat_template}
 
     @property
-    def _serialized(self) -> dict[str, Any]:  # kept once computed in BaseLLM, but options change
+    def _serialized(self) -> dict[str, Any]:  # BaseLLM caches it, but options change
         return cast("dict[str, Any]", dumpd(self))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return super()._get_ls_params(stop=self.told_stop(stop), **kwargs)
+        return super()._get_ls_params(stop=self.stop_strings(stop), **kwargs)
 
-    # Options of a call: LangChain makes its cache keys and traces of the model's own options and not of the call's, so
-    # every way in goes on with a copy that has them as its own.
+    # Prompts and their tokens
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        value = super()._convert_input(model_input)
+        return value if self.apply_chat_template is False else keep_messages(value)
+
+    def _read(self, prompt: str, ensemble: Ensemble) -> str | list[dict[str, str]]:
+        """Returns a prompt as the engine takes it."""
+        if not isinstance(prompt, Conversation):
+            return prompt
+        return prompt.messages if self._renders(ensemble) else prompt.joined
+
+    def _renders(self, ensemble: Ensemble) -> bool:
+        return ensemble.has_chat_template if self.apply_chat_template == "auto" else self.apply_chat_template
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
+        return self.token_ids(text, self.custom_get_token_ids)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Counts the main member's tokens of these messages as a prompt.
+
+        Args:
+            messages: The conversation. It is rendered with main's chat template if prompts are.
+            tools: Counted as their JSON schemas, although this model's prompts do not contain them.
+
+        Raises:
+            PromptError: If a message contains anything but text.
+        """
+        ensemble = self.ensemble
+        schemas = [json.dumps(convert_to_openai_tool(tool), ensure_ascii=False) for tool in tools or ()]
+        described = sum(map(self.get_num_tokens, schemas))
+        if self.custom_get_token_ids is None and self._renders(ensemble):
+            return described + ensemble.count_tokens(plain_messages(messages))
+        return described + self.get_num_tokens(get_buffer_string(messages))
+
+    # The public methods. LangChain builds cache keys and traces from the model's options, not from the call's, so each
+    # method continues on a copy that has the call's options as its own.
+
+    def generate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Like `BaseLLM.generate_prompt`, but messages remain messages, as in `invoke`."""
+        return super().generate_prompt([self._convert_input(p) for p in prompts], stop, callbacks, **kwargs)
+
+    async def agenerate_prompt(
+        self,
+        prompts: list[PromptValue],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Like `BaseLLM.agenerate_prompt`, but messages remain messages, as in `ainvoke`."""
+        return await super().agenerate_prompt([self._convert_input(p) for p in prompts], stop, callbacks, **kwargs)
 
     def generate(
         self,
@@ -138,7 +208,7 @@ class DeepenLLM(ApartBatches, PromptReader):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """As `BaseLLM.generate`; options given by keyword become part of the cache key and of the trace."""
+        """Like `BaseLLM.generate`; the cache key and the trace include options given by keyword."""
         llm, passed_on = self._for_call(kwargs)
         return super(DeepenLLM, llm).generate(prompts, stop, callbacks, **passed_on)
 
@@ -149,10 +219,42 @@ class DeepenLLM(ApartBatches, PromptReader):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """As `BaseLLM.agenerate`; options given by keyword become part of the cache key and of the trace."""
+        """Like `BaseLLM.agenerate`; the cache key and the trace include options given by keyword."""
         llm, passed_on = self._for_call(kwargs)
-        # langchain-core 1.7.2 takes an empty list for one of callbacks per prompt and fails.
+        # langchain-core 1.7.2 takes an empty list to mean one list of callbacks per prompt, and fails.
         return await super(DeepenLLM, llm).agenerate(prompts, stop, callbacks or None, **passed_on)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Like `BaseLLM.batch`, but with `return_exceptions` only the prompts that fail become exceptions."""
+        kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
+        if not return_exceptions or len(inputs) == 1:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        batch, apart = BatchInputs(inputs, config, self._convert_input), {**kwargs, "errors_apart": True}
+        found = super().batch(batch.values, batch.configs, return_exceptions=True, **apart)
+        return batch.outputs(found, partial(self.generate, **kwargs))
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Like `BaseLLM.abatch`, but with `return_exceptions` only the prompts that fail become exceptions."""
+        kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
+        if not return_exceptions or len(inputs) == 1:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        batch, apart = BatchInputs(inputs, config, self._convert_input), {**kwargs, "errors_apart": True}
+        found = await super().abatch(batch.values, batch.configs, return_exceptions=True, **apart)
+        return await batch.aoutputs(found, partial(self.agenerate, **kwargs))
 
     def stream(
         self,
@@ -162,7 +264,7 @@ class DeepenLLM(ApartBatches, PromptReader):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[str]:
-        """As `BaseLLM.stream`; options given by keyword become part of the trace."""
+        """Like `BaseLLM.stream`; the trace includes options given by keyword."""
         llm = self.with_options(**kwargs) if kwargs else self
         yield from super(DeepenLLM, llm).stream(input, config, stop=stop)
 
@@ -174,7 +276,7 @@ class DeepenLLM(ApartBatches, PromptReader):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[str]:
-        """As `BaseLLM.astream`; options given by keyword become part of the trace."""
+        """Like `BaseLLM.astream`; the trace includes options given by keyword."""
         llm = self.with_options(**kwargs) if kwargs else self
         pieces = cast("AsyncGenerator[str, None]", super(DeepenLLM, llm).astream(input, config, stop=stop))
         async with aclosing(pieces):
@@ -182,10 +284,12 @@ class DeepenLLM(ApartBatches, PromptReader):
                 yield piece
 
     def _for_call(self, kwargs: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """A copy that has a call's options as its own, and what is left for LangChain."""
+        """Returns a copy that has a call's options as its own, and the keywords left for LangChain."""
         passed_on = {name: kwargs[name] for name in _PASSED_ON & kwargs.keys()}
         options = {name: value for name, value in kwargs.items() if name not in _PASSED_ON}
         return (self.with_options(**options) if options else self), passed_on
+
+    # LangChain's hooks, which call the engine
 
     def _generate(
         self,

@@ -1,4 +1,4 @@
-"""LangChain's messages as the engine takes them."""
+"""Converts LangChain's messages to the engine's."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ _ROLES: dict[type[BaseMessage], str] = {
     AIMessage: "assistant",
     ToolMessage: "tool",
 }
-_SPOKEN = {"human": "user", "ai": "assistant", "developer": "system"}
-"""Roles that a `ChatMessage` may carry and that chat templates call otherwise."""
-_TOLD_ELSEWHERE = frozenset(
+_ROLE_ALIASES = {"human": "user", "ai": "assistant", "developer": "system"}
+"""Roles of a `ChatMessage` that have another name in chat templates."""
+_OMITTED = frozenset(
     "tool_use tool_call tool_call_chunk invalid_tool_call input_json_delta function_call "
     "reasoning thinking redacted_thinking non_standard".split()
 )
-"""Blocks of an assistant's content that say again what its calls say, or what it thought: no template shows these."""
-
+"""Blocks of an assistant's content that repeat its tool calls, or are thoughts: templates render neither."""
 _TEXTS = {"text": "text", "text-plain": "text", "refusal": "refusal"}
-"""Blocks that are text, and where it stands in them."""
+"""Types of blocks that are text, and the key of the text in each."""
 
 
 def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    """Messages as role and content.
+    """Returns the role and content of each message.
 
     Args:
-        messages: A conversation that holds text only.
+        messages: A conversation of text only.
 
     Raises:
-        PromptError: If a message is of another kind, holds anything but text, or calls tools.
+        PromptError: If a message has no role in a conversation, contains anything but text, or calls tools.
     """
     for message in messages:
         if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
@@ -43,13 +42,14 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
 
 
 def chat_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Messages in OpenAI's form, with calls of tools and their results.
+    """Returns messages in OpenAI's format, with tool calls and their results.
 
     Args:
-        messages: A conversation. Results of tools may also stand as blocks in a human message, as Anthropic has it.
+        messages: A conversation. A human message may contain tool results as blocks, as in Anthropic's format.
 
     Raises:
-        PromptError: If a message is of another kind, or holds what no text model can read, such as an image.
+        PromptError: If a message has no role in a conversation, or contains something other than text, such as an
+            image.
     """
     return [read for message in messages for read in _read(message)]
 
@@ -65,7 +65,7 @@ def _read(message: BaseMessage) -> Iterator[dict[str, Any]]:
         if not blocks and message.content:
             return  # nothing but results
     elif role == "assistant":
-        blocks = [b for b in blocks if isinstance(b, str) or b.get("type") not in _TOLD_ELSEWHERE]
+        blocks = [b for b in blocks if isinstance(b, str) or b.get("type") not in _OMITTED]
     read: dict[str, Any] = {"role": role, "content": _text(message, blocks)}
     if message.name:
         read["name"] = message.name
@@ -82,7 +82,7 @@ def _call(identity: str | None, name: str | None, arguments: Any) -> dict[str, A
 
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
-        return _SPOKEN.get(message.role, message.role)
+        return _ROLE_ALIASES.get(message.role, message.role)
     for kind, role in _ROLES.items():
         if isinstance(message, kind):
             return role

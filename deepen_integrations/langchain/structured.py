@@ -1,8 +1,8 @@
-"""Objects instead of messages: `with_structured_output` on constrained decoding."""
+"""Objects instead of messages: `with_structured_output` by constrained decoding."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
@@ -24,68 +23,58 @@ from deepen_integrations.langchain.tools import tool_definition
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
-class StructuredOutput(BaseChatModel):
-    """A chat model whose answers may be objects of a class or a schema, valid whatever its members say."""
+def structured_output(
+    bind_tools: Callable[..., Runnable[LanguageModelInput, AIMessage]],
+    schema: dict[str, Any] | type | None,
+    method: Method,
+    *,
+    include_raw: bool,
+    options: dict[str, Any],
+) -> Runnable[LanguageModelInput, Any]:
+    """Chains a chat model with a parser of its answers.
 
-    def with_structured_output(
-        self,
-        schema: dict[str, Any] | type | None = None,
-        *,
-        include_raw: bool = False,
-        method: Method = "json_schema",
-        strict: bool | None = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """A model that answers with objects.
+    Args:
+        bind_tools: The model's method.
+        schema: See `ChatDeepen.with_structured_output`, as for the other arguments.
+        method: How the object is requested.
+        include_raw: Return the message and the parsing error as well.
+        options: Options of each call.
 
-        Args:
-            schema: A pydantic class, a TypedDict, a JSON schema, or a definition of a tool in OpenAI's form. Pydantic
-                classes give objects of theirs, all others dicts. "json_mode" does without.
-            include_raw: Give a dict of `raw` (the message), `parsed` and `parsing_error` (an error or None), and raise
-                nothing that parsing comes to.
-            method: How it is asked: "json_schema", for an answer that follows the schema; "function_calling", for a
-                call of one tool of the schema's name; "json_mode", for any JSON object, or for the schema's if there is
-                one.
-            strict: Taken as other models take it. Answers follow the schema anyway.
-            kwargs: Options of each call.
-
-        Raises:
-            SamplingError: For an unknown method, an unknown option, no schema where one is needed, or one that cannot
-                be followed.
-        """
-        del strict
-        if method not in {"json_schema", "function_calling", "json_mode"}:
-            raise SamplingError(f"method is {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'.")
-        if schema is None and method != "json_mode":
-            raise SamplingError(f"method={method!r} needs a schema; only 'json_mode' does without.")
-        if schema is not None:
-            kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": schema}
-        pydantic_class = cast("type[BaseModel]", schema) if _is_model(schema) else None
-        parser: Runnable[AIMessage, Any]
-        if method == "function_calling":
-            tool = tool_definition(cast("type", schema))
-            name = tool["function"]["name"]
-            choice: Any = {"type": "function", "function": {"name": name}}  # the name alone may be "any" or "none"
-            model = self.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **kwargs)
-            parser = (
-                PydanticToolsParser(tools=[pydantic_class], first_tool_only=True)
-                if pydantic_class
-                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-            )
-        else:
-            response_format = {"type": "json_object"} if schema is None else _response_format(schema)
-            model = self.bind_tools([], response_format=response_format, **kwargs)
-            parser = PydanticOutputParser(pydantic_object=pydantic_class) if pydantic_class else JsonOutputParser()
-        parser = RunnableGenerator(_whole, _awhole) | parser
-        if not include_raw:
-            return model | parser
-        outcome = _Outcome(parser)
-        return RunnableMap(raw=model) | RunnableGenerator(outcome.told, outcome.atold)
+    Raises:
+        SamplingError: For an unknown method or option, a missing schema, or one that decoding cannot follow.
+    """
+    if method not in {"json_schema", "function_calling", "json_mode"}:
+        raise SamplingError(f"method is {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'.")
+    if schema is None and method != "json_mode":
+        raise SamplingError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
+    if schema is not None:
+        options = {**options, "ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
+    pydantic_class = cast("type[BaseModel]", schema) if _is_model(schema) else None
+    parser: Runnable[AIMessage, Any]
+    if method == "function_calling":
+        tool = tool_definition(cast("type", schema))
+        name = tool["function"]["name"]
+        choice: Any = {"type": "function", "function": {"name": name}}  # the bare name could be "any" or "none"
+        model = bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **options)
+        parser = (
+            PydanticToolsParser(tools=[pydantic_class], first_tool_only=True)
+            if pydantic_class
+            else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        )
+    else:
+        response_format = {"type": "json_object"} if schema is None else _response_format(schema)
+        model = bind_tools([], response_format=response_format, **options)
+        parser = PydanticOutputParser(pydantic_object=pydantic_class) if pydantic_class else JsonOutputParser()
+    parser = RunnableGenerator(_complete, _acomplete) | parser
+    if not include_raw:
+        return model | parser
+    outcome = _Outcome(parser)
+    return RunnableMap(raw=model) | RunnableGenerator(outcome.added, outcome.aadded)
 
 
 def _response_format(schema: Any) -> dict[str, Any]:
-    """OpenAI's mapping for a schema of any kind."""
-    if _is_model(schema) and issubclass(schema, BaseModel):  # LangChain's own way loses references to itself
+    """Returns OpenAI's mapping for a schema of any kind."""
+    if _is_model(schema) and issubclass(schema, BaseModel):  # LangChain's own conversion loses self-references
         wanted = schema.model_json_schema()
     elif isinstance(schema, dict):
         function = schema.get("function", schema)
@@ -97,51 +86,51 @@ def _response_format(schema: Any) -> dict[str, Any]:
 
 
 def _is_model(schema: Any) -> bool:
-    """Whether it is a pydantic class, of either version."""
+    """Whether it is a pydantic class, of version 1 or 2."""
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def _whole(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
-    """Messages as they come; an answer that was cut off raises, since LangChain's parsers would complete it."""
+def _complete(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
+    """Passes messages on. A truncated answer raises, because LangChain's parsers would complete it."""
     for message in messages:
-        _check_whole(message)
+        _check_complete(message)
         yield message
 
 
-async def _awhole(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+async def _acomplete(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
     async for message in messages:
-        _check_whole(message)
+        _check_complete(message)
         yield message
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Adds to a message, or to all pieces of one, what it is parsed to or the error that this comes to."""
+    """Adds the parsed object, or the parsing error, to a message or to all pieces of one."""
 
     parser: Runnable[AIMessage, Any]
 
-    def told(self, chunks: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
+    def added(self, chunks: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
         pieces = []
         for chunk in chunks:
             pieces.append(chunk["raw"])
             yield AddableDict(chunk)
-        yield self._of(pieces)
+        yield self._parsed(pieces)
 
-    async def atold(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
+    async def aadded(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
         pieces = []
         async for chunk in chunks:
             pieces.append(chunk["raw"])
             yield AddableDict(chunk)
-        yield self._of(pieces)
+        yield self._parsed(pieces)
 
-    def _of(self, pieces: Sequence[AIMessage]) -> AddableDict:
+    def _parsed(self, pieces: Sequence[AIMessage]) -> AddableDict:
         try:
             return AddableDict(parsed=self.parser.invoke(reduce(add, pieces)), parsing_error=None)
-        except Exception as error:  # noqa: BLE001  told, whatever a class raises
+        except Exception as error:  # noqa: BLE001  reported, whatever a class raises
             return AddableDict(parsed=None, parsing_error=error)
 
 
-def _check_whole(message: AIMessage) -> None:
+def _check_complete(message: AIMessage) -> None:
     reason = message.response_metadata.get("finish_reason", "stop")
     if reason != "stop":
         way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")

@@ -1,4 +1,4 @@
-"""Tools of any kind that LangChain knows, in OpenAI's form."""
+"""Converts every kind of tool that LangChain accepts to OpenAI's format."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deepen_core.errors import SamplingError
 
 
 def tool_definition(tool: Mapping[str, Any] | type | Callable[..., Any] | BaseTool) -> dict[str, Any]:
-    """The definition of a tool.
+    """Returns the definition of a tool in OpenAI's format.
 
     Args:
         tool: A tool, a function, a pydantic class, a TypedDict, a JSON schema with a title, or a definition.
 
     Raises:
-        SamplingError: If it is none of these.
+        SamplingError: If it is not one of these.
     """
     try:
         definition = convert_to_openai_tool(tool)
-    except (AttributeError, TypeError, ValueError) as problem:  # what LangChain does not expect
-        raise SamplingError(f"This is no tool: {' '.join(str(problem).split())}") from problem
+    except (AttributeError, TypeError, ValueError) as problem:  # LangChain's own, on unexpected input
+        raise SamplingError(f"This is not a tool: {' '.join(str(problem).split())}") from problem
     schema = _schema(tool)
     if schema is None:
         return definition
@@ -33,7 +33,7 @@ def tool_definition(tool: Mapping[str, Any] | type | Callable[..., Any] | BaseTo
 
 
 def _schema(tool: Any) -> Mapping[str, Any] | None:
-    """The schema of the arguments where LangChain loses some of it: of classes that refer to themselves, of unions."""
+    """The schema of the arguments, where LangChain's conversion loses part of it: self-references and unions."""
     arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
     if isinstance(arguments, type) and issubclass(arguments, BaseModel):
         return arguments.model_json_schema()

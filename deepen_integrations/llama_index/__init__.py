@@ -4,14 +4,14 @@ from deepen_integrations.extras import require
 
 require("llama_index.core", extra="llama-index")
 
-from llama_index.core.llms.loading import RECOGNIZED_LLMS  # noqa: E402 (says first what is missing)
+from llama_index.core.llms.loading import RECOGNIZED_LLMS  # noqa: E402 (the error for a missing extra comes first)
 
-from deepen_integrations.llama_index.embeddings import HashingEmbedding  # noqa: E402 (says first what is missing)
+from deepen_integrations.llama_index.embeddings import HashingEmbedding  # noqa: E402
+from deepen_integrations.llama_index.function_calling import DeepenToolLLM  # noqa: E402
 from deepen_integrations.llama_index.llms import DeepenLLM  # noqa: E402
 from deepen_integrations.llama_index.settings import configure_settings  # noqa: E402
-from deepen_integrations.llama_index.tools import DeepenToolLLM  # noqa: E402
 
-# Where `load_llm` looks, which restores extractors and the like from their serialized form.
+# `load_llm` looks here to restore extractors and the like from their serialized form.
 RECOGNIZED_LLMS.update({model.class_name(): model for model in (DeepenLLM, DeepenToolLLM)})
 
 __all__ = ["DeepenLLM", "DeepenToolLLM", "HashingEmbedding", "configure_settings"]

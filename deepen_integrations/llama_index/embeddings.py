@@ -8,9 +8,9 @@ from deepen_integrations.hashing import DIMENSION, hashed_vector
 
 
 class HashingEmbedding(BaseEmbedding):
-    """Texts are near each other when they share words. For demos, tests and small collections.
+    """Texts that share words have similar vectors. For demos, tests and small collections.
 
-    The same text has the same vector in every process. Word order and meaning play no role.
+    The same text has the same vector in every process. Word order and meaning are ignored.
     """
 
     dimension: int = DIMENSION

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -20,39 +19,47 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import Field
+from typing_extensions import Self
 
-from deepen_core.chat.messages import Prompt
 from deepen_core.replies import ReplyForm
-from deepen_integrations.chat import ChatRequest
-from deepen_integrations.llama_index.agents import ReActModel
+from deepen_integrations.adapter import DeepenAdapter
+from deepen_integrations.chat import ChatRequest, PreparedChat
+from deepen_integrations.llama_index.callbacks import aobserved, observed
 from deepen_integrations.llama_index.messages import chat_messages, text_messages
-from deepen_integrations.llama_index.replies import ChatReplies, Completions, Response
-from deepen_integrations.llama_index.structured import StructuredPrediction
+from deepen_integrations.llama_index.react import react_options, react_stop
+from deepen_integrations.llama_index.responses import ChatResponses, CompletionResponses
+from deepen_integrations.llama_index.structured import StructuredCall
 
 if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
+
     from deepen_core import Ensemble
-    from deepen_core.chat.template import Thinking
+    from deepen_core.chat.messages import Message, Prompt
 
 
-class DeepenLLM(StructuredPrediction, ReActModel):
-    r"""Several local language models with different tokenizers, answering as one.
+class DeepenLLM(CustomLLM, DeepenAdapter):
+    r"""Several local language models with different tokenizers that answer as one.
 
-    Install `deepen-integrations[llama-index]`. No server and no key are needed.
+    Install `deepen-integrations[llama-index]`. There is no server and no key.
 
-    Options are fields. Those that say how to answer may be given to a call by keyword too, and then replace
-    the field's value; `max_tokens` is another name of `max_new_tokens`.
+    Options are fields. A call may override the sampling options by keyword; `max_tokens` is another name for
+    `max_new_tokens`.
 
-    `structured_predict`, `as_structured_llm` and `output_cls` of query engines give valid objects whatever the models
-    say, with the extra `structured`. For a `ReActAgent` give `llm.for_react()`. `configure_settings(llm)` makes it the
-    default of everything in LlamaIndex.
+    With the extra `structured`, `structured_predict`, `as_structured_llm` and the `output_cls` of query engines always
+    return valid objects. For a `ReActAgent`, pass `llm.for_react()`. `configure_settings(llm)` makes the model
+    LlamaIndex's default.
 
-    Constructing loads nothing. The first call loads the models, once per process for equal `models`, `main`,
-    `weights`, `fusion`, `device`, `dtype` and `max_batch_size`.
+    Construction loads nothing. The first call loads the models, once per process for equal load options (the fields
+    of `LoadOptions`: `models`, `main`, `weights`, `fusion` and so on).
 
-    Conversations go to each member through its own chat template. If a member has none, or if
-    `messages_to_prompt` was given, all members read the same text.
+    Each member reads conversations through its own chat template. If a member has none, or if `messages_to_prompt` is
+    given, all members read the same text.
 
     Examples:
         ```python
@@ -71,10 +78,10 @@ class DeepenLLM(StructuredPrediction, ReActModel):
     """
 
     context_window: int | None = Field(default=None, ge=1)
-    """Tokens that the text of a prompt and its answer may have together, which LlamaIndex fills prompts up to.
+    """Tokens that a prompt's text and its answer may have together; LlamaIndex fills prompts up to it.
 
-    If not given, as many of main's tokens as fit every member, less what chat templates add: measured once the ensemble
-    is loaded, and with an allowance before.
+    By default the number of main's tokens that fit every member, minus those that chat templates add. It is measured
+    once the ensemble is loaded, and estimated before.
     """
 
     @classmethod
@@ -84,12 +91,12 @@ class DeepenLLM(StructuredPrediction, ReActModel):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex plans prompts with. It is known before the models are loaded, and loads nothing."""
+        """What LlamaIndex plans prompts with. Available before the models are loaded; loads nothing."""
         facts = self.facts
         window = self.context_window or facts.planning_window or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
             context_window=window,
-            # Answers end where the window is full, so one that may be longer than that takes no more room in plans.
+            # An answer ends where the window is full, so plans reserve at most half of the window for it.
             num_output=min(self.max_new_tokens, window // 2),
             is_chat_model=facts.has_chat_template,
             model_name=self.model_name,
@@ -101,76 +108,183 @@ class DeepenLLM(StructuredPrediction, ReActModel):
 
         Args:
             prompt: The text.
-            formatted: Whether the text is ready for the models. If it is not and all members have chat
-                templates, it is a user's message.
+            formatted: Whether the text is ready for the models. If not, and all members have chat templates, it
+                becomes a user message.
             kwargs: Options of this call.
 
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
         params, ensemble = self.sampling(kwargs), self.ensemble
-        return self._completions().whole(ensemble.generate(self._read_prompt(prompt, formatted), params))
+        responses = CompletionResponses(self.model_name)
+        return responses.whole(ensemble.generate(self._read_prompt(prompt, formatted), params))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """As `complete`; the event loop goes on meanwhile, and a cancelled task ends the work."""
+        """Like `complete`, without blocking the event loop. Cancelling the task ends the work."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
-        return self._completions().whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params))
+        responses = CompletionResponses(self.model_name)
+        return responses.whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
         params, ensemble = self.sampling(kwargs), self.ensemble
-        pieces = self._completions().each(ensemble.stream(self._read_prompt(prompt, formatted), params))
-        return _observed(llm_completion_callback(), self, prompt, pieces, kwargs)
+        responses = CompletionResponses(self.model_name)
+        pieces = responses.each(ensemble.stream(self._read_prompt(prompt, formatted), params))
+        return observed(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        """As `stream_complete`, for an event loop."""
+        """Like `stream_complete`, for an event loop."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
-        pieces = self._completions().aeach(ensemble.astream(self._read_prompt(prompt, formatted), params))
-        return await _aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
+        responses = CompletionResponses(self.model_name)
+        pieces = responses.aeach(ensemble.astream(self._read_prompt(prompt, formatted), params))
+        return await aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answers a conversation.
 
         Args:
-            messages: The conversation. Only text can be read.
+            messages: The conversation, of text only.
             kwargs: Options of this call.
 
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
         request, ensemble = self._request(messages, kwargs), self.ensemble
-        prompt, thinking = self._read_messages(messages, request, ensemble)
-        answer = ensemble.generate(prompt, request.params(thinking))
-        return self._replies(request, thinking).whole(answer)
+        call = self._prepared(messages, request, ensemble)
+        return self._responses(call, ensemble).whole(ensemble.generate(call.prompt, call.params))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`; the event loop goes on meanwhile, and a cancelled task ends the work."""
+        """Like `chat`, without blocking the event loop. Cancelling the task ends the work."""
         request, ensemble = self._request(messages, kwargs), await self.aensemble()
-        prompt, thinking = self._read_messages(messages, request, ensemble)
-        answer = await ensemble.agenerate(prompt, request.params(thinking))
-        return self._replies(request, thinking).whole(answer)
+        call = self._prepared(messages, request, ensemble)
+        return self._responses(call, ensemble).whole(await ensemble.agenerate(call.prompt, call.params))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answers a conversation piece by piece. Arguments and errors are those of `chat`."""
         request, ensemble = self._request(messages, kwargs), self.ensemble
-        prompt, thinking = self._read_messages(messages, request, ensemble)
-        pieces = ensemble.stream(prompt, request.params(thinking))
-        responses = self._replies(request, thinking).each(pieces)
-        return _observed(llm_chat_callback(), self, messages, responses, kwargs)
+        call = self._prepared(messages, request, ensemble)
+        pieces = self._responses(call, ensemble).each(ensemble.stream(call.prompt, call.params))
+        return observed(llm_chat_callback(), self, messages, pieces, kwargs)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        """As `stream_chat`, for an event loop."""
+        """Like `stream_chat`, for an event loop."""
         request, ensemble = self._request(messages, kwargs), await self.aensemble()
-        prompt, thinking = self._read_messages(messages, request, ensemble)
-        pieces = ensemble.astream(prompt, request.params(thinking))
-        responses = self._replies(request, thinking).aeach(pieces)
-        return await _aobserved(llm_chat_callback(), self, messages, responses, kwargs)
+        call = self._prepared(messages, request, ensemble)
+        pieces = self._responses(call, ensemble).aeach(ensemble.astream(call.prompt, call.params))
+        return await aobserved(llm_chat_callback(), self, messages, pieces, kwargs)
+
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """Answers with an object whose JSON schema the answer follows.
+
+        With a `pydantic_program_mode` other than the default, LlamaIndex's own implementation runs, as in the three
+        variants of this method.
+
+        Args:
+            output_cls: The object's pydantic class. Its schema is also part of the prompt.
+            prompt: The request.
+            llm_kwargs: Options of this call.
+            prompt_args: Values of the prompt's variables.
+
+        Raises:
+            SamplingError: If decoding cannot follow a part of the schema.
+            StructuredAnswerError: If the answer was cut off, or the class rejects it for reasons beyond its schema.
+        """
+        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
+            found: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            return found
+        return StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).predict()
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """Like `structured_predict`, for an event loop."""
+        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
+            found: Model = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            return found
+        return await StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).apredict()
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        """Returns the stream behind LlamaIndex's `stream_structured_predict`."""
+        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
+            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        return StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).stream()
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """Returns the stream behind LlamaIndex's `astream_structured_predict`."""
+        if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
+            return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        return await StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).astream()
+
+    def for_react(self) -> Self:
+        """Returns a copy for `ReActAgent`, which sets no stop strings: it stops where a tool's observation would begin.
+
+        The copy shares the ensemble.
+        """
+        stop = react_stop(self.stop)
+        return self if stop == [*self.stop] else self.with_options(stop=stop)
+
+    def predict_and_call(
+        self,
+        tools: list[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> AgentChatResponse:
+        """Lets the model choose a tool in one step of ReAct, and calls the tool.
+
+        Args:
+            tools: The tools to choose from.
+            user_msg: The request.
+            chat_history: The conversation before it.
+            verbose: Print the call.
+            kwargs: `react_chat_formatter` and `output_parser`, if not the defaults.
+
+        Returns:
+            The tools' results, or the error in their place.
+        """
+        model, options = self.for_react(), react_options(kwargs)
+        return super(DeepenLLM, model).predict_and_call(tools, user_msg, chat_history, verbose, **options)
+
+    async def apredict_and_call(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> AgentChatResponse:
+        """Like `predict_and_call`, for an event loop."""
+        model, options = self.for_react(), react_options(kwargs)
+        return await super(DeepenLLM, model).apredict_and_call(list(tools), user_msg, chat_history, verbose, **options)
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
-        """What is asked, checked before anything is loaded."""
+        """Makes the request and checks it before anything is loaded."""
         return ChatRequest(chat_messages(messages), ReplyForm(), self.sampling(options))
 
     def _read_prompt(self, prompt: str, formatted: bool) -> Prompt:
@@ -181,64 +295,16 @@ class DeepenLLM(StructuredPrediction, ReActModel):
         wrap = self.completion_to_prompt or default_completion_to_prompt
         return self._extend_prompt(wrap(prompt))
 
-    def _read_messages(
-        self, messages: Sequence[ChatMessage], request: ChatRequest, ensemble: Ensemble
-    ) -> tuple[Prompt, Thinking]:
-        """The prompt, and whether its answer begins with thoughts."""
+    def _prepared(self, messages: Sequence[ChatMessage], request: ChatRequest, ensemble: Ensemble) -> PreparedChat:
+        """Prepares the request; its conversation becomes one text if not all members have chat templates."""
         render = self.messages_to_prompt or messages_to_prompt
-        conversation = request.prompt()
         if ensemble.has_chat_template and render is messages_to_prompt:
-            return conversation, ensemble.thinking
-        text = render(messages if conversation == request.messages else text_messages(conversation))
-        return text, "never" if ensemble.thinking == "never" else "optional"
+            return request.prepare(ensemble)
 
-    def _completions(self) -> Completions:
-        return Completions(self.model_name)
+        def join(conversation: list[Message]) -> str:
+            return render(messages if conversation == request.messages else text_messages(conversation))
 
-    def _replies(self, request: ChatRequest, thinking: Thinking) -> ChatReplies:
-        return ChatReplies(self.model_name, request.parser(thinking), self.ensemble.count_tokens)
+        return request.prepare(ensemble, join)
 
-
-def _observed(
-    callback: Callable[[Callable[..., Any]], Callable[..., Any]],
-    llm: DeepenLLM,
-    request: str | Sequence[ChatMessage],
-    pieces: Generator[Response, None, None],
-    options: Mapping[str, Any],
-) -> Generator[Response, None, None]:
-    """Tells LlamaIndex's handlers about a stream, and closes it when its reader goes away.
-
-    The decorator alone leaves that to the garbage collector, and a handler that keeps the exception of an
-    abandoned stream, as LlamaDebugHandler does, would keep the stream open for good.
-    """
-    observed = callback(lambda _llm, _request, **_options: pieces)(llm, request, **options)
-
-    def read() -> Generator[Response, None, None]:
-        try:
-            yield from observed
-        finally:
-            pieces.close()
-
-    return read()
-
-
-async def _aobserved(
-    callback: Callable[[Callable[..., Any]], Callable[..., Any]],
-    llm: DeepenLLM,
-    request: str | Sequence[ChatMessage],
-    pieces: AsyncGenerator[Response, None],
-    options: Mapping[str, Any],
-) -> AsyncGenerator[Response, None]:
-    """As `_observed`, for a stream of an event loop."""
-
-    async def given(_llm: DeepenLLM, _request: object, **_options: Any) -> AsyncGenerator[Response, None]:
-        return pieces
-
-    observed = await callback(given)(llm, request, **options)
-
-    async def read() -> AsyncGenerator[Response, None]:
-        async with aclosing(pieces):
-            async for response in observed:
-                yield response
-
-    return read()
+    def _responses(self, call: PreparedChat, ensemble: Ensemble) -> ChatResponses:
+        return ChatResponses(self.model_name, call.parser, ensemble.count_tokens)

@@ -1,4 +1,4 @@
-"""LlamaIndex's messages as the engine takes them."""
+"""Converts LlamaIndex's messages to the engine's."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ROLES = {
     MessageRole.MODEL: "assistant",
     MessageRole.FUNCTION: "tool",
 }
-"""Roles of LlamaIndex that chat templates call otherwise."""
+"""LlamaIndex's roles that have another name in chat templates."""
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Messages in OpenAI's form, with calls of tools and their results. What was thought is left out.
+    """Returns messages in OpenAI's format, with tool calls and their results, without thoughts.
 
     Raises:
-        PromptError: If a message holds what no text model can read, such as an image.
+        PromptError: If a message contains something other than text, such as an image.
     """
     return [_read(message) for message in messages]
 
@@ -46,7 +46,7 @@ def _call(block: ToolCallBlock) -> dict[str, Any]:
 
 
 def text_messages(messages: Sequence[Message]) -> list[ChatMessage]:
-    """The same with nothing but text, for LlamaIndex's functions that make one text of a conversation."""
+    """Returns messages of text only, for LlamaIndex's functions that join a conversation to one text."""
     return [ChatMessage(role=m["role"], content="".join(_strings(m["content"]))) for m in messages]
 
 

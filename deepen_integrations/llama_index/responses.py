@@ -1,9 +1,8 @@
-"""The engine's answers as LlamaIndex's responses."""
+"""Turns the engine's answers into LlamaIndex's responses."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
@@ -24,15 +23,16 @@ from llama_index.core.base.llms.types import (
 from deepen_core.replies import Call, ReplyParser, Text, Thought
 from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import report
+from deepen_integrations.chat import new_call_id
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
 
-class Replies(ABC, Generic[Response]):
-    """Makes responses of one answer, each with all the text so far.
+class Responses(ABC, Generic[Response]):
+    """Makes the responses of one answer, each with all the text so far.
 
     Args:
-        model_name: Who answers.
+        model_name: The model's name, for the raw data.
     """
 
     def __init__(self, model_name: str) -> None:
@@ -40,35 +40,35 @@ class Replies(ABC, Generic[Response]):
 
     @abstractmethod
     def response_for(self, piece: Chunk) -> Response | None:
-        """The response that a piece of the answer makes; none where nothing is certain yet."""
+        """Returns the response to a piece of the answer; None if the piece completes nothing yet."""
 
     def whole(self, answer: Generation) -> Response:
-        """The response of a whole answer."""
+        """Returns the response of a whole answer."""
         response = self.response_for(Chunk(answer.text, generation=answer))
-        assert response is not None, "the last piece always makes one"
+        assert response is not None, "the last piece always has a response"
         response.delta = None
         return response
 
     def each(self, pieces: Generator[Chunk, None, None]) -> Generator[Response, None, None]:
-        """The responses of a stream, which ends with this one."""
+        """Yields the responses of a stream, and closes the stream when it is closed itself."""
         with closing(pieces):
             for piece in pieces:
                 if (response := self.response_for(piece)) is not None:
                     yield response
 
     async def aeach(self, pieces: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Response, None]:
-        """As `each`, for an event loop."""
+        """Like `each`, for an event loop."""
         async with aclosing(pieces):
             async for piece in pieces:
                 if (response := self.response_for(piece)) is not None:
                     yield response
 
     def _raw(self, piece: Chunk) -> dict[str, Any] | None:
-        """Plain data: LlamaIndex's token counter reads `usage` from it, and exporters write it as JSON."""
+        """Plain data, because exporters write it as JSON. LlamaIndex's token counter reads its `usage`."""
         return None if piece.generation is None else {**report(piece.generation), "model": self._model_name}
 
 
-class Completions(Replies[CompletionResponse]):
+class CompletionResponses(Responses[CompletionResponse]):
     """Responses to a prompt."""
 
     def __init__(self, model_name: str) -> None:
@@ -76,19 +76,19 @@ class Completions(Replies[CompletionResponse]):
         self._text = ""
 
     def response_for(self, piece: Chunk) -> CompletionResponse:
-        """The response that a piece of the answer makes."""
+        """Returns the response to a piece of the answer."""
         self._text += piece.text
         raw = self._raw(piece)
         return CompletionResponse(text=self._text, delta=piece.text, raw=raw, logprobs=_logprobs(raw))
 
 
-class ChatReplies(Replies[ChatResponse]):
-    """Responses to a conversation: messages with what was thought, said, and is to be called.
+class ChatResponses(Responses[ChatResponse]):
+    """Responses to a conversation: messages with thoughts, text and tool calls.
 
     Args:
-        model_name: Who answers.
-        parser: What tells the parts of the answer apart, fresh.
-        count: How many tokens a text has; tells how much was thought.
+        model_name: The model's name, for the raw data.
+        parser: A fresh parser, which splits the answer into its parts.
+        count: Counts the tokens of a text, to measure the thoughts.
     """
 
     def __init__(self, model_name: str, parser: ReplyParser, count: Callable[[str], int]) -> None:
@@ -99,7 +99,7 @@ class ChatReplies(Replies[ChatResponse]):
         self._calls: list[ToolCallBlock] = []
 
     def response_for(self, piece: Chunk) -> ChatResponse | None:
-        """The response that a piece of the answer makes; none where nothing is certain yet."""
+        """Returns the response to a piece of the answer; None if the piece completes nothing yet."""
         parts = self._parser.feed(piece.text)
         if piece.generation is not None:
             parts += self._parser.finish()
@@ -120,20 +120,20 @@ class ChatReplies(Replies[ChatResponse]):
         )
 
     def _message(self, *, last: bool) -> ChatMessage:
-        """A message of its own for each response: chat engines write into those they get."""
+        """Makes a new message for each response, because chat engines modify the messages they receive."""
         blocks: list[ContentBlock] = []
         if self._thoughts:
             tokens = self._count(self._thoughts) if last else None
             blocks.append(ThinkingBlock(content=self._thoughts, num_tokens=tokens))
         blocks.append(TextBlock(text=self._text))
-        # LlamaIndex's programs look into `additional_kwargs` for calls, its agents at the blocks.
+        # LlamaIndex's programs read calls from `additional_kwargs`, its agents from the blocks.
         calls = [_in_openai_form(call) for call in self._calls]
         more = {"tool_calls": calls} if calls else {}
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *self._calls], additional_kwargs=more)
 
 
 def _block(call: Call) -> ToolCallBlock:
-    return ToolCallBlock(tool_call_id=f"call_{uuid.uuid4().hex}", tool_name=call.name, tool_kwargs=call.arguments)
+    return ToolCallBlock(tool_call_id=new_call_id(), tool_name=call.name, tool_kwargs=call.arguments)
 
 
 def _in_openai_form(call: ToolCallBlock) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _in_openai_form(call: ToolCallBlock) -> dict[str, Any]:
 
 
 def _logprobs(raw: dict[str, Any] | None) -> list[list[LogProb]] | None:
-    """For each token the chosen one, then its alternatives."""
+    """The chosen token at each position, followed by its alternatives."""
     if raw is None or "logprobs" not in raw:
         return None
     positions = []

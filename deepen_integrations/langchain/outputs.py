@@ -1,4 +1,4 @@
-"""The engine's answers as LangChain's results."""
+"""Turns the engine's answers into LangChain's results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from deepen_core.errors import DeepenError
 from deepen_integrations.adapter import report
-from deepen_integrations.langchain.batches import PartialFailureError
+from deepen_integrations.langchain.partial_failures import PartialFailureError
 
 if TYPE_CHECKING:
     from deepen_core.engine.frontend import Outcome
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def llm_result(
     prompts: Sequence[str], outcomes: Sequence[Outcome], model_name: str, errors_apart: bool = False
 ) -> LLMResult:
-    """The answers to some prompts, one list of candidates for each.
+    """Makes the result of some prompts: one list of candidates for each.
 
     Args:
-        prompts: What was asked.
+        prompts: The prompts.
         outcomes: An answer or an error for each.
-        model_name: Who answered.
-        errors_apart: Raise what tells each prompt's error apart, and the first error if not.
+        model_name: The model's name, for the metadata.
+        errors_apart: Raise an error that holds the outcome of each prompt, instead of the first error.
 
     Raises:
         DeepenError: If any outcome is an error.
@@ -38,18 +38,18 @@ def llm_result(
 
 
 def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
-    """A piece of an answer.
+    """Makes the chunk of a piece of an answer.
 
-    LangChain merges chunks by adding, so only the last one tells what is told once.
+    LangChain merges chunks by adding them, so only the last one has metadata.
     """
     info = None if piece.generation is None else _info(piece.generation, model_name)
     return GenerationChunk(text=piece.text, generation_info=info)
 
 
 def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:
-    """The result that all chunks of one answer come to."""
+    """Makes the result of all chunks of one answer."""
     info = chunks[-1].generation_info
-    assert info is not None, "a stream ends with the chunk that tells"
+    assert info is not None, "the last chunk of a stream has metadata"
     generation = Generation(text="".join(chunk.text for chunk in chunks), generation_info=info)
     return _result([generation], info["model_name"])
 
@@ -59,7 +59,7 @@ def _info(answer: Answer, model_name: str) -> dict[str, Any]:
 
 
 def _result(generations: Sequence[Generation], model_name: str) -> LLMResult:
-    """One candidate for each prompt, and the tokens of all of them."""
+    """One candidate for each prompt, and the total token counts."""
     usages = [(generation.generation_info or {})["usage"] for generation in generations]
     totals = {key: sum(usage[key] for usage in usages) for key in (usages[0] if usages else ())}
     return LLMResult(

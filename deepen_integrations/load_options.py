@@ -1,4 +1,4 @@
-"""Which ensemble an adapter stands for: the options that `Ensemble.load` takes, as plain comparable data."""
+"""The options of `Ensemble.load` as plain, comparable data: they identify the ensemble of an adapter."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.weights import normalised_weights
 
 DEMO = "demo"
-"""`models="demo"` is the embedded demo ensemble."""
+"""`models="demo"` names the embedded demo ensemble."""
 LOADED = "loaded:"
-"""`models="loaded:..."` is an ensemble of this process that was given to `from_ensemble`."""
+"""`models="loaded:..."` names an ensemble of this process that was given to `from_ensemble`."""
 
 
 class LoadOptions(BaseModel):
-    """What decides which models are loaded and how. Equal options share one ensemble.
+    """Which models are loaded, and how. Equal options share one ensemble.
 
     Raises:
         ConfigurationError: For an unknown option, naming the nearest known one, or a value outside its range.
@@ -42,17 +42,17 @@ class LoadOptions(BaseModel):
     models: tuple[MemberConfig, ...] | str = Field(default=(), validate_default=True)
     """The members: model folders, hub ids or `MemberConfig`s; or "demo" for the embedded demo."""
     main: int | str = 0
-    """Whose vocabulary is spoken: index or name of a member."""
+    """The main model, whose tokens are generated: index or name of a member."""
     weights: tuple[float, ...] | None = None
-    """How much each member counts: a number each; its own weight if not given."""
+    """One number per member, its share in the fusion; by default each member's own weight."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
-    """How distributions are joined: "deepen", "deepen-paper", "product", "union", or the options of one."""
+    """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     device: str | None = None
-    """Torch device of members that name none, such as "cpu" or "cuda:0"; the engine's choice if not given."""
+    """Torch device of members without one of their own, such as "cpu" or "cuda:0"; by default the engine chooses."""
     dtype: str = "auto"
-    """Torch dtype of members that name none, such as "bfloat16"."""
+    """Torch dtype of members without one of their own, such as "bfloat16"."""
     max_batch_size: int = Field(default=32, ge=1, strict=True)
-    """So many requests are decoded together at most; the others wait, first come first served."""
+    """Maximum number of requests decoded together; the others wait, first come first served."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -78,14 +78,14 @@ class LoadOptions(BaseModel):
     @field_validator("fusion", mode="before")
     @classmethod
     def _known_fusion(cls, value: Any) -> StrategyOptions | str:
-        """The same fusion is the same value, however it was given."""
+        """Maps every way to give one fusion to one value."""
         config = resolve_fusion(value)
         return next((name for name, preset in PRESETS.items() if preset == config), config)
 
     @model_validator(mode="wrap")
     @classmethod
     def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Tells mistakes as the engine does; frameworks swallow the ValueError that pydantic raises."""
+        """Raises the engine's own error, because frameworks swallow the ValueError that pydantic raises."""
         try:
             return handler(values)
         except ValidationError as problem:
@@ -98,7 +98,7 @@ class LoadOptions(BaseModel):
 
 
 def _names(members: tuple[MemberConfig, ...] | str) -> list[str]:
-    """The members' names, as far as known; an ensemble that was loaded before has checked its weights itself."""
+    """The members' names; empty for an adopted ensemble, which has checked its weights itself."""
     if isinstance(members, str):
         return list(DEMO_MEMBERS) if members == DEMO else []
     return [member.name or PurePath(member.model).name for member in members]

@@ -1,9 +1,8 @@
-"""The engine's answers as LangChain's chat messages."""
+"""Turns the engine's answers into LangChain's chat messages."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deepen_core.replies import Call, ReplyParser, Text, Thought, parse_reply
 from deepen_integrations.adapter import report
+from deepen_integrations.chat import new_call_id
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation
@@ -23,40 +23,40 @@ _Count = Callable[[str], int]
 
 
 def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count: _Count) -> ChatResult:
-    """A whole answer.
+    """Makes the result of a whole answer.
 
     Args:
-        answer: The engine's.
-        parser: What tells its parts apart, fresh.
-        model_name: Who answered.
-        count: How many tokens a text has; tells how much was thought.
+        answer: The engine's answer.
+        parser: A fresh parser, which splits the answer into its parts.
+        model_name: The model's name, for the metadata.
+        count: Counts the tokens of a text, to measure the thoughts.
     """
     reply = parse_reply(answer.text, parser)
-    told = _told(answer, model_name)
+    metadata = _metadata(answer, model_name)
     message = AIMessage(
         content=reply.text,
         additional_kwargs={"reasoning_content": reply.thoughts} if reply.thoughts else {},
-        tool_calls=[tool_call(name=c.name, args=c.arguments, id=_fresh_id()) for c in reply.calls],
-        response_metadata=told,
+        tool_calls=[tool_call(name=c.name, args=c.arguments, id=new_call_id()) for c in reply.calls],
+        response_metadata=metadata,
         usage_metadata=_usage(answer, reply.thoughts, count),
     )
     usage = report(answer)["usage"]
     return ChatResult(
-        generations=[ChatGeneration(message=message, generation_info=told)],
+        generations=[ChatGeneration(message=message, generation_info=metadata)],
         llm_output={"token_usage": usage, "model_name": model_name},
     )
 
 
 class ChatChunks:
-    """Makes chunks of messages of the pieces of one answer.
+    """Makes message chunks from the pieces of one answer.
 
-    LangChain merges chunks by adding, so what is told once is told by the last one; a call of a tool is one chunk,
-    since LangChain completes what it has of a call that is cut off and would run it.
+    LangChain merges chunks by adding them, so only the last one has metadata. A tool call is one chunk, because
+    LangChain would complete a call that is cut off, and run it.
 
     Args:
-        parser: What tells the parts of the answer apart, fresh.
-        model_name: Who answers.
-        count: How many tokens a text has.
+        parser: A fresh parser, which splits the answer into its parts.
+        model_name: The model's name, for the metadata.
+        count: Counts the tokens of a text, to measure the thoughts.
     """
 
     def __init__(self, parser: ReplyParser, model_name: str, count: _Count) -> None:
@@ -67,7 +67,7 @@ class ChatChunks:
         self._calls = 0
 
     def chunks_for(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
-        """The chunks that a piece of the answer makes certain; the last piece tells of the whole."""
+        """Yields the chunks that this piece completes; after the last piece, also a chunk with the metadata."""
         for part in self._parser.feed(piece.text):
             yield ChatGenerationChunk(message=self._message(part))
         if piece.generation is None:
@@ -76,7 +76,7 @@ class ChatChunks:
             yield ChatGenerationChunk(message=self._message(part))
         last = AIMessageChunk(
             content="",
-            response_metadata=_told(piece.generation, self._model_name),
+            response_metadata=_metadata(piece.generation, self._model_name),
             usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
             chunk_position="last",
         )
@@ -89,14 +89,14 @@ class ChatChunks:
             self._thoughts.append(part.text)
             return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
         arguments = json.dumps(part.arguments, ensure_ascii=False)
-        call = tool_call_chunk(name=part.name, args=arguments, id=_fresh_id(), index=self._calls)
+        call = tool_call_chunk(name=part.name, args=arguments, id=new_call_id(), index=self._calls)
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[call])
 
 
-def _told(answer: Generation, model_name: str) -> dict[str, Any]:
-    told = {name: value for name, value in report(answer).items() if name != "usage"}
-    return {**told, "model_name": model_name, "model_provider": PROVIDER}
+def _metadata(answer: Generation, model_name: str) -> dict[str, Any]:
+    reported = {name: value for name, value in report(answer).items() if name != "usage"}
+    return {**reported, "model_name": model_name, "model_provider": PROVIDER}
 
 
 def _usage(answer: Generation, thoughts: str, count: _Count) -> UsageMetadata:
@@ -108,7 +108,3 @@ def _usage(answer: Generation, thoughts: str, count: _Count) -> UsageMetadata:
     if thoughts:
         usage["output_token_details"] = OutputTokenDetails(reasoning=count(thoughts))
     return usage
-
-
-def _fresh_id() -> str:
-    return f"call_{uuid.uuid4().hex}"

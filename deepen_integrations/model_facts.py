@@ -1,4 +1,4 @@
-"""What can be known of an ensemble before its models are loaded: read from the members' small files."""
+"""What is known about an ensemble before its models are loaded, read from the members' small files."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from typing import Any
 from deepen_core.config import MemberConfig
 from deepen_core.demo import member_paths
 from deepen_core.members.transformers.checkpoint import declared_window
-from deepen_integrations.options import DEMO, LoadOptions
+from deepen_integrations.load_options import DEMO, LoadOptions
 
 _TEMPLATE_TOKENS = 128
-"""Allowance for what chat templates add: system prompts of their own and the turns of a short conversation."""
+"""Allowance for the text that chat templates add: their own system prompts and the turns of a short conversation."""
 _TEMPLATE_SHARE = 8
 _TOKENIZER_SHARE = 4
-"""Shares of the window that the allowances take: one eighth for templates at most, a quarter for other tokenizers."""
+"""Fractions of the window to allow for: at most 1/8 for templates, 1/4 for members with other tokenizers."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What a framework plans prompts with."""
 
     context_window: int | None
-    """Tokens of the smallest window of all members; None if no configuration is on this machine yet."""
+    """Tokens in the smallest context window of all members; None if no member's configuration is on this machine."""
     planning_window: int | None
-    """Main's tokens that the text of a prompt and its answer may have together, so that they fit every member.
+    """Tokens of the main model that a prompt's text and its answer may have together so that they fit every member.
 
-    `Ensemble.planning_window` once that is loaded. Before, the smallest window of all members less an allowance: a
-    quarter if there are several members, whose tokenizers may need more tokens than main's, and if they have chat
-    templates 128 tokens or an eighth. None if no configuration is on this machine yet.
+    After loading, this is `Ensemble.planning_window`. Before, it is the smallest window of all members minus
+    allowances: 128 tokens (at most 1/8) for chat templates, and a quarter of the rest if there are several members,
+    because another tokenizer may need more tokens than main's. None if no member's configuration is on this machine.
     """
     has_chat_template: bool
     """Whether every member has a chat template."""
 
 
-def facts_from_files(options: LoadOptions) -> Facts:
-    """The facts of an ensemble that is not loaded, without a network."""
+def facts_from_files(options: LoadOptions) -> ModelFacts:
+    """Reads the facts of an ensemble that is not loaded. Uses no network."""
     folders = list(_folders(options))
     windows = [window for folder in folders if folder and (window := _context_window(folder))]
     templates = [folder is not None and _has_chat_template(folder) for folder in folders]
     has_chat_template = bool(templates) and all(templates)
     window = min(windows, default=None)
     plans = None if window is None else _less_allowances(window, len(folders), has_chat_template)
-    return Facts(window, plans, has_chat_template)
+    return ModelFacts(window, plans, has_chat_template)
 
 
 def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:
@@ -54,7 +54,7 @@ def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:
 
 
 def _folders(options: LoadOptions) -> Iterator[Path | None]:
-    """Each member's folder, or None for a hub id that was never downloaded."""
+    """Yields each member's folder, or None for a hub id that was never downloaded."""
     if options.models == DEMO:
         yield from member_paths()
     elif not isinstance(options.models, str):
@@ -69,7 +69,7 @@ def _folder(member: MemberConfig) -> Path | None:
 
     try:
         config = try_to_load_from_cache(member.model, "config.json", revision=member.revision)
-    except HFValidationError:  # neither a folder nor a hub id, which loading will say
+    except HFValidationError:  # neither a folder nor a hub id: loading raises the error
         return None
     return Path(config).parent if isinstance(config, str) else None
 
@@ -85,7 +85,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The content of a file; empty if there is none or it is damaged, which loading will say."""
+    """The content of a file; empty if it is missing or damaged, which loading reports."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

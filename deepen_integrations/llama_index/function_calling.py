@@ -12,20 +12,20 @@ from llama_index.core.tools import BaseTool
 
 from deepen_core.config.constraints import can_constrain
 from deepen_core.errors import NoToolCallError
-from deepen_integrations.chat import ChatRequest, read_form
+from deepen_integrations.chat import ChatRequest
 from deepen_integrations.llama_index.llms import DeepenLLM
 from deepen_integrations.llama_index.messages import chat_messages
 
 
 class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
-    """Several local language models with different tokenizers, answering as one that calls tools.
+    """Several local language models with different tokenizers that answer as one and call tools.
 
-    Everything that `DeepenLLM` does, and what `FunctionAgent` and `AgentWorkflow` ask for. Calls of tools are held to
-    the tools' schemas while they are decoded, for which the extra `structured` is needed: what is called is valid
-    whatever the models say, and a call that is cut off is none.
+    Does everything that `DeepenLLM` does, and works with `FunctionAgent` and `AgentWorkflow`. Install the extra
+    `structured`: decoding follows the tools' schemas, so every call is valid. A call that is cut off is returned as
+    text.
 
-    `chat` and its kin take `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's form as
-    options of a call.
+    The four chat methods accept `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format
+    as options of a call.
 
     Examples:
         ```python
@@ -45,28 +45,24 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """As that of `DeepenLLM`; it calls functions if the extra `structured` is there."""
+        """Like that of `DeepenLLM`; function calling requires the extra `structured`."""
         return super().metadata.model_copy(update={"is_function_calling_model": can_constrain()})
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
-        given = dict(options)
-        form = read_form(given)
-        request = ChatRequest(chat_messages(messages), form, self.sampling(given))
-        request.check()
-        return request
+        return ChatRequest.from_options(chat_messages(messages), options, self.sampling)
 
     def _prepare_chat_with_tools(
         self,
         tools: Sequence[BaseTool],
         user_msg: str | ChatMessage | None = None,
         chat_history: list[ChatMessage] | None = None,
-        verbose: bool = False,  # noqa: ARG002  nothing is told here
+        verbose: bool = False,  # noqa: ARG002  prints nothing
         allow_parallel_tool_calls: bool = False,
         tool_required: bool = False,
         tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What LlamaIndex gives to `chat` and its kin for their forms `..._with_tools`."""
+        """Returns the arguments of the chat methods for LlamaIndex's `..._with_tools` variants."""
         if isinstance(user_msg, str):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
         messages = [*(chat_history or ()), *([user_msg] if user_msg is not None else ())]
@@ -81,15 +77,15 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls that a response asks for.
+        """Returns the tool calls of a response.
 
         Args:
-            response: Of `chat` and its kin.
-            error_on_no_tool_call: Whether a response without any is an error.
-            kwargs: Nothing else is looked at.
+            response: The response of a chat method.
+            error_on_no_tool_call: Whether a response without a call is an error.
+            kwargs: Ignored.
 
         Raises:
-            NoToolCallError: If there are none and that is an error.
+            NoToolCallError: If there is no call and that is an error.
         """
         del kwargs
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
@@ -106,6 +102,6 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
             for call in calls
         ]
 
-    # Not by a step of ReAct, which is for models that call no functions.
+    # Not DeepenLLM's step of ReAct, which is for models without function calling.
     predict_and_call = FunctionCallingLLM.predict_and_call
     apredict_and_call = FunctionCallingLLM.apredict_and_call
