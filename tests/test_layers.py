@@ -1,10 +1,13 @@
 """Dependencies point one way: the contracts in pyproject.toml hold."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,3 +38,19 @@ def test_the_drawing_shows_the_contract():
     assert packages - drawn == {"anchors", "inverse", "relative", "vocabulary"}
     for name in re.findall(r"`((?:core|deepen_integrations|docs|tests)/[\w/.<>]+)`", page):
         assert "<" in name or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "home"),
+    [
+        ("relative", "relative_matrix", "fusion.deepen.relative_space"),
+        ("inverse", "adamw_search", "fusion.deepen.search"),
+        ("inverse", "em_search", "fusion.deepen.search"),
+        ("anchors", "common_tokens", "fusion.anchors.shared_tokens"),
+        ("vocabulary", "Vocabulary", "tokenization.vocabulary"),
+    ],
+)
+def test_old_names_are_where_they_have_always_been(module, name, home):
+    old, new = (importlib.import_module(f"deepen_core.{place}") for place in (module, home))
+    assert getattr(old, name) is getattr(new, name)
+    assert old.__all__ == [n for n in old.__all__ if hasattr(old, n)]
