@@ -240,5 +240,5 @@ def test_info(pair):
     share = sum(vocabulary.token_bytes(i) not in anchors for i in ids) / len(ids)
     assert 0 < share < 1
     assert info.limits[1].startswith(f"{share:.0%} of the tokens of 'beta'")
-    assert "always a token of 'alpha'" in info.limits[2]
+    assert "always generates tokens of 'alpha'" in info.limits[2]
     assert all(0 < m.self_mass <= 1 and m.temperature > 0 and m.weight == 0.5 for m in info.members)

@@ -314,7 +314,7 @@ def test_equal_members_agree_with_themselves(exact, search):
 def test_whole_matrices_that_cannot_fit_are_refused_before_anything_is_loaded(folders, monkeypatch):
     monkeypatch.setattr("deepen_core.fusion.deepen.exact_fusion._memory", lambda device: 2**20)
     monkeypatch.setattr("deepen_core.ensemble.load_members", lambda *_: pytest.fail("weights were loaded"))
-    with pytest.raises(ConfigurationError, match=r"whole matrices of 420 x \d+ and 520 x .* there are 0.0 GiB"):
+    with pytest.raises(ConfigurationError, match=r"matrices of 420 x \d+ and 520 x .* only 0.0 GiB are available"):
         Ensemble.load([folders["alpha"], folders["beta"]], fusion={"exact": True}, progress=False, device="cpu")
 
 
@@ -327,6 +327,6 @@ def test_a_space_without_signal_is_told_with_its_number(folders):
         info = ensemble.info
         assert [str(w.message) for w in said] == info.warnings
         for member, warning in zip(info.members, info.warnings, strict=True):
-            assert f"{member.name!r} carries little signal: an anchor keeps {member.self_mass:.3f} of its" in warning
+            assert f"{member.name!r} carries little signal: the median anchor keeps {member.self_mass:.3f}" in warning
             assert warning.endswith('Use temperature="auto".')
             assert member.effective_support > 50

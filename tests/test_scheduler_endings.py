@@ -177,7 +177,7 @@ class TestDeadlines(Serving):
     def test_waiting_for_a_result_is_no_deadline(self, held):
         ensemble, member = held
         handle = ensemble.submit(PROMPT, **OPTIONS)
-        with pytest.raises(NotDoneError, match=r"not there after 0\.01 s\. The request goes on") as caught:
+        with pytest.raises(NotDoneError, match=r"not complete after 0\.01 s\. The request continues") as caught:
             handle.result(timeout=0.01)
         assert isinstance(caught.value, TimeoutError)
         assert isinstance(caught.value, DeepenError)

@@ -118,7 +118,7 @@ def wordpiece(size=400):
             for start, end in combinations(range(len(word) + 1), 2):
                 counts["##" * (start > 0) + word[start:end]] += end - start
     letters = sorted({piece.removeprefix("##")[0] for piece in counts})
-    pieces = ["[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces = ["[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{x}" for x in letters if f"##{x}" in counts)]
     pieces += sorted(counts.keys() - pieces, key=lambda piece: (-counts[piece], piece))[: size - len(pieces)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
