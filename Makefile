@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 # What asks most of each dependency, in a few minutes.
-LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli cli_cache constraint decoding kv_cache \
+LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli cli_cache constraint decoding kv_cache kv_schedules \
 	langchain_chat langchain_llm llama_index_agents llama_index_llm \
 	llama_index_rag llama_index_structured llama_index_tools loading members packaging probe prompt scheduler \
 	scoring store template transformers_parity)

@@ -209,7 +209,7 @@ def test_an_answer_that_is_cut_says_so(pair):
     assert pair.generate(PROMPT, json_schema=PERSON, max_new_tokens=exact).finish_reason == "stop"
 
 
-def test_a_cancelled_row(pair):
+def test_a_cancelled_sequence(pair):
     handle = pair.submit(PROMPT, regex="[a-z]+", ignore_eos=True, max_new_tokens=200)
     next(handle)
     handle.cancel()

@@ -119,7 +119,7 @@ class Interrupted(Serving):
 
 class TestCancellation(Interrupted):
     @pytest.mark.parametrize("way", ["cancel", "wait_for", "aclose", "break"])
-    async def test_the_row_is_free_within_two_steps(self, llm, kind, way):
+    async def test_the_sequence_is_free_within_two_steps(self, llm, kind, way):
         recorder = Recorder()
         config = {"callbacks": [recorder]}
         if way in {"cancel", "wait_for"}:
@@ -218,7 +218,7 @@ async def test_an_engine_error_comes_through_at_once(load, kind, way):
 
 class TestFailingCallbacks(Interrupted):
     @pytest.mark.parametrize("way", WAYS)
-    async def test_a_failing_callback_frees_the_row(self, llm, kind, way):
+    async def test_a_failing_callback_frees_the_sequence(self, llm, kind, way):
         llm = llm.model_copy(update=streaming(kind))
         recorder = Recorder(fail_at=0)
         with pytest.raises(KeyError):

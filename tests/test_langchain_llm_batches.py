@@ -173,7 +173,7 @@ class TestReturnedExceptions(Serving):
         assert sizes[:2] == [1, 2]
         assert sizes[-1] == 3
 
-    def test_a_member_that_fails_in_one_row(self, load, way):
+    def test_a_member_that_fails_in_one_sequence(self, load, way):
         with load("alpha", "beta") as ensemble:
             hook(ensemble, 1).fail = fails_at(ensemble._engine.members[1], FAILING, MemberError("no room"), tokens=2)
             llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=8, ignore_eos=True)

@@ -194,7 +194,7 @@ def test_the_loop_goes_on(load, endpoint):
 
 
 @pytest.mark.parametrize("endpoint", REAL)
-def test_a_cancelled_task_frees_its_row(demo, endpoint):
+def test_a_cancelled_task_frees_its_sequence(demo, endpoint):
     llm = demo.with_options(max_new_tokens=400)
 
     async def cancelled():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import WINDOW, build
+from ids_parts import IdsSequence, check, made_up, member_of
 
 from deepen_core.members.transformers.capabilities import probe
 from deepen_core.members.transformers.kv_cache import RaggedCache, RaggedLayer, cache_option
@@ -134,3 +135,34 @@ def test_nothing_is_left_that_listens(name):
     before = [len(module._forward_hooks) for module in model.modules()]
     probe(model, WINDOW)
     assert [len(module._forward_hooks) for module in model.modules()] == before
+
+
+def every_tensor(model):
+    return {**model.state_dict(), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def test_a_trial_leaves_everything_as_it_is():
+    model = build("dynamic")
+    before = {name: value.clone() for name, value in every_tensor(model).items()}
+    random = torch.random.get_rng_state()
+    assert member_of(model).batching.startswith("ragged")
+    after = every_tensor(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("said", "true"), [(70, 71), (71, 70), (None, 80), (80, None), (7, 8), (None, 9)])
+def test_a_configuration_that_lies_about_the_window_is_found_out(said, true):
+    """Also where the window is too long to be tried with text."""
+    model = build("mistral", sliding_window=true)
+    config = type(model.config).from_dict({**model.config.to_dict(), "sliding_window": said})
+    config._attn_implementation = model.config._attn_implementation
+    model.config = config  # the model below it keeps its own
+    assert model.model.config.sliding_window == true
+    member = member_of(model)
+    works = said is not None and true is None  # one of the readings is that there is no window
+    assert (member.batching == "ragged") == works
+    sequences = [IdsSequence(made_up(n, n)) for n in (85, 17)]
+    with torch.inference_mode():
+        check(model, sequences, member.next_logits(sequences))

@@ -100,7 +100,7 @@ def test_a_cancelled_row_is_free_within_two_steps(pair):
     assert other.mail.answer().token_ids == alone(pair, "Once upon")
 
 
-def test_a_long_prompt_does_not_stall_running_rows(load):
+def test_a_long_prompt_does_not_stall_running_sequences(load):
     """While it is read, in pieces within the budget, every running sequence gets a token at every step."""
     with load("alpha", "beta") as ensemble:
         members = [hook(ensemble, 0), hook(ensemble, 1)]

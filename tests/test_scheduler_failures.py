@@ -211,7 +211,7 @@ def test_rows_that_fit_into_memory_one_by_one_are_run_in_smaller_groups(ensemble
     assert not any(a.warnings for a in answers)
 
 
-def test_fusion_that_fails_for_one_row(ensemble, monkeypatch):
+def test_fusion_that_fails_for_one_sequence(ensemble, monkeypatch):
     """Fusion runs all sequences at once; the one at fault is found."""
     expected = ensemble.generate(PROMPTS[1], **OPTIONS)
     fuse, calls = ensemble._engine.fusion.fuse, []

@@ -126,7 +126,8 @@ class Ensemble(GenerationAPI):
         """Creates an ensemble of loaded members of any kind.
 
         Args:
-            members: Objects that implement `deepen_core.members.base.Member`, each with a unique name.
+            members: Objects that implement `deepen_core.members.base.Member`, each with a unique name. Every ensemble
+                runs its members in a thread of its own, so a member must not serve two open ensembles at once.
             main: Index or name of the member whose vocabulary is used.
             weights: As for `load`; equal if not given.
             fusion: As for `load`.

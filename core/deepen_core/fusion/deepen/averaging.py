@@ -36,6 +36,10 @@ class AveragingFusion(ABC):
         self._main = main
         self._config = config
         self._healers = list(healers) or [None] * len(spaces)
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027  most need nothing
+        """Computes what every step needs."""
 
     def combine(self, inputs: StepInputs) -> torch.Tensor:
         """Fuses sequences in which members other than main have weight too; weights sum to one in each."""

@@ -8,39 +8,25 @@ from collections.abc import Sequence
 
 import torch
 
-from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.anchors.columns import Columns
-from deepen_core.fusion.anchors.token_healing import Healer, Healing
+from deepen_core.fusion.anchors.token_healing import Healing
 from deepen_core.fusion.deepen.averaging import AveragingFusion, normalised
-from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.search import SEARCHES, DenseRows
 
 _MATRIX_COPIES = 2  # while a matrix is assembled from its parts
 
 
 class ExactFusion(AveragingFusion):
-    """`FusionConfig(exact=True)`: keeps a matrix [vocabulary, columns] per member.
-
-    Args:
-        spaces: The members' relative spaces over the same anchors.
-        main: The number of the member whose vocabulary is used.
-        config: The search.
-        healers: See `AveragingFusion`.
+    """`FusionConfig(exact=True)`: keeps a matrix [vocabulary, columns] per member. See `AveragingFusion` for arguments.
 
     Raises:
         ConfigurationError: If the matrices do not fit into the memory of their device.
     """
 
-    def __init__(
-        self,
-        spaces: Sequence[RelativeSpace],
-        main: int,
-        config: FusionConfig,
-        healers: Sequence[Healer | None] = (),
-    ) -> None:
-        super().__init__(spaces, main, config, healers)
-        check_room([len(s.fixed) for s in spaces], [s.device for s in spaces], spaces[main].anchors)
+    def _prepare(self) -> None:
+        spaces = self._spaces
+        check_room([len(s.fixed) for s in spaces], [s.device for s in spaces], spaces[self._main].anchors)
         self._dense = [DenseRows(s.dense()) for s in spaces]
 
     def _combine(

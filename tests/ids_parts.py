@@ -1,0 +1,53 @@
+"""Sequences of plain ids, and what a model says of them alone under plain `transformers`."""
+
+import torch
+from architectures import VOCABULARY, WINDOW
+
+from deepen_core.members.base import MemberSequence
+from deepen_core.members.transformers.causal import CausalMember
+
+
+class IdsSequence(MemberSequence):
+    """A sequence of plain ids, without a tokenizer."""
+
+    def __init__(self, ids):
+        self.ids = list(ids)
+        self.cached = 0
+        self.cache = None
+        self.tokens_run = 0
+        self.started = False
+        self._recent = {}
+
+    def rewrite(self, back, tail):
+        """Replaces the last ids."""
+        place = max(0, len(self.ids) - back)
+        if place + len(tail) == 0:
+            return
+        self.cached = min(self.cached, place)
+        self.ids[place:] = tail
+
+
+def member_of(model, window=WINDOW):
+    return CausalMember("member", model, None, window)
+
+
+def plain(model, ids):
+    """Logits at every place of one text, without any cache."""
+    with torch.inference_mode():
+        model(torch.tensor([[1]]), use_cache=False)  # dynamic positions remember the longest text they saw
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def check(model, sequences, logits, atol=2e-5):
+    assert logits.dtype == torch.float32
+    for sequence, found in zip(sequences, logits, strict=True):
+        expected = plain(model, sequence.ids)
+        torch.testing.assert_close(found, expected[-1], atol=atol, rtol=0)
+        assert int(found.argmax()) == int(expected[-1].argmax())
+        if sequence.logits_before is not None:
+            torch.testing.assert_close(sequence.logits_before, expected[-2], atol=atol, rtol=0)
+
+
+def made_up(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
