@@ -195,6 +195,7 @@ class TestEveryStrategy:
         weights = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.8, 0.0]])
         fusion = strategies(vocabularies)[name]
         together = fusion.fuse(StepInputs(logprobs, weights))
+        assert torch.equal(together[1], logprobs[0][1]), "main alone is main bit for bit, beside others too"
         for row in range(4):
             alone = fusion.fuse(StepInputs([p[row : row + 1] for p in logprobs], weights[row : row + 1]))
             torch.testing.assert_close(together[row], alone[0])
