@@ -1,8 +1,7 @@
 """What healing is worth on real pairs: bits a byte of given text, and nats after prompts that are cut anywhere.
 
 Run with `python -m benchmarks.healing --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`; `--help`
-lists the options. Compared are no healing, healing as it was (whatever the member's last token may
-have begun and main has no token for, prompts and templates included) and healing as it is.
+lists the options. Compared are no healing, healing of main's next token alone, and healing as it is.
 """
 
 from __future__ import annotations
@@ -23,39 +22,35 @@ from tqdm.auto import tqdm
 from benchmarks.given_text import KINDS, MODELS, PAIRS, SETS, Given, SaidStep, answers, beginnings, said_of, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
-from deepen_core.fusion.anchors.token_healing import Healer, Healing, Heard
+from deepen_core.fusion.anchors.segmentation import Segmentation
+from deepen_core.fusion.anchors.token_healing import Healer, Heard
 from deepen_core.fusion.base import Fusion, StepInputs
-from deepen_core.fusion.deepen.strategy import DeepenStrategy
+from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
 
 _FIRST = 3  # tokens behind the end of a prompt
 _TOGETHER = 32  # steps that are fused at once
 
 
-class HealerAsItWas(Healer):
-    """Asks what the last token may have begun, whoever wrote it, among the tokens that main has not."""
+class NextTokenHealer(Healer):
+    """Gives what is left of a longer token to main's next token towards it alone, and takes nothing away."""
 
-    def heal(self, rows: Sequence[Heard]) -> Healing | None:
-        """See `Healer.heal`."""
-        return super().heal([Heard(r.last, r.before, (), cut=True) for r in rows])
+    def _spread(self, longer: int, left: Any, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
+        return torch.tensor([left.column]), torch.ones(1)
 
-    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:  # noqa: ARG002
-        value, start = self._bytes(longer), self._bytes(last)
-        if value in self._main.tokens:
-            return None
-        left = value[len(start) :]
-        starts = (left[:n] for n in range(len(left), 0, -1))
-        return next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
+    def _without_unsaid(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:  # noqa: ARG002
+        return mass
 
 
-def ways_to_heal(ensemble: Ensemble) -> dict[str, DeepenStrategy]:
+def ways_to_heal(ensemble: Ensemble) -> dict[str, SharpFusion]:
     """Strategies that differ in how they heal the other member of a pair."""
     now = ensemble._engine.fusion
     main, other = (m.tokenizer for m in ensemble._engine.members)
+    cut = [Segmentation(t.vocabulary, t.backend) for t in (other, main)]
     size = ensemble._engine.members[1].vocabulary_size
-    was = HealerAsItWas(other.vocabulary, main.vocabulary, main.backend, now._anchors, size)
+    next_token = NextTokenHealer(*cut, now._anchors, size)
     return {
-        "no healing": DeepenStrategy(now.spaces, 0, now._config),
-        "as it was": DeepenStrategy(now.spaces, 0, now._config, [None, was]),
+        "no healing": SharpFusion(now._columns, 0, now._config),
+        "next token": SharpFusion(now._columns, 0, now._config, [None, next_token]),
         "as it is": now,
     }
 

@@ -1,12 +1,17 @@
 """A member that listens to shorter tokens than its own says what it may still have meant."""
 
+from functools import cache
+
 import pytest
 import tiny
 import torch
 from accounting import accounts
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from deepen_core import Ensemble, FusionConfig, SamplingParams
+from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healer, Heard
 from deepen_core.tokenization.fast_tokenizer import Backend
@@ -24,7 +29,7 @@ def metaspace(*pieces, merges=()):
 @pytest.fixture(scope="module")
 def words():
     """The member: words and their beginnings."""
-    return Vocabulary.from_tokenizer(metaspace("▁", "o", "n", "u", "t", "f", "▁o", "▁on", "▁out", "▁of", "ve", "é"))
+    return cut_by(metaspace("▁", "o", "n", "u", "t", "f", "▁o", "▁on", "▁out", "▁of", "ve", "é"))
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +38,20 @@ def letters():
     return metaspace("▁", "o", "n", "u", "t", "f", "▁o", "▁of", merges=[("▁", "o"), ("▁o", "f")])
 
 
+def cut_by(tokenizer):
+    return Segmentation(Vocabulary.from_tokenizer(tokenizer), Backend(tokenizer))
+
+
 def healer_of(member, main):
     """A healer, and what main and the member share."""
-    spoken = Vocabulary.from_tokenizer(main)
-    anchors = Anchors.shared_by([spoken, member], ["main", "member"])
-    return Healer(member, spoken, Backend(main), anchors, member.size), anchors.tokens
+    said = cut_by(main)
+    anchors = Anchors.shared_by([said.vocabulary, member.vocabulary], ["main", "member"])
+    return Healer(member, said, anchors, member.vocabulary.size), anchors.tokens
+
+
+def heal(healer, sequences):
+    """The correction where main gives nothing to any token, so that each goes to main's own next one."""
+    return healer.heal(sequences, torch.zeros(len(sequences), 400))
 
 
 @pytest.fixture
@@ -47,16 +61,16 @@ def healer(words, letters):
 
 def heard(words, value, before, *said, cut=False):
     """The member's last token, and main's ids of what it has said."""
-    return Heard(words.tokens[value], before, said, cut=cut)
+    return Heard(words.vocabulary.tokens[value], before, said, cut=cut)
 
 
 def test_mass_goes_to_what_is_left_to_say(words, letters):
     """Behind " o": " on" and " out" are still open; main would have said " of" at once."""
     healer, anchors = healer_of(words, letters)
-    before = torch.full((words.size,), -5.0)
-    last, on, out, of = (words.tokens[v] for v in (b" o", b" on", b" out", b" of"))
+    before = torch.full((words.vocabulary.size,), -5.0)
+    last, on, out, of = (words.vocabulary.tokens[v] for v in (b" o", b" on", b" out", b" of"))
     before[[last, on, out, of]] = torch.tensor([1.0, 2.0, 0.5, 1.5])
-    healing = healer.heal([heard(words, b" o", before, 6)])
+    healing = heal(healer, [heard(words, b" o", before, 6)])
     shares = torch.softmax(torch.tensor([1.0, 2.0, 0.5]), -1)
     assert float(healing.finished) == pytest.approx(float(shares[0]))
     assert float(healing.open[0, anchors.index(b"n")]) == pytest.approx(float(shares[1]))
@@ -68,17 +82,17 @@ def test_mass_goes_to_what_is_left_to_say(words, letters):
 
 def test_what_main_did_not_say_is_no_beginning(healer, words):
     """A template's newline was nobody's choice: nothing longer can have been meant by it."""
-    before = torch.zeros(words.size)
-    assert healer.heal([heard(words, b" o", before)]) is None
-    assert healer.heal([heard(words, b" o", before, 1)]) is None  # main has said the "o" of it, the space stood there
-    assert healer.heal([heard(words, b" o", before, 0, 1)]) is None  # not as it would have begun any longer token
-    assert healer.heal([heard(words, b" o", before, 2, 6)]) is not None
+    before = torch.zeros(words.vocabulary.size)
+    assert heal(healer, [heard(words, b" o", before)]) is None
+    assert heal(healer, [heard(words, b" o", before, 1)]) is None  # main has said the "o" of it, the space stood there
+    assert heal(healer, [heard(words, b" o", before, 0, 1)]) is None  # not as it would have begun any longer token
+    assert heal(healer, [heard(words, b" o", before, 2, 6)]) is not None
 
 
 def test_behind_a_plain_prompt_every_longer_token_counts(words, letters):
     """A caller's text may be cut anywhere: behind " o" it may be on the way to " of", a token of main's own, too."""
     healer, anchors = healer_of(words, letters)
-    healing = healer.heal([heard(words, b" o", torch.zeros(words.size), cut=True)])
+    healing = heal(healer, [heard(words, b" o", torch.zeros(words.vocabulary.size), cut=True)])
     assert healing.finished.tolist() == pytest.approx([1 / 4])
     open_ = {anchors[column]: float(healing.open[0, column]) for column in healing.open[0].nonzero()[:, 0].tolist()}
     assert open_ == pytest.approx({b"n": 1 / 4, b"u": 1 / 4, b"f": 1 / 4})
@@ -87,48 +101,119 @@ def test_behind_a_plain_prompt_every_longer_token_counts(words, letters):
 def test_a_token_that_the_prompt_begins_and_the_answer_goes_on_with(words, letters):
     """The prompt ends in a space and main has said "o": " on" and " out" may be meant, and " of" as well."""
     healer, anchors = healer_of(words, letters)
-    healing = healer.heal([heard(words, b" o", torch.zeros(words.size), 1, cut=True)])
+    healing = heal(healer, [heard(words, b" o", torch.zeros(words.vocabulary.size), 1, cut=True)])
     assert {anchors[column] for column in healing.open[0].nonzero()[:, 0].tolist()} == {b"n", b"u", b"f"}
-    assert healer.heal([heard(words, b" o", torch.zeros(words.size), 2, cut=True)]) is None  # which is no " o"
+    assert (
+        heal(healer, [heard(words, b" o", torch.zeros(words.vocabulary.size), 2, cut=True)]) is None
+    )  # which is no " o"
 
 
 def test_a_longer_token_that_main_would_have_begun_otherwise_does_not_count():
     """Main says "nn" before a third "n", and has said "n": neither "nn" nor "nnn" was on its way."""
-    member = Vocabulary.from_tokenizer(metaspace("n", "u", "nn", "nnn", "nu"))
+    member = cut_by(metaspace("n", "u", "nn", "nnn", "nu"))
     healer, anchors = healer_of(member, metaspace("n", "u", "nn", merges=[("n", "n")]))
-    healing = healer.heal([heard(member, b"n", torch.zeros(member.size), 0)])
+    healing = heal(healer, [heard(member, b"n", torch.zeros(member.vocabulary.size), 0)])
     assert float(healing.finished) == pytest.approx(0.5)
     assert healing.open[0].nonzero()[:, 0].tolist() == [anchors.index(b"u")]
 
 
 def test_a_token_of_main_that_began_before_the_members_is_taken_whole():
     """Main's token "on" ends where the member's "n" does: what counts is how main goes on with all of it."""
-    member = Vocabulary.from_tokenizer(metaspace("o", "n", "u", "nu", "nt", "t"))
+    member = cut_by(metaspace("o", "n", "u", "nu", "nt", "t"))
     healer, anchors = healer_of(member, metaspace("o", "n", "u", "t", "on", "ont", merges=[("o", "n"), ("on", "t")]))
-    healing = healer.heal([heard(member, b"n", torch.zeros(member.size), 4)])
+    healing = heal(healer, [heard(member, b"n", torch.zeros(member.vocabulary.size), 4)])
     assert healing.open[0].nonzero()[:, 0].tolist() == [anchors.index(b"u")]  # not "t": main would have said "ont"
 
 
 def test_what_begins_with_no_shared_token_is_unknown():
     """Nothing that the others can say leads there, least of all the end of the text."""
-    member = Vocabulary.from_tokenizer(metaspace("▁", "o", "▁o", "▁oé"))
+    member = cut_by(metaspace("▁", "o", "▁o", "▁oé"))
     healer, anchors = healer_of(member, metaspace("▁", "o", "é", "▁o", merges=[("▁", "o")]))
-    healing = healer.heal([heard(member, b" o", torch.zeros(member.size), 3)])
+    healing = heal(healer, [heard(member, b" o", torch.zeros(member.vocabulary.size), 3)])
     assert healing.open[0].nonzero()[:, 0].tolist() == [len(anchors) + 1]
     assert float(healing.open.sum()) == pytest.approx(0.5)
 
 
+def test_what_is_left_goes_to_all_of_mains_tokens_that_begin_with_it():
+    """Behind "o" the member says "on": main says whether "n" or "ne" follows; "nt" is in a longer one."""
+    member = cut_by(metaspace("o", "n", "e", "u", "t", "ne", "nu", "nt", "on", "ont"))
+    healer, anchors = healer_of(member, metaspace("o", "n", "e", "u", "t", "ne", "nu", "nt"))
+    own = torch.zeros(1, len(anchors) + 2)
+    own[0, [anchors.index(v) for v in (b"n", b"ne", b"nt", b"o")]] = torch.tensor([0.1, 0.3, 0.4, 0.2])
+    before = torch.full((member.vocabulary.size,), -50.0)
+    before[member.vocabulary.tokens[b"on"]] = 0.0
+    healing = healer.heal([heard(member, b"o", before, 0)], own)
+    assert float(healing.finished) == pytest.approx(0.0, abs=1e-6)
+    open_ = {anchors[column]: float(healing.open[0, column]) for column in healing.open[0].nonzero()[:, 0].tolist()}
+    assert open_ == pytest.approx({b"n": 0.25, b"ne": 0.75})
+
+
+@pytest.fixture
+def indenting():
+    """Main has a newline with one blank; the member a newline, and blanks by themselves."""
+    main = metaspace("\n", "▁", "a", "▁▁", "▁a", "\n▁", merges=[("\n", "▁"), ("▁", "▁"), ("▁", "a")])
+    member = cut_by(metaspace("\n", "▁", "a", "▁▁", "▁▁▁"))
+    return healer_of(member, main), member
+
+
+def test_main_is_not_led_into_what_it_has_ruled_out(indenting):
+    r"""Main said "\n", not "\n ": no blank follows, however sure of one the member is."""
+    (healer, anchors), member = indenting
+    mass = torch.zeros(2, len(anchors) + 2)
+    mass[:, [anchors.index(b" "), anchors.index(b"a"), anchors.index(b"\n")]] = torch.tensor([0.6, 0.3, 0.1])
+    sequences = [Heard(member.vocabulary.tokens[b"\n"], None, said, cut=True) for said in ((0,), ())]
+    healed = healer.healed(mass.clone(), sequences, torch.zeros_like(mass))
+    assert healed[0, anchors.index(b" ")] == 0.0
+    assert healed[0, anchors.index(b"a")] == pytest.approx(0.3)
+    assert healed[0].sum() == pytest.approx(0.4)
+    assert torch.equal(healed[1], mass[1])  # a prompt may end anywhere
+
+
+def test_blanks_before_a_word_are_cut_as_before_a_word():
+    r"""GPT-2 keeps "\n    " together, but cuts "\n    a" into "\n   " and " a": the member's four blanks go to " a"."""
+    main = tiny.byte_level_of(["b\n    a"] * 9 + ["b\n    "] * 9, 300)
+    member = cut_by(
+        metaspace("\n", "▁", "a", "b", "▁▁", "▁▁▁▁", "▁▁▁", "▁a", merges=[("▁", "▁"), ("▁▁", "▁▁"), ("▁▁", "▁")])
+    )
+    healer, anchors = healer_of(member, main)
+    said = healer._main.vocabulary.tokens[b"\n   "]
+    assert healer._main.after((said,), b" ") is None
+    assert healer._main.goes_on((said,), b" ")
+    assert not healer._main.goes_on((said,), b"a")
+    before = torch.full((member.vocabulary.size,), -50.0)
+    before[member.vocabulary.tokens[b"    "]] = 0.0
+    own = torch.zeros(1, len(anchors) + 2)
+    own[0, [anchors.index(b" a"), anchors.index(b"b")]] = torch.tensor([0.1, 0.9])
+    healing = healer.heal([heard(member, b"   ", before, said)], own)
+    assert float(healing.open[0, anchors.index(b" a")]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("make", [tiny.byte_level, tiny.gemma_like, tiny.sentencepiece_bpe, tiny.unigram])
+@given(st.text(st.sampled_from("ab e\n.on1(  é"), max_size=30), st.integers(0, 3))
+def test_what_a_tokenizer_writes_is_never_ruled_out(make, text, start):
+    cut = once(make)
+    ids = next(iter(cut._backend.encode_behind(text)), [])
+    for place in range(start, len(ids)):
+        if value := cut.token_bytes(ids[place]):
+            assert cut.goes_on(ids[start:place], value)
+
+
+@cache
+def once(make):
+    return cut_by(make())
+
+
 @pytest.mark.parametrize(("value", "said"), [(b"n", 2), (b" of", 7), (b" out", 6)])
 def test_nothing_is_open_where_no_longer_token_begins_so(healer, words, value, said):
-    assert healer.heal([heard(words, value, torch.zeros(words.size), said)]) is None
+    assert heal(healer, [heard(words, value, torch.zeros(words.vocabulary.size), said)]) is None
 
 
 def test_rows_are_healed_each_on_its_own(healer, words):
-    before = torch.zeros(words.size)
+    before = torch.zeros(words.vocabulary.size)
     sure = before.clone()
-    sure[words.tokens[b" o"]] = 50.0
+    sure[words.vocabulary.tokens[b" o"]] = 50.0
     sequences = [heard(words, value, logits, 6) for value, logits in ((b" o", before), (b"n", before), (b" o", sure))]
-    healing = healer.heal([*sequences, Heard(words.tokens[b" o"], None, (6,), cut=False)])
+    healing = heal(healer, [*sequences, Heard(words.vocabulary.tokens[b" o"], None, (6,), cut=False)])
     assert healing.finished.tolist() == pytest.approx([1 / 3, 1.0, 1.0, 1.0])
     assert healing.open.sum(-1).tolist() == pytest.approx([2 / 3, 0.0, 0.0, 0.0])
 
@@ -224,6 +309,6 @@ def test_healing_lowers_the_cost_of_a_character_model_with_a_word_piece_model(sh
 
 def test_tokenizers_of_one_kind_have_little_to_heal():
     tokenizer = tiny.byte_level()
-    a = Vocabulary.from_tokenizer(tokenizer)
-    healer, _ = healer_of(a, tokenizer)
-    assert all(healer.heal([Heard(i, torch.zeros(a.size), (i,), cut=False)]) is None for i in a.tokens.values())
+    healer, _ = healer_of(cut_by(tokenizer), tokenizer)
+    a = healer._member.vocabulary
+    assert all(heal(healer, [Heard(i, torch.zeros(a.size), (i,), cut=False)]) is None for i in a.tokens.values())

@@ -5,10 +5,12 @@ To add a strategy, define its options here, add a line to `PRESETS`, and put its
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
 from deepen_core.config.base import Options
 from deepen_core.errors import ConfigurationError
@@ -19,10 +21,14 @@ SearchName = Literal["em", "adamw"]
 class StrategyOptions(Options):
     """The options of a strategy."""
 
-    implementation: ClassVar[str]
-    """`module:class` of the strategy, a `deepen_core.fusion.base.Fusion`; imported when an ensemble needs it."""
     strategy: str
     """The strategy's name."""
+
+    @property
+    @abstractmethod
+    def implementation(self) -> str:
+        """`module:class` of the strategy, a `deepen_core.fusion.base.Fusion`; imported when an ensemble needs it."""
+        ...
 
     @property
     def label(self) -> str:
@@ -32,10 +38,22 @@ class StrategyOptions(Options):
 
 
 class FusionConfig(StrategyOptions):
-    """How `"deepen"` and `"deepen-paper"` average distributions in the relative space, and search the way back."""
+    """How `"deepen"` and `"deepen-paper"` average distributions in the relative space, and find the way back.
 
-    implementation = "deepen_core.fusion.deepen.strategy:DeepenStrategy"
+    By default rows are sharp: a shared token is represented by itself alone, so the average and the way back have a
+    closed form. Options of soft rows, from `search` on, make rows soft when they are given.
+    """
+
     strategy: Literal["deepen"] = "deepen"
+    rows: Literal["sharp", "soft"] = "sharp"
+    """Rows of the relative space: "sharp", each shared token by itself, or "soft", by its similarity to all shared
+    tokens as the paper has it, which needs embeddings, a calibration and a search in every step."""
+    power: float = Field(default=0.5, gt=0.0, le=1.0)
+    """With sharp rows, the exponent `r` of the mean `(sum_i w_i c_i^r)^(1/r)`: 1 is the weighted average; the nearer to
+    0, the more must members agree, as in "product"."""
+    healing: bool = True
+    """Token healing: where main's tokens are shorter than a member's, the probability of its longer tokens goes to what
+    remains of them; and a member cannot lead main into a text that main's own tokens have ruled out."""
     search: SearchName = "em"
     """Search for the way back from the relative space: "em", or the paper's "adamw"."""
     temperature: float | Literal["auto"] = "auto"
@@ -45,9 +63,6 @@ class FusionConfig(StrategyOptions):
     unshared: Literal["prefix", "embedding"] = "prefix"
     """The anchors of a token that is not an anchor itself: the longest one that it begins with, or, as in the paper,
     those that its embedding is near to."""
-    healing: bool = True
-    """Token healing: where main's tokens are shorter than a member's, the probability of its longer tokens goes to what
-    remains of them."""
     steps: int = Field(default=5, ge=1, le=1000)
     """Iterations of the search."""
     trust_radius: float = Field(default=0.15, gt=0.0, allow_inf_nan=False)
@@ -65,6 +80,12 @@ class FusionConfig(StrategyOptions):
     """Use whole matrices (vocabulary x anchors, held in memory) instead of candidates and sparse rows."""
 
     @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`; the code of soft rows is loaded only for them."""
+        sharp = "deepen_core.fusion.deepen.sharp_fusion:SharpFusion"
+        return sharp if self.rows == "sharp" else "deepen_core.fusion.deepen.strategy:DeepenStrategy"
+
+    @property
     def floor(self) -> float:
         """`row_floor`, or its default for this search."""
         if self.row_floor is not None:
@@ -78,26 +99,53 @@ class FusionConfig(StrategyOptions):
             raise ValueError('must be a positive number or "auto"')
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _soft_if_asked_for(cls, values: Any) -> Any:
+        """Rows are soft where options of soft rows are given."""
+        if not isinstance(values, Mapping):
+            return values
+        given = [name for name in values if name in _OF_SOFT_ROWS]
+        if given and values.get("rows") == "sharp":
+            raise ValueError(f"{', '.join(given)} belong to soft rows: leave them out, or set rows='soft'")
+        return {"rows": "soft", **values} if given else values
+
+    @model_validator(mode="after")
+    def _power_of_sharp_rows(self) -> Self:
+        if self.rows == "soft" and "power" in self.model_fields_set:
+            raise ValueError("power belongs to sharp rows: soft rows are always averaged")
+        return self
+
+
+_OF_SOFT_ROWS = set(list(FusionConfig.model_fields)[list(FusionConfig.model_fields).index("search") :])
+
 
 class ProductConfig(StrategyOptions):
     """How `"product"` multiplies distributions: a weighted geometric mean over shared tokens."""
 
-    implementation = "deepen_core.fusion.product:ProductFusion"
     strategy: Literal["product"] = "product"
     floor: float = Field(default=0.02, ge=0.0, lt=1.0)
     """Share of main's distribution mixed into every other member's, so that none of them can rule out a token."""
     healing: bool = True
-    """Token healing: where main's tokens are shorter than a member's, the probability of its longer tokens goes to what
-    remains of them."""
+    """See `FusionConfig.healing`."""
+
+    @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`."""
+        return "deepen_core.fusion.product:ProductFusion"
 
 
 class UnionConfig(StrategyOptions):
     """How `"union"` averages the members' most probable tokens."""
 
-    implementation = "deepen_core.fusion.union:UnionFusion"
     strategy: Literal["union"] = "union"
     top_k: int = Field(default=10, ge=1, le=1000)
     """Number of most probable tokens of each member that are averaged; all other tokens keep main's probability."""
+
+    @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`."""
+        return "deepen_core.fusion.union:UnionFusion"
 
 
 PRESETS: dict[str, StrategyOptions] = {

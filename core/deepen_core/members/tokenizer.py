@@ -40,6 +40,7 @@ class MemberTokenizer:
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, stop_ids, self.backend)
         self.boundaries = Boundaries(self.backend, self.vocabulary.kind)
         self.reader = PromptReader(tokenizer, self.backend, name)
+        self.backend.forget_pieces()
         self.sample_ids = self.backend.encode(SAMPLE_TEXT)
         self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.sample_ids))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE, Unigram
 
 from deepen_core.errors import TokenizerError
 
@@ -47,15 +49,15 @@ class Backend:
                 f"{type(tokenizer).__name__} has no fast version (tokenizer.json). Convert it once with "
                 "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder) and load that folder."
             )
-        spec: dict[str, Any] = json.loads(source.to_str())
-        spec.update(truncation=None, padding=None, post_processor=None)
-        for token in spec["added_tokens"]:
-            token["special"] = token["special"] or token["content"] in control_tokens
-        self.added_tokens: list[dict[str, Any]] = spec["added_tokens"]
+        self._source = source.model
+        spec = _parts(source)
+        self.added_tokens: list[dict[str, Any]] = [
+            {**t, "special": t["special"] or t["content"] in control_tokens} for t in _added_tokens(source)
+        ]
         self.normalizers = list(_types(spec["normalizer"]))
         self.pre_tokenizers = list(_types(spec["pre_tokenizer"]))
         self.decoders = list(_types(spec["decoder"]))
-        self.model: dict[str, Any] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
+        self.model = _model_options(source)
         self._shut(spec, _stand_ins(tokenizer))
         self._first = self._build(spec)
         # With prepend_scheme "first", a segment after a special token gets no dummy space.
@@ -87,9 +89,13 @@ class Backend:
         usual = [spec["pre_tokenizer"]] if spec["pre_tokenizer"] else []
         spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*usual, cut]}
 
-    @staticmethod
-    def _build(spec: dict[str, Any]) -> Tokenizer:
-        built = Tokenizer.from_str(json.dumps(spec))
+    def _build(self, spec: dict[str, Any]) -> Tokenizer:
+        """Builds a tokenizer with these parts, which shares the vocabulary and merges of the original."""
+        parts, built = Tokenizer.from_str(json.dumps(spec)), Tokenizer(self._source)
+        for name in ("normalizer", "pre_tokenizer", "decoder"):
+            if spec[name] is not None:
+                setattr(built, name, getattr(parts, name))
+        built.add_tokens([AddedToken(**{k: v for k, v in t.items() if k != "id"}) for t in self.added_tokens])
         built.encode_special_tokens = True
         return built
 
@@ -98,10 +104,14 @@ class Backend:
         """BPE, Unigram, WordPiece or WordLevel."""
         return str(self.model["type"])
 
-    @property
+    @cached_property
     def pieces(self) -> dict[str, int]:
-        """Token string to id, added tokens included."""
+        """Token string to id, added tokens included; large, so call `forget_pieces` when it is no longer needed."""
         return self._first.get_vocab(with_added_tokens=True)
+
+    def forget_pieces(self) -> None:
+        """Frees `pieces`, which are read again when they are needed again."""
+        self.__dict__.pop("pieces", None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that starts a document, without BOS or EOS."""
@@ -148,6 +158,37 @@ class Backend:
     def spellings(self, token_ids: Iterable[int]) -> list[str]:
         """The token strings of some ids."""
         return [self._first.id_to_token(i) or f"<{i}>" for i in token_ids]
+
+
+def _parts(source: Tokenizer) -> dict[str, Any]:
+    """Returns the description of a tokenizer with an empty model: a vocabulary takes seconds to write and to read."""
+    empty = Tokenizer(BPE())
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if getattr(source, name) is not None:
+            setattr(empty, name, getattr(source, name))
+    spec: dict[str, Any] = json.loads(empty.to_str())
+    return spec
+
+
+def _added_tokens(source: Tokenizer) -> list[dict[str, Any]]:
+    """Returns the added tokens by id, as tokenizer.json describes them."""
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return [
+        {"id": token_id, **{name: getattr(token, name) for name in names}}
+        for token_id, token in sorted(source.get_added_tokens_decoder().items())
+    ]
+
+
+def _model_options(source: Tokenizer) -> dict[str, Any]:
+    """Returns the options of a tokenizer's model, as tokenizer.json describes them, without vocabulary and merges."""
+    model = source.model
+    options: dict[str, Any]
+    if isinstance(model, Unigram):  # it does not tell its options otherwise
+        options = json.loads(source.to_str())["model"]
+        return {name: value for name, value in options.items() if name != "vocab"}
+    names = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    options = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    return {"type": type(model).__name__, **options}
 
 
 def _stand_ins(tokenizer: Any) -> set[int]:

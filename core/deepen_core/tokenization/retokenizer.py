@@ -29,6 +29,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
 from deepen_core.tokenization.vocabulary import byte_table
 
@@ -146,11 +148,18 @@ def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
         pieces: Vocabulary entries.
         inner: How they spell the continuation bytes of a character. A piece may start or end in the middle of one.
     """
-    found: set[str] = set()
+    pieces = list(pieces)
     inner = frozenset(inner)
-    for piece in pieces:
+    # Most pieces are taken as one text, with a character between them that is in none of them.
+    plain = [piece for piece in pieces if inner.isdisjoint(piece)]
+    seam = next(c for c in map(chr, range(0x10FFFF, 0, -1)) if not any(c in piece for piece in plain))
+    text = seam.join(plain)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    neighbours = np.unique(codes[:-1] << 21 | codes[1:]).tolist()  # 21 bits hold any character
+    found = {chr(pair >> 21) + chr(pair & 0x1FFFFF) for pair in neighbours}
+    found = {pair for pair in found if seam not in pair}
+    for piece in pieces if inner else ():
         if inner.isdisjoint(piece):
-            found.update(piece[i : i + 2] for i in range(len(piece) - 1))
             continue
         starts = [i for i, c in enumerate(piece) if c not in inner]
         if starts and starts[0] > 0:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from deepen_core.errors import TokenizerError
 from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
-
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 # Tokens that end a turn in common chat formats. See `_stops` for when they count.
 TURN_ENDS = frozenset(
@@ -117,19 +114,23 @@ class Vocabulary:
         )
 
         values: list[bytes | None] = [None] * size
-        rank: list[int] = [0] * size  # for equal bytes, a plain piece is preferred to an added token and a byte piece
+        rank: dict[int, int] = {}  # for equal bytes, a plain piece is preferred to an added token and a byte piece
+        spell = _speller(kind, backend)
         for piece, token_id in pieces.items():
-            if token_id in special:
-                continue
-            byte = _BYTE_PIECE.fullmatch(piece) if falls_back and kind == "sentencepiece" else None
-            if byte:
-                values[token_id], rank[token_id] = bytes([int(byte[1], 16)]), 2
-            elif token_id in added and kind == "byte-level":
-                # Matched in the text as it stands; decoders of the other kinds treat added tokens like any piece.
-                values[token_id], rank[token_id] = piece.encode(), 1
-            else:
-                spelled = backend.spellings([token_id])[0] if token_id in added else piece  # as normalized
-                values[token_id], rank[token_id] = _piece_bytes(spelled, kind, backend), int(token_id in added)
+            values[token_id] = spell(piece)
+        if falls_back and kind == "sentencepiece":
+            for byte in range(256):
+                if (found := pieces.get(f"<0x{byte:02X}>")) is not None:
+                    values[found], rank[found] = bytes([byte]), 2
+        for token_id, token in added.items():
+            # Matched in the text as it stands; decoders of the other kinds treat added tokens like any piece, and spell
+            # them as normalized.
+            plain = kind == "byte-level"
+            values[token_id] = token["content"].encode() if plain else spell(backend.spellings([token_id])[0])
+            rank[token_id] = 1
+        for token_id in special:
+            if 0 <= token_id < size:
+                values[token_id] = None
         names = {str(t["content"]): i for i, t in added.items() if i in special}
         stops = _stops(set(stop_ids), getattr(tokenizer, "eos_token_id", None), names)
         for token_id in stops:
@@ -189,32 +190,35 @@ def _unknown_ids(backend: Backend, pieces: dict[str, int]) -> set[int]:
     return set() if unknown is None else {unknown}
 
 
-def _piece_bytes(piece: str, kind: str, backend: Backend) -> bytes:
+def _speller(kind: str, backend: Backend) -> Callable[[str], bytes]:
+    """Returns the function from a token string to its bytes."""
     if kind == "byte-level":
-        # Some vocabularies hold a few raw strings beside the byte-coded ones; they are text.
-        coded = all(c in _BYTE_OF for c in piece)
-        return bytes(_BYTE_OF[c] for c in piece) if coded else piece.encode()
+        table = str.maketrans({char: chr(byte) for char, byte in _BYTE_OF.items()})
+
+        def spell(piece: str) -> bytes:
+            # Some vocabularies hold a few raw strings beside the byte-coded ones; they are text.
+            coded = _BYTE_OF.keys() >= set(piece)
+            return piece.translate(table).encode("latin-1") if coded else piece.encode()
+
+        return spell
     if kind == "sentencepiece":
-        return piece.replace(SPACE_MARK, " ").encode()
+        return lambda piece: piece.replace(SPACE_MARK, " ").encode()
     if kind == "wordpiece":
         prefix = backend.model.get("continuing_subword_prefix") or "##"
-        return piece.removeprefix(prefix).encode() if piece.startswith(prefix) else b" " + piece.encode()
-    return piece.encode()
+        return lambda piece: (piece.removeprefix(prefix) if piece.startswith(prefix) else " " + piece).encode()
+    return str.encode
 
 
-def _canonical_ids(values: list[bytes | None], rank: list[int], backend: Backend) -> dict[bytes, int]:
+def _canonical_ids(values: list[bytes | None], rank: Mapping[int, int], backend: Backend) -> dict[bytes, int]:
     """Maps each byte string to the id that the tokenizer emits, else to the plainest of the ids that have it."""
-    groups: dict[bytes, list[int]] = {}
+    canonical: dict[bytes, int] = {}
+    twins: dict[bytes, list[int]] = {}
     for token_id, value in enumerate(values):
-        if value:
-            groups.setdefault(value, []).append(token_id)
-    canonical = {}
-    for value, ids in groups.items():
-        chosen = min(ids, key=lambda i: (rank[i], i))
-        if len(ids) > 1:
-            emitted = _emitted(value, backend)
-            chosen = emitted if emitted in ids else chosen
-        canonical[value] = chosen
+        if value and canonical.setdefault(value, token_id) != token_id:
+            twins.setdefault(value, [canonical[value]]).append(token_id)
+    for value, ids in twins.items():
+        emitted = _emitted(value, backend)
+        canonical[value] = emitted if emitted in ids else min(ids, key=lambda i: (rank.get(i, 0), i))
     return canonical
 
 

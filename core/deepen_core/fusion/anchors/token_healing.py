@@ -1,4 +1,4 @@
-"""Token healing: where main generates shorter tokens than a member would, recovers what the member predicts.
+r"""Token healing: where main generates shorter tokens than a member would, recovers what the member predicts.
 
 Main generates " o". The member's text now ends in the token " o", which in its training hardly anything follows but
 "ver": " on", " of" and " out" are tokens of their own, which it would have generated instead. So its distribution one
@@ -9,6 +9,11 @@ Two rules limit this. A longer token counts only if main would have begun it the
 must begin with the very ids that main has generated. And the text of a chat template was not generated and always ends
 where it does, so no longer token counts across its end. A plain prompt may be cut anywhere, in a word or after a blank:
 there every longer token counts.
+
+What remains of a longer token need not be where main's next token ends: behind "\n   " main says " return", where the
+member says four spaces and then "return". So the probability of a longer token also goes to main's tokens that begin
+with what remains of it, in proportion to main's probabilities: all that the member says about them is their beginning.
+Where it has a token of its own that reaches further into one of them, it would have said that, so that one is left out.
 """
 
 from __future__ import annotations
@@ -20,13 +25,13 @@ from itertools import islice, takewhile
 
 import torch
 
+from deepen_core.fusion.anchors.segmentation import WORD, Segmentation, is_text
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.members.base import Member
-from deepen_core.tokenization.fast_tokenizer import Backend
-from deepen_core.tokenization.vocabulary import Vocabulary
 
 _NEGLIGIBLE = 1e-4  # longer tokens with a smaller share of the mass than this are ignored
-_REMEMBERED = 2**16
+_NOTICEABLE = 0.01  # only tokens of at least this probability are taken from a member that main has ruled out
+_REMEMBERED_COLUMNS = 2**8  # lists of columns, each at most as long as there are anchors
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Healing:
 
     def applied(self, mass: torch.Tensor) -> torch.Tensor:
         """Corrects projected mass [sequences, columns]."""
-        return self.finished[:, None] * mass + self.open
+        return self.finished[:, None].to(mass.device) * mass + self.open.to(mass.device)
 
 
 @dataclass(frozen=True)
@@ -68,36 +73,66 @@ class Heard:
     cut: bool
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What is left to generate of a longer token.
+
+    Attributes:
+        column: The column of main's next token towards it.
+        begun: The bytes that are left, if main's next token contains all of them; None if it takes more than one token.
+    """
+
+    column: int
+    begun: bytes | None
+
+
 class Healer:
     """Finds, for one member, the longer tokens that its last token begins and that main would generate in pieces.
 
     Args:
-        vocabulary: The member's vocabulary.
-        main: The main member's vocabulary.
-        backend: The main member's tokenizer, which encodes the longer tokens.
+        member: How the member cuts a text.
+        main: How main does.
         anchors: The tokens that all members share.
         size: Length of the member's embedding matrix.
     """
 
-    def __init__(self, vocabulary: Vocabulary, main: Vocabulary, backend: Backend, anchors: Anchors, size: int) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, member: Segmentation, main: Segmentation, anchors: Anchors, size: int) -> None:
+        self._member = member
         self._main = main
-        self._backend = backend
+        self._tokens = anchors.tokens
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
         self._places = anchors.columns
         # Ids only, without their bytes: pairs for a vocabulary of 262,144 tokens would take 25 MiB.
-        self._sorted = [i for _, i in sorted(vocabulary.tokens.items()) if i < size]
+        self._sorted = [i for _, i in sorted(member.vocabulary.tokens.items()) if i < size]
         self._longer: dict[int, torch.Tensor] = {}
-        self._left: dict[tuple[int, tuple[int, ...]], int | None] = {}
+        self._begun: dict[tuple[int, bytes], torch.Tensor] = {}
 
-    def heal(self, sequences: Sequence[Heard]) -> Healing | None:
-        """Returns the correction for some sequences, or None if there is nothing to correct."""
+    def healed(self, mass: torch.Tensor, sequences: Sequence[Heard], own: torch.Tensor) -> torch.Tensor:
+        """Returns the member's corrected mass by column, summing to at most what it summed to.
+
+        Args:
+            mass: float32 [sequences, columns], on main's device; may be overwritten.
+            sequences: The ends of the member's texts.
+            own: Main's mass by column [sequences, at least the anchors' columns].
+        """
+        if not sequences:
+            return mass
+        healing = self.heal(sequences, own)
+        return self._without_unsaid(mass if healing is None else healing.applied(mass), sequences)
+
+    def heal(self, sequences: Sequence[Heard], own: torch.Tensor) -> Healing | None:
+        """Returns the correction for some sequences, or None if there is nothing to correct.
+
+        Args:
+            sequences: The ends of the member's texts.
+            own: Main's mass by column [sequences, at least the anchors' columns].
+        """
         finished: torch.Tensor | None = None
         opened: torch.Tensor | None = None
         for sequence, heard in enumerate(sequences):
             if heard.before is None:
                 continue
-            found = self._open(heard, heard.before)
+            found = self._open(heard, heard.before, own[sequence])
             if found is None:
                 continue
             share, columns, shares = found
@@ -108,8 +143,10 @@ class Healer:
             opened[sequence].scatter_add_(0, columns, shares)
         return None if finished is None or opened is None else Healing(finished, opened)
 
-    def _open(self, heard: Heard, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Returns the share of the last token as it is, and columns and shares [tokens] of the tokens it begins."""
+    def _open(
+        self, heard: Heard, before: torch.Tensor, own: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Returns the share of the last token as it is, and columns and shares [places] of the tokens it begins."""
         longer = self._longer_than(heard.last)
         said = self._said(heard) if len(longer) else None
         if said is None:
@@ -117,26 +154,62 @@ class Healer:
         logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)]
         shares = torch.softmax(logits, dim=-1)
         likely = (shares[:-1] > _NEGLIGIBLE).nonzero()[:, 0].tolist()
-        lefts = [self._column_left(int(longer[place]), heard.last, said) for place in likely]
-        kept = [(place, column) for place, column in zip(likely, lefts, strict=True) if column is not None]
+        lefts = [self._what_is_left(int(longer[place]), heard.last, said) for place in likely]
+        kept = [(place, left) for place, left in zip(likely, lefts, strict=True) if left is not None]
         if not kept:
             return None
-        shares = shares[[place for place, _ in kept] + [-1]]
+        shares = shares[[place for place, _ in kept] + [-1]].to(own.device)
         shares = shares / shares.sum()
-        return shares[-1], torch.tensor([column for _, column in kept], device=shares.device), shares[:-1]
+        columns, parts = [], []
+        for share, (place, left) in zip(shares[:-1], kept, strict=True):
+            at, part = self._spread(int(longer[place]), left, own)
+            columns.append(at)
+            parts.append(share * part)
+        return shares[-1], torch.cat(columns), torch.cat(parts)
+
+    def _spread(self, longer: int, left: _Left, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the columns that share the probability of a longer token, and their shares, summing to one."""
+        if left.begun is not None:
+            columns = self._begun_columns(longer, left.begun).to(own.device)
+            mass = own[columns]
+            total = mass.sum()
+            if total > 0:
+                return columns, mass / total
+        return torch.tensor([left.column], device=own.device), own.new_ones(1)
+
+    def _begun_columns(self, longer: int, left: bytes) -> torch.Tensor:
+        """Returns the columns of the anchors that begin with what is left of a longer token, as the member would.
+
+        Anchors into which a still longer token of the member's reaches are not among them.
+        """
+        key = (longer, left)
+        if key not in self._begun:
+            if len(self._begun) >= _REMEMBERED_COLUMNS:
+                self._begun.clear()
+            among = torch.zeros(len(self._columns), dtype=torch.bool)
+            among[self._beginning_with(left)] = True
+            start = len(self._member.token_bytes(longer))
+            for further in self._longer_than(longer).tolist():
+                among[self._beginning_with(left + self._member.token_bytes(further)[start:])] = False
+            self._begun[key] = among.nonzero()[:, 0]
+        return self._begun[key]
+
+    def _beginning_with(self, start: bytes) -> slice:
+        """Returns the columns of the anchors that begin with some bytes; anchors are sorted."""
+        first = bisect_left(self._tokens, start)
+        return slice(first, bisect_left(self._tokens, True, first, key=lambda token: not token.startswith(start)))
 
     def _longer_than(self, token_id: int) -> torch.Tensor:
         """Returns the ids of the member's tokens that begin with a given token."""
         if token_id not in self._longer:
-            start = self._bytes(token_id)
-            first = bisect_left(self._sorted, start, key=self._bytes) if start else len(self._sorted)
-            begun = takewhile(lambda i: self._bytes(i).startswith(start), islice(self._sorted, first, None))
-            ids = [i for i in begun if len(self._bytes(i)) > len(start)]
+            start = self._member.token_bytes(token_id)
+            first = bisect_left(self._sorted, start, key=self._member.token_bytes) if start else len(self._sorted)
+            begun = takewhile(
+                lambda i: self._member.token_bytes(i).startswith(start), islice(self._sorted, first, None)
+            )
+            ids = [i for i in begun if len(self._member.token_bytes(i)) > len(start)]
             self._longer[token_id] = torch.tensor(ids, dtype=torch.long)
         return self._longer[token_id]
-
-    def _bytes(self, token_id: int) -> bytes:
-        return self._vocabulary.token_bytes(token_id) or b""
 
     def _said(self, heard: Heard) -> tuple[int, ...] | None:
         """Returns the ids of the answer that overlap the member's last token; none if that token ends a prompt.
@@ -144,51 +217,41 @@ class Healer:
         Returns:
             None if the token begins in text after which no longer token counts.
         """
-        value = self._bytes(heard.last)
+        value = self._member.token_bytes(heard.last)
         data, count = b"", 0
-        while len(data) < len(value) or not _is_text(data):
+        while len(data) < len(value) or not is_text(data):
             if count == len(heard.said):
                 return tuple(heard.said) if heard.cut and value.endswith(data) else None
             count += 1
-            data = (self._main.token_bytes(heard.said[-count]) or b"") + data
+            data = self._main.token_bytes(heard.said[-count]) + data
         return tuple(heard.said[len(heard.said) - count :]) if data.endswith(value) else None
 
-    def _column_left(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
-        """Returns the column of main's next token towards a longer one; None if main would have begun it otherwise."""
-        key = (longer, said)
-        if key not in self._left:
-            if len(self._left) >= _REMEMBERED:
-                self._left.clear()
-            self._left[key] = self._find_column(longer, last, said)
-        return self._left[key]
+    def _what_is_left(self, longer: int, last: int, said: tuple[int, ...]) -> _Left | None:
+        """Returns how main would go on towards a longer token; None if it would have begun it otherwise."""
+        left = self._member.token_bytes(longer)[len(self._member.token_bytes(last)) :]
+        after = self._main.after(said, left)
+        if after is None and left[-1:].isspace() and self._member.after((longer,), WORD) is not None:
+            # Blanks before a word, which the member says alike, and main may not.
+            after = self._main.after(said, left + WORD)
+        if after is None:
+            return None
+        starts = (after[:n] for n in range(min(len(after), len(left)), 0, -1))
+        column = next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
+        return _Left(column, left if after.startswith(left) and left in self._columns else None)
 
-    def _find_column(self, longer: int, last: int, said: tuple[int, ...]) -> int | None:
-        whole = self._main.join(said) + self._bytes(longer)[len(self._bytes(last)) :]
-        if not _is_text(whole):
-            return None
-        readings = self._backend.encode_behind(whole.decode())
-        ids = next((ids for ids in readings if self._main.join(ids) == whole), [])
-        if tuple(ids[: len(said)]) != said or len(ids) == len(said):
-            return None
-        token = self._main.token_bytes(ids[len(said)]) or b""
-        starts = (token[:n] for n in range(len(token), 0, -1))
-        return next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
+    def _without_unsaid(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:
+        """Removes the mass of tokens that main, by the tokens that it has just said, has ruled out."""
+        places = (mass[:, : self._places.anchors] > _NOTICEABLE).nonzero().tolist()
+        out = [(n, c) for n, c in places if not self._main.goes_on(sequences[n].said, self._tokens[c])]
+        if out:
+            mass[tuple(torch.tensor(out, device=mass.device).T)] = 0.0
+        return mass
 
 
 def healers_of(members: Sequence[Member], main: int, anchors: Anchors) -> list[Healer | None]:
     """Returns a healer for each member except main."""
-    spoken = members[main].tokenizer
+    cut = [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members]
     return [
-        None
-        if number == main
-        else Healer(m.tokenizer.vocabulary, spoken.vocabulary, spoken.backend, anchors, m.vocabulary_size)
-        for number, m in enumerate(members)
+        None if number == main else Healer(cut[number], cut[main], anchors, member.vocabulary_size)
+        for number, member in enumerate(members)
     ]
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

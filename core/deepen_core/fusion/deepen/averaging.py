@@ -43,8 +43,13 @@ class AveragingFusion(ABC):
 
     def combine(self, inputs: StepInputs) -> torch.Tensor:
         """Fuses sequences in which members other than main have weight too; weights sum to one in each."""
+        main = inputs.of(self._main)
+        columns = self._spaces[self._main].columns
+        own = main.new_empty(len(main), columns.columns.gathered)
+        if any(healer is not None for healer in self._healers):
+            columns.sum_by_column(main.exp(), into=own)
         healing = [
-            None if healer is None or logprobs is None else healer.heal(inputs.heard(member))
+            None if healer is None or logprobs is None else healer.heal(inputs.heard(member), own)
             for member, (healer, logprobs) in enumerate(zip(self._healers, inputs.logprobs, strict=True))
         ]
         return self._combine(inputs.logprobs, inputs.weights, healing)

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from deepen_core.errors import brief
 from deepen_core.members.base import KEPT_TAIL
+from deepen_core.members.transformers.excerpt import excerpt
 from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 from deepen_core.members.transformers.masks import Masks, likely_masks
 from deepen_core.members.transformers.ragged import RaggedForward
@@ -68,6 +69,11 @@ def probe(model: Any, context_window: int) -> Findings:
     """
     if getattr(model, "_is_stateful", False):
         return Findings(None, "its state cannot be shortened", keeps_cache=False)
+    with excerpt(model):
+        return _try(model, context_window)
+
+
+def _try(model: Any, context_window: int) -> Findings:
     trial = _Trial(model, context_window)
     fault = trial.fault(trial.own_cache)
     keeps_cache = not fault

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from deepen_core.members.transformers.excerpt import layer_list
+
 
 @dataclass(frozen=True)
 class _Bounds:
@@ -53,8 +55,8 @@ class Layers:
     """
 
     def __init__(self, model: Any) -> None:
-        lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-        self._layers: list[torch.nn.Module] = max(lists, key=len, default=[])
+        place = layer_list(model)
+        self._layers: list[torch.nn.Module] = [] if place is None else list(getattr(*place))
 
     def ignore(self) -> None:
         """Records no layer from now on."""

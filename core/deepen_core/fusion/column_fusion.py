@@ -1,0 +1,143 @@
+"""The common part of strategies that fuse the members' mass by column: no embeddings are read, nothing is searched.
+
+Shapes: distributions are [sequences, vocabulary], columns [sequences, columns] (see
+`deepen_core.fusion.anchors.columns`). In each step:
+
+1. Sum each member's mass by column: each token counts for its anchor, or for the longest anchor that it begins with.
+2. Heal the other members' columns.
+3. A mean over the columns that all members can know is the target; which mean, a subclass says.
+4. Main's tokens follow their column: `p(t) ~ p_main(t) q(column of t) / c_main(column of t)`. Of all distributions
+   whose columns are the target, this is the one nearest to main's, by the KL divergence.
+
+Main alone decides on its control tokens: they, and tokens without a column, keep the probability that main gives them.
+What a member gives to tokens that main cannot generate is distributed as main's own distribution, within its share.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from deepen_core.fusion.anchors.columns import TokenColumns
+from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.token_healing import Healer, healers_of
+from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts, StepInputs
+from deepen_core.fusion.diagnostics import shared_token_limits
+from deepen_core.members.base import Member
+from deepen_core.results import FusionInfo
+
+TINY = 1e-30  # least probability of a column of which a logarithm is taken
+
+
+class ColumnFusion(Fusion):
+    """Fuses by column; subclasses define the mean.
+
+    Args:
+        columns: The column of each token, for each member.
+        main: The number of the member whose vocabulary is used.
+        config: The strategy's options.
+        healers: A token healer per member, None for members without one; empty for none at all.
+        members: The members, for reports; empty for none.
+        anchors: The shared tokens, for reports.
+    """
+
+    limit: str
+    """What this mean cannot do."""
+
+    def __init__(
+        self,
+        columns: Sequence[TokenColumns],
+        main: int,
+        config: Any,
+        healers: Sequence[Healer | None] = (),
+        *,
+        members: Sequence[Member] = (),
+        anchors: Anchors | None = None,
+    ) -> None:
+        super().__init__(main)
+        self._columns = list(columns)
+        self._config = config
+        self._healers = list(healers) or [None] * len(columns)
+        self._members = list(members)
+        self._anchors = anchors
+
+    @classmethod
+    def check(cls, members: Sequence[MemberFacts], config: Any) -> None:  # noqa: ARG003  any options will do
+        """See `Fusion.check`."""
+        Anchors.shared_by([m.vocabulary for m in members], [m.name for m in members])
+
+    @classmethod
+    def build(cls, members: Sequence[Member], main: int, config: Any, context: BuildContext) -> Self:
+        """See `Fusion.build`."""
+        with context.steps.doing("preparing the fusion"):
+            anchors = Anchors.of_members(members)
+            columns = [anchors.columns_of(number, member) for number, member in enumerate(members)]
+            healers = healers_of(members, main, anchors) if config.healing else []
+            return cls(columns, main, config, healers, members=members, anchors=anchors)
+
+    def _combine(self, inputs: StepInputs) -> torch.Tensor:
+        main, known = inputs.of(self._main), self._columns[self._main].columns.unknown
+        # 1) Main's mass on the columns that all members can know, the anchors and stop: [sequences, known].
+        own = self._mass(self._main, main)[:, :known]
+        own = own / own.sum(-1, keepdim=True).clamp_min(TINY)
+        possible = own > 0
+        # 2) The others' mass, and 3) the logarithm of the target.
+        told = [
+            own if member == self._main else None if logprobs is None else self._told(member, logprobs, inputs, own)
+            for member, logprobs in enumerate(inputs.logprobs)
+        ]
+        weights = inputs.weights.to(main.device)
+        if bool((inputs.weights == 0).any()):  # values of a member that abstains are meaningless
+            told = [
+                None if mass is None else torch.where(weights[:, member, None] > 0, mass, own)
+                for member, mass in enumerate(told)
+            ]
+        mean = self._log_mean(told, own, weights)
+        target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
+        # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
+        factor = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
+        factor[:, :known] = torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
+        return torch.log_softmax(main + self._columns[self._main].scatter_back(factor), dim=-1)
+
+    @abstractmethod
+    def _log_mean(self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Returns the logarithm of the members' mean, up to a constant per sequence, [sequences, known].
+
+        Args:
+            told: Each member's mass by column [sequences, known], summing to one; None for members that abstain in all
+                of them; main's where a weight is zero.
+            own: Main's among them.
+            weights: [sequences, members], summing to one in each sequence.
+        """
+        ...
+
+    def _mass(self, member: int, logprobs: torch.Tensor) -> torch.Tensor:
+        """Returns a member's probabilities by column, [sequences, gathered columns]."""
+        columns = self._columns[member]
+        mass = logprobs.new_empty(len(logprobs), columns.columns.gathered)
+        columns.sum_by_column(logprobs.exp(), into=mass)
+        return mass
+
+    def _told(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
+        """Returns another member's mass on the columns that all can know, [sequences, known], summing to one."""
+        columns, healer = self._columns[member].columns, self._healers[member]
+        told = self._mass(member, logprobs)[:, : columns.width].to(own.device)
+        if healer is not None:
+            told = healer.healed(told, inputs.heard(member), own)
+        told = told[:, : columns.unknown]
+        rest = (1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0)
+        return torch.addcmul(told, rest, own)
+
+    def describe(self, counted: Sequence[int]) -> FusionInfo:
+        """See `Fusion.describe`."""
+        tokens = self._anchors.tokens if self._anchors is not None else []
+        limits = shared_token_limits([self._members[n] for n in counted], self._members[self._main], tokens)
+        return FusionInfo(
+            anchors=len(tokens),
+            bytes_held=sum(columns.bytes_held for columns in self._columns),
+            limits=[*limits, self.limit] if limits else [],
+        )
