@@ -14,13 +14,17 @@ import torch
 
 from benchmarks.report import publish
 from deepen_core import Ensemble
-from deepen_core.config import resolve_fusion
+from deepen_core.config import PRESETS, FusionConfig, StrategyOptions
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
 from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.deepen.strategy import DeepenStrategy
 
 SHARED = Path(__file__).parents[2] / "shared"
+FUSIONS: dict[str, StrategyOptions] = {
+    "deepen, soft rows": FusionConfig(rows="soft"),
+    "deepen-paper": PRESETS["deepen-paper"],
+}
 
 
 class Comparing:
@@ -58,8 +62,8 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
     """One pair with one main, over at least so many steps."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        with Ensemble.load(models, main=main, fusion=fusion, progress=False, device="cpu") as ensemble:
-            config = resolve_fusion(fusion).model_copy(update={"exact": True})
+        with Ensemble.load(models, main=main, fusion=FUSIONS[fusion], progress=False, device="cpu") as ensemble:
+            config = FUSIONS[fusion].model_copy(update={"exact": True})
             fast = ensemble._engine.fusion
             exact = DeepenStrategy(fast.spaces, main, config, fast._average._healers)
             both = Comparing(fast, exact)
@@ -97,7 +101,7 @@ def main() -> None:
         measure(pair, models, prompts, place, fusion, given.steps)
         for pair, (models, prompts) in pairs.items()
         for place in (0, 1)
-        for fusion in ("deepen", "deepen-paper")
+        for fusion in FUSIONS
     ]
     publish("agreement_real", "The fast path against whole matrices on real steps", rows)
 

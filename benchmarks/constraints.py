@@ -167,9 +167,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         paths = make_members(Path(folder))
-        options: dict[str, Any] = {"progress": False, "device": given.device, "cache_dir": Path(folder) / "rows"}
+        options: dict[str, Any] = {"progress": False, "device": given.device}
         with Ensemble.load(paths, **options) as ensemble:
-            ensemble.prepare(progress=False)
+            ensemble.warm_up()
             texts = prompts(PreTrainedTokenizerFast.from_pretrained(paths[0]), 64, max(given.batches))
             rows = [
                 measure(ensemble, texts[:batch], name, given.tokens, given.repeats)

@@ -263,9 +263,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         paths = make_members(Path(folder))
         reference = None if given.skip_reference else ReferenceLoop(paths, given.device)
-        options: dict[str, Any] = {"progress": False, "device": given.device, "cache_dir": Path(folder) / "rows"}
+        options: dict[str, Any] = {"progress": False, "device": given.device}
         with Ensemble.load(paths, **options) as ensemble:
-            ensemble.prepare(progress=False)  # rows that are there already are what a second process finds
+            ensemble.warm_up()
             for length in given.prompts:
                 rows += measure(ensemble, reference, paths, length, given)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(paths[0])

@@ -56,8 +56,8 @@ def ways_to_heal(ensemble: Ensemble) -> dict[str, SharpFusion]:
 
 
 @torch.inference_mode()
-def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion]) -> dict[str, float]:
-    """Surprise of main alone, and of both at equal weights, at some steps in all."""
+def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion], weight: float = 0.5) -> dict[str, float]:
+    """Surprise of main alone, and of both where main has this weight, at some steps in all."""
     found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
     for start in range(0, len(steps), _TOGETHER):
         part = [step for step in steps[start : start + _TOGETHER] if step.other is not None]
@@ -67,7 +67,7 @@ def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion]) -> dict[str, flo
             if not part:
                 continue
             said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
-            weights = torch.full((len(part), 2), 0.5)
+            weights = torch.tensor([[weight, 1.0 - weight]] * len(part))
             heard = [step.heard for step in part]
             fused = fusion.fuse(StepInputs(said, weights, lambda _, heard=heard: heard))  # type: ignore[misc]
             found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))

@@ -1,6 +1,6 @@
 """Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `store` and `decoding`.
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement` and `decoding`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _written(value: Any, form: str) -> str:
 
 def fusion_tables() -> dict[str, str]:
     """Return every table of the page on fusion by name."""
-    fusion, fidelity, agreement, store = (read(n) for n in ("fusion", "fidelity", "agreement_real", "store"))
+    fusion, fidelity, agreement = (read(n) for n in ("fusion", "fidelity", "agreement_real"))
     near = {"equal choices": ".2%", "mean total variation": ".4f"}
     rows = {
         "fidelity": markdown(
@@ -95,13 +95,22 @@ def fusion_tables() -> dict[str, str]:
             fusion["built ahead"],
             {"world": "", "spaces s": ".1f", "build s": ".1f", "rows": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
         ),
-        "store": markdown(
-            store["rows"],
-            {"embeddings": "", "rows": "", "MiB": ".0f", "save s": ".2f", "fingerprint s": ".2f", "load s": ".2f"}
-            | {"fingerprint + load s": ".2f"},
-        ),
     }
-    return {**rows, "machine": _measured_on(fusion=fusion, fidelity=fidelity)}
+    return {**rows, "real pairs": _real_pairs(), "machine": _measured_on(fusion=fusion, fidelity=fidelity)}
+
+
+def _real_pairs() -> str:
+    """Return the table of what each strategy is worth on real pairs."""
+    pairs = read("real_pairs")
+    kinds = [name.removesuffix(": main") for name in pairs["rows"][0] if name.endswith(": main")]
+    alone = {f"{kind}: {who}": ".3f" for kind in kinds for who in ("main", "other")}
+    worth = {name: "+.1f" for name in pairs["rows"][0] if name.endswith(" %")}
+    headings = {name: name.replace(": main", ", main alone").replace(": other", ", other alone") for name in alone}
+    return markdown(
+        pairs["rows"],
+        {"main": "", "other": "", "dtype": ""} | alone | worth | {"fitted weight": ".1f"},
+        headings | {name: f"{name.removesuffix(' %')}, %" for name in worth},
+    )
 
 
 def decoding_tables() -> dict[str, str]:

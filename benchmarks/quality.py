@@ -18,8 +18,10 @@ from deepen_core.demo.world import Question, questions
 
 STRATEGIES: dict[str, str | FusionConfig] = {
     "deepen": "deepen",
-    "deepen, unshared tokens by embedding": FusionConfig(unshared="embedding"),
-    "deepen, AdamW search": FusionConfig(search="adamw"),
+    "weighted average (power 1)": FusionConfig(power=1.0),
+    "soft rows": FusionConfig(rows="soft"),
+    "soft rows, unshared tokens by embedding": FusionConfig(unshared="embedding"),
+    "soft rows, AdamW search": FusionConfig(search="adamw"),
     "deepen-paper": "deepen-paper",
     "product": "product",
     "union": "union",

@@ -14,7 +14,6 @@ from programs import Programs
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
 from deepen_core.errors import DeepenError
-from deepen_core.fusion.deepen.store import RowStore
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 
 pytest_plugins = ["fixtures_once", "fixtures_engine", "fixtures_llama_index"]
@@ -160,20 +159,6 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: it holds real models, tokenizers and recorded cases")
     return folder
-
-
-@pytest.fixture
-def store(tmp_path):
-    """A sequence store whose folder is not there yet."""
-    return RowStore(tmp_path / "not" / "there yet")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache_folder(tmp_path_factory):
-    """Tests never read or write the user's sequence store."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPEN_CACHE_DIR", str(tmp_path_factory.mktemp("sequence-store")))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from deepen_core.demo.world import questions
 
 
 @pytest.mark.usefixtures("needs_demo")
-@pytest.mark.parametrize("strategy", ["deepen", "deepen-paper"])
+@pytest.mark.parametrize("strategy", ["deepen, soft rows", "deepen-paper"])
 def test_agreement(strategy):
     row = agreement.measure("demo", member_paths(), [q.prompt for q in questions()[:2]], 0, strategy, 1)
     assert row["steps"] > 0

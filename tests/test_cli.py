@@ -217,14 +217,13 @@ def test_help_tells_the_engines_defaults():
             assert f"({field.default})" in text, name
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "info", "prepare", "demo"])
+@pytest.mark.parametrize("command", ["generate", "chat", "info", "demo"])
 def test_help_names_every_fusion(command):
     text = " ".join(run(command, "--help").stdout.replace("│", " ").split())
     assert f"are fused: {', '.join(PRESETS)}." in text
 
 
 def test_commands_offer_only_the_options_that_they_use(fake):
-    assert run("prepare", "--weights", "1,0").exit_code == 2
     assert run("chat", "--logprobs", "1").exit_code == 2
     assert fake.opened == {}
 
@@ -403,18 +402,12 @@ def test_info_marks_what_one_member_does_not_have(fake):
     assert any("1,500 tokens" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", ["prepare", "info"])
 @pytest.mark.parametrize("fusion", PRESETS)
-def test_every_fusion_is_prepared_and_described(needs_demo, command, fusion):
-    result = run(command, "--demo", "--fusion", fusion)
+def test_every_fusion_is_described(needs_demo, fusion):
+    result = run("info", "--demo", "--fusion", fusion)
     assert result.exit_code == 0, result.output
     assert "None" not in result.output
-    if command == "info":
-        assert fusion in result.stdout
-    elif fusion.startswith("deepen"):
-        assert "MiB of rows and anchors" in result.stderr
-    else:
-        assert result.stderr == f"There is nothing to prepare: fusion {fusion!r} has no relative spaces.\n"
+    assert fusion in result.stdout
 
 
 def test_info_as_json(fake):

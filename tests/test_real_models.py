@@ -17,7 +17,6 @@ from accounting import accounts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen_core import Ensemble, MemberConfig
-from deepen_core.fusion.deepen.store import RowStore
 
 FOLDER = os.environ.get("DEEPEN_REAL_MODELS")
 pytestmark = [
@@ -100,10 +99,10 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
-def test_twenty_prompts(names, dtype, alone, tmp_path):
+def test_twenty_prompts(names, dtype, alone):
     """100 greedy tokens each, together: no error, and nothing said for ever that no member alone says for ever."""
     prompts = prompts_for(names)
-    with opened(names, dtype, cache_dir=tmp_path) as ensemble:
+    with opened(names, dtype) as ensemble:
         assert [m.batching for m in ensemble.info.members] == ["ragged", "ragged"]
         answers = ensemble.generate(prompts, max_new_tokens=100)
     stuck = [alone(name, prompts) for name in names]
@@ -114,11 +113,11 @@ def test_twenty_prompts(names, dtype, alone, tmp_path):
 
 
 @pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
-def test_main_alone_is_transformers(names, tmp_path):
+def test_main_alone_is_transformers(names):
     """With all weight on main, in float32: the ids of `generate`."""
     tokenizer = AutoTokenizer.from_pretrained(real(names[0]))
     model = AutoModelForCausalLM.from_pretrained(real(names[0]), dtype=torch.float32).eval()
-    with opened(names, "float32", weights=[1, 0], cache_dir=tmp_path) as ensemble:
+    with opened(names, "float32", weights=[1, 0]) as ensemble:
         for prompt in (PROSE[2], CODE[1], CHAT[2]):
             if isinstance(prompt, str):
                 ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -134,9 +133,9 @@ def test_main_alone_is_transformers(names, tmp_path):
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
-def test_a_batch_of_eight_is_eight_singles(names, tmp_path):
+def test_a_batch_of_eight_is_eight_singles(names):
     prompts = prompts_for(names)[3:11]
-    with opened(names, "float32", cache_dir=tmp_path) as ensemble:
+    with opened(names, "float32") as ensemble:
         together = ensemble.generate(prompts, max_new_tokens=40)
         singles = [ensemble.generate(prompt, max_new_tokens=40) for prompt in prompts]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in singles]
@@ -152,9 +151,9 @@ def test_every_model_is_batched_in_every_dtype(name, dtype):
 
 
 @pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
-def test_members_account_for_what_is_chosen(names, tmp_path):
+def test_members_account_for_what_is_chosen(names):
     """No token is chosen that every member rejects."""
-    with opened(names, "float32", cache_dir=tmp_path) as ensemble:
+    with opened(names, "float32") as ensemble:
         for prompt in (CHAT[0], CHAT[1], CODE[4], PROSE[1]):
             for step in accounts(ensemble, prompt, max_new_tokens=24):
                 assert step.fused <= step.covered + 0.1, (prompt, step.token, step.fused, step.members)
@@ -164,23 +163,20 @@ _OPENED = """
 import sys, warnings
 warnings.simplefilter("error")
 from deepen_core import Ensemble
-with Ensemble.load(sys.argv[2:], dtype="float32", device="cpu", cache_dir=sys.argv[1], progress=False) as ensemble:
+with Ensemble.load(sys.argv[1:], dtype="float32", device="cpu", progress=False) as ensemble:
     print(ensemble.generate("The history of the lighthouse begins in", max_new_tokens=12).token_ids)
 """
 
 
-def test_opened_three_times_and_by_two_processes_at_once(tmp_path):
-    """On one folder of rows: no error, and the rows are kept."""
-    names = (SMOL, QWEN)
-    kept = []
-    for prompt in (PROSE[0], CODE[0], PROSE[0]):
-        with opened(names, "float32", cache_dir=tmp_path) as ensemble:
-            ensemble.generate(prompt, max_new_tokens=24)
-        kept.append(sum(entry.rows for entry in RowStore(tmp_path).entries()))
-    assert 0 < kept[0] < kept[1] == kept[2]
-    command = [sys.executable, "-c", _OPENED, str(tmp_path), *map(real, names)]
+def test_opened_three_times_and_by_two_processes_at_once():
+    """No error, and the same answers."""
+    names, said = (SMOL, QWEN), []
+    for _ in range(3):
+        with opened(names, "float32") as ensemble:
+            said.append(ensemble.generate(PROSE[0], max_new_tokens=24).token_ids)
+    assert said[0] == said[1] == said[2]
+    command = [sys.executable, "-c", _OPENED, *map(real, names)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=900) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said[0][0] == said[1][0]
-    assert sum(entry.rows for entry in RowStore(tmp_path).entries()) >= kept[2]
+    printed = [process.communicate(timeout=900) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert printed[0][0] == printed[1][0]

@@ -70,15 +70,13 @@ def test_a_row_so_sharp_that_its_entries_underflow_names_anchors_only(column):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_rows_built_while_decoding_can_be_added_to_outside_of_it(first):
-    """Buffers that inference mode has made cannot be written to outside of it, where rows are taken over."""
-    mine, theirs = spaces()[0], spaces()[0]
-    theirs.build(torch.tensor([5, 6]))
+    """Buffers that inference mode has made cannot be written to outside of it."""
+    space = spaces()[0]
     with torch.inference_mode(first):
-        mine.build(torch.arange(10, 40))
+        space.build(torch.arange(10, 40))
     with torch.inference_mode(not first):
-        mine.adopt(theirs.export())
-    assert mine.rows_built == 32
-    assert torch.equal(mine.rows(torch.tensor([5, 6])).value, theirs.rows(torch.tensor([5, 6])).value)
+        space.build(torch.tensor([5, 6]))
+    assert space.rows_built == 32
 
 
 def test_rows_looked_at_exact_tail_are_whole():

@@ -96,7 +96,7 @@ class TestWays(Serving):
         member.permits.release(10_000)
         assert next(handle).text
         scored = ensemble.score(PROMPT, " jumps over")
-        ensemble.prepare(progress=False)
+        ensemble.warm_up()
         assert len(handle.result().token_ids) == ENDLESS["max_new_tokens"]
         assert scored.logprobs == pytest.approx(ensemble.score(PROMPT, " jumps over").logprobs, abs=1e-4)
 

@@ -56,7 +56,7 @@ def test_tables_say_what_they_have_counted(tables):
     assert known > score.total > unknown
 
 
-@pytest.mark.parametrize("fusion", ["deepen", "deepen-paper"])
+@pytest.mark.parametrize("fusion", [{"rows": "soft"}, "deepen-paper"])
 def test_strategies_that_compare_embeddings_refuse_members_without(tables, alpha, fusion):
     with pytest.raises(
         ConfigurationError, match=r"Member 'first' has no embeddings.*fusion='product' or fusion='union'"

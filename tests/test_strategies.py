@@ -1,4 +1,4 @@
-"""`"product"` and `"union"` on toy vocabularies, against the plain words of their definitions in float64."""
+"""Strategies without embeddings on toy vocabularies, against the plain words of their definitions in float64."""
 
 import math
 
@@ -14,6 +14,9 @@ from deepen_core.fusion.anchors.columns import TokenColumns
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healing
 from deepen_core.fusion.base import StepInputs
+from deepen_core.fusion.deepen.relative_space import RelativeSpace
+from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
+from deepen_core.fusion.deepen.strategy import DeepenStrategy
 from deepen_core.fusion.product import ProductFusion
 from deepen_core.fusion.union import UnionFusion
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -52,13 +55,21 @@ def distributions(vocabularies, rows=3, seed=0):
     return [torch.log_softmax(3 * torch.randn(rows, v.size, generator=random), -1) for v in vocabularies]
 
 
-def product_of(vocabularies, main=0, healers=(), **options):
+def by_column(fusion, vocabularies, main, config, healers=()):
     anchors = Anchors.shared_by(vocabularies, [str(n) for n in range(len(vocabularies))])
     columns = [
         TokenColumns(anchors.columns, anchors.ids[n], anchors.fixed_columns(v, v.size, by_prefix=True))
         for n, v in enumerate(vocabularies)
     ]
-    return ProductFusion(columns, main, ProductConfig(**options), healers), anchors
+    return fusion(columns, main, config, healers), anchors
+
+
+def product_of(vocabularies, main=0, healers=(), **options):
+    return by_column(ProductFusion, vocabularies, main, ProductConfig(**options), healers)
+
+
+def deepen_of(vocabularies, main=0, **options):
+    return by_column(SharpFusion, vocabularies, main, FusionConfig(**options))
 
 
 def union_of(vocabularies, main=0, **options):
@@ -76,8 +87,8 @@ def column(vocabulary, token_id, tokens):
     return next((value[:n] for n in range(len(value), 0, -1) if value[:n] in tokens), None)
 
 
-def plain_product(vocabularies, logprobs, weights, main, floor):
-    """One sequence, as the definition has it."""
+def plain_by_column(vocabularies, logprobs, weights, main, mean, floor=0.0):
+    """One sequence, as the definition of strategies by column has it, with a mean of the members' values."""
     tokens = set(Anchors.shared_by(vocabularies, ["m"] * len(vocabularies)).tokens)
     keys = [*tokens, "stop"]
     sums = []
@@ -92,19 +103,33 @@ def plain_product(vocabularies, logprobs, weights, main, floor):
     own = {k: m / room for k, m in sums[main].items()}
     target = {}
     for k in keys:
-        log = 0.0
+        values = []
         for n, mass in enumerate(sums):
             told = own[k]
             if n != main:
                 told = (1 - floor) * (mass[k] + (1 - sum(mass.values())) * own[k]) + floor * own[k]
-            log += weights[n] * math.log(told)
-        target[k] = math.exp(log)
+            values.append(told)
+        target[k] = mean(values, weights)
     total = sum(target.values())
     found = []
     for token_id, logprob in enumerate(logprobs[main].double().tolist()):
         where = column(vocabularies[main], token_id, tokens)
         found.append(logprob + (math.log(target[where] / total / own[where]) if where in target else 0.0))
     return torch.tensor(found).log_softmax(-1)
+
+
+def plain_product(vocabularies, logprobs, weights, main, floor):
+    def mean(values, weights):
+        return math.exp(sum(w * math.log(v) for v, w in zip(values, weights, strict=True)))
+
+    return plain_by_column(vocabularies, logprobs, weights, main, mean, floor)
+
+
+def plain_deepen(vocabularies, logprobs, weights, main, power):
+    def mean(values, weights):
+        return sum(w * v**power for v, w in zip(values, weights, strict=True)) ** (1 / power)
+
+    return plain_by_column(vocabularies, logprobs, weights, main, mean)
 
 
 def plain_union(vocabularies, logprobs, weights, main, top_k):
@@ -166,6 +191,43 @@ def test_the_product_is_what_its_definition_says(count, main, seed, floor):
         torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
+@given(
+    count=st.sampled_from([2, 3]),
+    main=st.integers(0, 1),
+    seed=st.integers(0, 10**6),
+    power=st.sampled_from([0.25, 0.5, 1]),
+)
+def test_sharp_rows_are_what_their_definition_says(count, main, seed, power):
+    vocabularies = members(count)
+    logprobs = distributions(vocabularies, seed=seed)
+    fusion, _ = deepen_of(vocabularies, main, power=power)
+    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
+    for row in range(3):
+        expected = plain_deepen(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, power)
+        torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_sharp_rows_are_the_limit_of_soft_ones(seed):
+    """Where each anchor keeps all its mass, and each token begins with one, EM ends where the closed form does."""
+    vocabularies = [vocabulary([*SHARED, b"the", b"bb"], 0), vocabulary([b"them", b" ab", b"aa", *SHARED], 1)]
+    logprobs = distributions(vocabularies, seed=seed)
+    anchors = Anchors.shared_by(vocabularies, ["a", "b"])
+    spaces = [
+        RelativeSpace(
+            torch.eye(v.size) + 0.01,
+            anchors.ids[n],
+            fixed=anchors.fixed_columns(v, v.size, by_prefix=True),
+            temperature=1e4,
+        )
+        for n, v in enumerate(vocabularies)
+    ]
+    inputs = StepInputs(logprobs, torch.tensor([[0.7, 0.3]] * 3))
+    soft = DeepenStrategy(spaces, 0, FusionConfig(exact=True)).fuse(inputs)
+    sharp = deepen_of(vocabularies, power=1.0)[0].fuse(inputs)
+    torch.testing.assert_close(sharp.exp(), soft.exp(), atol=1e-4, rtol=1e-3)
+
+
 @given(count=st.sampled_from([2, 3]), main=st.integers(0, 1), seed=st.integers(0, 10**6), top_k=st.integers(1, 14))
 def test_the_union_is_what_its_definition_says(count, main, seed, top_k):
     vocabularies = members(count)
@@ -177,10 +239,14 @@ def test_the_union_is_what_its_definition_says(count, main, seed, top_k):
 
 
 def strategies(vocabularies, main=0):
-    return {"product": product_of(vocabularies, main)[0], "union": union_of(vocabularies, main)}
+    return {
+        "deepen": deepen_of(vocabularies, main)[0],
+        "product": product_of(vocabularies, main)[0],
+        "union": union_of(vocabularies, main),
+    }
 
 
-@pytest.mark.parametrize("name", ["product", "union"])
+@pytest.mark.parametrize("name", ["deepen", "product", "union"])
 class TestEveryStrategy:
     def test_main_alone_is_main_bit_for_bit(self, name):
         vocabularies = members()
@@ -296,9 +362,9 @@ def test_the_product_is_healed():
     seen = []
 
     class Everything:
-        def heal(self, heard):
+        def healed(self, mass, heard, own):
             seen.append(heard)
-            return Healing(torch.tensor([1.0, 0.25]), moved)
+            return Healing(torch.tensor([1.0, 0.25]), moved).applied(mass)
 
     plain = product_of(vocabularies)[0].fuse(StepInputs(logprobs, torch.tensor([[0.5, 0.5]] * 2)))
     step = StepInputs(logprobs, torch.tensor([[0.5, 0.5]] * 2), lambda member: [f"heard by {member}"] * 2)
@@ -317,7 +383,8 @@ def test_the_product_is_healed():
         ({"strategy": "union", "top_k": 3}, UnionConfig(top_k=3)),
         ({"strategy": "product", "healing": False}, ProductConfig(healing=False)),
         ({"strategy": "deepen-paper", "steps": 9}, PRESETS["deepen-paper"].model_copy(update={"steps": 9})),
-        ({"steps": 9}, FusionConfig(steps=9)),
+        ({"steps": 9}, FusionConfig(rows="soft", steps=9)),
+        ({"power": 1}, FusionConfig(rows="sharp", power=1.0)),
         (UnionConfig(top_k=4), UnionConfig(top_k=4)),
     ],
 )
@@ -334,6 +401,9 @@ def test_options_name_their_strategy(given, expected):
         ({"strategy": ["union"]}, "Unknown fusion"),
         ({"strategy": "union", "steps": 3}, "Unknown option 'steps'"),
         ({"strategy": "product", "floor": 1.5}, "floor"),
+        ({"rows": "sharp", "search": "adamw", "steps": 9}, "with sharp rows there is no search and no steps"),
+        ({"power": 1.0, "exact": True}, "with soft rows there is no power"),
+        ({"power": 0.0}, "greater than 0"),
     ],
 )
 def test_wrong_options_of_a_strategy(given, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings as python_warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import planning_window
 from deepen_core.members.loading import describe_member, load_members, member_configs
+from deepen_core.members.tokenizer import SAMPLE_TEXT
 from deepen_core.results import EnsembleInfo, Score
 
 
@@ -45,7 +45,6 @@ class Ensemble(GenerationAPI):
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
         self._worker = engine.worker
-        self._closing = threading.Lock()  # acquired by the first `close`, and never released
         # The worker has no reference to the ensemble; dropping the ensemble ends its worker.
         weakref.finalize(self, engine.worker.stop, wait=False)
         self._warnings = engine_warnings(engine)
@@ -62,7 +61,6 @@ class Ensemble(GenerationAPI):
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
         device: str | None = None,
         dtype: str = "auto",
-        cache_dir: str | Path | None = None,
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",
         progress: bool = True,
@@ -80,8 +78,6 @@ class Ensemble(GenerationAPI):
                 (`FusionConfig`, `ProductConfig`, `UnionConfig`).
             device: For members that do not set their own; a GPU if there is one, else the CPU.
             dtype: For members that do not set their own; "auto" uses the checkpoint's.
-            cache_dir: Where rows of large vocabularies are stored for the next process; by default `DEEPEN_CACHE_DIR`,
-                or a folder in the user's cache.
             max_batch_size: Maximum number of requests decoded together; the others wait, first come, first served.
             on_member_error: What happens to a request if a member fails (out of memory, no finite logits): "raise" ends
                 it with a `MemberError`, "drop" continues without the member and adds a note to `Generation.warnings`.
@@ -107,7 +103,7 @@ class Ensemble(GenerationAPI):
                 with steps.doing(f"{c.name}: reading its tokenizer"):
                     described.append(describe_member(c, device, dtype, progress=progress))
             options.check_members(described, steps)
-            engine = options.build(load_members(described, steps), cache_dir, steps)
+            engine = options.build(load_members(described, steps), steps)
         return cls(engine)
 
     @classmethod
@@ -118,7 +114,6 @@ class Ensemble(GenerationAPI):
         main: int | str = 0,
         weights: Sequence[float] | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
-        cache_dir: str | Path | None = None,
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",
         progress: bool = False,
@@ -131,7 +126,6 @@ class Ensemble(GenerationAPI):
             main: Index or name of the member whose vocabulary is used.
             weights: As for `load`; equal if not given.
             fusion: As for `load`.
-            cache_dir: As for `load`.
             max_batch_size: As for `load`.
             on_member_error: As for `load`.
             progress: As for `load`.
@@ -147,7 +141,7 @@ class Ensemble(GenerationAPI):
         options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error)
         with options.steps("Preparing", progress=progress, described=False) as steps:
             options.check_members(members, steps)
-            engine = options.build(members, cache_dir, steps)
+            engine = options.build(members, steps)
         return cls(engine)
 
     @classmethod
@@ -244,29 +238,18 @@ class Ensemble(GenerationAPI):
         engine = self._opened()
         return engine.worker, engine.decoder
 
-    def prepare(self, progress: bool = True) -> None:
-        """Computes in advance what the strategy would otherwise compute, and keep, when first needed.
+    def warm_up(self) -> None:
+        """Runs a first step, so that the first request does not wait for what is only done once.
 
-        For "deepen" these are the rows of the relative spaces: worth doing once for large vocabularies, since later
-        processes find them in the cache folder. Strategies without a relative space have nothing to prepare.
-
-        Args:
-            progress: Show progress bars.
+        Raises:
+            MemberError: If a member fails.
         """
-        engine = self._opened()
-        for piece in engine.fusion.prepare(progress):
-            engine.worker.call(piece).result()
+        self.generate(SAMPLE_TEXT, max_new_tokens=1, ignore_eos=True)
 
     def close(self) -> None:
-        """Releases the models and saves new rows. Running requests end with `ClosedError`."""
-        first = self._closing.acquire(blocking=False)
-        engine, self._engine = self._engine, None
+        """Releases the models. Running requests end with `ClosedError`."""
+        self._engine = None
         self._worker.stop()
-        try:
-            if first and engine is not None:
-                engine.fusion.save()
-        finally:  # even if saving fails, the models are released
-            del engine
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from deepen_integrations.cli import cache
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.session import checked_sampling, clear_errors, notice, open_ensemble, read_prompt
 
@@ -24,7 +23,6 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-commands.add_typer(cache.commands, name="cache")
 
 
 def _print_version(wanted: bool) -> None:
@@ -159,24 +157,6 @@ def info(
             typer.echo(_to_json(ensemble.info))
         else:
             print_info(Console(highlight=False), ensemble.info)
-
-
-@commands.command(
-    epilog=_examples(
-        "deepen prepare -m ./general -m ./specialist",
-        "deepen cache list",
-    )
-)
-@opt.spread(without=["weights"])
-def prepare(*, load: opt.EnsembleOptions, debug: opt.Debug = False) -> None:
-    """Build and keep the rows of large vocabularies, so that no first answer has to wait for them."""
-    with clear_errors(debug), open_ensemble(load) as ensemble:
-        if all(member.temperature is None for member in ensemble.info.members):
-            notice(f"There is nothing to prepare: fusion {ensemble.info.fusion!r} has no relative spaces.")
-            return
-        ensemble.prepare()
-        info = ensemble.info
-        notice(f"{info.anchors:,} shared tokens, {info.bytes_held / 2**20:.1f} MiB of rows and anchors.")
 
 
 @commands.command(

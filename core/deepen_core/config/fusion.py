@@ -103,21 +103,21 @@ class FusionConfig(StrategyOptions):
     @classmethod
     def _soft_if_asked_for(cls, values: Any) -> Any:
         """Rows are soft where options of soft rows are given."""
-        if not isinstance(values, Mapping):
-            return values
-        given = [name for name in values if name in _OF_SOFT_ROWS]
-        if given and values.get("rows") == "sharp":
-            raise ValueError(f"{', '.join(given)} belong to soft rows: leave them out, or set rows='soft'")
-        return {"rows": "soft", **values} if given else values
+        asks = isinstance(values, Mapping) and "rows" not in values and not _OF_SOFT_ROWS.isdisjoint(values)
+        return {**values, "rows": "soft"} if asks else values
 
     @model_validator(mode="after")
-    def _power_of_sharp_rows(self) -> Self:
-        if self.rows == "soft" and "power" in self.model_fields_set:
-            raise ValueError("power belongs to sharp rows: soft rows are always averaged")
+    def _only_what_counts(self) -> Self:
+        """Rejects options that these rows do not have, unless they are at their defaults, as in a dump."""
+        of_others = _OF_SOFT_ROWS if self.rows == "sharp" else {"power"}
+        wrong = [n for n in of_others if getattr(self, n) != type(self).model_fields[n].default]
+        if wrong:
+            raise ValueError(f"with {self.rows} rows there is no {' and no '.join(sorted(wrong))}")
         return self
 
 
-_OF_SOFT_ROWS = set(list(FusionConfig.model_fields)[list(FusionConfig.model_fields).index("search") :])
+_NAMES = list(FusionConfig.model_fields)
+_OF_SOFT_ROWS = set(_NAMES[_NAMES.index("search") :])
 
 
 class ProductConfig(StrategyOptions):
@@ -151,6 +151,7 @@ class UnionConfig(StrategyOptions):
 PRESETS: dict[str, StrategyOptions] = {
     "deepen": FusionConfig(),
     "deepen-paper": FusionConfig(
+        rows="soft",
         search="adamw",
         temperature=100.0,
         unshared="embedding",

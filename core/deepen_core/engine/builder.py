@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self
@@ -15,7 +14,7 @@ from deepen_core.engine.engine import Engine, counted_members
 from deepen_core.engine.worker import Worker
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.fusion import strategy_of
-from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts
+from deepen_core.fusion.base import Fusion, MemberFacts
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy
 from deepen_core.fusion.weights import normalised_weights
 from deepen_core.members.base import Member
@@ -102,7 +101,7 @@ class EngineOptions:
             facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
             self.strategy.check(facts, self.config)
 
-    def build(self, members: Sequence[Member], cache_dir: str | Path | None, steps: Steps) -> Engine:
+    def build(self, members: Sequence[Member], steps: Steps) -> Engine:
         """Builds the engine from loaded members.
 
         Raises:
@@ -116,8 +115,7 @@ class EngineOptions:
         for number in counted_members(self.main, weights):
             with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
                 try_member(members[number])
-        folder = None if cache_dir is None else Path(cache_dir).expanduser()
-        fusion = self.strategy.build(members, self.main, self.config, BuildContext(folder, steps))
+        fusion = self.strategy.build(members, self.main, self.config, steps)
         decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
         worker = Worker(decoder, self.serving.max_batch_size)
         return Engine(list(members), self.main, weights, fusion, self.config.label, decoder, worker)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -74,19 +73,6 @@ class MemberFacts:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class BuildContext:
-    """What a strategy may use while it is built.
-
-    Attributes:
-        cache_dir: Where it may store files for other processes; a folder in the user's cache if None.
-        steps: Reports progress: `Fusion.steps_of_member` steps for each member.
-    """
-
-    cache_dir: Path | None
-    steps: Steps
-
-
 class Fusion(ABC):
     """A strategy: fuses the members' distributions into one over main's vocabulary.
 
@@ -117,14 +103,14 @@ class Fusion(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, members: Sequence[Member], main: int, config: Any, context: BuildContext) -> Self:
+    def build(cls, members: Sequence[Member], main: int, config: Any, steps: Steps) -> Self:
         """Builds the strategy for these members.
 
         Args:
             members: The members in their order.
             main: The number of the member whose vocabulary is used.
             config: The strategy's options.
-            context: Where to store files, and how to report progress.
+            steps: Reports progress: `steps_of_member` steps for each member, and one more.
 
         Raises:
             ConfigurationError: If a member lacks what the strategy needs.
@@ -171,14 +157,3 @@ class Fusion(ABC):
             counted: Numbers of the members with a weight.
         """
         return []
-
-    def prepare(self, progress: bool = False) -> Iterator[Callable[[], None]]:  # noqa: ARG002  as above
-        """Yields everything that can be computed ahead of the first request, in pieces of at most a second.
-
-        Args:
-            progress: Show a progress bar.
-        """
-        return iter(())
-
-    def save(self) -> None:  # noqa: B027  as above
-        """Stores what was computed for other processes."""

@@ -25,9 +25,10 @@ from typing_extensions import Self
 from deepen_core.fusion.anchors.columns import TokenColumns
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
-from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts, StepInputs
+from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
 from deepen_core.fusion.diagnostics import shared_token_limits
 from deepen_core.members.base import Member
+from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
 
 TINY = 1e-30  # least probability of a column of which a logarithm is taken
@@ -71,9 +72,9 @@ class ColumnFusion(Fusion):
         Anchors.shared_by([m.vocabulary for m in members], [m.name for m in members])
 
     @classmethod
-    def build(cls, members: Sequence[Member], main: int, config: Any, context: BuildContext) -> Self:
+    def build(cls, members: Sequence[Member], main: int, config: Any, steps: Steps) -> Self:
         """See `Fusion.build`."""
-        with context.steps.doing("preparing the fusion"):
+        with steps.doing("preparing the fusion"):
             anchors = Anchors.of_members(members)
             columns = [anchors.columns_of(number, member) for number, member in enumerate(members)]
             healers = healers_of(members, main, anchors) if config.healing else []

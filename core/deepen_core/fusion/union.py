@@ -23,9 +23,10 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.config import UnionConfig
-from deepen_core.fusion.base import BuildContext, Fusion, StepInputs
+from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.diagnostics import AVERAGE_LIMIT, main_limit
 from deepen_core.members.base import Member
+from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
 from deepen_core.tokenization.vocabulary import Vocabulary
 
@@ -76,9 +77,9 @@ class UnionFusion(Fusion):
         ]
 
     @classmethod
-    def build(cls, members: Sequence[Member], main: int, config: UnionConfig, context: BuildContext) -> Self:
+    def build(cls, members: Sequence[Member], main: int, config: UnionConfig, steps: Steps) -> Self:
         """See `Fusion.build`."""
-        with context.steps.doing("preparing the fusion"):
+        with steps.doing("preparing the fusion"):
             return cls(
                 [m.tokenizer.vocabulary for m in members],
                 [m.vocabulary_size for m in members],

@@ -7,7 +7,6 @@ anchors are followed by the columns stop and unknown, see `deepen_core.fusion.an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -145,11 +144,6 @@ class RelativeSpace:
         mass = torch.softmax(self._proximity.logits(token_ids).mul_(self.temperature), dim=-1)
         return mass.index_select(-1, self.anchor_ids).scatter_(-1, self.rows(token_ids).index, 0.0)
 
-    def missing(self) -> Sequence[torch.Tensor]:
-        """Returns the ids of tokens whose rows are not built yet, in batches that are one matrix product each."""
-        ids = ((self.fixed < 0) & (self._slot < 0)).nonzero()[:, 0]
-        return ids.split(max(1, _CHUNK_FLOATS // len(self._embeddings))) if len(ids) else ()
-
     def build(self, token_ids: torch.Tensor) -> None:
         """Builds those rows of some tokens that are not built yet.
 
@@ -165,19 +159,6 @@ class RelativeSpace:
             # anchors or have a column: these places repeat the row's own first anchor.
             column = self.columns.of[ids]
             self._store(chunk, torch.where(value > 0, column, column[:, :1]).int(), value, spread)
-
-    def export(self) -> dict[str, torch.Tensor]:
-        """Returns the rows built so far: slot int32 [vocabulary], index and value [rows, entries], spread [rows]."""
-        parts = {"index": self._index, "value": self._value, "spread": self._spread}
-        return {"slot": self._slot.clone(), **{name: t[: self._built].clone() for name, t in parts.items()}}
-
-    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Adds the rows that are not built here yet, from what `export` returned for an equal space."""
-        slot = tensors["slot"].to(self.device)
-        ids = ((slot >= 0) & (self._slot < 0)).nonzero()[:, 0]
-        at = slot[ids].long()
-        index, value, spread = (tensors[name].to(self.device)[at] for name in ("index", "value", "spread"))
-        self._store(ids, index, value, spread)
 
     @property
     def rows_built(self) -> int:

@@ -1,8 +1,8 @@
-"""The strategies `"deepen"` and `"deepen-paper"`: relative spaces, the search in them, and the store of their rows."""
+"""The strategies `"deepen"` and `"deepen-paper"`: relative spaces of soft rows, and the search in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from typing_extensions import Self
@@ -11,14 +11,14 @@ from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
-from deepen_core.fusion.base import BuildContext, Fusion, MemberFacts, StepInputs
+from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
 from deepen_core.fusion.deepen.averaging import AveragingFusion
 from deepen_core.fusion.deepen.exact_fusion import ExactFusion, check_room
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.sparse_fusion import DeepenFusion
-from deepen_core.fusion.deepen.store.keeper import RowKeeper
 from deepen_core.fusion.diagnostics import AVERAGE_LIMIT, shared_token_limits
 from deepen_core.members.base import Embedded, Member, has_embeddings
+from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo, SpaceInfo
 
 _WEAK_SELF_MASS = 0.1
@@ -34,13 +34,12 @@ class DeepenStrategy(Fusion):
         healers: A token healer per member, None for members without one; empty for none at all.
         members: The members, for reports; empty for none.
         anchors: The shared tokens, for reports.
-        keeper: Stores rows for other processes, if given.
 
     Attributes:
         spaces: As given.
     """
 
-    steps_of_member = 2
+    steps_of_member = 1
 
     def __init__(
         self,
@@ -51,7 +50,6 @@ class DeepenStrategy(Fusion):
         *,
         members: Sequence[Member] = (),
         anchors: Anchors | None = None,
-        keeper: RowKeeper | None = None,
     ) -> None:
         super().__init__(main)
         self.spaces = list(spaces)
@@ -60,7 +58,6 @@ class DeepenStrategy(Fusion):
         self._average = average(spaces, main, config, healers)
         self._members = list(members)
         self._anchors = anchors
-        self._keeper = keeper
 
     @classmethod
     def check(cls, members: Sequence[MemberFacts], config: FusionConfig) -> None:
@@ -71,19 +68,17 @@ class DeepenStrategy(Fusion):
             check_room([v.size for v in vocabularies], [m.device for m in members], len(anchors))
 
     @classmethod
-    def build(cls, members: Sequence[Member], main: int, config: FusionConfig, context: BuildContext) -> Self:
+    def build(cls, members: Sequence[Member], main: int, config: FusionConfig, steps: Steps) -> Self:
         """See `Fusion.build`."""
         embedded = [_embedded(member) for member in members]
         anchors = Anchors.of_members(members)
         spaces = []
         for place, member in enumerate(embedded):
-            with context.steps.doing(f"{member.name}: calibrating"):
+            with steps.doing(f"{member.name}: calibrating"):
                 spaces.append(_space(member, anchors, place, config))
-        keeper = RowKeeper(context.cache_dir, spaces)
-        keeper.load(embedded, anchors, context.steps)
-        with context.steps.doing("preparing the fusion"):
+        with steps.doing("preparing the fusion"):
             healers = healers_of(members, main, anchors) if config.healing else []
-            return cls(spaces, main, config, healers, members=members, anchors=anchors, keeper=keeper)
+            return cls(spaces, main, config, healers, members=members, anchors=anchors)
 
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
         return self._average.combine(inputs)
@@ -115,15 +110,6 @@ class DeepenStrategy(Fusion):
             for number in counted
             if self.spaces[number].self_mass < _WEAK_SELF_MASS
         ]
-
-    def prepare(self, progress: bool = False) -> Iterator[Callable[[], None]]:
-        """See `Fusion.prepare`."""
-        return iter(()) if self._keeper is None else self._keeper.stretches(progress)
-
-    def save(self) -> None:
-        """See `Fusion.save`."""
-        if self._keeper is not None:
-            self._keeper.save()
 
 
 def _embedded(member: Member) -> Embedded:

@@ -1,0 +1,137 @@
+"""What each strategy is worth on real pairs: bits a byte of given text, against each member alone.
+
+Run with `python -m benchmarks.real_pairs --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`;
+`--help` lists the options. Texts are code (HumanEval) and stories (TinyStories). At equal weights all strategies are
+compared; for the default one, the weight of main that fits other texts best is measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.given_text import MODELS, PAIRS, SETS, Given, beginnings, said_of
+from benchmarks.healing import nats
+from benchmarks.report import publish
+from deepen_core import Ensemble, FusionConfig
+from deepen_core.config import PRESETS, StrategyOptions
+from deepen_core.engine.scoring import continuation_ids
+from deepen_core.fusion import strategy_of
+from deepen_core.fusion.base import Fusion
+from deepen_core.members.base import Member, MemberSequence
+from deepen_core.progress import Steps
+
+KINDS = ("code", "story")
+STRATEGIES: dict[str, StrategyOptions] = {
+    "deepen": PRESETS["deepen"],
+    "weighted average (power 1)": FusionConfig(power=1.0),
+    "product": PRESETS["product"],
+    "union": PRESETS["union"],
+}
+SOFT: dict[str, StrategyOptions] = {
+    f"soft rows, self-mass {mass}": FusionConfig(rows="soft", target_self_mass=mass) for mass in (0.9, 0.99)
+}
+WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_FITTED = 6  # texts of each kind to fit the weights on, other than those that are measured
+
+
+def built(ensemble: Ensemble, strategies: Mapping[str, StrategyOptions]) -> dict[str, Fusion]:
+    """Strategies for the members of an open ensemble."""
+    with Steps("Building", "strategies", 1, shown=False) as steps:
+        return {
+            name: strategy_of(config).build(ensemble._engine.members, 0, config, steps)
+            for name, config in strategies.items()
+        }
+
+
+@torch.inference_mode()
+def alone(member: Member, given: Given) -> float:
+    """Surprise of a member alone at a text, in nats, by its own tokens."""
+    assert isinstance(given.prompt, str)
+    start = MemberSequence(member.tokenizer.reader.read_text(given.prompt), member.tokenizer, is_main=True).ids
+    ids = continuation_ids(member.tokenizer, given.prompt, given.text)
+    return -sum(member.token_logprobs(start + ids, len(start)))
+
+
+def bits(
+    ensemble: Ensemble, texts: Sequence[Given], ways: Mapping[float, Mapping[str, Fusion]]
+) -> dict[tuple[str, float], float]:
+    """Bits a byte of some texts, by strategy and weight of main; members alone are "main" and "other".
+
+    Args:
+        ensemble: Of two members, the first one main.
+        texts: The texts.
+        ways: For each weight of main, the strategies.
+    """
+    total: dict[tuple[str, float], float] = defaultdict(float)
+    for text in tqdm(texts, leave=False):
+        steps = list(said_of(ensemble, text))
+        total["other", 0.0] += alone(ensemble._engine.members[1], text)
+        for weight, strategies in ways.items():
+            found = nats(steps, strategies, weight)
+            total["main", 1.0] += found["main alone"] / len(ways)
+            for name in strategies:
+                total[name, weight] += found[name]
+    scale = log(2) * sum(len(text.text.encode()) for text in texts)
+    return {key: value / scale for key, value in total.items()}
+
+
+def measure(ensemble: Ensemble, count: int, size: int, strategies: Mapping[str, StrategyOptions]) -> dict[str, Any]:
+    """A pair: bits a byte by kind and strategy, and what they are against the better member, in percent."""
+    every = built(ensemble, strategies)
+    default = {weight: {"deepen": every["deepen"]} for weight in WEIGHTS}
+    texts = {kind: beginnings(kind, count + _FITTED, size) for kind in KINDS}
+    fit = [bits(ensemble, of_kind[count:], default) for of_kind in texts.values()]
+    found = {kind: bits(ensemble, of_kind[:count], {**default, 0.5: every}) for kind, of_kind in texts.items()}
+
+    def mean(name: str, weight: float, parts: Iterable[Mapping[tuple[str, float], float]]) -> float:
+        return statistics.mean(part[name, weight] for part in parts)
+
+    better = min(mean("main", 1.0, found.values()), mean("other", 0.0, found.values()))
+    weight = min(WEIGHTS, key=lambda w: mean("deepen", w, fit))
+    row: dict[str, Any] = {}
+    for kind, part in found.items():
+        row |= {f"{kind}: main": part["main", 1.0], f"{kind}: other": part["other", 0.0]}
+        row |= {f"{kind}: {name}": part[name, 0.5] for name in strategies}
+    row |= {f"{name} %": 100 * (mean(name, 0.5, found.values()) / better - 1) for name in strategies}
+    return {**row, "fitted weight": weight, "fitted %": 100 * (mean("deepen", weight, found.values()) / better - 1)}
+
+
+def main() -> None:
+    """Measures and publishes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
+    parser.add_argument("--texts", type=int, default=20, help="of each kind")
+    parser.add_argument("--characters", type=int, default=600, help="of each text")
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--soft", action="store_true", help="soft rows too, which takes long")
+    given = parser.parse_args()
+    if given.models is None or not SETS.is_dir():
+        print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
+        return
+    rows = []
+    for dtype in given.dtypes:
+        for names in PAIRS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ensemble = Ensemble.load([given.models / name for name in names], dtype=dtype, device="cpu")
+            with ensemble:
+                strategies = STRATEGIES | (SOFT if given.soft else {})
+                row = measure(ensemble, given.texts, given.characters, strategies)
+            rows.append({"main": names[0], "other": names[1], "dtype": dtype, **row})
+            print(rows[-1], flush=True)
+    publish("real_pairs", "Bits a byte of given text on real pairs", rows, texts=given.texts)
+
+
+if __name__ == "__main__":
+    main()
