@@ -52,6 +52,10 @@ def test_a_schema_in_any_form_is_plain_data(given):
 
 def test_a_pydantic_model_is_its_schema():
     assert parsed(json_schema=Person).json_schema == Person.model_json_schema()
+    wrapped = {"name": "person", "strict": True, "schema": Person.model_json_schema()}
+    assert parsed(json_schema=wrapped).json_schema == Person.model_json_schema()
+    twice = {"type": "json_schema", "json_schema": wrapped}
+    assert parsed(json_schema=twice).json_schema == Person.model_json_schema()
 
 
 def test_references_may_have_letters_of_any_script(pair):

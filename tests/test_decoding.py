@@ -96,6 +96,52 @@ def test_repetition_penalty_equals_transformers(folders):
     assert found.token_ids == expected[0, ids.shape[1] :].tolist()
 
 
+def test_frequency_and_presence_penalties_count_the_answer(folders):
+    """Against the definition: greedy choice of the logits, less what the tokens of the answer cost."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["beta"])
+    model = AutoModelForCausalLM.from_pretrained(folders["beta"])
+    ids, answer = tokenizer(PROMPT)["input_ids"], []
+    for _ in range(25):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + answer])).logits[0, -1]
+        logits[[2, 4]] = -torch.inf
+        for token in set(answer):
+            logits[token] -= 0.7 * answer.count(token) + 0.4
+        answer.append(int(logits.argmax()))
+    options = {"max_new_tokens": 25, "ignore_eos": True}
+    with Ensemble.load([folders["beta"]], progress=False, device="cpu") as ensemble:
+        found = ensemble.generate(PROMPT, frequency_penalty=0.7, presence_penalty=0.4, **options)
+        plain = ensemble.generate(PROMPT, **options)
+    assert found.token_ids == answer != plain.token_ids
+
+
+def test_padded_ids_are_never_chosen(folders, tmp_path):
+    """A model whose embeddings are padded, and whose padding it finds most probable."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["beta"])
+    model = AutoModelForCausalLM.from_pretrained(folders["beta"])
+    size = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(size + 40)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head[size:] = (
+            50
+            * model(tokenizer(PROMPT, return_tensors="pt")["input_ids"], output_hidden_states=True).hidden_states[-1][
+                0, -1
+            ]
+        )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for options in ({}, {"temperature": 1.0, "seed": 1}):
+        with Ensemble.load([tmp_path], progress=False, device="cpu") as ensemble:
+            answer = ensemble.generate(PROMPT, max_new_tokens=20, ignore_eos=True, **options)
+        assert max(answer.token_ids) < size
+        assert answer.text
+
+
 @functools.cache
 def _free_answer(pair):
     return pair.generate(PROMPT, max_new_tokens=30, temperature=1.0, seed=9, ignore_eos=True)

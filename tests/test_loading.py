@@ -16,6 +16,7 @@ from deepen_core import Ensemble, MemberConfig
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.members.loading import main_index, member_configs
 from deepen_core.members.transformers import hub as module
+from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_core.members.transformers.loader import describe, load_member
 
 
@@ -186,6 +187,59 @@ def test_a_member_that_does_not_fit_its_device(copy_of, monkeypatch, saved, dtyp
         ConfigurationError, match=rf"alpha does not fit on cpu: its weight files have 0 MiB\. {advice} \(OutOfMemory"
     ):
         load_member(description, progress=False)
+
+
+# Windows and stops
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"max_position_embeddings": 256}, 256),
+        ({"max_position_embeddings": 256, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 1024),
+        ({"max_position_embeddings": 256, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, 1024),
+        ({"max_position_embeddings": 1024, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 1024),
+        (
+            {"max_position_embeddings": 300, "rope_parameters": {"factor": 4, "original_max_position_embeddings": 256}},
+            1024,
+        ),
+        (
+            {
+                "max_position_embeddings": 8192,
+                "rope_scaling": {"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 2048},
+            },
+            8192,
+        ),
+        ({"max_sequence_length": 64, "original_max_position_embeddings": 32, "rope_scaling": {"factor": 4.0}}, 128),
+        ({"max_position_embeddings": 64, "rope_parameters": {"full": {"rope_type": "yarn", "factor": 2.0}}}, 128),
+        ({}, None),
+    ],
+)
+def test_scaled_positions_reach_further(config, window):
+    assert declared_window(config) == window
+
+
+def test_a_member_of_scaled_positions_has_its_whole_window(copy_of):
+    folder = copy_of("beta")
+    set_config(folder, rope_parameters={"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0})
+    assert described(folder).context_window == 1024
+    assert describe(MemberConfig(model=str(folder), name="a", context_window=300), "cpu", None).context_window == 300
+    with Ensemble.load([folder], progress=False, device="cpu") as ensemble:
+        long = ensemble.generate("one two three " * 100, max_new_tokens=3, ignore_eos=True)
+    assert long.usage.prompt_tokens > 256
+
+
+def test_an_ordinary_piece_is_never_a_stop(copy_of):
+    """LlamaConfig's default is 2, which is a piece like any other in many vocabularies."""
+    folder = copy_of("alpha")
+    stops = described(folder).tokenizer.vocabulary.stop_ids
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    set_config(folder, eos_token_id=70)
+    assert 70 not in described(folder).tokenizer.vocabulary.special_ids
+    assert described(folder).tokenizer.vocabulary.stop_ids == stops
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": max(stops)}))
+    set_config(folder, eos_token_id=min(stops))
+    assert described(folder).tokenizer.vocabulary.stop_ids >= {max(stops)}
 
 
 # Paths and hub ids

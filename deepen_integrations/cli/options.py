@@ -88,6 +88,14 @@ class SamplingOptions:
         float | None,
         _sampling(help="Above 1, tokens that occurred before become less likely.", show_default="1.0"),
     ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        _sampling(help="Above 0, tokens become less likely with each time they occurred.", show_default="0.0"),
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        _sampling(help="Above 0, tokens that occurred in the answer become less likely.", show_default="0.0"),
+    ] = None
     seed: Annotated[int | None, _sampling(help="The same seed gives the same text.")] = None
     stop: Annotated[
         list[str] | None,

@@ -45,7 +45,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     Key init args, completion params:
         max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
         temperature: 0, the default, takes the most probable token; above 0 samples.
-        top_k, top_p, min_p, repetition_penalty, seed: how tokens are chosen.
+        top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: how tokens are chosen.
         stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
         timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
         logprobs: report each token's log-probability, and this many alternatives.

@@ -42,6 +42,7 @@ def plain_schema(value: Any) -> dict[str, Any]:
             raise ValueError(f"this is not JSON: {problem}") from problem
     if not isinstance(value, Mapping):
         raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
+    value = _unwrapped(value)
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as problem:
@@ -51,6 +52,14 @@ def plain_schema(value: Any) -> dict[str, Any]:
     if _holds_half_a_character(plain):
         raise ValueError(_HALF)
     return plain
+
+
+def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the schema inside OpenAI's `{"name", "strict", "schema"}`, which `response_format` wraps once more."""
+    if value.get("type") == "json_schema" and isinstance(value.get("json_schema"), Mapping):
+        value = value["json_schema"]
+    wraps = isinstance(value.get("schema"), Mapping) and value.keys() <= {"name", "description", "strict", "schema"}
+    return value["schema"] if wraps else value
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -30,6 +30,8 @@ class MemberConfig(Options):
     """A torch device: "cpu", "cuda", "cuda:1" or "mps"; the ensemble's by default."""
     dtype: str | None = None
     """Name of a torch dtype: "float32", "bfloat16", "float16", "float64", or "auto"; the ensemble's by default."""
+    context_window: int | None = Field(default=None, ge=2)
+    """Maximum number of tokens of prompt and answer together; by default what the model's configuration declares."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False

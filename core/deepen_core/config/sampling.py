@@ -29,6 +29,10 @@ class SamplingParams(ConstraintOptions):
     """Sample from tokens whose probability is at least this share of the most probable token's."""
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
     """Above 1, main-member tokens that occur in the prompt or the answer become less likely; from 0.01 to 100."""
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Subtracted from the logit of a main-member token for each time that it occurs in the answer; from -2 to 2."""
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Subtracted once from the logits of main-member tokens that occur in the answer; from -2 to 2."""
     stop: tuple[str, ...] = ()
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)

@@ -57,6 +57,8 @@ class Decoder:
         self._fusion = fusion
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
+        # Embeddings are often padded: nothing stops a model from choosing an id that its tokenizer does not have.
+        self._without_token = self._vocabulary.without_token(members[main].vocabulary_size)
         self._reporter = TokenReporter(members, main)
         self._forwards = [
             MemberRunner(m, number, is_main=number == main, on_member_error=on_member_error)
@@ -91,6 +93,7 @@ class Decoder:
             self._vocabulary,
             clamped,
             constraint,
+            never=self._without_token,
             starts_text=starts_text,
             continues_text=isinstance(prompt, str),
         )

@@ -129,7 +129,8 @@ def _failed(what: str, problem: Exception, around: str) -> DecodingError:
 def _choosing(params: SamplingParams) -> list[str]:
     """Returns the options that affect the choice, as far as the request has set them."""
     sampled = ("temperature", "top_k", "top_p", "min_p") if params.temperature > 0 else ()
+    penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     fields = SamplingParams.model_fields
-    values = {name: getattr(params, name) for name in (*sampled, "repetition_penalty", "ignore_eos")}
+    values = {name: getattr(params, name) for name in (*sampled, *penalties, "ignore_eos")}
     found = [f"{name}={value}" for name, value in values.items() if value != fields[name].default]
     return [*found, params.constraint] if params.constraint else found

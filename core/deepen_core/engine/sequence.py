@@ -34,6 +34,7 @@ class EnsembleSequence:
         vocabulary: Main's vocabulary.
         params: The request's options, with `max_new_tokens` already limited to the room there is.
         constraint: The constraint of the answer, at its start.
+        never: Ids that no answer may contain, such as those without a token.
         starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
         continues_text: Whether the answer continues a plain text, which may end in the middle of a word, rather than
             the output of a chat template.
@@ -56,12 +57,13 @@ class EnsembleSequence:
         params: SamplingParams,
         constraint: Constraint | None = None,
         *,
+        never: Sequence[int] = (),
         starts_text: bool,
         continues_text: bool,
     ) -> None:
         self.member_sequences = list(member_sequences)
         self.params = params
-        self.sampler = Sampler(params, sorted(vocabulary.stop_ids) if params.ignore_eos else ())
+        self.sampler = Sampler(params, [*never, *(sorted(vocabulary.stop_ids) if params.ignore_eos else ())])
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
@@ -141,10 +143,10 @@ class EnsembleSequence:
         """
         history = self.main_sequence.ids if self.sampler.needs_history else ()
         if self._constraint is None:
-            return self.sampler.choose(scores, history)
+            return self.sampler.choose(scores, history, self.token_ids)
         with self._following(self.next_token):
             allowed = self._constraint.allowed(len(scores), scores.device)
-        return self.sampler.choose(masked(scores, own, allowed), history)
+        return self.sampler.choose(masked(scores, own, allowed), history, self.token_ids)
 
     def accept(self, token_id: int) -> None:
         """Accepts main's next token: its text goes to the other members and, as far as it is certain, to the caller.

@@ -29,7 +29,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, forbidden: Sequence[int] = ()) -> None:
         self._greedy = params.temperature == 0.0
-        self._forbidden = list(forbidden)
+        self._forbidden = torch.tensor(forbidden, dtype=torch.long)
+        self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
         self._generator: torch.Generator | None = None
         self._seed = params.seed
         self._warpers: list[Callable[[Any, torch.Tensor], torch.Tensor]] = []
@@ -51,18 +52,23 @@ class Sampler:
         """Whether `choose` uses the ids so far."""
         return self._penalty is not None
 
-    def choose(self, logits: torch.Tensor, history: Sequence[int]) -> int:
+    def choose(self, logits: torch.Tensor, history: Sequence[int], answer: Sequence[int] = ()) -> int:
         """Chooses one token.
 
         Args:
             logits: Fused logits [vocabulary], shifted like main's own (a repetition penalty depends on the shift).
             history: Main's ids so far, prompt included; used only if `needs_history`.
+            answer: Those of the answer.
         """
         scores = logits[None]  # [1, vocabulary]
         if self._penalty is not None:
             scores = self._penalty(torch.tensor([list(history)], device=scores.device), scores)
-        if self._forbidden:
-            scores = scores.index_fill(1, torch.tensor(self._forbidden, device=scores.device), -torch.inf)
+        if (self._frequency or self._presence) and answer:
+            ids, counts = torch.tensor(list(answer), device=scores.device).unique(return_counts=True)
+            scores = scores.index_add(1, ids, -(self._frequency * counts + self._presence)[None].to(scores.dtype))
+        if len(self._forbidden):
+            self._forbidden = self._forbidden.to(scores.device)
+            scores = scores.index_fill(1, self._forbidden, -torch.inf)
         if self._greedy:
             return int(scores.argmax(-1))
         for warper in self._warpers:

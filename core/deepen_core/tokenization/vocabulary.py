@@ -64,6 +64,10 @@ class Vocabulary:
         """The bytes a token stands for, or None for a special token and for an id without a token."""
         return self._bytes[token_id] if 0 <= token_id < self.size else None
 
+    def without_token(self, size: int) -> list[int]:
+        """Returns the ids below `size` that stand for no token: those that pad a model's embeddings, and gaps."""
+        return [i for i in range(size) if self.token_bytes(i) is None and i not in self.special_ids]
+
     def id_of(self, value: bytes) -> int | None:
         """The id that the tokenizer itself uses for these bytes as one token."""
         return self._canonical.get(value)
@@ -94,7 +98,8 @@ class Vocabulary:
 
         Args:
             tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
-            stop_ids: Ids that end a text according to the generation config. If they include any id other than the
+            stop_ids: Ids that end a text according to the generation config; ordinary pieces among them are ignored.
+                If they include any id other than the
                 tokenizer's EOS, these and the EOS are the only stop ids. Otherwise the special tokens named in
                 `TURN_ENDS` also count, except `<|end|>` where `<|return|>` exists: there it ends a message but not the
                 turn (the harmony format).
@@ -132,7 +137,9 @@ class Vocabulary:
             if 0 <= token_id < size:
                 values[token_id] = None
         names = {str(t["content"]): i for i, t in added.items() if i in special}
-        stops = _stops(set(stop_ids), getattr(tokenizer, "eos_token_id", None), names)
+        # A configuration may name an id that is an ordinary piece of this tokenizer, such as a default of its class.
+        given = {i for i in stop_ids if i in added or i in special or not 0 <= i < size or values[i] is None}
+        stops = _stops(given, getattr(tokenizer, "eos_token_id", None), names)
         for token_id in stops:
             if 0 <= token_id < size:
                 values[token_id] = None

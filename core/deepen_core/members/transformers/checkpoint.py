@@ -26,9 +26,31 @@ _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length
 
 
 def declared_window(config: Mapping[str, Any]) -> int | None:
-    """Returns the context window that a model's configuration declares, in tokens, or None."""
+    """Returns the context window that a model's configuration declares, in tokens, or None.
+
+    Rotary embeddings that are scaled reach further than the positions that a model was first trained on. Linear scaling
+    does not count unless it names these: configurations usually declare the scaled window beside it.
+    """
     values = (config.get(field) for field in _WINDOW_FIELDS)
-    return next((v for v in values if isinstance(v, int) and v > 0), None)
+    declared = next((v for v in values if isinstance(v, int) and v > 0), None)
+    if declared is None:
+        return None
+    reach = [declared]
+    for rope in _rope_settings(config):
+        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        if original is None and (rope.get("rope_type") or rope.get("type")) in ("yarn", "dynamic"):
+            original = declared
+        factor = rope.get("factor")
+        if isinstance(original, int) and isinstance(factor, (int, float)):
+            reach.append(int(original * factor))
+    return max(reach)
+
+
+def _rope_settings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the settings of rotary embeddings, of which some models have one for each kind of layer."""
+    given = [config.get(field) for field in ("rope_scaling", "rope_parameters")]
+    outer = [settings for settings in given if isinstance(settings, Mapping)]
+    return [*outer, *(inner for settings in outer for inner in settings.values() if isinstance(inner, Mapping))]
 
 
 def check_model_folder(folder: Path) -> None:

@@ -113,7 +113,8 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
     described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
-    return Description(config, folder, local, model_config, described, _window(model_config, tokenizer), place, kind)
+    window = config.context_window or _window(model_config, tokenizer)
+    return Description(config, folder, local, model_config, described, window, place, kind)
 
 
 def load_member(described: Description, progress: bool) -> CausalMember:
@@ -257,14 +258,11 @@ def _folder(config: MemberConfig) -> tuple[Path, bool]:
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
-    """Returns every id that ends a text according to the generation config or the model's configuration."""
+    """Returns every id that ends a text according to the generation config, else to the model's configuration."""
     path = folder / "generation_config.json"
-    sources = [
-        (folder / "config.json", model_config.get_text_config().to_dict()),
-        (folder / "config.json", model_config.to_dict()),
-    ]
-    if path.is_file():
-        sources.append((path, read_object(path)))
+    sources = [(path, read_object(path))] if path.is_file() else []
+    if not any("eos_token_id" in source for _, source in sources):
+        sources += [(folder / "config.json", c.to_dict()) for c in (model_config.get_text_config(), model_config)]
     ids: set[int] = set()
     for file, source in sources:
         value = source.get("eos_token_id")
