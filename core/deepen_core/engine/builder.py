@@ -123,11 +123,11 @@ class EngineOptions:
 
 def _check_vocabulary(member: Member) -> None:
     """Rejects a tokenizer with plain tokens that the model has no logits for."""
-    tokens = member.tokenizer.vocabulary.tokens
-    beyond = [i for i in tokens.values() if i >= member.vocabulary_size]
+    tokens, size = member.tokenizer.vocabulary.tokens, member.vocabulary_size
+    beyond = [i for i in tokens.values() if i >= size]
     if beyond:
         raise ModelFilesError(
             f"The tokenizer of member {member.name!r} has {len(beyond)} tokens with ids up to {max(beyond)}, but the "
-            f"model has {member.vocabulary_size} embeddings: save it again after "
+            f"model has {size} embeddings: save it again after "
             f"model.resize_token_embeddings({max(beyond) + 1})."
         )

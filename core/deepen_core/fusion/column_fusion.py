@@ -23,7 +23,7 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.fusion.anchors.columns import TokenColumns
-from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.shared_tokens import Anchors, check_common_tokens
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
 from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
 from deepen_core.fusion.diagnostics import shared_token_limits
@@ -69,7 +69,7 @@ class ColumnFusion(Fusion):
     @classmethod
     def check(cls, members: Sequence[MemberFacts], config: Any) -> None:  # noqa: ARG003  any options will do
         """See `Fusion.check`."""
-        Anchors.shared_by([m.vocabulary for m in members], [m.name for m in members])
+        check_common_tokens([m.vocabulary for m in members], [m.name for m in members])
 
     @classmethod
     def build(cls, members: Sequence[Member], main: int, config: Any, steps: Steps) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from deepen_core.errors import TokenizerError
@@ -121,8 +122,8 @@ class Vocabulary:
         values: list[bytes | None] = [None] * size
         rank: dict[int, int] = {}  # for equal bytes, a plain piece is preferred to an added token and a byte piece
         spell = _speller(kind, backend)
-        for piece, token_id in pieces.items():
-            values[token_id] = spell(piece)
+        for token_id, value in zip(pieces.values(), _all_spelled(list(pieces), kind, spell), strict=True):
+            values[token_id] = value
         if falls_back and kind == "sentencepiece":
             for byte in range(256):
                 if (found := pieces.get(f"<0x{byte:02X}>")) is not None:
@@ -214,6 +215,15 @@ def _speller(kind: str, backend: Backend) -> Callable[[str], bytes]:
         prefix = backend.model.get("continuing_subword_prefix") or "##"
         return lambda piece: (piece.removeprefix(prefix) if piece.startswith(prefix) else " " + piece).encode()
     return str.encode
+
+
+def _all_spelled(pieces: list[str], kind: str, spell: Callable[[str], bytes]) -> Iterable[bytes]:
+    """Returns the bytes of all pieces; in a byte-level vocabulary of nothing but coded ones, a character is a byte."""
+    text = "".join(pieces)
+    if kind != "byte-level" or not _BYTE_OF.keys() >= set(text):
+        return map(spell, pieces)
+    data, ends = spell(text), list(accumulate(map(len, pieces)))
+    return (data[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
 def _canonical_ids(values: list[bytes | None], rank: Mapping[int, int], backend: Backend) -> dict[bytes, int]:

@@ -8,8 +8,9 @@ were made probable, main would be led into a text that it has never seen cut thi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
-import torch
+import numpy as np
 
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -37,7 +38,16 @@ class Segmentation:
         self._backend = backend
         self._tails: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._after: dict[tuple[tuple[int, ...], bytes], bytes | None] = {}
-        self._inside = _pairs_inside(vocabulary.tokens)
+
+    @cached_property
+    def _inside(self) -> frozenset[int]:
+        """Pairs of neighbouring bytes inside tokens, as `first << 8 | second`; no token crosses other seams."""
+        tokens = self.vocabulary.tokens
+        data = np.frombuffer(b"".join(tokens), np.uint8).astype(np.int32)
+        ends = np.fromiter(map(len, tokens), np.int64, len(tokens)).cumsum()
+        inside = np.ones(len(data) - 1, np.bool_)
+        inside[ends[:-1] - 1] = False
+        return frozenset(np.unique((data[:-1] << 8 | data[1:])[inside]).tolist())
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the bytes of a token; empty for one without."""
@@ -106,13 +116,3 @@ def is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _pairs_inside(tokens: Sequence[bytes] | dict[bytes, int]) -> frozenset[int]:
-    """Returns the pairs of neighbouring bytes inside tokens, as `first << 8 | second`; no token crosses other seams."""
-    data = torch.frombuffer(bytearray(b"".join(tokens)), dtype=torch.uint8).int()
-    ends = torch.tensor([len(token) for token in tokens]).cumsum(0)
-    pairs = (data[:-1] << 8) | data[1:]
-    inside = torch.ones(len(pairs), dtype=torch.bool)
-    inside[ends[:-1] - 1] = False
-    return frozenset(pairs[inside].unique().tolist())

@@ -25,6 +25,25 @@ def common_tokens(vocabularies: Sequence[Vocabulary]) -> list[bytes]:
     return sorted(shared)
 
 
+def check_common_tokens(vocabularies: Sequence[Vocabulary], names: Sequence[str]) -> None:
+    """Checks that these members share at least one token.
+
+    Raises:
+        NoCommonTokensError: If they do not.
+    """
+    first, *others = (v.tokens.keys() for v in vocabularies)
+    if not any(all(token in tokens for tokens in others) for token in first):
+        raise _nothing_shared(vocabularies, names)
+
+
+def _nothing_shared(vocabularies: Sequence[Vocabulary], names: Sequence[str]) -> NoCommonTokensError:
+    counts = ", ".join(f"{n} has {len(v.tokens)} tokens" for n, v in zip(names, vocabularies, strict=True))
+    return NoCommonTokensError(
+        f"The members share no token ({counts}), so nothing can be fused: choose models whose vocabularies overlap, "
+        "for instance two that were trained on the same language."
+    )
+
+
 @dataclass(frozen=True)
 class Anchors:
     """The shared tokens with their ids in each member's vocabulary.
@@ -60,16 +79,20 @@ class Anchors:
             int32 [size]; -1 where the row is computed from embeddings.
         """
         column_of = {token: column for column, token in enumerate(self.tokens)}
-        columns = [-1] * size
-        for token_id in range(size):
-            value = vocabulary.token_bytes(token_id)
-            if token_id in vocabulary.stop_ids:
+        columns = [self.columns.unknown] * size
+        for token_id in range(min(size, vocabulary.size)):
+            token = vocabulary.token_bytes(token_id)
+            if token is None:
+                continue
+            columns[token_id] = -1
+            if by_prefix and token not in column_of:
+                for end in range(len(token) - 1, 0, -1):
+                    if (column := column_of.get(token[:end])) is not None:
+                        columns[token_id] = column
+                        break
+        for token_id in vocabulary.stop_ids:
+            if token_id < size:
                 columns[token_id] = self.columns.stop
-            elif value is None:
-                columns[token_id] = self.columns.unknown
-            elif by_prefix and value not in column_of:
-                ends = range(len(value) - 1, 0, -1)
-                columns[token_id] = next((column_of[value[:n]] for n in ends if value[:n] in column_of), -1)
         return torch.tensor(columns, dtype=torch.int32)
 
     def columns_of(self, number: int, member: Member) -> TokenColumns:
@@ -108,12 +131,10 @@ class Anchors:
         """
         limits = [v.size for v in vocabularies] if sizes is None else sizes
         pairs = list(zip(vocabularies, limits, strict=True))
-        tokens = [t for t in common_tokens(vocabularies) if all(v.tokens[t] < limit for v, limit in pairs)]
+        tokens = common_tokens(vocabularies)
+        if any(limit < v.size for v, limit in pairs):
+            tokens = [t for t in tokens if all(v.tokens[t] < limit for v, limit in pairs)]
         if not tokens:
-            counts = ", ".join(f"{n} has {len(v.tokens)} tokens" for n, v in zip(names, vocabularies, strict=True))
-            raise NoCommonTokensError(
-                f"The members share no token ({counts}), so nothing can be fused: choose models whose vocabularies "
-                "overlap, for instance two that were trained on the same language."
-            )
+            raise _nothing_shared(vocabularies, names)
         ids = [torch.tensor([v.tokens[t] for t in tokens]) for v in vocabularies]
         return cls(tokens, ids)

@@ -103,7 +103,8 @@ class Healer:
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
         self._places = anchors.columns
         # Ids only, without their bytes: pairs for a vocabulary of 262,144 tokens would take 25 MiB.
-        self._sorted = [i for _, i in sorted(member.vocabulary.tokens.items()) if i < size]
+        tokens = member.vocabulary.tokens
+        self._sorted = [i for i in map(tokens.__getitem__, sorted(tokens)) if i < size]
         self._longer: dict[int, torch.Tensor] = {}
         self._begun: dict[tuple[int, bytes], torch.Tensor] = {}
 

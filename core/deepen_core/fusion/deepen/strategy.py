@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
-from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.anchors.shared_tokens import Anchors, check_common_tokens, common_tokens
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
 from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
 from deepen_core.fusion.deepen.averaging import AveragingFusion
@@ -63,9 +63,9 @@ class DeepenStrategy(Fusion):
     def check(cls, members: Sequence[MemberFacts], config: FusionConfig) -> None:
         """See `Fusion.check`."""
         vocabularies = [m.vocabulary for m in members]
-        anchors = Anchors.shared_by(vocabularies, [m.name for m in members])
+        check_common_tokens(vocabularies, [m.name for m in members])
         if config.exact:
-            check_room([v.size for v in vocabularies], [m.device for m in members], len(anchors))
+            check_room([v.size for v in vocabularies], [m.device for m in members], len(common_tokens(vocabularies)))
 
     @classmethod
     def build(cls, members: Sequence[Member], main: int, config: FusionConfig, steps: Steps) -> Self:

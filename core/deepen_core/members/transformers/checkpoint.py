@@ -54,7 +54,7 @@ def _rope_settings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Checks that a folder contains a configuration, a tokenizer and complete safetensors weights.
+    """Checks that a folder contains a configuration, tokenizer files and complete safetensors weights.
 
     Raises:
         ModelFilesError: Naming what is missing or damaged.
@@ -68,7 +68,7 @@ def check_description(folder: Path) -> None:
     """Checks the small files, ahead of the weights.
 
     Raises:
-        ModelFilesError: If the folder, the configuration or the tokenizer is missing, or they are not JSON.
+        ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.
     """
     if not folder.is_dir():
         problem = f"{folder} is not a folder" if folder.exists() else f"There is no folder {folder.absolute()}"
@@ -82,8 +82,6 @@ def check_description(folder: Path) -> None:
             f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)."
         )
-    if (folder / "tokenizer.json").is_file():
-        read_object(folder / "tokenizer.json")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -111,6 +111,8 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
+        if (folder / "tokenizer.json").is_file():
+            read_object(folder / "tokenizer.json")  # says more if that is no JSON
         raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
     described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
     window = config.context_window or _window(model_config, tokenizer)
