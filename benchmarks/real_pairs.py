@@ -41,7 +41,7 @@ STRATEGIES: dict[str, StrategyOptions] = {
 SOFT: dict[str, StrategyOptions] = {
     f"soft rows, self-mass {mass}": FusionConfig(rows="soft", target_self_mass=mass) for mass in (0.9, 0.99)
 }
-WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+WEIGHTS = (0.3, 0.5, 0.6, 0.7, 0.8)
 _FITTED = 6  # texts of each kind to fit the weights on, other than those that are measured
 
 
