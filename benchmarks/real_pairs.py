@@ -42,7 +42,6 @@ SOFT: dict[str, StrategyOptions] = {
     f"soft rows, self-mass {mass}": FusionConfig(rows="soft", target_self_mass=mass) for mass in (0.9, 0.99)
 }
 WEIGHTS = (0.3, 0.5, 0.6, 0.7, 0.8)
-_FITTED = 6  # texts of each kind to fit the weights on, other than those that are measured
 
 
 def built(ensemble: Ensemble, strategies: Mapping[str, StrategyOptions]) -> dict[str, Fusion]:
@@ -86,11 +85,13 @@ def bits(
     return {key: value / scale for key, value in total.items()}
 
 
-def measure(ensemble: Ensemble, count: int, size: int, strategies: Mapping[str, StrategyOptions]) -> dict[str, Any]:
+def measure(
+    ensemble: Ensemble, count: int, fitted: int, size: int, strategies: Mapping[str, StrategyOptions]
+) -> dict[str, Any]:
     """A pair: bits a byte by kind and strategy, and what they are against the better member, in percent."""
     every = built(ensemble, strategies)
     default = {weight: {"deepen": every["deepen"]} for weight in WEIGHTS}
-    texts = {kind: beginnings(kind, count + _FITTED, size) for kind in KINDS}
+    texts = {kind: beginnings(kind, count + fitted, size) for kind in KINDS}
     fit = [bits(ensemble, of_kind[count:], default) for of_kind in texts.values()]
     found = {kind: bits(ensemble, of_kind[:count], {**default, 0.5: every}) for kind, of_kind in texts.items()}
 
@@ -112,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
     parser.add_argument("--texts", type=int, default=20, help="of each kind")
+    parser.add_argument("--fitted", type=int, default=6, help="further texts, which weights are fitted on")
     parser.add_argument("--characters", type=int, default=600, help="of each text")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--soft", action="store_true", help="soft rows too, which takes long")
@@ -127,7 +129,7 @@ def main() -> None:
                 ensemble = Ensemble.load([given.models / name for name in names], dtype=dtype, device="cpu")
             with ensemble:
                 strategies = STRATEGIES | (SOFT if given.soft else {})
-                row = measure(ensemble, given.texts, given.characters, strategies)
+                row = measure(ensemble, given.texts, given.fitted, given.characters, strategies)
             rows.append({"main": names[0], "other": names[1], "dtype": dtype, **row})
             print(rows[-1], flush=True)
     publish("real_pairs", "Bits a byte of given text on real pairs", rows, texts=given.texts)
