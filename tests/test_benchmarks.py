@@ -16,6 +16,8 @@ from benchmarks import (
     healing,
     precision,
     quality,
+    real_pairs,
+    real_speed,
     retokenisation,
     stories,
 )
@@ -87,16 +89,32 @@ def test_stories():
     assert stories.measure(["Once upon a time there was a little dog."], 1, "deepen")["together"] > 0
 
 
+GIVEN = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuft über die Straße.")
+
+
 @pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
 def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
     """With models that run a text once, and one fusion after the other: the very sum that `score` comes to."""
-    given = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuft über die Straße.")
     with load(*names) as ensemble:
-        steps = list(given_text.said_of(ensemble, given))
+        steps = list(given_text.said_of(ensemble, GIVEN))
         found = healing.nats(steps, healing.ways_to_heal(ensemble))
-        score = ensemble.score(given.prompt, given.text)
+        score = ensemble.score(GIVEN.prompt, GIVEN.text)
     assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)
     assert len({round(value, 6) for value in found.values()}) == 4
+
+
+def test_real_pairs(pair, monkeypatch):
+    monkeypatch.setattr(real_pairs, "beginnings", lambda _kind, count, _size: [GIVEN] * count)
+    row = real_pairs.measure(pair, 1, 1, 80, real_pairs.STRATEGIES)
+    assert row["code: main"] == row["story: main"] > 0
+    assert row["fitted weight"] in real_pairs.WEIGHTS
+    assert row["fitted %"] == pytest.approx(row["deepen %"]) or row["fitted weight"] != 0.5
+
+
+def test_real_speed(load):
+    with load("alpha", "beta") as ensemble:
+        found = real_speed.steps(ensemble, 8)
+    assert all(ratio > 1 for ratio in found.values())
 
 
 def test_conversations_are_given_too(pair):
