@@ -237,10 +237,10 @@ def test_a_choice_that_fails(ensemble, monkeypatch):
     handles = []
     choose = type(ensemble._engine.decoder.start("x", ensemble_params()).sampler).choose
 
-    def failing(sampler, logits, history):
+    def failing(sampler, logits, history, answer):
         if sampler._penalty is not None:
             raise IndexError("no such token")
-        return choose(sampler, logits, history)
+        return choose(sampler, logits, history, answer)
 
     monkeypatch.setattr("deepen_core.sampling.sampler.Sampler.choose", failing)
     handles = [*ask_together(ensemble, [FAILING], repetition_penalty=1.2), *ask_together(ensemble, [PROMPTS[1]])]
