@@ -28,12 +28,12 @@ _PRESETS = ("deepen", "deepen-paper")
 _TOKENS = 48
 
 
-def measure(preset: str, main: int, cache_dir: Path, questions: int) -> dict[str, Any]:
+def measure(preset: str, main: int, questions: int) -> dict[str, Any]:
     """Hash of all that an ensemble answers, and the seconds that it took, after one answer to warm up."""
     digest = hashlib.sha256()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ensemble = deepen_core.Ensemble.demo(main=main, fusion=preset, cache_dir=cache_dir)
+        ensemble = deepen_core.Ensemble.demo(main=main, fusion=preset)
     with ensemble:
         asked = [f"Question: Where does person {number} live?\nAnswer:" for number in range(questions)]
         ensemble.generate(asked[0], max_new_tokens=_TOKENS, ignore_eos=True)
@@ -48,11 +48,12 @@ def measure(preset: str, main: int, cache_dir: Path, questions: int) -> dict[str
     return {"preset": preset, "main": main, "answers": digest.hexdigest(), "seconds": seconds}
 
 
-def run(tree: Path, cache_dir: Path, questions: int) -> list[dict[str, Any]]:
-    """Measures a tree in a process of its own."""
+def run(tree: Path, folder: Path, questions: int) -> list[dict[str, Any]]:
+    """Measures a tree in a process of its own, whose files, where a commit keeps some, go into a folder."""
     environment = {**os.environ, "PYTHONPATH": f"{tree / 'core'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--measure", str(cache_dir), "--questions", str(questions)]
-    done = subprocess.run(command, cwd=cache_dir, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    environment["DEEPEN_CACHE_DIR"] = str(folder)
+    command = [sys.executable, __file__, "--measure", "--questions", str(questions)]
+    done = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     came_from, *found = json.loads(done.stdout)
     assert Path(came_from).is_relative_to(tree), f"{came_from} is not the code of {tree}"
     return found
@@ -64,21 +65,21 @@ def main() -> None:
     parser.add_argument("commit", nargs="?", default="HEAD")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--measure", type=Path, metavar="CACHE", help="measure the tree that is imported, as JSON")
+    parser.add_argument("--measure", action="store_true", help="measure the tree that is imported, as JSON")
     given = parser.parse_args()
-    if given.measure is not None:
-        found = [measure(preset, m, given.measure, given.questions) for preset in _PRESETS for m in (0, 1)]
+    if given.measure:
+        found = [measure(preset, m, given.questions) for preset in _PRESETS for m in (0, 1)]
         print(json.dumps([deepen_core.__file__, *found]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        old, caches = Path(folder) / "old", {"old": Path(folder) / "a", "new": Path(folder) / "b"}
-        for cache in caches.values():
-            cache.mkdir()
+        old, folders = Path(folder) / "old", {"old": Path(folder) / "a", "new": Path(folder) / "b"}
+        for own in folders.values():
+            own.mkdir()
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", old, given.commit], cwd=ROOT, check=True)
         try:
             trees = {"old": old, "new": ROOT}
             rounds = [
-                {name: run(tree, caches[name], given.questions) for name, tree in trees.items()}
+                {name: run(tree, folders[name], given.questions) for name, tree in trees.items()}
                 for _ in range(given.rounds)
             ]
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,13 @@ class SaidStep:
     main: torch.Tensor
     other: torch.Tensor | None
     heard: Heard
+
+
+def opened(models: Path, names: Sequence[str], dtype: str) -> Ensemble:
+    """Loads real models on the CPU, the first one main, without what they warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Ensemble.load([models / name for name in names], dtype=dtype, device="cpu", progress=False)
 
 
 def items(name: str) -> list[dict[str, Any]]:

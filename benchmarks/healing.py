@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
@@ -19,7 +18,19 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import KINDS, MODELS, PAIRS, SETS, Given, SaidStep, answers, beginnings, said_of, whole_texts
+from benchmarks.given_text import (
+    KINDS,
+    MODELS,
+    PAIRS,
+    SETS,
+    Given,
+    SaidStep,
+    answers,
+    beginnings,
+    opened,
+    said_of,
+    whole_texts,
+)
 from benchmarks.report import publish
 from deepen_core import Ensemble
 from deepen_core.fusion.anchors.segmentation import Segmentation
@@ -37,7 +48,7 @@ class NextTokenHealer(Healer):
     def _spread(self, longer: int, left: Any, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
         return torch.tensor([left.column]), torch.ones(1)
 
-    def _without_unsaid(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:  # noqa: ARG002
+    def _without_ruled_out(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:  # noqa: ARG002
         return mass
 
 
@@ -140,10 +151,7 @@ def main() -> None:
         return
     texts, ends = [], []
     for names in PAIRS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ensemble = Ensemble.load([given.models / name for name in names], dtype=given.dtype, device="cpu")
-        with ensemble:
+        with opened(given.models, names, given.dtype) as ensemble:
             label = {"main": names[0], "other": names[1]}
             texts += [{**label, **row} for row in bits_a_byte(ensemble, given.texts, given.characters)]
             ends += [{**label, **row} for row in ends_of_prompts(ensemble, given.prompts)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import MODELS, PAIRS, SETS, Given, beginnings, said_of
+from benchmarks.given_text import MODELS, PAIRS, SETS, Given, beginnings, opened, said_of
 from benchmarks.healing import nats
 from benchmarks.report import publish
 from deepen_core import Ensemble, FusionConfig
@@ -124,10 +123,7 @@ def main() -> None:
     rows = []
     for dtype in given.dtypes:
         for names in PAIRS:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ensemble = Ensemble.load([given.models / name for name in names], dtype=dtype, device="cpu")
-            with ensemble:
+            with opened(given.models, names, dtype) as ensemble:
                 strategies = STRATEGIES | (SOFT if given.soft else {})
                 row = measure(ensemble, given.texts, given.fitted, given.characters, strategies)
             rows.append({"main": names[0], "other": names[1], "dtype": dtype, **row})

@@ -14,12 +14,11 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.given_text import MODELS, PAIRS
+from benchmarks.given_text import MODELS, PAIRS, opened
 from benchmarks.report import publish
 from deepen_core import Ensemble
 
@@ -121,10 +120,7 @@ def main() -> None:
     for dtype in given.dtypes:
         for names in PAIRS[:3]:
             folders = [given.models / name for name in names]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ensemble = Ensemble.load(folders, dtype=dtype, device="cpu", progress=False)
-            with ensemble:
+            with opened(given.models, names, dtype) as ensemble:
                 found = steps(ensemble, given.tokens)
             rows.append(
                 {"main": names[0], "other": names[1], "dtype": dtype, **found, **start(folders, dtype, given.repeats)}

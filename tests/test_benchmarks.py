@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import (
     agreement,
+    commits,
     constraints,
     decoding,
     fidelity,
@@ -115,6 +116,15 @@ def test_real_speed(load):
     with load("alpha", "beta") as ensemble:
         found = real_speed.steps(ensemble, 8)
     assert all(ratio > 1 for ratio in found.values())
+
+
+@pytest.mark.usefixtures("needs_demo")
+def test_commits_are_measured_alike(tmp_path):
+    """This tree against itself, as `run` starts it."""
+    found = [commits.run(commits.ROOT, tmp_path, 1) for _ in range(2)]
+    assert len(found[0]) == 4
+    assert [row["answers"] for row in found[0]] == [row["answers"] for row in found[1]]
+    assert len({row["answers"] for row in found[0]}) == 4
 
 
 def test_conversations_are_given_too(pair):

@@ -117,6 +117,12 @@ def test_frequency_and_presence_penalties_count_the_answer(folders):
     assert found.token_ids == answer != plain.token_ids
 
 
+def test_warming_up_runs_a_step(load):
+    with load("alpha", "beta") as ensemble:
+        ensemble.warm_up()
+        assert all(member.work.forwards for member in ensemble._engine.members)
+
+
 def test_padded_ids_are_never_chosen(folders, tmp_path):
     """A model whose embeddings are padded, and whose padding it finds most probable."""
     from transformers import AutoModelForCausalLM
@@ -125,14 +131,11 @@ def test_padded_ids_are_never_chosen(folders, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folders["beta"])
     size = len(model.get_input_embeddings().weight)
     model.resize_token_embeddings(size + 40)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        head[size:] = (
-            50
-            * model(tokenizer(PROMPT, return_tensors="pt")["input_ids"], output_hidden_states=True).hidden_states[-1][
-                0, -1
-            ]
-        )
+        last = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        model.get_output_embeddings().weight[size:] = 50 * last
+        assert int(model(ids).logits[0, -1].argmax()) >= size
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for options in ({}, {"temperature": 1.0, "seed": 1}):

@@ -98,7 +98,7 @@ def test_behind_a_plain_prompt_every_longer_token_counts(words, letters):
     assert open_ == pytest.approx({b"n": 1 / 4, b"u": 1 / 4, b"f": 1 / 4})
 
 
-def test_a_token_that_the_prompt_begins_and_the_answer_goes_on_with(words, letters):
+def test_a_token_that_the_prompt_begins_and_the_answer_can_continue_with(words, letters):
     """The prompt ends in a space and main has said "o": " on" and " out" may be meant, and " of" as well."""
     healer, anchors = healer_of(words, letters)
     healing = heal(healer, [heard(words, b" o", torch.zeros(words.vocabulary.size), 1, cut=True)])
@@ -178,8 +178,8 @@ def test_blanks_before_a_word_are_cut_as_before_a_word():
     healer, anchors = healer_of(member, main)
     said = healer._main.vocabulary.tokens[b"\n   "]
     assert healer._main.after((said,), b" ") is None
-    assert healer._main.goes_on((said,), b" ")
-    assert not healer._main.goes_on((said,), b"a")
+    assert healer._main.can_continue((said,), b" ")
+    assert not healer._main.can_continue((said,), b"a")
     before = torch.full((member.vocabulary.size,), -50.0)
     before[member.vocabulary.tokens[b"    "]] = 0.0
     own = torch.zeros(1, len(anchors) + 2)
@@ -195,7 +195,7 @@ def test_what_a_tokenizer_writes_is_never_ruled_out(make, text, start):
     ids = next(iter(cut._backend.encode_behind(text)), [])
     for place in range(start, len(ids)):
         if value := cut.token_bytes(ids[place]):
-            assert cut.goes_on(ids[start:place], value)
+            assert cut.can_continue(ids[start:place], value)
 
 
 @cache

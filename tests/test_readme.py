@@ -57,6 +57,17 @@ def test_commands_run(words):
         assert result.exit_code == 0, result.output
 
 
+def test_test_files_that_are_named_exist():
+    """Those of `make test-lowest`, which ends at once without one of them, and those of the pages."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lowest = re.search(r"tests/test_%\.py,([^)]*)\)", makefile)[1].replace("\\\n", " ").split()
+    named = {name for page in PAGES for name in re.findall(r"tests/(test_\w+)\.py", page.read_text(encoding="utf-8"))}
+    assert len(lowest) > 10
+    assert named
+    for name in (*(f"test_{name}" for name in lowest), *named):
+        assert (ROOT / "tests" / f"{name}.py").is_file(), name
+
+
 def test_there_is_something_to_run():
     assert len(blocks("python")) >= 4
     assert shell_commands("make")

@@ -180,30 +180,27 @@ def plain_union(vocabularies, logprobs, weights, main, top_k):
 WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}
 
 
-@given(count=st.sampled_from([2, 3]), main=st.integers(0, 1), seed=st.integers(0, 10**6), floor=st.floats(0.001, 0.5))
-def test_the_product_is_what_its_definition_says(count, main, seed, floor):
-    vocabularies = members(count)
-    logprobs = distributions(vocabularies, seed=seed)
-    fusion, _ = product_of(vocabularies, main, floor=floor)
-    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
-    for row in range(3):
-        expected = plain_product(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, floor)
-        torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
+BY_COLUMN = [
+    *((product_of, plain_product, "floor", floor) for floor in (0.001, 0.02, 0.5)),
+    *((deepen_of, plain_deepen, "power", power) for power in (0.25, 0.5, 1.0)),
+]
 
 
 @given(
     count=st.sampled_from([2, 3]),
     main=st.integers(0, 1),
     seed=st.integers(0, 10**6),
-    power=st.sampled_from([0.25, 0.5, 1]),
+    strategy=st.sampled_from(BY_COLUMN),
 )
-def test_sharp_rows_are_what_their_definition_says(count, main, seed, power):
+def test_strategies_by_column_are_what_their_definitions_say(count, main, seed, strategy):
+    make, plain, option, value = strategy
     vocabularies = members(count)
     logprobs = distributions(vocabularies, seed=seed)
-    fusion, _ = deepen_of(vocabularies, main, power=power)
-    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
+    found = make(vocabularies, main, **{option: value})[0].fuse(
+        StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3))
+    )
     for row in range(3):
-        expected = plain_deepen(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, power)
+        expected = plain(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, value)
         torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
@@ -267,8 +264,9 @@ class TestEveryStrategy:
             torch.testing.assert_close(together[row], alone[0])
         absent = [logprobs[0][2:3], None, logprobs[2][2:3]]
         torch.testing.assert_close(fusion.fuse(StepInputs(absent, weights[2:3]))[0], together[2])
-        spoiled = [logprobs[0][2:3], torch.zeros_like(logprobs[1][2:3]), logprobs[2][2:3]]
-        torch.testing.assert_close(fusion.fuse(StepInputs(spoiled, weights[2:3]))[0], together[2])
+        for meaningless in (0.0, torch.nan):
+            spoiled = [logprobs[0][2:3], torch.full_like(logprobs[1][2:3], meaningless), logprobs[2][2:3]]
+            torch.testing.assert_close(fusion.fuse(StepInputs(spoiled, weights[2:3]))[0], together[2])
 
     def test_control_tokens_are_for_main_to_decide(self, name):
         """However sure another member is of one of its own."""
@@ -373,6 +371,25 @@ def test_the_product_is_healed():
     torch.testing.assert_close(healed[0], plain[0])
     token = vocabularies[0].tokens[b"b"]
     assert float(healed[1, token]) > float(plain[1, token])
+
+
+def test_nothing_is_healed_where_a_member_abstains():
+    """There its healer sees what main says: looking at each of a vocabulary's tokens would take long."""
+    vocabularies, seen = members(), []
+    logprobs = distributions(vocabularies, rows=2)
+
+    class Watching:
+        def healed(self, mass, heard, own):
+            seen.extend([mass.clone(), own])
+            return mass
+
+    logprobs[1][1] = 0.0
+    weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    fusion = product_of(vocabularies, healers=[None, Watching()])[0]
+    fusion._combine(StepInputs(logprobs, weights))
+    mass, own = seen
+    torch.testing.assert_close(mass[1, :-1], own[1])
+    assert not torch.allclose(mass[0, :-1], own[0])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What token ids mean in bytes, for every kind of tokenizer."""
 
+import json
 import subprocess
 import sys
 
@@ -68,6 +69,30 @@ def test_byte_pieces_come_after_plain_ones(tokenizers, vocabularies):
     assert vocabulary.token_bytes(pieces["<0x61>"]) == vocabulary.token_bytes(pieces["a"]) == b"a"
     assert vocabulary.id_of(b"a") == pieces["a"]
     assert vocabulary.id_of(b"\xe4") == pieces["<0xE4>"]
+
+
+def test_byte_pieces_that_are_added_tokens_too_are_bytes():
+    tokenizer = tiny.sentencepiece_bpe()
+    tokenizer.add_tokens(["<0xE4>", "<0x0A>"])
+    vocabulary = Vocabulary.from_tokenizer(tokenizer)
+    assert vocabulary.token_bytes(tokenizer.convert_tokens_to_ids("<0xE4>")) == b"\xe4"
+    assert vocabulary.token_bytes(tokenizer.convert_tokens_to_ids("<0x0A>")) == b"\n"
+
+
+@pytest.mark.parametrize("make", [*KINDS.values(), tiny.wordpiece, tiny.plain_bpe], ids=[*KINDS, "wordpiece", "plain"])
+def test_the_copy_is_the_tokenizer_but_for_what_is_changed(make):
+    """The parts are taken over without the vocabulary's JSON, and come to the same."""
+    tokenizer = make()
+    source = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    expected, backend = json.loads(source.to_str()), Backend(tokenizer)
+    found = json.loads(backend._first.to_str())
+    changed = {"truncation", "padding", "post_processor", "pre_tokenizer"}  # the last one only to shut control tokens
+    assert {k: v for k, v in found.items() if k not in changed} == {
+        k: v for k, v in expected.items() if k not in changed
+    }
+    assert backend.added_tokens == expected["added_tokens"]
+    assert backend.model.items() <= expected["model"].items()
+    assert found["post_processor"] is None
 
 
 def test_special_tokens_have_no_bytes(tokenizers, vocabularies):

@@ -27,7 +27,6 @@ from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import planning_window
 from deepen_core.members.loading import describe_member, load_members, member_configs
-from deepen_core.members.tokenizer import SAMPLE_TEXT
 from deepen_core.results import EnsembleInfo, Score
 
 
@@ -244,7 +243,7 @@ class Ensemble(GenerationAPI):
         Raises:
             MemberError: If a member fails.
         """
-        self.generate(SAMPLE_TEXT, max_new_tokens=1, ignore_eos=True)
+        self.generate("Hello", max_new_tokens=1, ignore_eos=True)
 
     def close(self) -> None:
         """Releases the models. Running requests end with `ClosedError`."""

@@ -112,7 +112,8 @@ class FusionConfig(StrategyOptions):
         of_others = _OF_SOFT_ROWS if self.rows == "sharp" else {"power"}
         wrong = [n for n in of_others if getattr(self, n) != type(self).model_fields[n].default]
         if wrong:
-            raise ValueError(f"with {self.rows} rows there is no {' and no '.join(sorted(wrong))}")
+            none, other = " and no ".join(sorted(wrong)), "soft" if self.rows == "sharp" else "sharp"
+            raise ValueError(f"with {self.rows} rows there is no {none}: leave it out, or set rows={other!r}")
         return self
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from typing_extensions import Self
 
 from deepen_core.fusion.anchors.columns import TokenColumns
@@ -91,13 +92,7 @@ class ColumnFusion(Fusion):
             own if member == self._main else None if logprobs is None else self._told(member, logprobs, inputs, own)
             for member, logprobs in enumerate(inputs.logprobs)
         ]
-        weights = inputs.weights.to(main.device)
-        if bool((inputs.weights == 0).any()):  # values of a member that abstains are meaningless
-            told = [
-                None if mass is None else torch.where(weights[:, member, None] > 0, mass, own)
-                for member, mass in enumerate(told)
-            ]
-        mean = self._log_mean(told, own, weights)
+        mean = self._log_mean(told, own, inputs.weights.to(main.device))
         target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
         # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
         factor = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
@@ -127,6 +122,9 @@ class ColumnFusion(Fusion):
         """Returns another member's mass on the columns that all can know, [sequences, known], summing to one."""
         columns, healer = self._columns[member].columns, self._healers[member]
         told = self._mass(member, logprobs)[:, : columns.width].to(own.device)
+        idle = (inputs.weights[:, member] == 0).nonzero()[:, 0].to(own.device)
+        if len(idle):  # the values of a sequence in which it abstains are meaningless, and there may be many to look at
+            told[idle] = F.pad(own[idle], (0, 1))
         if healer is not None:
             told = healer.healed(told, inputs.heard(member), own)
         told = told[:, : columns.unknown]

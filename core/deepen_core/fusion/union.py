@@ -109,7 +109,8 @@ class UnionFusion(Fusion):
         for member, (logprobs, pair) in enumerate(zip(inputs.logprobs, named, strict=True)):
             if logprobs is not None and pair is not None:
                 given = self._given(member, logprobs, pair, union, live).to(main.device)
-                average += weights[:, member, None] * given
+                weight = weights[:, member, None]
+                average += torch.where(weight > 0, weight * given, 0.0)  # where it abstains, its values are meaningless
         average = average / average.sum(-1, keepdim=True).clamp_min(_TINY)
         # 4) Redistribute main's mass on the union. Stop tokens keep their shares of the stop class.
         stops = self._stops[self._main]

@@ -34,6 +34,8 @@ def _types(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 class Backend:
     """A fast tokenizer without truncation, padding and post-processing; special tokens in a text are read as text.
 
+    It shares the vocabulary and merges of the original, which take seconds to copy, and nothing that is changed here.
+
     Args:
         tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
         control_tokens: Added tokens, besides the special ones, that text must never be encoded to.

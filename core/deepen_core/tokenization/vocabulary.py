@@ -100,10 +100,9 @@ class Vocabulary:
         Args:
             tokenizer: A `transformers` fast tokenizer, or a `tokenizers.Tokenizer`.
             stop_ids: Ids that end a text according to the generation config; ordinary pieces among them are ignored.
-                If they include any id other than the
-                tokenizer's EOS, these and the EOS are the only stop ids. Otherwise the special tokens named in
-                `TURN_ENDS` also count, except `<|end|>` where `<|return|>` exists: there it ends a message but not the
-                turn (the harmony format).
+                If they include any id other than the tokenizer's EOS, these and the EOS are the only stop ids.
+                Otherwise the special tokens named in `TURN_ENDS` also count, except `<|end|>` where `<|return|>`
+                exists: there it ends a message but not the turn (the harmony format).
             backend: The tokenizer's private copy, if it exists already.
 
         Raises:
@@ -124,16 +123,16 @@ class Vocabulary:
         spell = _speller(kind, backend)
         for token_id, value in zip(pieces.values(), _all_spelled(list(pieces), kind, spell), strict=True):
             values[token_id] = value
-        if falls_back and kind == "sentencepiece":
-            for byte in range(256):
-                if (found := pieces.get(f"<0x{byte:02X}>")) is not None:
-                    values[found], rank[found] = bytes([byte]), 2
         for token_id, token in added.items():
             # Matched in the text as it stands; decoders of the other kinds treat added tokens like any piece, and spell
             # them as normalized.
             plain = kind == "byte-level"
             values[token_id] = token["content"].encode() if plain else spell(backend.spellings([token_id])[0])
             rank[token_id] = 1
+        if falls_back and kind == "sentencepiece":
+            for byte, name in ((b, form % b) for b in range(256) for form in ("<0x%02X>", "<0x%02x>")):
+                if (found := pieces.get(name)) is not None:
+                    values[found], rank[found] = bytes([byte]), 2
         for token_id in special:
             if 0 <= token_id < size:
                 values[token_id] = None

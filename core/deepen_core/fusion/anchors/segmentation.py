@@ -53,7 +53,7 @@ class Segmentation:
         """Returns the bytes of a token; empty for one without."""
         return self.vocabulary.token_bytes(token_id) or b""
 
-    def goes_on(self, said: Sequence[int], value: bytes) -> bool:
+    def can_continue(self, said: Sequence[int], value: bytes) -> bool:
         """Whether the tokenizer's own encoding of some tokens and a value begins with these tokens.
 
         Blanks at the end of a text are often cut otherwise than before a word, so then that counts as well.

@@ -119,7 +119,7 @@ class Healer:
         if not sequences:
             return mass
         healing = self.heal(sequences, own)
-        return self._without_unsaid(mass if healing is None else healing.applied(mass), sequences)
+        return self._without_ruled_out(mass if healing is None else healing.applied(mass), sequences)
 
     def heal(self, sequences: Sequence[Heard], own: torch.Tensor) -> Healing | None:
         """Returns the correction for some sequences, or None if there is nothing to correct.
@@ -240,10 +240,10 @@ class Healer:
         column = next((self._columns[s] for s in starts if s in self._columns), self._places.unknown)
         return _Left(column, left if after.startswith(left) and left in self._columns else None)
 
-    def _without_unsaid(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:
+    def _without_ruled_out(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:
         """Removes the mass of tokens that main, by the tokens that it has just said, has ruled out."""
         places = (mass[:, : self._places.anchors] > _NOTICEABLE).nonzero().tolist()
-        out = [(n, c) for n, c in places if not self._main.goes_on(sequences[n].said, self._tokens[c])]
+        out = [(n, c) for n, c in places if not self._main.can_continue(sequences[n].said, self._tokens[c])]
         if out:
             mass[tuple(torch.tensor(out, device=mass.device).T)] = 0.0
         return mass
