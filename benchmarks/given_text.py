@@ -65,11 +65,11 @@ class SaidStep:
     heard: Heard
 
 
-def opened(models: Path, names: Sequence[str], dtype: str) -> Ensemble:
-    """Loads real models on the CPU, the first one main, without what they warn of."""
+def opened(models: Path, names: Sequence[str], dtype: str, device: str = "cpu") -> Ensemble:
+    """Loads real models, the first one main, without what they warn of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Ensemble.load([models / name for name in names], dtype=dtype, device="cpu", progress=False)
+        return Ensemble.load([models / name for name in names], dtype=dtype, device=device, progress=False)
 
 
 def items(name: str) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Ten
     """
     whole, cache = states[-1], DynamicCache()
     held: dict[str, Any] = {cache_option(model): cache, "use_cache": True}
-    base = model(torch.tensor([whole]), **held).logits[0].float()
+    base = model(torch.tensor([whole], device=model.device), **held).logits[0].float()
     found: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for ids in reversed(states):
         same = next((n for n, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
@@ -151,6 +151,6 @@ def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Ten
             continue
         if cache.get_seq_length() > same:
             cache.crop(same - cache.get_seq_length())
-        tail = model(torch.tensor([ids[same:]]), **held).logits[0].float()
+        tail = model(torch.tensor([ids[same:]], device=model.device), **held).logits[0].float()
         found.append((tail[-1], tail[-2] if len(tail) > 1 else base[same - 1]))
     return found[::-1]

@@ -46,7 +46,7 @@ class NextTokenHealer(Healer):
     """Gives what is left of a longer token to main's next token towards it alone, and takes nothing away."""
 
     def _spread(self, longer: int, left: Any, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
-        return torch.tensor([left.column]), torch.ones(1)
+        return torch.tensor([left.column], device=own.device), torch.ones(1, device=own.device)
 
     def _without_ruled_out(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:  # noqa: ARG002
         return mass
@@ -78,7 +78,7 @@ def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion], weight: float = 
             if not part:
                 continue
             said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
-            weights = torch.tensor([[weight, 1.0 - weight]] * len(part))
+            weights = torch.tensor([[weight, 1.0 - weight]] * len(part), device=said[0].device)
             heard = [step.heard for step in part]
             fused = fusion.fuse(StepInputs(said, weights, lambda _, heard=heard: heard))  # type: ignore[misc]
             found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))
@@ -145,13 +145,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, help="of each kind, to end")
     parser.add_argument("--characters", type=int, default=400, help="of each text")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     if given.models is None or not SETS.is_dir():
         print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
         return
     texts, ends = [], []
     for names in PAIRS:
-        with opened(given.models, names, given.dtype) as ensemble:
+        with opened(given.models, names, given.dtype, given.device) as ensemble:
             label = {"main": names[0], "other": names[1]}
             texts += [{**label, **row} for row in bits_a_byte(ensemble, given.texts, given.characters)]
             ends += [{**label, **row} for row in ends_of_prompts(ensemble, given.prompts)]

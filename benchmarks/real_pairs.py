@@ -12,7 +12,9 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from math import log
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,15 @@ def measure(
     return {**row, "fitted weight": weight, "fitted %": 100 * (mean("deepen", weight, found.values()) / better - 1)}
 
 
+def of_pair(given: argparse.Namespace, names: Sequence[str], dtype: str) -> dict[str, Any]:
+    """The table's row of a pair, in a process of its own."""
+    with opened(given.models, names, dtype, given.device) as ensemble:
+        strategies = STRATEGIES | (SOFT if given.soft else {})
+        row = measure(ensemble, given.texts, given.fitted, given.characters, strategies)
+    print({"main": names[0], "other": names[1], "dtype": dtype, **row}, flush=True)
+    return {"main": names[0], "other": names[1], "dtype": dtype, **row}
+
+
 def main() -> None:
     """Measures and publishes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,19 +126,16 @@ def main() -> None:
     parser.add_argument("--fitted", type=int, default=6, help="further texts, which weights are fitted on")
     parser.add_argument("--characters", type=int, default=600, help="of each text")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="pairs measured at the same time")
     parser.add_argument("--soft", action="store_true", help="soft rows too, which takes long")
     given = parser.parse_args()
     if given.models is None or not SETS.is_dir():
         print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
         return
-    rows = []
-    for dtype in given.dtypes:
-        for names in PAIRS:
-            with opened(given.models, names, dtype) as ensemble:
-                strategies = STRATEGIES | (SOFT if given.soft else {})
-                row = measure(ensemble, given.texts, given.fitted, given.characters, strategies)
-            rows.append({"main": names[0], "other": names[1], "dtype": dtype, **row})
-            print(rows[-1], flush=True)
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        waiting = [pool.submit(of_pair, given, names, dtype) for dtype in given.dtypes for names in PAIRS]
+        rows = [found.result() for found in waiting]
     publish("real_pairs", "Bits a byte of given text on real pairs", rows, texts=given.texts)
 
 

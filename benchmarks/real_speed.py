@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.given_text import MODELS, PAIRS, opened
 from benchmarks.report import publish
 from deepen_core import Ensemble
@@ -37,9 +39,9 @@ import json, sys, time
 began = time.perf_counter()
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-for folder in sys.argv[2:]:
+for folder in sys.argv[3:]:
     AutoTokenizer.from_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(folder, dtype=sys.argv[1]).eval()
+    AutoModelForCausalLM.from_pretrained(folder, dtype=sys.argv[1]).to(sys.argv[2]).eval()
 print(json.dumps(time.perf_counter() - began))
 """
 _OURS = """
@@ -48,14 +50,14 @@ began = time.perf_counter()
 import warnings
 warnings.simplefilter("ignore")
 from deepen_core import Ensemble
-with Ensemble.load(sys.argv[2:], dtype=sys.argv[1], device="cpu", progress=False) as ensemble:
+with Ensemble.load(sys.argv[3:], dtype=sys.argv[1], device=sys.argv[2], progress=False) as ensemble:
     next(iter(ensemble.stream("The history of the lighthouse", max_new_tokens=8)))
     print(json.dumps(time.perf_counter() - began))
 """
 
 
 class Forwards:
-    """Sums the seconds inside the forwards of an ensemble's models."""
+    """Sums the seconds inside the forwards of an ensemble's models; on a GPU, each is waited for."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.seconds = 0.0
@@ -68,6 +70,8 @@ class Forwards:
             try:
                 return forward(*args, **options)
             finally:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 self.seconds += time.perf_counter() - began
 
         return run
@@ -93,11 +97,11 @@ def steps(ensemble: Ensemble, tokens: int) -> dict[str, float]:
     }
 
 
-def start(folders: Sequence[Path], dtype: str, repeats: int) -> dict[str, float]:
+def start(folders: Sequence[Path], dtype: str, device: str, repeats: int) -> dict[str, float]:
     """Seconds from the start of a process to the first token, and of importing and reading alone; the least of some."""
 
     def least(program: str) -> float:
-        command = [sys.executable, "-c", program, dtype, *map(str, folders)]
+        command = [sys.executable, "-c", program, dtype, device, *map(str, folders)]
         runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(repeats)]
         return min(float(json.loads(run.stdout.splitlines()[-1])) for run in runs)
 
@@ -112,6 +116,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="of a long answer")
     parser.add_argument("--repeats", type=int, default=3, help="of each start")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     if given.models is None:
         print(f"Give --models, a folder with {', '.join(MODELS)}.")
@@ -120,11 +125,10 @@ def main() -> None:
     for dtype in given.dtypes:
         for names in PAIRS[:3]:
             folders = [given.models / name for name in names]
-            with opened(given.models, names, dtype) as ensemble:
+            with opened(given.models, names, dtype, given.device) as ensemble:
                 found = steps(ensemble, given.tokens)
-            rows.append(
-                {"main": names[0], "other": names[1], "dtype": dtype, **found, **start(folders, dtype, given.repeats)}
-            )
+            found |= start(folders, dtype, given.device, given.repeats)
+            rows.append({"main": names[0], "other": names[1], "dtype": dtype, **found})
             print(rows[-1], flush=True)
     publish("real_speed", "Time over the members' own forwards, and seconds to the first token", rows)
 

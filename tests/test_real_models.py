@@ -1,7 +1,8 @@
 """Real pairs answer: no nonsense, no crash, batches in every dtype.
 
 Real models are not part of the repository. Put those of `benchmarks.given_text.MODELS` into a folder, then run
-`DEEPEN_REAL_MODELS=FOLDER make test ARGS=tests/test_real_models.py`. `ARGS="... -k float32"` picks a part.
+`DEEPEN_REAL_MODELS=FOLDER make test ARGS=tests/test_real_models.py`. `ARGS="... -k float32"` picks a part, and
+`DEEPEN_REAL_DEVICE=cuda` another device.
 """
 
 import json
@@ -20,6 +21,7 @@ from deepen_core import Ensemble, MemberConfig
 from deepen_core.errors import NonFiniteLogitsError
 
 FOLDER = os.environ.get("DEEPEN_REAL_MODELS")
+DEVICE = os.environ.get("DEEPEN_REAL_DEVICE", "cpu")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(FOLDER is None, reason="DEEPEN_REAL_MODELS does not name a folder with the real models"),
@@ -66,7 +68,7 @@ def real(name):
 def opened(names, dtype, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Ensemble.load([real(n) for n in names], dtype=dtype, device="cpu", progress=False, **options)
+        return Ensemble.load([real(n) for n in names], dtype=dtype, device=DEVICE, progress=False, **options)
 
 
 def prompts_for(names):
@@ -100,9 +102,9 @@ def alone(tmp_path_factory):
 
 def overflows(name, dtype):
     """Whether a model's logits are not finite in this dtype under `transformers` alone."""
-    model = AutoModelForCausalLM.from_pretrained(real(name), dtype=getattr(torch, dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(real(name), dtype=getattr(torch, dtype)).eval().to(DEVICE)
     with torch.no_grad():
-        logits = model(**AutoTokenizer.from_pretrained(real(name))(PROSE[0], return_tensors="pt")).logits
+        logits = model(**AutoTokenizer.from_pretrained(real(name))(PROSE[0], return_tensors="pt").to(DEVICE)).logits
     return not bool(torch.isfinite(logits).all())
 
 
@@ -129,7 +131,7 @@ def test_twenty_prompts(names, dtype, alone):
 def test_main_alone_is_transformers(names):
     """With all weight on main, in float32: the ids of `generate`."""
     tokenizer = AutoTokenizer.from_pretrained(real(names[0]))
-    model = AutoModelForCausalLM.from_pretrained(real(names[0]), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(real(names[0]), dtype=torch.float32).eval().to(DEVICE)
     with opened(names, "float32", weights=[1, 0]) as ensemble:
         for prompt in (PROSE[2], CODE[1], CHAT[2]):
             if isinstance(prompt, str):
@@ -137,7 +139,7 @@ def test_main_alone_is_transformers(names):
             else:
                 ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")
                 ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
-            expected = model.generate(ids, do_sample=False, max_new_tokens=40, repetition_penalty=1.0)[
+            expected = model.generate(ids.to(DEVICE), do_sample=False, max_new_tokens=40, repetition_penalty=1.0)[
                 0, ids.shape[1] :
             ]
             stops = ensemble._engine.decoder._vocabulary.stop_ids
@@ -158,7 +160,7 @@ def test_a_batch_of_eight_is_eight_singles(names):
 @pytest.mark.parametrize("name", [SMOL, QWEN, GEMMA])
 def test_every_model_is_batched_in_every_dtype(name, dtype):
     with Ensemble.load(
-        [MemberConfig(model=real(name), dtype=dtype)], device="cpu", progress=False
+        [MemberConfig(model=real(name), dtype=dtype)], device=DEVICE, progress=False
     ) as ensemble:  # which would warn if it were not
         assert ensemble.info.members[0].batching == "ragged"
 
@@ -176,7 +178,7 @@ _OPENED = """
 import sys, warnings
 warnings.simplefilter("error")
 from deepen_core import Ensemble
-with Ensemble.load(sys.argv[1:], dtype="float32", device="cpu", progress=False) as ensemble:
+with Ensemble.load(sys.argv[2:], dtype="float32", device=sys.argv[1], progress=False) as ensemble:
     print(ensemble.generate("The history of the lighthouse begins in", max_new_tokens=12).token_ids)
 """
 
@@ -188,7 +190,7 @@ def test_opened_three_times_and_by_two_processes_at_once():
         with opened(names, "float32") as ensemble:
             said.append(ensemble.generate(PROSE[0], max_new_tokens=24).token_ids)
     assert said[0] == said[1] == said[2]
-    command = [sys.executable, "-c", _OPENED, *map(real, names)]
+    command = [sys.executable, "-c", _OPENED, DEVICE, *map(real, names)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=900) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
