@@ -69,6 +69,8 @@ def main() -> None:
         warnings.simplefilter("ignore")
         opened = {d: stack.enter_context(Ensemble.load(folders, dtype=d, device=given.device)) for d in given.dtypes}
         tokenizers = [AutoTokenizer.from_pretrained(folder, padding_side="left") for folder in folders]
+        for tokenizer in tokenizers:
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         alone = {
             d: [AutoModelForCausalLM.from_pretrained(f, dtype=d).to(given.device) for f in folders]
             for d in given.dtypes

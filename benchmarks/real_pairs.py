@@ -93,8 +93,8 @@ def measure(
     every = built(ensemble, strategies)
     default = {weight: {"deepen": every["deepen"]} for weight in WEIGHTS}
     texts = {kind: beginnings(kind, count + fitted, size) for kind in KINDS}
-    fit = [bits(ensemble, of_kind[count:], default) for of_kind in texts.values()]
-    found = {kind: bits(ensemble, of_kind[:count], {**default, 0.5: every}) for kind, of_kind in texts.items()}
+    fit = [bits(ensemble, of_kind[-fitted:], default) for of_kind in texts.values()]
+    found = {kind: bits(ensemble, of_kind[:-fitted], {**default, 0.5: every}) for kind, of_kind in texts.items()}
 
     def mean(name: str, weight: float, parts: Iterable[Mapping[tuple[str, float], float]]) -> float:
         return statistics.mean(part[name, weight] for part in parts)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import Self
 
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm, ReplyParser, instructed
 
@@ -61,7 +62,7 @@ class ChatRequest:
         form = ReplyForm.from_openai(*(options.get(name) for name in _FORM_OPTIONS))
         others = {name: value for name, value in options.items() if name not in _FORM_OPTIONS}
         request = cls(messages, form, sampling(others))
-        params = form.params(request.sampling, "never")
+        params = form.params(request.sampling, Thoughts())
         if params.constraint is not None:
             from deepen_core.constraints.grammar import grammar_of  # noqa: PLC0415  needs an extra
 
@@ -78,12 +79,12 @@ class ChatRequest:
         Raises:
             SamplingError: If the caller's constraint contradicts the form.
         """
-        prompt, thinking = instructed(self.messages, self.form), ensemble.thinking
-        if join is not None and thinking == "opened":
-            thinking = "optional"  # only the chat template would have written the opening tag
-        params = self.form.params(self.sampling, thinking)
+        prompt, thoughts = instructed(self.messages, self.form), ensemble.thoughts(self.sampling)
+        if join is not None and thoughts.mode == "opened":
+            thoughts = replace(thoughts, mode="optional")  # only the chat template would have written the mark
+        params = self.form.params(self.sampling, thoughts)
         # A constrained answer follows its constraint from the first character, so there are no thoughts before it.
-        parser = self.form.parser("never" if self.sampling.constraint else thinking)
+        parser = self.form.parser(Thoughts() if self.sampling.constraint else thoughts)
         return PreparedChat(prompt if join is None else join(prompt), params, parser)
 
 

@@ -11,6 +11,7 @@ import amounts  # noqa: F401 (chooses how many examples hypothesis tries)
 import pytest
 from programs import Programs
 
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import resolve_sampling
 from deepen_core.demo import member_paths
 from deepen_core.errors import DeepenError
@@ -34,6 +35,9 @@ class RuleEnsemble:
     context_window = 512
     has_chat_template = False
     thinking = "never"
+
+    def thoughts(self, _params=None):
+        return Thoughts(self.thinking)
 
     def __init__(self):
         self.answers = {}

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from adapter_parts import check_constructing
+from transformers import AutoTokenizer
 
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
@@ -65,6 +66,26 @@ def test_every_sampling_option_is_a_field_with_the_engines_default(adapter):
     llm = adapter(models=["a"])
     assert llm.sampling({}) == SamplingParams()
     assert {name: getattr(llm, name) for name in SamplingParams.model_fields} == dict(SamplingParams())
+
+
+def test_variables_of_chat_templates_are_options_of_adapter_and_call(adapter):
+    llm = adapter(models=["a"], enable_thinking=False, chat_template_kwargs={"reasoning_effort": "low"})
+    assert llm.chat_template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
+    assert llm.sampling({"enable_thinking": True}).chat_template_kwargs["enable_thinking"] is True
+    assert llm.sampling({"chat_template_kwargs": {"a": 1}}).chat_template_kwargs == {"a": 1}
+    assert pickle.loads(pickle.dumps(llm)).chat_template_kwargs == llm.chat_template_kwargs
+    with pytest.raises(ConfigurationError, match="messages: set by the engine"):
+        adapter(models=["a"], chat_template_kwargs={"messages": []})
+
+
+def test_rendered_text_is_read_as_a_template_means_it(adapter, pair, folders):
+    text = AutoTokenizer.from_pretrained(folders["alpha"]).apply_chat_template(
+        [{"role": "user", "content": "Where?"}], tokenize=False, add_generation_prompt=True
+    )
+    expected = pair.generate(text, max_new_tokens=8, control_tokens=True).text
+    assert expected != pair.generate(text, max_new_tokens=8).text
+    own = adapter.from_ensemble(pair, max_tokens=8, control_tokens=True)
+    assert ask(own, text) == ask(adapter.from_ensemble(pair, max_tokens=8), text, control_tokens=True) == expected
 
 
 @pytest.mark.parametrize(

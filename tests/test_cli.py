@@ -209,6 +209,17 @@ def test_ctrl_c_ends_with_the_usual_code(fake):
     assert result.stdout == " Bl\n"
 
 
+def test_variables_of_chat_templates(fake):
+    with_options = ["--no-enable-thinking", "--template-option", "effort=low", "--template-option", 'n={"a": 1}']
+    run("chat", *with_options, input="hi\n/quit\n")
+    kwargs = {"effort": "low", "n": {"a": 1}}
+    assert fake.options["chat_template_kwargs"] == kwargs
+    assert fake.options["enable_thinking"] is False
+    wrong = run("chat", "--template-option", "effort")
+    assert wrong.exit_code == 2
+    assert "NAME=VALUE" in " ".join(wrong.stderr.replace("│", " ").split())
+
+
 def test_help_tells_the_engines_defaults():
     text = run("generate", "--help").stdout
     for name, field in SamplingParams.model_fields.items():

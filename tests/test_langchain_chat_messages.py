@@ -114,6 +114,7 @@ CONVERSATIONS = {
     ],
     "names": [HumanMessage("w1", name="Ada"), AIMessage("w2", name="bot"), HumanMessage("w3", name="Bob")],
     "other roles": [ChatMessage("w1", role="developer"), ChatMessage("w2", role="user"), HumanMessage("w3")],
+    "OpenAI's developer": [SystemMessage("w1", additional_kwargs={"__openai_role__": "developer"}), HumanMessage("w2")],
     "empty": [HumanMessage(""), AIMessage(""), HumanMessage("w1"), AIMessage([]), HumanMessage("w2")],
     "call and result": [HumanMessage("w1"), calling("w2"), ToolMessage("w3", tool_call_id="idw2"), HumanMessage("w4")],
     "failed call": [HumanMessage("w1"), calling("w2"), ToolMessage("w3", tool_call_id="idw2", status="error")],

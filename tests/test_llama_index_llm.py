@@ -128,7 +128,7 @@ def test_with_templates_each_member_gets_the_messages(chat_llm, ensemble):
         ChatMessage(role="user", content="c"),
     ]
     expected = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": "Be brief."},  # the system's, where a template has none
         {"role": "user", "content": "a\nb"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "c"},

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from deepen_core.chat.messages import TrustedMarkup
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.constraints.matcher import Constraints
 from deepen_core.errors import PromptError, SamplingError
@@ -54,7 +55,7 @@ def verdict(tokenizer, constraints):
     """What a form says of an answer: "whole", "more" if it may not end there, "no" if it may not begin so."""
 
     def judge(form, text, thinking="never"):
-        params = form.params(SamplingParams(), thinking)
+        params = form.params(SamplingParams(), Thoughts(thinking))
         constraint = constraints.start(params, starts_text=False)
         size = tokenizer.vocabulary.size
         stop = min(tokenizer.vocabulary.stop_ids)
@@ -109,8 +110,8 @@ def test_each_choice_of_tools_is_enforced(verdict, choice, text, expected):
 def test_without_a_choice_an_answer_is_free(choice):
     form = ReplyForm.from_openai(TOOLS, choice)
     assert form.is_text
-    assert form.params(SamplingParams(stop=["x"]), "never") == SamplingParams(stop=["x"])
-    assert parse_reply(call("now"), form.parser("never")).text == call("now")
+    assert form.params(SamplingParams(stop=["x"]), Thoughts()) == SamplingParams(stop=["x"])
+    assert parse_reply(call("now"), form.parser(Thoughts())).text == call("now")
 
 
 @pytest.mark.parametrize(
@@ -180,16 +181,16 @@ def test_what_the_parser_takes_for_a_thought_is_no_call(verdict, blank):
     inside, behind = f"{blank}<think>{call('now')}", f"{blank}<think></think>{call('now')}"
     assert verdict(form, inside, "optional") in {"more", "no"}, "or a call would be lost in the thoughts"
     if verdict(form, behind, "optional") == "whole":
-        assert parse_reply(behind, form.parser("optional")).calls == (Call("now", {}),)
+        assert parse_reply(behind, form.parser(Thoughts("optional"))).calls == (Call("now", {}),)
     else:
         assert blank not in {"", " ", "\n", "\n\n"}
 
 
 def test_stop_strings_cut_texts_only():
     given = SamplingParams(stop=["x"], max_new_tokens=5)
-    assert ReplyForm.from_openai(TOOLS, "auto").params(given, "never").stop == ("x",)
-    assert ReplyForm.from_openai(TOOLS, "any").params(given, "never").stop == ()
-    held = ReplyForm.from_openai(response_format=OBJECT).params(given, "never")
+    assert ReplyForm.from_openai(TOOLS, "auto").params(given, Thoughts()).stop == ("x",)
+    assert ReplyForm.from_openai(TOOLS, "any").params(given, Thoughts()).stop == ()
+    held = ReplyForm.from_openai(response_format=OBJECT).params(given, Thoughts())
     assert (held.stop, held.max_new_tokens) == ((), 5)
 
 
@@ -241,12 +242,12 @@ def test_two_constraints_are_refused():
         (ReplyForm.from_openai(response_format=OBJECT), "response_format"),
     ]:
         with pytest.raises(SamplingError, match=f"{name} and regex are given"):
-            form.params(SamplingParams(regex="a"), "never")
+            form.params(SamplingParams(regex="a"), Thoughts())
 
 
 def test_a_schema_that_cannot_be_followed_is_refused(constraints):
     odd = tool("odd", {"x": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}})
-    params = ReplyForm.from_openai([odd], "any").params(SamplingParams(), "never")
+    params = ReplyForm.from_openai([odd], "any").params(SamplingParams(), Thoughts())
     with pytest.raises(SamplingError, match=r"properties\.x"):
         constraints.start(params, starts_text=False)
 
@@ -273,9 +274,9 @@ THINKING = st.sampled_from(["never", "optional", "opened"])
 @example("<think>", "optional", None)
 @example(" <think> a <tool_call></think> b", "optional", None)
 def test_parts_do_not_depend_on_the_cuts(text, thinking, data):
-    whole = parse_reply(text, ReplyParser(NAMES, thinking))
+    whole = parse_reply(text, ReplyParser(NAMES, Thoughts(thinking)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text))))) if data else range(len(text))
-    parser, parts = ReplyParser(NAMES, thinking), []
+    parser, parts = ReplyParser(NAMES, Thoughts(thinking)), []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         parts += parser.feed(text[start:end])
     parts += parser.finish()
@@ -340,11 +341,11 @@ def test_what_is_no_call_stays_text(said):
     ],
 )
 def test_thoughts_are_no_text(thinking, text, thoughts, said):
-    assert parse_reply(text, ReplyParser(NAMES, thinking)) == Reply(said, thoughts, ())
+    assert parse_reply(text, ReplyParser(NAMES, Thoughts(thinking))) == Reply(said, thoughts, ())
 
 
 def test_parts_come_as_soon_as_they_are_certain():
-    parser = ReplyParser(NAMES, "optional")
+    parser = ReplyParser(NAMES, Thoughts("optional"))
     fed = ["<th", "ink>\nH", "m. ", "No", ".\n</th", "ink>\n", "\nHi", " <", "b ", "<tool_call>", call("now")[11:]]
     assert [parser.feed(piece) for piece in fed] == [
         [],

@@ -333,14 +333,15 @@ def test_parts_that_are_not_text():
 def test_whether_an_answer_begins_with_thoughts(template, thinking):
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = template
-    assert MemberTokenizer(tokenizer, "m").reader.thinking == thinking
+    assert MemberTokenizer(tokenizer, "m").reader.thoughts().mode == thinking
 
 
 def test_the_ensemble_thinks_as_main_does(load):
     with load("gamma", "alpha") as ensemble:  # main has no template
         assert ensemble.thinking == "never"
     with load("gamma", "alpha", main=1) as ensemble:
-        ensemble._engine.members[1].tokenizer.reader._chat._template += "<think>"
+        chat = ensemble._engine.members[1].tokenizer.reader._chat
+        chat._template += "{# </think> #}<think>"
         assert ensemble.thinking == "opened"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from typing_extensions import Self
 
 from deepen_core.chat.messages import Prompt, check_messages
-from deepen_core.chat.template import Thinking
-from deepen_core.config import MemberConfig, MemberErrorPolicy, StrategyOptions
+from deepen_core.chat.thoughts import Thinking, Thoughts
+from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions
 from deepen_core.demo import member_paths
 from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
@@ -198,12 +198,21 @@ class Ensemble(GenerationAPI):
 
     @property
     def thinking(self) -> Thinking:
-        """Whether answers to a conversation begin with thoughts before `</think>`, by main's chat template.
+        """Whether answers to a conversation begin with thoughts, by main's chat template.
 
-        "opened": they do, and the template itself writes the `<think>`. "optional": the model may think, and then
-        writes `<think>` itself. "never": the model does not think, or has no chat template.
+        "opened": they do, and the template itself writes the mark before them, such as `<think>`. "optional": the model
+        may think, and then writes that mark itself. "never": the model does not think, or has no chat template.
         """
-        return self._opened().main_member.tokenizer.reader.thinking
+        return self.thoughts().mode
+
+    def thoughts(self, params: SamplingParams | None = None) -> Thoughts:
+        """Returns whether answers to a conversation begin with thoughts, and the marks around them.
+
+        Args:
+            params: Options of the request: `chat_template_kwargs` can turn thoughts on and off.
+        """
+        options = None if params is None else params.chat_template_kwargs
+        return self._opened().main_member.tokenizer.reader.thoughts(options)
 
     @property
     def context_window(self) -> int:

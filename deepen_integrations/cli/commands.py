@@ -65,7 +65,7 @@ def deepen(
         r'cat prompt.txt | deepen generate -m ./general -m ./specialist --stop "\n" --json',
     )
 )
-@opt.spread()
+@opt.spread(without=["enable_thinking", "template_option"])
 def generate(
     text: Annotated[
         str | None, typer.Argument(help="Text to continue; `-` or nothing reads the standard input.")
@@ -111,9 +111,10 @@ def _print_stream(ensemble: Ensemble, prompt: str, params: dict[str, Any]) -> No
     epilog=_examples(
         "deepen chat",
         'deepen chat -m ./general -m ./specialist --system "Answer in one sentence." --temperature 0.7',
+        "deepen chat -m ./general -m ./specialist --no-enable-thinking",
     )
 )
-@opt.spread(without=["logprobs"])
+@opt.spread(without=["control_tokens", "logprobs"])
 def chat(
     *,
     load: opt.EnsembleOptions,

@@ -103,6 +103,18 @@ class SamplingOptions:
             metavar="TEXT", help=r"End before this text; may be given several times. \n and \t are newline and tab."
         ),
     ] = None
+    control_tokens: Annotated[
+        bool | None,
+        _sampling(help="Read control tokens in the text, such as <|im_start|>, as such.", show_default="False"),
+    ] = None
+    enable_thinking: Annotated[
+        bool | None,
+        _sampling(help="Whether chat templates let the models think first.", show_default="the template's"),
+    ] = None
+    template_option: Annotated[
+        list[str] | None,
+        _sampling(metavar="NAME=VALUE", help="Set a variable of chat templates; VALUE is JSON or text."),
+    ] = None
     timeout: Annotated[float | None, _sampling(help="Return the partial answer after this many seconds.")] = None
     logprobs: Annotated[
         int | None, _sampling(help="With --json: report log-probabilities, and this many alternatives to each token.")

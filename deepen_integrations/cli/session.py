@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,8 +74,22 @@ def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
     if "stop" in given:
         # A newline is hard to type in a shell.
         given["stop"] = [text.replace("\\n", "\n").replace("\\t", "\t") for text in given["stop"]]
+    if "template_option" in given:
+        given["chat_template_kwargs"] = dict(map(_variable, given.pop("template_option")))
     resolve_sampling(None, given)
     return given
+
+
+def _variable(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(
+            f"{text!r} is not NAME=VALUE, such as reasoning_effort=low.", param_hint="--template-option"
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def open_ensemble(options: EnsembleOptions) -> Ensemble:

@@ -15,7 +15,7 @@ _ROLES: dict[type[BaseMessage], str] = {
     AIMessage: "assistant",
     ToolMessage: "tool",
 }
-_ROLE_ALIASES = {"human": "user", "ai": "assistant", "developer": "system"}
+_ROLE_ALIASES = {"human": "user", "ai": "assistant"}
 """Roles of a `ChatMessage` that have another name in chat templates."""
 _OMITTED = frozenset(
     "tool_use tool_call tool_call_chunk invalid_tool_call input_json_delta function_call "
@@ -83,6 +83,8 @@ def _call(identity: str | None, name: str | None, arguments: Any) -> dict[str, A
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return _ROLE_ALIASES.get(message.role, message.role)
+    if isinstance(message, SystemMessage) and message.additional_kwargs.get("__openai_role__") == "developer":
+        return "developer"
     for kind, role in _ROLES.items():
         if isinstance(message, kind):
             return role

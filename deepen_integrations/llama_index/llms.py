@@ -27,6 +27,7 @@ from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import Field
 from typing_extensions import Self
 
+from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.chat import ChatRequest, PreparedChat
@@ -109,7 +110,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Args:
             prompt: The text.
             formatted: Whether the text is ready for the models. If not, and all members have chat templates, it
-                becomes a user message.
+                becomes a user message; with `control_tokens=True` it is taken as it is.
             kwargs: Options of this call.
 
         Raises:
@@ -117,27 +118,27 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         """
         params, ensemble = self.sampling(kwargs), self.ensemble
         responses = CompletionResponses(self.model_name)
-        return responses.whole(ensemble.generate(self._read_prompt(prompt, formatted), params))
+        return responses.whole(ensemble.generate(self._read_prompt(prompt, formatted, params), params))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Like `complete`, without blocking the event loop. Cancelling the task ends the work."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
         responses = CompletionResponses(self.model_name)
-        return responses.whole(await ensemble.agenerate(self._read_prompt(prompt, formatted), params))
+        return responses.whole(await ensemble.agenerate(self._read_prompt(prompt, formatted, params), params))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
         params, ensemble = self.sampling(kwargs), self.ensemble
         responses = CompletionResponses(self.model_name)
-        pieces = responses.each(ensemble.stream(self._read_prompt(prompt, formatted), params))
+        pieces = responses.each(ensemble.stream(self._read_prompt(prompt, formatted, params), params))
         return observed(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Like `stream_complete`, for an event loop."""
         params, ensemble = self.sampling(kwargs), await self.aensemble()
         responses = CompletionResponses(self.model_name)
-        pieces = responses.aeach(ensemble.astream(self._read_prompt(prompt, formatted), params))
+        pieces = responses.aeach(ensemble.astream(self._read_prompt(prompt, formatted, params), params))
         return await aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     @llm_chat_callback()
@@ -287,10 +288,11 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         """Makes the request and checks it before anything is loaded."""
         return ChatRequest(chat_messages(messages), ReplyForm(), self.sampling(options))
 
-    def _read_prompt(self, prompt: str, formatted: bool) -> Prompt:
-        if formatted:
+    def _read_prompt(self, prompt: str, formatted: bool, params: SamplingParams) -> Prompt:
+        usual = self.completion_to_prompt is default_completion_to_prompt
+        if formatted or (usual and params.control_tokens):
             return prompt
-        if self.has_chat_template and self.completion_to_prompt is default_completion_to_prompt:
+        if usual and self.has_chat_template:
             return chat_messages(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
         wrap = self.completion_to_prompt or default_completion_to_prompt
         return self._extend_prompt(wrap(prompt))

@@ -11,7 +11,6 @@ from deepen_core.chat.messages import Message
 from deepen_core.errors import PromptError
 
 _ROLES = {
-    MessageRole.DEVELOPER: "system",
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
     MessageRole.FUNCTION: "tool",
@@ -47,7 +46,10 @@ def _call(block: ToolCallBlock) -> dict[str, Any]:
 
 def text_messages(messages: Sequence[Message]) -> list[ChatMessage]:
     """Returns messages of text only, for LlamaIndex's functions that join a conversation to one text."""
-    return [ChatMessage(role=m["role"], content="".join(_strings(m["content"]))) for m in messages]
+    named = {"developer": "system"}
+    return [
+        ChatMessage(role=named.get(m["role"], m["role"]), content="".join(_strings(m["content"]))) for m in messages
+    ]
 
 
 def _strings(content: Any) -> Sequence[str]:

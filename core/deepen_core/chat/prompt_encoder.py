@@ -8,14 +8,15 @@ except that assistant messages may contain those that are not special (`<think>`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from deepen_core.chat.escaping import MARK, Shield, any_of, unshielded
 from deepen_core.chat.messages import Message, check_unicode
-from deepen_core.chat.template import ChatTemplate, Thinking, default_template
+from deepen_core.chat.template import ChatTemplate, default_template
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import TOOL_TAGS
 from deepen_core.errors import ChatTemplateError, PromptError
 from deepen_core.tokenization.fast_tokenizer import Backend
@@ -64,13 +65,14 @@ class PromptReader:
                 and (token.content in named or token.content in (template or ""))
             )
         }
-        unmarked = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
+        unmarked = self._visible = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
         self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
         self._unmarked = re.compile(any_of(unmarked))
         # Some tokenizers do not mark as special the tokens with which the template delimits turns.
         frame = "" if template is None else ChatTemplate(tokenizer, template, name, dict).frame
         inner = frozenset(token for token in unmarked if token in _TAGS or token not in frame)
         shield = Shield(set(self._control) - inner, inner)
+        self._turns = re.compile(any_of(token for token in self._control if token in frame and token not in inner))
         self._chat = None if template is None else ChatTemplate(tokenizer, template, name, shield.shielded)
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
@@ -94,20 +96,43 @@ class PromptReader:
         """Whether the member can encode a conversation."""
         return self._chat is not None
 
-    @property
-    def thinking(self) -> Thinking:
-        """Whether answers to a conversation begin with thoughts before `</think>`; see `ChatTemplate.thinking`."""
-        return "never" if self._chat is None else self._chat.thinking
+    def thoughts(self, options: Mapping[str, Any] | None = None) -> Thoughts:
+        """Returns whether and how answers to a conversation begin with thoughts.
 
-    def read_text(self, text: str) -> MemberPrompt:
+        Args:
+            options: Variables for the chat template.
+        """
+        if self._chat is None or self._chat.marks is None:
+            return Thoughts()
+        marks = self._chat.marks
+        silent = ((t, i) for t, (i, _) in self._control.items() if t not in self._visible)
+        control = {t: i for t, i in silent if any(t in mark for mark in marks.parts())}
+        return Thoughts(self._chat.thinking(options), marks, control)
+
+    def read_text(self, text: str, *, control_tokens: bool = False) -> MemberPrompt:
         """Encodes a text to be continued.
+
+        Args:
+            text: The text.
+            control_tokens: Read control tokens in it as such, as `transformers` does; else they are plain text. A BOS
+                token at its start is not doubled.
 
         Raises:
             PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it contains
                 a lone surrogate.
         """
         check_unicode(text, "The prompt")
-        return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
+        if not control_tokens:
+            return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
+        read, start = self._read_controlled(text, str), self._start_ids
+        if read.ids[: len(start)] != start:
+            read = replace(read, ids=[*start, *read.ids])
+        return self._started(read)
+
+    def turn_token(self, text: str) -> str | None:
+        """Returns the first token in a text with which the chat template delimits turns, if there is one."""
+        found = self._turns.search(text)
+        return found and found[0]
 
     def _started(self, prompt: MemberPrompt) -> MemberPrompt:
         """Returns the prompt, starting with BOS if it would have no ids at all."""
@@ -122,8 +147,12 @@ class PromptReader:
             )
         return replace(prompt, ids=[bos])
 
-    def read_messages(self, messages: Sequence[Message]) -> MemberPrompt:
+    def read_messages(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> MemberPrompt:
         """Encodes a conversation, rendered by the member's own chat template and ready for the assistant's answer.
+
+        Args:
+            messages: The conversation.
+            options: Variables for the template, such as `enable_thinking`.
 
         Raises:
             ChatTemplateError: If there is no template, or it refuses the messages in every form.
@@ -134,10 +163,15 @@ class PromptReader:
                 f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use "
                 "an instruction-tuned model, or put a template into its folder (chat_template.jinja)."
             )
-        return self._started(self._read_rendered(self._chat.render(messages)))
+        return self._started(self._read_controlled(self._chat.render(messages, options), unshielded))
 
-    def _read_rendered(self, rendered: str) -> MemberPrompt:
-        """Returns the ids of a rendered chat, with control tokens read as `transformers` reads them."""
+    def _read_controlled(self, rendered: str, cleaned: Callable[[str], str]) -> MemberPrompt:
+        """Returns the ids of a rendered chat, with control tokens read as `transformers` reads them.
+
+        Args:
+            rendered: The chat.
+            cleaned: Makes the text between two control tokens what it says.
+        """
         ids: list[int] = []
         place = 0
         for found in self._pattern.finditer(rendered):
@@ -149,15 +183,14 @@ class PromptReader:
                 start = _SPACE_BEFORE.search(rendered, place, start).start()  # type: ignore[union-attr]
             if token.rstrip:
                 end = _SPACE_AFTER.match(rendered, end).end()  # type: ignore[union-attr]
-            ids += self._settled(rendered[place:start], inside=place > 0)
+            ids += self._settled(cleaned(rendered[place:start]), inside=place > 0)
             ids.append(token_id)
             place = end
-        text = unshielded(rendered[place:])
+        text = cleaned(rendered[place:])
         backend = self._strict if self._unmarked.search(text) else None
         return MemberPrompt(ids, text, inside=place > 0, backend=backend)
 
     def _settled(self, text: str, *, inside: bool) -> list[int]:
-        text = unshielded(text)
         if not text:
             return []
         return self._strict.encode_inside(text) if inside else self._strict.encode(text)

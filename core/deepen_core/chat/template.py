@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.template_adapter import TemplateCapabilities, adapted, is_text, written
 from deepen_core.chat.template_probe import TemplateProbe
+from deepen_core.chat.thoughts import Thinking, ThoughtMarks, begun_marks, marks_of
 from deepen_core.errors import ChatTemplateError
-
-Thinking = Literal["never", "optional", "opened"]
 
 _SYSTEM, _USER, _ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
 _ID = "call00001"  # nine letters and digits, as Mistral's templates require
@@ -40,8 +39,12 @@ class ChatTemplate:
         self._name = name
         self._shielded = shielded
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
         """Returns the conversation as text, ready for the assistant's answer.
+
+        Args:
+            messages: The conversation.
+            options: Variables for the template, such as `enable_thinking`; no string of theirs becomes a control token.
 
         Raises:
             ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot
@@ -50,8 +53,10 @@ class ChatTemplate:
         """
         for message in messages:
             self._check_parts(message)
-        turns, strings = self._fitting(messages)
-        return self._apply([self._shielded(turn) for turn in turns], strings)
+        options = self._shielded(options or {})
+        messages = [self._with_known_role(message) for message in messages]
+        turns, strings = self._fitting(messages, options)
+        return self._apply([self._shielded(turn) for turn in turns], strings, options)
 
     @property
     def frame(self) -> str:
@@ -60,21 +65,32 @@ class ChatTemplate:
         return "".join(self._rendering(chat, strings) or "" for chat in chats for strings in (True, False))
 
     @cached_property
-    def thinking(self) -> Thinking:
-        """Whether an answer begins with thoughts before `</think>`.
+    def marks(self) -> ThoughtMarks | None:
+        """The marks of thoughts that the template knows, if it knows any."""
+        opening = self._rendering([_USER], self._takes.strings) or ""
+        return marks_of(self._template) or begun_marks(opening)
 
-        "opened" means that the template itself opens them, so that the answer contains no `<think>`; "optional", that
-        the model may begin them; "never", that there are none.
+    def thinking(self, options: Mapping[str, Any] | None = None) -> Thinking:
+        """Whether an answer begins with thoughts; see `Thoughts.mode`.
+
+        Args:
+            options: As for `render`.
         """
-        if (self._rendering([_USER], self._takes.strings) or "").rstrip().endswith("<think>"):
-            return "opened"
-        return "optional" if "</think>" in self._template else "never"
+        if self.marks is None:
+            return "never"
+        rendered = self._rendering([_USER], self._takes.strings, self._shielded(options or {})) or ""
+        return "opened" if begun_marks(rendered) == self.marks else "optional"
 
-    def _fitting(self, messages: Sequence[Message]) -> tuple[Sequence[Message], bool]:
+    def _with_known_role(self, message: Message) -> Message:
+        """OpenAI's role for what was the system's is the system's to templates that do not name it."""
+        named = message["role"] != "developer" or "developer" in self._template
+        return message if named else {**message, "role": "system"}
+
+    def _fitting(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[Sequence[Message], bool]:
         """Returns the least changed conversation that the template renders completely, and whether it takes strings."""
         partly: list[tuple[Sequence[Message], bool, list[int]]] = []
         for turns, strings in self._attempts(messages):
-            lost = self._lost(turns, strings)
+            lost = self._lost(turns, strings, options)
             if lost == []:
                 return turns, strings
             if lost is not None:
@@ -152,25 +168,30 @@ class ChatTemplate:
     def _whole(self, *messages: Message, strings: bool = True) -> bool:
         return self._lost(messages, strings) == []
 
-    def _lost(self, messages: Sequence[Message], strings: bool) -> list[int] | None:
+    def _lost(
+        self, messages: Sequence[Message], strings: bool, options: Mapping[str, Any] | None = None
+    ) -> list[int] | None:
         """Returns the places of messages whose text is left out, or None if the template refuses the messages."""
         skeleton = TemplateProbe(messages)
-        rendered = self._rendering(skeleton.messages, strings)
+        rendered = self._rendering(skeleton.messages, strings, options)
         return None if rendered is None else skeleton.lost(rendered)
 
-    def _rendering(self, messages: Sequence[Message], strings: bool = True) -> str | None:
+    def _rendering(
+        self, messages: Sequence[Message], strings: bool = True, options: Mapping[str, Any] | None = None
+    ) -> str | None:
         try:
-            return self._apply(messages, strings)
+            return self._apply(messages, strings, options or {})
         except ChatTemplateError:  # the answer to this probe
             return None
 
-    def _apply(self, messages: Sequence[Message], strings: bool) -> str:
+    def _apply(self, messages: Sequence[Message], strings: bool, options: Mapping[str, Any]) -> str:
         try:
             rendered = self._tokenizer.apply_chat_template(
                 [written(message, strings) for message in messages],
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=True,
+                **options,
             )
         except Exception as problem:  # templates are programs and raise anything
             roles = ", ".join(str(message.get("role")) for message in messages)

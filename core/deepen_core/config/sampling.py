@@ -12,6 +12,11 @@ from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
 _LEAST_TEMPERATURE = 1e-4
+_NOT_VARIABLES = frozenset(
+    "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding "
+    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+"""Arguments of `apply_chat_template` that are not variables of the template, or are given in another way."""
 
 
 class SamplingParams(ConstraintOptions):
@@ -45,6 +50,13 @@ class SamplingParams(ConstraintOptions):
     ignore_eos: bool = False
     """Continue to `max_new_tokens` even if the ensemble would end the text. If a constraint allows nothing but the end,
     the text ends."""
+    control_tokens: bool = False
+    """Read control tokens in a text prompt as such: for text that a chat template has rendered already, or to fill in
+    the middle. Each member reads those of its own. Leave it off where the text holds anything from a user.
+    Conversations are not affected."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the members' chat templates, such as `{"enable_thinking": False}` or `{"reasoning_effort": "low"}`;
+    those that a template does not know have no effect. `enable_thinking=False` may also be given by itself."""
     on_member_error: MemberErrorPolicy | None = None
     """What happens if a member other than main fails: "raise" ends this request with a `MemberError`, "drop" continues
     without the member and adds a note to `Generation.warnings`. The ensemble's policy by default."""
@@ -59,6 +71,29 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError("give max_new_tokens or max_tokens, not both")
             values["max_new_tokens"] = values.pop("max_tokens")
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enable_thinking(cls, values: Any) -> Any:
+        """Accepts `enable_thinking`, the most common of the variables of chat templates."""
+        if isinstance(values, dict) and "enable_thinking" in values:
+            values = dict(values)
+            wanted = values.pop("enable_thinking")
+            given = values.get("chat_template_kwargs") or {}
+            if wanted is not None and isinstance(given, Mapping):
+                values["chat_template_kwargs"] = {**given, "enable_thinking": wanted}
+        return values
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _free_variables(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise ValueError("give a mapping of names to values, such as {'enable_thinking': False}")
+        if taken := sorted(_NOT_VARIABLES.intersection(value)):
+            raise ValueError(f"{', '.join(taken)}: set by the engine, so leave it out")
+        return dict(value)
 
     @field_validator("temperature")
     @classmethod

@@ -90,7 +90,9 @@ def _problem_of_schema(schema: dict[str, Any]) -> str:
 def _problem(grammar: str) -> str:
     """Returns llguidance's complaint about a grammar, or an empty string if it is valid."""
     wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(messages[0].split()) if wrong else ""
+    said = " ".join(messages[0].split()) if wrong else ""
+    # It names an option of its own here, which would let through what the schema forbids.
+    return "of its oneOf, one value may match several." if "coerce_one_of" in said else said
 
 
 def _with_compact_json(grammar: str) -> str:

@@ -15,6 +15,13 @@ _SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames", 
 _JOINING = {"$ref", "anyOf", "oneOf"}
 _OPENING = {"additionalProperties", "patternProperties"}
 _IDLE = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}
+_WAYS_OUT = {
+    "one value may match several": " Use anyOf, or tell them apart by type, or by a required property with a const.",
+    "Unimplemented keys": ": leave them out, and check them in the finished answer.",
+    "are not disjoint": ": let no key match both.",
+    "Unknown format": ": leave it out, or use pattern.",
+}
+"""What a caller can do, by a part of llguidance's complaint."""
 _OF_URIS = "#/%:~!$&'()*+,;=@?"
 
 
@@ -42,7 +49,8 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
         if isinstance(part.get("$ref"), str):
             part["$ref"] = quote(part["$ref"], safe=_OF_URIS)
     if said := problem(schema):
-        raise SamplingError(f"The schema cannot be followed at {_blamed(schema, problem, said)}: {said}")
+        where = _blamed(schema, problem, said)
+        raise SamplingError(f"The schema cannot be followed at {where}: {said}{_way_out(said)}")
     closed = _closed(schema)
     return schema if problem(closed) else closed
 
@@ -57,6 +65,10 @@ def _told(part: dict[str, Any]) -> str:
     if isinstance(least, int) and isinstance(named, (list, tuple)) and least > len(named) + 1:
         return f"minProperties is {least}, but a key without a name may be given twice: list the keys as required."
     return ""
+
+
+def _way_out(said: str) -> str:
+    return next((advice for sign, advice in _WAYS_OUT.items() if sign in said), "")
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:

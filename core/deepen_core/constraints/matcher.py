@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,10 @@ class _Tokens:
 
     bos_token_id = None
 
-    def __init__(self, tokens: list[bytes], end: int) -> None:
+    def __init__(self, tokens: list[bytes], end: int, control: Iterable[int]) -> None:
         self.tokens = tokens
         self.eos_token_id = end
-        self.special_token_ids = [end]
+        self.special_token_ids = [end, *control]
 
     def __call__(self, _text: bytes) -> list[int]:
         """Called only where llguidance inserts tokens by itself, which is disabled."""
@@ -55,12 +56,13 @@ class _Tokens:
 class Lexicon:
     """Main's tokens in the form that llguidance needs.
 
-    Tokens without bytes, all control tokens among them, are empty here too, so that no grammar can ask for them. An
-    end token of our own follows the vocabulary: it is allowed exactly where an answer is complete, and then stands for
-    all of main's stop tokens.
+    Tokens without bytes are empty here too, so that no grammar can ask for them, other than the control tokens in the
+    marks around thoughts, which a grammar names by their ids. An end token of our own follows the vocabulary: it is
+    allowed exactly where an answer is complete, and then stands for all of main's stop tokens.
 
     Args:
         vocabulary: Main's vocabulary.
+        marks: The control tokens in the marks of thoughts, with their ids.
         starts_text: Whether the answer starts a text, whose dummy space does not belong to the answer. Then every token
             that begins with a space has a twin without it, which replaces it as the first token.
 
@@ -70,10 +72,12 @@ class Lexicon:
         stop_ids: Main's stop tokens, int64 [stop tokens].
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, starts_text: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, marks: Mapping[str, int], *, starts_text: bool) -> None:
         values = [vocabulary.token_bytes(i) or b"" for i in range(vocabulary.size)]
+        for mark, token_id in marks.items():
+            values[token_id] = mark.encode()
         spaced = [i for i, value in enumerate(values) if value.startswith(b" ")] if starts_text else []
-        tokens = _Tokens([*values, _END, *(values[i][1:] for i in spaced)], vocabulary.size)
+        tokens = _Tokens([*values, _END, *(values[i][1:] for i in spaced)], vocabulary.size, marks.values())
         self.tokenizer = LLTokenizer(TokenizerWrapper(tokens))
         self.twins = {i: vocabulary.size + 1 + place for place, i in enumerate(spaced)}
         self.stop_ids = np.array(sorted(vocabulary.stop_ids), dtype=np.int64)
@@ -171,10 +175,12 @@ class Constraints:
 
     Args:
         vocabulary: Main's vocabulary.
+        marks: As for `Lexicon`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, marks: Mapping[str, int] | None = None) -> None:
         self._vocabulary = vocabulary
+        self._marks = marks or {}
         self._lock = threading.Lock()
         self._lexicons: dict[bool, Lexicon] = {}
         self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
@@ -204,7 +210,7 @@ class Constraints:
     def _lexicon(self, starts_text: bool) -> Lexicon:
         with self._lock:
             if starts_text not in self._lexicons:
-                self._lexicons[starts_text] = Lexicon(self._vocabulary, starts_text=starts_text)
+                self._lexicons[starts_text] = Lexicon(self._vocabulary, self._marks, starts_text=starts_text)
             return self._lexicons[starts_text]
 
     def _matcher(self, params: ConstraintOptions, lexicon: Lexicon) -> LLMatcher:

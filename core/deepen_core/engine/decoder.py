@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -11,6 +12,7 @@ import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_encoder import MemberPrompt
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.engine.failures import choice_failed, forget_frames, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
@@ -24,6 +26,8 @@ from deepen_core.members.base import Member, MemberSequence
 
 if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraints
+
+_log = logging.getLogger("deepen_core")
 
 _Fused = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]
 """The return value of `Decoder._fuse`."""
@@ -60,6 +64,7 @@ class Decoder:
         # Embeddings are often padded: nothing stops a model from choosing an id that its tokenizer does not have.
         self._without_token = self._vocabulary.without_token(members[main].vocabulary_size)
         self._reporter = TokenReporter(members, main)
+        self._warned = False
         self._forwards = [
             MemberRunner(m, number, is_main=number == main, on_member_error=on_member_error)
             for number, m in enumerate(members)
@@ -74,7 +79,8 @@ class Decoder:
             ContextWindowError: If the prompt leaves no room in a member's context window.
             SamplingError: If no answer can follow the constraint.
         """
-        prompts = [self._read(i, prompt) if self._takes_part[i] else None for i in range(len(self._members))]
+        numbers = range(len(self._members))
+        prompts = [self._read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
         member_sequences = [
             None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
             for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
@@ -95,8 +101,11 @@ class Decoder:
             constraint,
             never=self._without_token,
             starts_text=starts_text,
-            continues_text=isinstance(prompt, str),
+            continues_text=isinstance(prompt, str) and not spoken.inside,
+            thoughts=self._thoughts,
         )
+        if isinstance(prompt, str) and not params.control_tokens:
+            sequence.warnings += self._rendered_already(prompt)
         if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
             sequence.warnings.append(
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
@@ -107,11 +116,34 @@ class Decoder:
     def _constraints(self) -> Constraints:
         from deepen_core.constraints.matcher import Constraints  # noqa: PLC0415  needs an extra
 
-        return Constraints(self._vocabulary)
+        return Constraints(self._vocabulary, self._thoughts.control)
 
-    def _read(self, member: int, prompt: str | Sequence[Message]) -> MemberPrompt:
+    @cached_property
+    def _thoughts(self) -> Thoughts:
+        """The marks of thoughts that main may write."""
+        return self._members[self._main].tokenizer.reader.thoughts()
+
+    def _read(self, member: int, prompt: str | Sequence[Message], params: SamplingParams) -> MemberPrompt:
         reader = self._members[member].tokenizer.reader
-        return reader.read_text(prompt) if isinstance(prompt, str) else reader.read_messages(prompt)
+        if isinstance(prompt, str):
+            return reader.read_text(prompt, control_tokens=params.control_tokens)
+        return reader.read_messages(prompt, params.chat_template_kwargs)
+
+    def _rendered_already(self, prompt: str) -> list[str]:
+        """Returns a warning if a text looks as if main's chat template had rendered it; the first one is logged too."""
+        main = self._members[self._main]
+        token = main.tokenizer.reader.turn_token(prompt)
+        if token is None:
+            return []
+        warning = (
+            f"The prompt holds {token!r}, which the chat template of {main.name!r} writes around turns; it was read as "
+            "plain text. Give messages instead, or control_tokens=True if the text was rendered by a template and "
+            "holds nothing from a user."
+        )
+        if not self._warned:
+            self._warned = True
+            _log.warning(warning)
+        return [warning]
 
     def _room(self, member_sequences: Sequence[MemberSequence | None]) -> int:
         """Returns how many tokens fit after the prompt in main's window; every member must have room for one."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deepen_core.chat.thoughts import MarkListener, Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
 from deepen_core.errors import DeepenError
@@ -38,6 +39,7 @@ class EnsembleSequence:
         starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
         continues_text: Whether the answer continues a plain text, which may end in the middle of a word, rather than
             the output of a chat template.
+        thoughts: The marks of thoughts that main may write.
 
     Attributes:
         member_sequences: As given; also None for a member that failed and was dropped.
@@ -60,6 +62,7 @@ class EnsembleSequence:
         never: Sequence[int] = (),
         starts_text: bool,
         continues_text: bool,
+        thoughts: Thoughts,
     ) -> None:
         self.member_sequences = list(member_sequences)
         self.params = params
@@ -77,6 +80,8 @@ class EnsembleSequence:
         self.continues_text = continues_text
         self._drop_space = starts_text and vocabulary.starts_with_space
         self._utf8 = Utf8Stream()
+        self._marks = {token_id: token for token, token_id in thoughts.control.items()}
+        self._listener = MarkListener(thoughts)
         self._constraint = constraint
         self._stops = StopMatcher(params.stop if params.stops_apply else ())
         self._shown: list[str] = []
@@ -104,8 +109,8 @@ class EnsembleSequence:
 
     @property
     def others_behind(self) -> bool:
-        """Whether the other members wait for the remaining bytes of a character."""
-        return self._utf8.waiting
+        """Whether the other members wait for the rest of a character, or of a mark that only main writes."""
+        return self._utf8.waiting or self._listener.inside
 
     @property
     def pending(self) -> int:
@@ -186,13 +191,17 @@ class EnsembleSequence:
         self._fresh_ids.append(token_id)
         self.main_sequence.append_token(token_id)
         text = self._utf8.feed(self._bytes(token_id))
-        if text:
+        heard = self._listener.text(text)
+        mark = self._marks.get(token_id, "")
+        if mark:
+            self._listener.control(mark)
+        if heard:
             for member, part in enumerate(self.member_sequences):
                 if part is not None and member != self._main:
                     token, name = len(self.token_ids), self._names[member]
-                    with told_as(partial(telling_failed, token=token, member=name, text=text)):
-                        part.append_text(text)
-        return text
+                    with told_as(partial(telling_failed, token=token, member=name, text=heard)):
+                        part.append_text(heard)
+        return text + mark
 
     def _bytes(self, token_id: int) -> bytes:
         value = self._vocabulary.token_bytes(token_id) or b""

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from typing_extensions import Self
 
-from deepen_core.chat.template import Thinking
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.constraints import plain_schema
 from deepen_core.errors import SamplingError
@@ -74,12 +74,12 @@ class ReplyForm:
         """Whether the answer may be a text, which stop strings may end."""
         return self.schema is None and self.calls != "must"
 
-    def params(self, given: SamplingParams, thinking: Thinking) -> SamplingParams:
+    def params(self, given: SamplingParams, thoughts: Thoughts) -> SamplingParams:
         """Returns sampling options that constrain an answer to this form.
 
         Args:
             given: The caller's options.
-            thinking: `ChatTemplate.thinking` of the main member.
+            thoughts: Those that may come before.
 
         Raises:
             SamplingError: If the caller has constrained the answer in another way.
@@ -89,17 +89,17 @@ class ReplyForm:
         if given.constraint is not None:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
-        rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thinking)
+        rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thoughts)
         # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
-    def parser(self, thinking: Thinking) -> ReplyParser:
+    def parser(self, thoughts: Thoughts) -> ReplyParser:
         """Returns a parser that splits an answer into its parts.
 
         Args:
-            thinking: As for `params`.
+            thoughts: As for `params`.
         """
-        return ReplyParser([tool.name for tool in self.callable], thinking)
+        return ReplyParser([tool.name for tool in self.callable], thoughts)
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deepen_core.chat.template import Thinking
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.replies.tools import CallPolicy, Tool
 
 MOST_CALLS = 16
@@ -15,14 +16,11 @@ MOST_CALLS = 16
 _TEXT = r"/(.|\n)*/"
 _TEXT_AND_CALL = r"/(.|\n)*<tool_call>/"
 _WITHOUT_CALL = r" & ~/(.|\n)*<tool_call>(.|\n)*/"
-_THINK = r"/[ \n]{0,2}<think>/"
-_WITHOUT_THOUGHTS = r" & ~/[\s\x1c-\x1f]*<think>(.|\n)*/"  # with the white space that the parser strips too
-_THOUGHTS = r"/(.|\n)*<\/think>/"
 _BLANK = r"/\n{0,2}/"  # as models write between their thoughts and the answer
 
 
 def reply_rules(
-    tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thinking: Thinking
+    tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thoughts: Thoughts
 ) -> str:
     """Returns the grammar of an answer.
 
@@ -31,10 +29,10 @@ def reply_rules(
         calls: Whether they may or must be called.
         parallel: Whether there may be more than one call.
         schema: The schema that the answer follows instead of being a text.
-        thinking: "never", "optional", or "opened" if the prompt has begun the thoughts.
+        thoughts: Those that may come before.
     """
     rules: dict[str, str] = {}
-    apart = _WITHOUT_THOUGHTS if thinking == "optional" else ""
+    apart = _without_thoughts(thoughts)
     bodies = []
     if calls != "must":
         bodies.append("object" if schema is not None else "TEXT")
@@ -52,11 +50,45 @@ def reply_rules(
         rules |= _call_rules(tools)
     rules["body"] = " | ".join(bodies)
     start = "body"
-    if thinking != "never":
-        rules["thoughts[lazy]"] = _THOUGHTS
-        thought = f"thoughts {_BLANK} body" if "TEXT" not in rules else "thoughts body"
-        start = thought if thinking == "opened" else f"{_THINK} {thought} | body"
+    if thoughts.mode != "never":
+        rules |= _thought_rules(thoughts)
+        turn, answer = (_terms(thoughts.terms(mark)) for mark in (thoughts.marks.turn, thoughts.marks.answer))
+        blank = "" if "TEXT" in rules else _BLANK
+        thought = f"thoughts {turn} {answer} {blank} body"
+        start = thought if thoughts.mode == "opened" else f"begin {thought} | body"
+        if answer and thoughts.mode == "optional":
+            start += f" | {answer} body"
     return "\n".join(f"{name}: {rule}" for name, rule in {"start": start, **rules}.items())
+
+
+def _thought_rules(thoughts: Thoughts) -> dict[str, str]:
+    """Rules for the mark before thoughts, and for the thoughts with the mark after them."""
+    begin, end = ([*thoughts.terms(mark)] for mark in (thoughts.marks.begin, thoughts.marks.end))
+    rules = {}
+    if thoughts.mode == "optional":
+        spelled = isinstance(begin[0], str)
+        rules["begin"] = f"/[ \\n]{{0,2}}{_escaped(thoughts.marks.begin)}/" if spelled else _terms(begin)
+    if isinstance(end[0], str):
+        return {**rules, "thoughts[lazy]": f"/(.|\\n)*{_escaped(thoughts.marks.end)}/"}
+    return {**rules, "thoughts": f"{_TEXT} {_terms(end)}"}  # no text can hold a control token
+
+
+def _without_thoughts(thoughts: Thoughts) -> str:
+    """Returns what keeps a text from beginning as thoughts do; it cannot where they begin with a control token."""
+    begin = next(thoughts.terms(thoughts.marks.begin))
+    if thoughts.mode != "optional" or not isinstance(begin, str):
+        return ""
+    return f" & ~/[\\s\\x1c-\\x1f]*{_escaped(begin)}(.|\\n)*/"  # with the white space that the parser strips too
+
+
+def _terms(mark: Iterable[str | int]) -> str:
+    """Returns the texts and control tokens of a mark in the dialect of grammars."""
+    return " ".join(_json(term) if isinstance(term, str) else f"<[{term}]>" for term in mark)
+
+
+def _escaped(text: str) -> str:
+    """Returns a regular expression for a text, inside slashes."""
+    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n")
 
 
 def _call_rules(tools: Sequence[Tool]) -> dict[str, str]:

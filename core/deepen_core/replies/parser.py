@@ -7,10 +7,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deepen_core.chat.template import Thinking
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import CALL, CALL_END
-
-_THINK, _END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Call:
 
 
 Part = Text | Thought | Call
+_NONE = Thoughts()
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,16 @@ class ReplyParser:
 
     Args:
         names: The tools that may be called; without any, call tags are text.
-        thinking: Whether the answer begins with thoughts: "never", "optional", or "opened" if the prompt began them.
+        thoughts: Those with which the answer may begin.
     """
 
-    def __init__(self, names: Collection[str] = (), thinking: Thinking = "never") -> None:
+    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE) -> None:
         self._names = frozenset(names)
+        self._marks = thoughts.marks
         states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
-        self._state: Literal["start", "thoughts", "text", "call"] = states.get(thinking, "text")
+        self._state: Literal["start", "thoughts", "text", "call"] = states.get(thoughts.mode, "text")
         self._held = ""
-        self._skips = thinking == "opened"  # whether white space after a tag is being skipped
+        self._skips = thoughts.mode == "opened"  # whether white space after a tag is being skipped
         self._gap = ""  # white space before the call that is being parsed
         self._searched = 0  # characters of the call that have been searched for its end
 
@@ -94,7 +94,8 @@ class ReplyParser:
             self._begin(last=last)
             return None
         if self._state == "thoughts":
-            thought = self._upto(_END_THINK, "text", last=last)
+            # Where a mark stands before the answer, more thoughts may come before it.
+            thought = self._upto(self._marks.end, "start" if self._marks.answer else "text", last=last)
             return Thought(thought) if thought else None
         if self._state == "call":
             return self._read_call(last=last)
@@ -105,19 +106,23 @@ class ReplyParser:
         return Text(text) if text else None
 
     def _begin(self, *, last: bool) -> None:
-        said = self._held.lstrip()
-        if said.startswith(_THINK):
-            self._state, self._held, self._skips = "thoughts", said.removeprefix(_THINK), True
-        elif last or not _THINK.startswith(said):
+        marks, said = self._marks, self._held.lstrip()
+        turn = marks.turn if marks.turn and said.startswith(marks.turn) else ""
+        said = said.removeprefix(turn)
+        if said.startswith(marks.begin):
+            self._state, self._held, self._skips = "thoughts", said.removeprefix(marks.begin), True
+        elif marks.answer and said.startswith(marks.answer):
+            self._state, self._held, self._skips = "text", said.removeprefix(marks.answer), True
+        elif last or not any(mark.startswith(said) for mark in marks.parts()):
             self._state = "text"
 
-    def _upto(self, tag: str, state: Literal["text", "call"], *, last: bool) -> str:
+    def _upto(self, tag: str, state: Literal["start", "text", "call"], *, last: bool) -> str:
         """Returns the text before a tag, as far as it is certain; after the tag, `state` begins."""
         before, found, after = self._held.partition(tag)
         if found:
             shown = before.rstrip()
             self._gap = before[len(shown) :]
-            self._state, self._held, self._searched, self._skips = state, after, 0, state == "text"
+            self._state, self._held, self._searched, self._skips = state, after, 0, state != "call"
             return shown
         if last:
             self._held = ""

@@ -43,7 +43,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
     told = _instructions(form)
     if not told:
         return spoken
-    if spoken and spoken[0]["role"] == "system":
+    if spoken and spoken[0]["role"] in ("system", "developer"):
         first = spoken[0]
         return [{**first, "content": [*_only_text(first), "\n\n", *told]}, *spoken[1:]]
     return [{"role": "system", "content": told}, *spoken]
