@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.decoding import SHARED, make_members, prompts
 from benchmarks.report import publish
 from deepen_core import Ensemble, SamplingParams
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.constraints.matcher import Constraint, Constraints
 from deepen_core.engine import sequence as rows_of_the_engine
 from deepen_core.replies import ReplyForm
@@ -50,11 +51,17 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"properties": {"records": RECORDS}}}}
     for name in ("add", "change", "compare")
 ]
+
+
+def _grammar_of_calls(choice: str) -> str | None:
+    return ReplyForm.from_openai(TOOLS, choice).params(SamplingParams(), Thoughts()).grammar
+
+
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "json_schema": {"json_schema": RECORDS},
     "regex": {"regex": r"([A-Z][a-z]*( [a-z]+){2,12}[.!?] ){100}"},
-    "tools, required": {"grammar": ReplyForm.from_openai(TOOLS, "required").params(SamplingParams(), "never").grammar},
-    "tools, a text": {"grammar": ReplyForm.from_openai(TOOLS, "auto").params(SamplingParams(), "never").grammar},
+    "tools, required": {"grammar": _grammar_of_calls("required")},
+    "tools, a text": {"grammar": _grammar_of_calls("auto")},
 }
 
 

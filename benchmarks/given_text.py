@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ PAIRS = (
     ("gemma3-270m", "smollm2-135m"),
 )
 KINDS = ("code", "story", "maths", "prose")
+"""Kinds of text to report on; "other code" and "advice" are to choose by."""
+_LONG = 520
+"""Characters of the parts that stories are cut into, and of the texts that short advice is joined to."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,38 @@ def items(name: str) -> list[dict[str, Any]]:
 
 
 def whole_texts(kind: str, count: int) -> list[str]:
-    """Texts of a kind, at least 300 characters each, always the same."""
-    if kind == "code":
-        found = [(item["prompt"] + item["canonical_solution"]).strip() for item in items("humaneval-dev")]
+    """Texts of a kind, at least 300 characters each, always the same.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    if kind in ("code", "other code"):
+        name = "humaneval-test" if kind == "code" else "humaneval-dev"
+        found = [(item["prompt"] + item["canonical_solution"]).strip() for item in items(name)]
     elif kind == "story":
-        found = (SHARED / "data" / "tinystories_valid.txt").read_text(encoding="utf-8").split("\n")
+        stories = (SHARED / "data" / "tinystories_valid.txt").read_text(encoding="utf-8").split("\n")
+        found = [part for story in stories for part in _parts(re.split(r"(?<=[.!?]) ", story))]
+    elif kind == "advice":
+        found = _parts([f"{item['question']} {item['choices'][item['answer']]}" for item in items("piqa-dev")])
     elif kind == "maths":
         found = [f"{item['question']}\n{item['solution']}" for item in items("gsm8k-dev")]
     else:
         found = [f"{item['question']}\n{item['choices'][item['answer']]}" for item in items("mmlu-dev")]
     found = [text for text in found if len(text) >= 300]
-    return random.Random(5).sample(found, min(count, len(found)))
+    if len(found) < count:
+        raise ValueError(f"There are {len(found)} texts of {kind}, and {count} are asked for.")
+    return random.Random(5).sample(found, count)
+
+
+def _parts(pieces: Sequence[str]) -> list[str]:
+    """Joins short texts, in order, to longer ones; what is left at the end is dropped."""
+    parts, part = [], ""
+    for piece in pieces:
+        part = f"{part} {piece}".strip()
+        if len(part) >= _LONG:
+            parts.append(part)
+            part = ""
+    return parts
 
 
 def beginnings(kind: str, count: int, size: int) -> list[Given]:

@@ -46,7 +46,7 @@ class NextTokenHealer(Healer):
     """Gives what is left of a longer token to main's next token towards it alone, and takes nothing away."""
 
     def _spread(self, longer: int, left: Any, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
-        return torch.tensor([left.column], device=own.device), torch.ones(1, device=own.device)
+        return torch.tensor([left.column]), torch.ones(1)
 
     def _without_ruled_out(self, mass: torch.Tensor, sequences: Sequence[Heard]) -> torch.Tensor:  # noqa: ARG002
         return mass

@@ -51,7 +51,7 @@ def accounts(ensemble, prompt, **options):
 
 @torch.inference_mode()
 def _accounted(member, ids, token, reach):
-    logits = member.model(torch.tensor([ids])).logits[0, -2:].float()
+    logits = member.model(torch.tensor([ids], device=member.device)).logits[0, -2:].float().cpu()
     vocabulary = member.tokenizer.vocabulary
     now = torch.softmax(logits[-1], -1)
     direct = sum(float(now[i]) for v, i in vocabulary.tokens.items() if _alike(v, token) and i < len(now))

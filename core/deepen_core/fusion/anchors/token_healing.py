@@ -30,6 +30,7 @@ from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.members.base import Member
 
 _NEGLIGIBLE = 1e-4  # longer tokens with a smaller share of the mass than this are ignored
+_MOST = 64  # and so are all but the most probable ones: thousands would be likely if the member knew nothing
 _NOTICEABLE = 0.01  # only tokens of at least this probability are taken from a member that main has ruled out
 _REMEMBERED_COLUMNS = 2**8  # lists of columns, each at most as long as there are anchors
 
@@ -128,12 +129,14 @@ class Healer:
             sequences: The ends of the member's texts.
             own: Main's mass by column [sequences, at least the anchors' columns].
         """
+        # Few numbers in many steps: on a GPU each step would cost more than copying what they read.
+        mains = own.cpu() if any(heard.before is not None for heard in sequences) else own
         finished: torch.Tensor | None = None
         opened: torch.Tensor | None = None
         for sequence, heard in enumerate(sequences):
             if heard.before is None:
                 continue
-            found = self._open(heard, heard.before, own[sequence])
+            found = self._open(heard, heard.before, mains[sequence])
             if found is None:
                 continue
             share, columns, shares = found
@@ -142,7 +145,9 @@ class Healer:
                 opened = shares.new_zeros(len(sequences), self._places.width)
             finished[sequence] = share
             opened[sequence].scatter_add_(0, columns, shares)
-        return None if finished is None or opened is None else Healing(finished, opened)
+        if finished is None or opened is None:
+            return None
+        return Healing(finished.to(own.device), opened.to(own.device))
 
     def _open(
         self, heard: Heard, before: torch.Tensor, own: torch.Tensor
@@ -152,14 +157,15 @@ class Healer:
         said = self._said(heard) if len(longer) else None
         if said is None:
             return None
-        logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)]
+        logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)].cpu()
         shares = torch.softmax(logits, dim=-1)
-        likely = (shares[:-1] > _NEGLIGIBLE).nonzero()[:, 0].tolist()
+        most, places = shares[:-1].topk(min(_MOST, len(longer)))
+        likely = sorted(places[most > _NEGLIGIBLE].tolist())
         lefts = [self._what_is_left(int(longer[place]), heard.last, said) for place in likely]
         kept = [(place, left) for place, left in zip(likely, lefts, strict=True) if left is not None]
         if not kept:
             return None
-        shares = shares[[place for place, _ in kept] + [-1]].to(own.device)
+        shares = shares[[place for place, _ in kept] + [-1]]
         shares = shares / shares.sum()
         columns, parts = [], []
         for share, (place, left) in zip(shares[:-1], kept, strict=True):
@@ -171,12 +177,12 @@ class Healer:
     def _spread(self, longer: int, left: _Left, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the columns that share the probability of a longer token, and their shares, summing to one."""
         if left.begun is not None:
-            columns = self._begun_columns(longer, left.begun).to(own.device)
+            columns = self._begun_columns(longer, left.begun)
             mass = own[columns]
             total = mass.sum()
             if total > 0:
                 return columns, mass / total
-        return torch.tensor([left.column], device=own.device), own.new_ones(1)
+        return torch.tensor([left.column]), own.new_ones(1)
 
     def _begun_columns(self, longer: int, left: bytes) -> torch.Tensor:
         """Returns the columns of the anchors that begin with what is left of a longer token, as the member would.
