@@ -17,6 +17,14 @@ from deepen_core.demo import member_paths
 from deepen_core.errors import DeepenError
 from deepen_core.results import Chunk, Generation, TokenLogprob, Usage
 
+
+def pytest_collection_modifyitems(items):
+    """Tests for which members have to learn something first take long."""
+    for item in items:
+        if item.originalname in getattr(item.module, "NEED_MEANING", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 pytest_plugins = ["fixtures_once", "fixtures_engine", "fixtures_llama_index"]
 
 

@@ -118,6 +118,7 @@ def test_real_speed(load):
     assert all(ratio > 1 for ratio in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_demo")
 def test_commits_are_measured_alike(tmp_path):
     """This tree against itself, as `run` starts it."""

@@ -289,6 +289,7 @@ def test_the_logits_before_the_last_id_are_those_of_the_whole_text(load, names):
         assert known > 20
 
 
+@pytest.mark.slow
 def test_healing_lowers_the_cost_of_a_character_model_with_a_word_piece_model(shared):
     """Bits per byte of real stories, where main speaks in characters."""
     lines = (shared / "data" / "tinystories_valid.txt").read_text().split("\n")

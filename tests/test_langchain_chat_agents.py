@@ -260,6 +260,7 @@ def test_another_model_takes_over(clever, terse):
     assert told[-1].response_metadata["model_name"] == "brief+wordy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 async def test_members_choose_to_call_and_then_to_answer(taught_folders, way):
     """Nothing is forced here: whether to call is the members' choice, which they have learned."""

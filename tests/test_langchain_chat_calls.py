@@ -122,7 +122,7 @@ class TestTruncatedCalls:
     async def test_by_length(self, bound):
         whole = bound.invoke("hi")
         needed = whole.usage_metadata["output_tokens"]
-        for tokens in (1, 9, needed // 2, needed - 1):
+        for tokens in (9, needed - 1):
             for answer in await self.answers(bound, max_tokens=tokens):
                 assert answer.response_metadata["finish_reason"] == "length"
                 assert answer.tool_calls == []

@@ -93,6 +93,7 @@ def test_pickles_hold_no_weights_and_work(options, kind):
         assert again._identifying_params == llm._identifying_params
 
 
+@pytest.mark.slow
 def test_a_pickle_loads_in_a_process_that_never_saw_the_models(options, kind, tmp_path):
     stored = tmp_path / "llm.pickle"
     with kind(**options) as llm:

@@ -69,6 +69,7 @@ def test_stored_in_every_form_it_answers_the_same(options):
             assert other.ensemble is llm.ensemble, form
 
 
+@pytest.mark.slow
 def test_a_pickle_loads_in_a_process_that_never_saw_the_models(options, tmp_path):
     stored = tmp_path / "llm.pickle"
     with DeepenLLM(**options) as llm:

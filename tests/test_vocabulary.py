@@ -206,6 +206,7 @@ def test_anchors_are_shared_sorted_and_canonical(vocabularies):
         assert not set(ids.tolist()) & vocabulary.special_ids
 
 
+@pytest.mark.slow
 def test_anchors_do_not_depend_on_the_hash_seed(shared):
     program = (
         "from transformers import AutoTokenizer as T; from deepen_core.tokenization.vocabulary import Vocabulary as V;"
