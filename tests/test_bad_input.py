@@ -39,7 +39,7 @@ def refused(error, message, models, **options):
     with pytest.raises(error, match=message) as caught:
         Ensemble.load(models, progress=False, **options)
     assert isinstance(caught.value, DeepenError)
-    assert isinstance(caught.value, RuntimeError)
+    assert not isinstance(caught.value, (RuntimeError, ValueError))  # LlamaIndex takes these for something else
 
 
 @pytest.mark.usefixtures("nothing_heavy")

@@ -153,6 +153,7 @@ def test_a_call_that_is_cut_off_is_not_run(clever):
     told = create_agent(ChatDeepen.from_ensemble(clever, max_tokens=6), [look_up]).invoke(ASKED)["messages"]
     assert kinds(told) == ["HumanMessage", "AIMessage"]
     assert told[-1].response_metadata["finish_reason"] == "length"
+    assert (told[-1].text, len(told[-1].invalid_tool_calls)) == (" Let me see.", 1)
 
 
 # Objects

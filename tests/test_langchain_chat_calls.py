@@ -87,9 +87,12 @@ NO_CALLS = {
     "unknown tool": '<tool_call>\n{"name": "later", "arguments": {}}\n</tool_call>',
     "no JSON": "<tool_call>\nnow()\n</tool_call>",
     "arguments that are a list": '<tool_call>\n{"name": "now", "arguments": []}\n</tool_call>',
-    "never closed": '<tool_call>\n{"name": "now", "arguments": {}}',
-    "half": '<tool_call>\n{"name": "now", "arg',
-    "only a tag": "<tool_call>",
+}
+CUT_CALLS = {
+    "never closed": ("now", '<tool_call>\n{"name": "now", "arguments": {}}'),
+    "half": ("now", '<tool_call>\n{"name": "now", "arg'),
+    "half a name": (None, '<tool_call>\n{"name": "no'),
+    "only a tag": (None, "<tool_call>"),
 }
 
 
@@ -103,6 +106,18 @@ async def test_what_is_no_call_stays_text(ensemble, kind):
     for answer in [*answers, bound.stream_events("hi", version="v3").output]:
         assert shown(answer) == (NO_CALLS[kind], [])
         assert answer.invalid_tool_calls == []
+
+
+@ignores_beta
+@pytest.mark.parametrize("kind", CUT_CALLS)
+async def test_what_is_half_a_call_is_neither_text_nor_call(ensemble, kind):
+    name, said = CUT_CALLS[kind]
+    ensemble.answers["hi"] = said
+    bound = ChatDeepen.from_ensemble(ensemble).bind_tools([now])
+    answers = [await asked(bound, way, "hi") for way in WAYS]
+    for answer in [*answers, bound.stream_events("hi", version="v3").output]:
+        assert shown(answer) == ("", [])
+        assert [(cut["name"], cut["args"]) for cut in answer.invalid_tool_calls] == [(name, said)]
 
 
 class TestTruncatedCalls:
@@ -125,9 +140,14 @@ class TestTruncatedCalls:
         for tokens in (9, needed - 1):
             for answer in await self.answers(bound, max_tokens=tokens):
                 assert answer.response_metadata["finish_reason"] == "length"
-                assert answer.tool_calls == []
-                assert answer.invalid_tool_calls == []
-                assert "<tool_call>".startswith(answer.text[:11])
+                assert (answer.text, answer.tool_calls) == ("", [])
+                (cut,) = answer.invalid_tool_calls
+                assert cut["args"].startswith("<tool_call>"[: len(cut["args"])])
+                assert (cut["name"], cut["id"][:5]) == (None if '": "choose"' not in cut["args"] else "choose", "call_")
+                # Whole messages have our error, LangChain's chunks none, and its events one of their own.
+                assert (
+                    cut["error"] in {None, "Failed to parse tool call arguments as JSON"} or "raise max" in cut["error"]
+                )
         for answer in await self.answers(bound, max_tokens=needed):
             assert shown(answer) == shown(whole)
 
@@ -148,16 +168,17 @@ class TestTruncatedCalls:
         bound = ChatDeepen.from_ensemble(ensemble).bind_tools([now])
         for way in WAYS:
             answer = await asked(bound, way, "hi", stop=["arguments"])
-            assert answer.tool_calls == answer.invalid_tool_calls == []
-            assert answer.text.startswith("<tool_call>")
+            assert (answer.text, answer.tool_calls) == ("", [])
+            assert [cut["args"] for cut in answer.invalid_tool_calls] == ['<tool_call>\n{"name": "now", "']
 
     @pytest.mark.parametrize("version", ["v0", "v1"])
     async def test_in_both_versions_of_contents(self, terse, version):
         chat = ChatDeepen.from_ensemble(terse, max_tokens=30, output_version=version)
         for way in WAYS:
             answer = await asked(chat.bind_tools([choose], tool_choice="any"), way, "hi")
-            assert answer.tool_calls == answer.invalid_tool_calls == []
-            assert [block["type"] for block in answer.content_blocks] == ["text"]
+            assert answer.tool_calls == []
+            assert len(answer.invalid_tool_calls) == 1
+            assert "text" not in [block["type"] for block in answer.content_blocks]
 
     def test_no_chunk_holds_a_part_of_a_call(self, bound):
         chunks = list(bound.stream("hi"))
@@ -171,8 +192,8 @@ def test_an_answer_may_hold_a_text_and_a_call_that_is_cut(ensemble):
     ensemble.answers["hi"] = f" So:\n{call}\n<tool_call>\n{{"
     answer = ChatDeepen.from_ensemble(ensemble).bind_tools([plain]).invoke("hi")
     assert answer.tool_calls[0]["args"] == {"a": 1}
-    assert answer.text.startswith(" So:")
-    assert answer.text.endswith("<tool_call>\n{")
+    assert answer.text == " So:"
+    assert [cut["args"] for cut in answer.invalid_tool_calls] == ["<tool_call>\n{"]
 
 
 def test_what_is_called_goes_back_into_the_conversation(chat):

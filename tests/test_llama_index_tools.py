@@ -106,12 +106,19 @@ def test_several_calls_where_they_are_allowed(llm):
 
 
 def test_a_call_that_is_cut_off_is_none(llm):
-    response = llm.chat_with_tools(TOOLS, user_msg="Hi.", tool_required=True, max_new_tokens=12)
-    assert response.raw["finish_reason"] == "length"
-    assert response.message.content.startswith("<tool_call>")
-    assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-    with pytest.raises(NoToolCallError, match=r"ended \(length\).*raise max_new_tokens"):
-        llm.get_tool_calls_from_response(response)
+    """It is no answer either, in no way."""
+    asked = {"user_msg": "Hi.", "tool_required": True, "max_new_tokens": 12}
+    for ask in (llm.chat_with_tools, lambda *args, **options: list(llm.stream_chat_with_tools(*args, **options))):
+        with pytest.raises(
+            NoToolCallError, match=r"ended \(length\) inside a tool call, after '<tool_call>.*raise max"
+        ):
+            ask(TOOLS, **asked)
+
+
+async def test_a_call_that_is_cut_off_ends_an_agent(llm):
+    agent = FunctionAgent(tools=TOOLS[:1], llm=llm.with_options(max_new_tokens=12), initial_tool_choice="multiply")
+    with pytest.raises(NoToolCallError, match=r"inside a tool call"):
+        await agent.run("Hi.")
 
 
 def test_mistakes_are_told_before_anything_is_loaded(tmp_path):

@@ -14,7 +14,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.constraints.matcher import Constraints
 from deepen_core.errors import PromptError, SamplingError
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.replies import Call, Reply, ReplyForm, ReplyParser, Text, Thought, instructed, parse_reply
+from deepen_core.replies import Call, CutCall, Reply, ReplyForm, ReplyParser, Text, Thought, instructed, parse_reply
 from deepen_core.replies.grammar import MOST_CALLS
 
 
@@ -285,6 +285,7 @@ def test_parts_do_not_depend_on_the_cuts(text, thinking, data):
         "".join(part.text for part in parts if isinstance(part, Text)),
         "".join(part.text for part in parts if isinstance(part, Thought)),
         tuple(part for part in parts if isinstance(part, Call)),
+        next((part for part in parts if isinstance(part, CutCall)), None),
     )
 
 
@@ -299,7 +300,7 @@ def test_a_text_without_tools_stays_as_it_is(text):
         ("Hello.\n", ("Hello.\n", [])),
         ("Well:\n\n" + call("now") + "\n" + call("add", x=1) + "\n", ("Well:", ["now", "add"])),
         (call("add", text="</tool_call><tool_call>"), ("", ["add"])),
-        ("\n" + call("now")[:-1], ("\n" + call("now")[:-1], [])),
+        ("Well:\n" + call("now")[:-1], ("Well:", [])),
         (call("sub"), (call("sub"), [])),
         ("a <tool_call>{oh}</tool_call> b" + call("now"), ("a <tool_call>{oh}</tool_call> b", ["now"])),
         ('<tool_call>{"name": "now", "arguments": {"a": "1\n2"}}</tool_call>', ("", ["now"])),
@@ -308,6 +309,26 @@ def test_a_text_without_tools_stays_as_it_is(text):
 def test_only_whole_calls_are_calls(text, expected):
     reply = parse_reply(text, ReplyParser(NAMES))
     assert (reply.text, [c.name for c in reply.calls]) == expected
+    assert (reply.cut is None) == (not text.endswith("</tool_call"))
+
+
+@pytest.mark.parametrize(
+    ("text", "must", "name"),
+    [
+        ("<tool_c", True, None),
+        (call("now")[:20], False, None),
+        (call('say 你"好\\')[:45], False, 'say 你"好\\'),
+        (call("add", x=1)[:-1], False, "add"),
+    ],
+)
+def test_half_a_call_is_a_part_of_its_own(text, must, name):
+    reply = parse_reply(text, ReplyParser(NAMES, must=must))
+    assert reply == Reply("", "", (), CutCall(text))
+    assert reply.cut.name == name
+
+
+def test_the_beginning_of_a_tag_is_text_where_text_may_be():
+    assert parse_reply("a <tool_c", ReplyParser(NAMES)) == Reply("a <tool_c", "", ())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The errors of the engine: each states what was wrong, with the numbers, and the way out.
 
-All derive from `RuntimeError`, never from `ValueError` or `TypeError`: LlamaIndex swallows those two and returns the
-answer "Empty Response".
+All derive from plain `Exception`. LlamaIndex takes every `RuntimeError` for nested event loops and tells only of these,
+and it takes `ValueError` and `TypeError` for text that it cannot parse, and goes on without the answer. So only errors
+that mean just that, `UnusableAnswerError`, are `ValueError`s.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing_extensions import Self
 
 
-class DeepenError(RuntimeError):
+class DeepenError(Exception):
     """Base of every error that the engine raises on purpose."""
 
 
@@ -61,7 +62,11 @@ class DecodingError(DeepenError):
     """A step failed outside of any member, or a constraint left no token that main could generate."""
 
 
-class StructuredAnswerError(DeepenError):
+class UnusableAnswerError(DeepenError, ValueError):
+    """The members answered, but not in the form that was asked for. What reads answers may go on without this one."""
+
+
+class StructuredAnswerError(UnusableAnswerError):
     """A structured answer is not a valid object: it was truncated, or its class demands more than its schema states."""
 
     @classmethod
@@ -86,7 +91,7 @@ class StructuredAnswerError(DeepenError):
         )
 
 
-class NoToolCallError(DeepenError):
+class NoToolCallError(UnusableAnswerError):
     """An answer that had to call a tool does not: the model chose not to, or the call was truncated."""
 
     @classmethod
@@ -98,16 +103,34 @@ class NoToolCallError(DeepenError):
             finish_reason: How it ended.
         """
         said = f"The answer calls no tool. It ended ({finish_reason}) with the text {text[:200]!r}: "
-        way_out = {"length": "raise max_new_tokens.", "timeout": "raise timeout."}
-        return cls(said + way_out.get(finish_reason, "set tool_required=True or a tool_choice if it must call one."))
+        return cls(said + _ways_out(finish_reason, "set tool_required=True or a tool_choice if it must call one."))
+
+    @classmethod
+    def from_cut_call(cls, text: str, finish_reason: str) -> Self:
+        """Returns the error of an answer whose call is not complete.
+
+        Args:
+            text: What there is of the call.
+            finish_reason: How the answer ended.
+        """
+        said = f"The answer ended ({finish_reason}) inside a tool call, after {text[:200]!r}: "
+        return cls(said + _ways_out(finish_reason, "leave out stop strings that occur in calls."))
 
 
 class NotDoneError(DeepenError, TimeoutError):
     """The answer was not complete within the time that the caller would wait; the request continues."""
 
 
+class TimedOutError(DeepenError, TimeoutError):
+    """The request's timeout passed before its answer was complete, and it asked for an error then."""
+
+
 class ClosedError(DeepenError):
     """The ensemble was closed and its models released."""
+
+
+def _ways_out(finish_reason: str, otherwise: str) -> str:
+    return {"length": "raise max_new_tokens.", "timeout": "raise timeout."}.get(finish_reason, otherwise)
 
 
 def brief(problem: BaseException) -> str:

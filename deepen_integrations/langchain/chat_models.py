@@ -25,6 +25,7 @@ from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest
 from deepen_integrations.langchain.base import LangChainAdapter
 from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
+from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import chat_messages
 from deepen_integrations.langchain.profiles import model_profile
 from deepen_integrations.langchain.structured import Method, structured_output
@@ -103,8 +104,9 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
         chat.bind_tools([look_up], tool_choice="any").invoke("Where does Felix live?", max_tokens=64).tool_calls
         ```
-        Decoding follows the tools' schemas, so every call is valid. A call that is cut off is returned as text. All
-        members see the tools in one syntax, whether or not their templates support tools.
+        Decoding follows the tools' schemas, so every call is valid. What there is of a call that is cut off is one of
+        the message's `invalid_tool_calls`. All members see the tools in one syntax, whether or not their templates
+        support tools.
 
     Structured output:
         ```python
@@ -260,11 +262,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  LangChain reports tokens itself
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        ensemble = self.ensemble
-        call = request.prepare(ensemble)
-        answer = ensemble.generate(call.prompt, call.params)
-        return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+        with langchain_errors():
+            request = self._request(messages, stop, kwargs)
+            ensemble = self.ensemble
+            call = request.prepare(ensemble)
+            answer = ensemble.generate(call.prompt, call.params)
+            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
 
     async def _agenerate(
         self,
@@ -273,11 +276,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002  as above
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        ensemble = await self.aensemble()
-        call = request.prepare(ensemble)
-        answer = await ensemble.agenerate(call.prompt, call.params)
-        return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+        with langchain_errors():
+            request = self._request(messages, stop, kwargs)
+            ensemble = await self.aensemble()
+            call = request.prepare(ensemble)
+            answer = await ensemble.agenerate(call.prompt, call.params)
+            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
 
     def _stream(
         self,
@@ -286,16 +290,17 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, kwargs)
-        ensemble = self.ensemble
-        call = request.prepare(ensemble)
-        chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
-        with closing(ensemble.stream(call.prompt, call.params)) as pieces:
-            for piece in pieces:
-                for chunk in chunks.chunks_for(piece):
-                    if run_manager is not None:
-                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
+        with langchain_errors():
+            request = self._request(messages, stop, kwargs)
+            ensemble = self.ensemble
+            call = request.prepare(ensemble)
+            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            with closing(ensemble.stream(call.prompt, call.params)) as pieces:
+                for piece in pieces:
+                    for chunk in chunks.chunks_for(piece):
+                        if run_manager is not None:
+                            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
 
     async def _astream(
         self,
@@ -304,16 +309,17 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        request = self._request(messages, stop, kwargs)
-        ensemble = await self.aensemble()
-        call = request.prepare(ensemble)
-        chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
-        async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
-            async for piece in pieces:
-                for chunk in chunks.chunks_for(piece):
-                    if run_manager is not None:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
+        with langchain_errors():
+            request = self._request(messages, stop, kwargs)
+            ensemble = await self.aensemble()
+            call = request.prepare(ensemble)
+            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
+                async for piece in pieces:
+                    for chunk in chunks.chunks_for(piece):
+                        if run_manager is not None:
+                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
 
     def _request(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: Mapping[str, Any]

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
 from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from deepen_core.replies import Call, ReplyParser, Text, Thought, parse_reply
+from deepen_core.errors import NoToolCallError
+from deepen_core.replies import CutCall, Part, ReplyParser, Text, Thought, parse_reply
 from deepen_integrations.adapter import report
 from deepen_integrations.chat import new_call_id
 
@@ -33,10 +34,12 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
     """
     reply = parse_reply(answer.text, parser)
     metadata = _metadata(answer, model_name)
+    invalid = [] if reply.cut is None else [_invalid(reply.cut, answer.finish_reason)]
     message = AIMessage(
         content=reply.text,
         additional_kwargs={"reasoning_content": reply.thoughts} if reply.thoughts else {},
         tool_calls=[tool_call(name=c.name, args=c.arguments, id=new_call_id()) for c in reply.calls],
+        invalid_tool_calls=invalid,
         response_metadata=metadata,
         usage_metadata=_usage(answer, reply.thoughts, count),
     )
@@ -51,7 +54,8 @@ class ChatChunks:
     """Makes message chunks from the pieces of one answer.
 
     LangChain merges chunks by adding them, so only the last one has metadata. A tool call is one chunk, because
-    LangChain would complete a call that is cut off, and run it.
+    LangChain would complete a call that is cut off, and run it. What there is of one that is cut off begins with its
+    tag, so that it is no JSON and LangChain takes it for invalid.
 
     Args:
         parser: A fresh parser, which splits the answer into its parts.
@@ -82,16 +86,21 @@ class ChatChunks:
         )
         yield ChatGenerationChunk(message=last)
 
-    def _message(self, part: Text | Thought | Call) -> AIMessageChunk:
+    def _message(self, part: Part) -> AIMessageChunk:
         if isinstance(part, Text):
             return AIMessageChunk(content=part.text)
         if isinstance(part, Thought):
             self._thoughts.append(part.text)
             return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
-        arguments = json.dumps(part.arguments, ensure_ascii=False)
+        arguments = part.text if isinstance(part, CutCall) else json.dumps(part.arguments, ensure_ascii=False)
         call = tool_call_chunk(name=part.name, args=arguments, id=new_call_id(), index=self._calls)
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[call])
+
+
+def _invalid(cut: CutCall, finish_reason: str) -> InvalidToolCall:
+    error = str(NoToolCallError.from_cut_call(cut.text, finish_reason))
+    return invalid_tool_call(name=cut.name, args=cut.text, id=new_call_id(), error=error)
 
 
 def _metadata(answer: Generation, model_name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from deepen_core import __version__
 from deepen_integrations.langchain.base import LangChainAdapter
+from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import plain_messages
 from deepen_integrations.langchain.outputs import generation_chunk, joined_chunks, llm_result
 from deepen_integrations.langchain.partial_failures import BatchInputs, known_outcomes
@@ -300,15 +301,16 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         errors_apart: bool = False,
         **kwargs: Any,
     ) -> LLMResult:
-        if (known := known_outcomes(prompts)) is not None:
-            return llm_result(prompts, known, self.model_name)
-        if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
-            return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
-        params = self.sampling({**kwargs, "stop": stop})
-        ensemble = self.ensemble
-        read = [self._read(prompt, ensemble) for prompt in prompts]
-        outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
-        return llm_result(prompts, outcomes, self.model_name, errors_apart)
+        with langchain_errors():
+            if (known := known_outcomes(prompts)) is not None:
+                return llm_result(prompts, known, self.model_name)
+            if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
+                return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
+            params = self.sampling({**kwargs, "stop": stop})
+            ensemble = self.ensemble
+            read = [self._read(prompt, ensemble) for prompt in prompts]
+            outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
+            return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     async def _agenerate(
         self,
@@ -319,16 +321,17 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         errors_apart: bool = False,
         **kwargs: Any,
     ) -> LLMResult:
-        if (known := known_outcomes(prompts)) is not None:
-            return llm_result(prompts, known, self.model_name)
-        if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
-            async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
-                return joined_chunks([chunk async for chunk in chunks])
-        params = self.sampling({**kwargs, "stop": stop})
-        ensemble = await self.aensemble()
-        read = [self._read(prompt, ensemble) for prompt in prompts]
-        outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
-        return llm_result(prompts, outcomes, self.model_name, errors_apart)
+        with langchain_errors():
+            if (known := known_outcomes(prompts)) is not None:
+                return llm_result(prompts, known, self.model_name)
+            if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
+                async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
+                    return joined_chunks([chunk async for chunk in chunks])
+            params = self.sampling({**kwargs, "stop": stop})
+            ensemble = await self.aensemble()
+            read = [self._read(prompt, ensemble) for prompt in prompts]
+            outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
+            return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     def _stream(
         self,
@@ -337,14 +340,15 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        params = self.sampling({**kwargs, "stop": stop})
-        ensemble = self.ensemble
-        with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
-            for piece in pieces:
-                chunk = generation_chunk(piece, self.model_name)
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        with langchain_errors():
+            params = self.sampling({**kwargs, "stop": stop})
+            ensemble = self.ensemble
+            with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
+                for piece in pieces:
+                    chunk = generation_chunk(piece, self.model_name)
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     async def _astream(
         self,
@@ -353,11 +357,12 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[GenerationChunk, None]:
-        params = self.sampling({**kwargs, "stop": stop})
-        ensemble = await self.aensemble()
-        async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:
-            async for piece in pieces:
-                chunk = generation_chunk(piece, self.model_name)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        with langchain_errors():
+            params = self.sampling({**kwargs, "stop": stop})
+            ensemble = await self.aensemble()
+            async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:
+                async for piece in pieces:
+                    chunk = generation_chunk(piece, self.model_name)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk

@@ -10,6 +10,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
+from deepen_core.chat.messages import check_messages
 from deepen_core.config.constraints import can_constrain
 from deepen_core.errors import NoToolCallError
 from deepen_integrations.chat import ChatRequest
@@ -21,8 +22,8 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
     """Several local language models with different tokenizers that answer as one and call tools.
 
     Does everything that `DeepenLLM` does, and works with `FunctionAgent` and `AgentWorkflow`. Install the extra
-    `structured`: decoding follows the tools' schemas, so every call is valid. A call that is cut off is returned as
-    text.
+    `structured`: decoding follows the tools' schemas, so every call is valid. An answer that
+    ends inside a call raises `NoToolCallError`.
 
     The four chat methods accept `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format
     as options of a call.
@@ -49,7 +50,7 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
         return super().metadata.model_copy(update={"is_function_calling_model": can_constrain()})
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
-        return ChatRequest.from_options(chat_messages(messages), options, self.sampling)
+        return ChatRequest.from_options(check_messages(chat_messages(messages)), options, self.sampling)
 
     def _prepare_chat_with_tools(
         self,

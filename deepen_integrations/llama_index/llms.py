@@ -27,6 +27,7 @@ from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import Field
 from typing_extensions import Self
 
+from deepen_core.chat.messages import check_messages
 from deepen_core.config import SamplingParams
 from deepen_core.replies import ReplyForm
 from deepen_integrations.adapter import DeepenAdapter
@@ -286,7 +287,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""
-        return ChatRequest(chat_messages(messages), ReplyForm(), self.sampling(options))
+        return ChatRequest(check_messages(chat_messages(messages)), ReplyForm(), self.sampling(options))
 
     def _read_prompt(self, prompt: str, formatted: bool, params: SamplingParams) -> Prompt:
         usual = self.completion_to_prompt is default_completion_to_prompt

@@ -20,7 +20,8 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from deepen_core.replies import Call, ReplyParser, Text, Thought
+from deepen_core.errors import NoToolCallError
+from deepen_core.replies import Call, CutCall, ReplyParser, Text, Thought
 from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import report
 from deepen_integrations.chat import new_call_id
@@ -99,10 +100,17 @@ class ChatResponses(Responses[ChatResponse]):
         self._calls: list[ToolCallBlock] = []
 
     def response_for(self, piece: Chunk) -> ChatResponse | None:
-        """Returns the response to a piece of the answer; None if the piece completes nothing yet."""
+        """Returns the response to a piece of the answer; None if the piece completes nothing yet.
+
+        Raises:
+            NoToolCallError: If the answer ends inside a tool call.
+        """
         parts = self._parser.feed(piece.text)
         if piece.generation is not None:
             parts += self._parser.finish()
+            for part in parts:
+                if isinstance(part, CutCall):
+                    raise NoToolCallError.from_cut_call(part.text, piece.generation.finish_reason)
         elif not parts:
             return None
         said = "".join(part.text for part in parts if isinstance(part, Text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,6 +47,8 @@ class SamplingParams(ConstraintOptions):
     timeout: float | None = None
     """Seconds, waiting in the queue included, after which the request ends with `finish_reason="timeout"` and the
     partial answer."""
+    on_timeout: Literal["return", "raise"] = "return"
+    """"raise" ends a request whose timeout passes with a `TimedOutError` instead, so that a fallback can take over."""
     ignore_eos: bool = False
     """Continue to `max_new_tokens` even if the ensemble would end the text. If a constraint allows nothing but the end,
     the text ends."""

@@ -74,7 +74,7 @@ class Scheduler:
             if request.cancelled or request.mail.abandoned:
                 request.sequence.finish("cancelled")
             elif request.sequence.out_of_time:
-                request.sequence.finish("timeout")
+                request.sequence.time_out()
             else:
                 continue
             request.deliver()

@@ -13,7 +13,7 @@ import torch
 from deepen_core.chat.thoughts import MarkListener, Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
-from deepen_core.errors import DeepenError
+from deepen_core.errors import DeepenError, TimedOutError
 from deepen_core.members.base import MemberSequence
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling.detokenizer import Utf8Stream
@@ -216,6 +216,19 @@ class EnsembleSequence:
         self._fresh_text += self._stops.finish()
         self._ended = time.perf_counter()
         self.release()
+
+    def time_out(self) -> None:
+        """Ends the sequence because its timeout has passed."""
+        if self.params.on_timeout == "return":
+            self.finish("timeout")
+            return
+        self.fail(
+            TimedOutError(
+                f"The answer was not complete after {self.params.timeout:g} s: {len(self.token_ids)} of at most "
+                f"{self.params.max_new_tokens} tokens were generated. Allow more time or fewer tokens, or take the "
+                "partial answer with on_timeout='return'."
+            )
+        )
 
     def fail(self, error: DeepenError) -> None:
         """Ends the sequence with an error and frees its caches."""

@@ -5,12 +5,13 @@ the members are about to generate the same text. It is that of Hermes and Qwen: 
 """
 
 from deepen_core.replies.form import ReplyForm
-from deepen_core.replies.parser import Call, Part, Reply, ReplyParser, Text, Thought, parse_reply
+from deepen_core.replies.parser import Call, CutCall, Part, Reply, ReplyParser, Text, Thought, parse_reply
 from deepen_core.replies.system_prompt import instructed
 from deepen_core.replies.tools import Tool
 
 __all__ = [
     "Call",
+    "CutCall",
     "Part",
     "Reply",
     "ReplyForm",

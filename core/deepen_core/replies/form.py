@@ -99,7 +99,7 @@ class ReplyForm:
         Args:
             thoughts: As for `params`.
         """
-        return ReplyParser([tool.name for tool in self.callable], thoughts)
+        return ReplyParser([tool.name for tool in self.callable], thoughts, must=self.calls == "must")
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

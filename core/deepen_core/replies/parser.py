@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,8 +34,23 @@ class Call:
     arguments: dict[str, Any]
 
 
-Part = Text | Thought | Call
+@dataclass(frozen=True)
+class CutCall:
+    """A tool call that ended before it was complete; never run, and no text either."""
+
+    text: str
+    """All of it, from its tag on."""
+
+    @property
+    def name(self) -> str | None:
+        """The tool's name, if it was complete."""
+        found = _NAMED.match(self.text)
+        return json.loads(found[1], strict=False) if found else None
+
+
+Part = Text | Thought | Call | CutCall
 _NONE = Thoughts()
+_NAMED = re.compile(rf'{CALL}\s*\{{\s*"name":\s*("(?:[^"\\]|\\.)*")')
 
 
 @dataclass(frozen=True)
@@ -44,22 +60,25 @@ class Reply:
     text: str
     thoughts: str
     calls: tuple[Call, ...]
+    cut: CutCall | None = None
 
 
 class ReplyParser:
     """Takes an answer in pieces, however they are cut, and returns its parts as soon as they are certain.
 
     A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
-    arguments. Everything else is text, a truncated call included, so that no half-written call is ever run. White space
-    around tags belongs to no part.
+    arguments. A call that ends before its tag is closed is a part of its own, so that no half-written call is ever run
+    or shown. Everything else is text. White space around tags belongs to no part.
 
     Args:
         names: The tools that may be called; without any, call tags are text.
         thoughts: Those with which the answer may begin.
+        must: Whether the answer must be calls, so that the beginning of a tag at its end is a call's.
     """
 
-    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE) -> None:
+    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE, *, must: bool = False) -> None:
         self._names = frozenset(names)
+        self._must = must
         self._marks = thoughts.marks
         states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
         self._state: Literal["start", "thoughts", "text", "call"] = states.get(thoughts.mode, "text")
@@ -103,6 +122,8 @@ class ReplyParser:
             text, self._held = self._held, ""
         else:
             text = self._upto(CALL, "call", last=last)
+        if last and self._must and text and CALL.startswith(text.lstrip()):
+            return CutCall(text.lstrip())
         return Text(text) if text else None
 
     def _begin(self, *, last: bool) -> None:
@@ -148,8 +169,8 @@ class ReplyParser:
             self._state, self._skips = "text", call is not None
             return call or Text(said)
         if last:
-            said, self._held, self._state = self._gap + CALL + self._held, "", "text"
-            return Text(said)
+            said, self._held, self._state = CALL + self._held, "", "text"
+            return CutCall(said)
         self._searched = max(0, len(self._held) - len(CALL_END) + 1)
         return None
 
@@ -169,6 +190,7 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
         "".join(part.text for part in parts if isinstance(part, Text)),
         "".join(part.text for part in parts if isinstance(part, Thought)),
         tuple(part for part in parts if isinstance(part, Call)),
+        next((part for part in parts if isinstance(part, CutCall)), None),
     )
 
 

@@ -1,0 +1,112 @@
+"""The engine's errors as LangChain knows them, so that its middleware can tell what to do about one.
+
+Each is both: the engine's error of the same name, and one of the kinds of `langchain_core.exceptions`. An overlong
+conversation is summarised, a request that is wrong is not asked again, and what may pass is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAPIError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelTimeoutError,
+)
+
+from deepen_core import errors
+from deepen_core.errors import DeepenError
+
+
+class ContextWindowError(errors.ContextWindowError, ContextOverflowError):
+    """See the engine's error of this name."""
+
+
+class PromptError(errors.PromptError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class SamplingError(errors.SamplingError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class ChatTemplateError(errors.ChatTemplateError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class ConfigurationError(errors.ConfigurationError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class NoCommonTokensError(errors.NoCommonTokensError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class ModelFilesError(errors.ModelFilesError, ModelNotFoundError):
+    """See the engine's error of this name."""
+
+
+class TokenizerError(errors.TokenizerError, ModelNotFoundError):
+    """See the engine's error of this name."""
+
+
+class MemberError(errors.MemberError, ModelAPIError):
+    """See the engine's error of this name. Memory that was short may be free the next time."""
+
+
+class NonFiniteLogitsError(errors.NonFiniteLogitsError, ModelError):
+    """See the engine's error of this name. The same request gives the same logits."""
+
+
+class DecodingError(errors.DecodingError, ModelAPIError):
+    """See the engine's error of this name."""
+
+
+class TimedOutError(errors.TimedOutError, ModelTimeoutError):
+    """See the engine's error of this name."""
+
+
+class ClosedError(errors.ClosedError, ModelError):
+    """See the engine's error of this name. A closed ensemble stays closed."""
+
+
+_KINDS: dict[type[DeepenError], type[DeepenError]] = {
+    kind.__mro__[1]: kind
+    for kind in (
+        ContextWindowError,
+        PromptError,
+        SamplingError,
+        ChatTemplateError,
+        ConfigurationError,
+        NoCommonTokensError,
+        ModelFilesError,
+        TokenizerError,
+        MemberError,
+        NonFiniteLogitsError,
+        DecodingError,
+        TimedOutError,
+        ClosedError,
+    )
+}
+
+
+def as_langchain(error: DeepenError) -> DeepenError:
+    """Returns an error of LangChain's kind with the same message; the error itself if there is no such kind."""
+    kind = _KINDS.get(type(error))
+    return error if kind is None else kind(*error.args)
+
+
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Raises the engine's errors as LangChain's."""
+    try:
+        yield
+    except DeepenError as error:
+        told = as_langchain(error)
+        if told is error:
+            raise
+        raise told from error
