@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -53,7 +54,7 @@ def hub(monkeypatch, folders):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(module.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(module.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=None))
     monkeypatch.setattr(module, "snapshot_download", fetched)
     return requests
 

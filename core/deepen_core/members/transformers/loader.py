@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,19 +28,12 @@ from deepen_core.errors import (
     brief,
 )
 from deepen_core.members.memory import is_memory, more_room
-from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.causal import CausalMember
-from deepen_core.members.transformers.checkpoint import (
-    check_description,
-    check_model_folder,
-    declared_window,
-    read_object,
-    weight_files,
-)
-from deepen_core.members.transformers.hub import fetch_description, fetch_weights
+from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, read_object, weight_files
+from deepen_core.members.transformers.hub import fetch_weights
+from deepen_core.members.transformers.source import find_source
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
@@ -93,13 +85,14 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
 
     Raises:
         ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
-        ModelFilesError: If files are missing or damaged.
+        ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
     place = _device(config.device or device)
     kind = _dtype(config.dtype or dtype)
     with _others_bars(progress):
-        folder, local = _folder(config)
+        source = find_source(config)
+    folder, local = source.folder, source.local
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         model_config = AutoConfig.from_pretrained(folder, **code)
@@ -248,15 +241,6 @@ def _dtype(name: object) -> torch.dtype | str:
     if not isinstance(dtype, torch.dtype) or dtype not in [getattr(torch, known) for known in _DTYPES]:
         raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', {', '.join(map(repr, _DTYPES))}.")
     return dtype
-
-
-def _folder(config: MemberConfig) -> tuple[Path, bool]:
-    """Returns the folder with a member's small files, and whether it is local rather than downloaded from the hub."""
-    path = model_path(config.model)
-    local = path.exists() or not _HUB_ID.fullmatch(config.model)
-    folder = path if local else fetch_description(config)
-    check_description(folder)
-    return folder, local
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
