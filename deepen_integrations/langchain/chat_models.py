@@ -261,7 +261,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        ensemble = self.ensemble
+        ensemble = self.load_ensemble(chat=True)
         call = request.prepare(ensemble)
         answer = ensemble.generate(call.prompt, call.params)
         return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
@@ -274,7 +274,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        ensemble = await self.aensemble()
+        ensemble = await self.aensemble(chat=True)
         call = request.prepare(ensemble)
         answer = await ensemble.agenerate(call.prompt, call.params)
         return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
@@ -287,7 +287,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
-        ensemble = self.ensemble
+        ensemble = self.load_ensemble(chat=True)
         call = request.prepare(ensemble)
         chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
         with closing(ensemble.stream(call.prompt, call.params)) as pieces:
@@ -305,7 +305,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         request = self._request(messages, stop, kwargs)
-        ensemble = await self.aensemble()
+        ensemble = await self.aensemble(chat=True)
         call = request.prepare(ensemble)
         chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
         async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
