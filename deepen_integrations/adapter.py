@@ -74,16 +74,24 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             ClosedError: After `close`.
             DeepenError: If it cannot be loaded.
         """
-        return self._held().ensemble(self.progress)
+        return self.load_ensemble()
 
-    async def aensemble(self) -> Ensemble:
-        """Like `ensemble`, but loads in a thread, so the event loop is not blocked.
+    def load_ensemble(self, *, chat: bool = False) -> Ensemble:
+        """Returns `ensemble`.
+
+        Args:
+            chat: Whether it is asked for a conversation, so that members without a chat template need not be loaded.
 
         Raises:
+            ChatTemplateError: With `chat`, if it would have to load a member without a chat template.
             ClosedError: After `close`.
             DeepenError: If it cannot be loaded.
         """
-        return await self._held().aensemble(self.progress)
+        return self._held().ensemble(self.progress, chat=chat)
+
+    async def aensemble(self, *, chat: bool = False) -> Ensemble:
+        """Like `load_ensemble`, but loads in a thread, so the event loop is not blocked."""
+        return await self._held().aensemble(self.progress, chat=chat)
 
     @property
     def facts(self) -> ModelFacts:

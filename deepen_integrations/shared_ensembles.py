@@ -43,27 +43,29 @@ class SharedEnsemble:
         if ensemble is not None:
             self._take(ensemble)
 
-    def ensemble(self, progress: bool) -> Ensemble:
+    def ensemble(self, progress: bool, *, chat: bool = False) -> Ensemble:
         """Returns the ensemble, loading it on first use.
 
         Args:
             progress: Show progress bars while loading.
+            chat: Do not load members without a chat template.
 
         Raises:
+            ChatTemplateError: With `chat`, if a member without a chat template would have to be loaded.
             DeepenError: If the engine cannot load it. The next call tries again.
         """
         with self._loading:
             ensemble = self._loaded
             if ensemble is None:
-                ensemble = _load(self.options, progress)
+                ensemble = _load(self.options, progress, chat)
                 weakref.finalize(self, ensemble.close)
                 self._take(ensemble)
             return ensemble
 
-    async def aensemble(self, progress: bool) -> Ensemble:
+    async def aensemble(self, progress: bool, *, chat: bool = False) -> Ensemble:
         """Like `ensemble`, but loads in a thread, so the event loop is not blocked."""
         loaded = self._loaded
-        return loaded if loaded is not None else await asyncio.to_thread(self.ensemble, progress)
+        return loaded if loaded is not None else await asyncio.to_thread(self.ensemble, progress, chat=chat)
 
     @property
     def facts(self) -> ModelFacts:
@@ -98,7 +100,7 @@ def adopted_ensemble(ensemble: Ensemble) -> SharedEnsemble:
     return shared
 
 
-def _load(options: LoadOptions, progress: bool) -> Ensemble:
+def _load(options: LoadOptions, progress: bool, chat: bool) -> Ensemble:
     from deepen_core import Ensemble  # noqa: PLC0415 (imports torch)
 
     values = {n: getattr(options, n) for n in LoadOptions.model_fields if n != "models"}
@@ -110,4 +112,4 @@ def _load(options: LoadOptions, progress: bool) -> Ensemble:
             f"models={options.models!r} refers to an Ensemble that was given to from_ensemble and no longer exists in "
             "this process. Name the model folders, or call from_ensemble again."
         )
-    return Ensemble.load(list(options.models), progress=progress, **given)
+    return Ensemble.load(list(options.models), chat=chat, progress=progress, **given)

@@ -155,9 +155,9 @@ def loads(monkeypatch):
 
     seen = []
 
-    def load(options, progress):
+    def load(options, progress, chat):
         ensemble = RuleEnsemble()
-        seen.append(SimpleNamespace(options=options, progress=progress, ensemble=ensemble))
+        seen.append(SimpleNamespace(options=options, progress=progress, chat=chat, ensemble=ensemble))
         return ensemble
 
     monkeypatch.setattr(shared_ensembles, "_load", load)

@@ -173,9 +173,9 @@ def test_with_options_is_a_copy_on_the_same_ensemble(adapter, ensemble):
 def test_equal_options_load_once_also_from_many_threads(adapter, loads, monkeypatch):
     load = shared_ensembles._load
 
-    def slowly(options, progress):
+    def slowly(*arguments):
         time.sleep(0.05)
-        return load(options, progress)
+        return load(*arguments)
 
     monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llms = [adapter(models=["a", "b"], temperature=i / 10) for i in range(8)]
@@ -238,7 +238,7 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
     assert adapter(models=["a", "b"], progress=False, **given).ensemble
     assert calls.pop() == (
         [MemberConfig(model="a"), MemberConfig(model="b")],
-        {**given, "fusion": "deepen", "progress": False},
+        {**given, "fusion": "deepen", "chat": False, "progress": False},
     )
     assert adapter.demo(fusion="deepen-paper").ensemble
     assert calls.pop() == ("demo", {"main": 0, "fusion": "deepen-paper", "dtype": "auto", "max_batch_size": 32})
@@ -247,10 +247,10 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
 def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):
     load, failures = shared_ensembles._load, [ModelFilesError("no weights")]
 
-    def failing(options, progress):
+    def failing(*arguments):
         if failures:
             raise failures.pop()
-        return load(options, progress)
+        return load(*arguments)
 
     monkeypatch.setattr(shared_ensembles, "_load", failing)
     llm = adapter(models=["a"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deepen_core.config import PRESETS, SamplingParams
 from deepen_core.demo import Question
-from deepen_core.errors import ConfigurationError, ContextWindowError
+from deepen_core.errors import ChatTemplateError, ConfigurationError, ContextWindowError
 from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, TokenLogprob, Usage
 from deepen_integrations.cli import chat as chat_module
 from deepen_integrations.cli.commands import commands
@@ -45,12 +45,12 @@ def member(name: str, **changes) -> MemberInfo:
 class FakeEnsemble:
     """Says `pieces` and remembers what it was asked."""
 
-    def __init__(self, pieces=(" Blue", " sky."), warnings=(), templates=True):
+    def __init__(self, pieces=(" Blue", " sky."), warnings=()):
         self.pieces = list(pieces)
         self.warnings = list(warnings)
         self.asked = []
         self.options = {}
-        members = [member("general", has_chat_template=templates), member("specialist")]
+        members = [member("general"), member("specialist")]
         self.info = EnsembleInfo(members, "general", "deepen", 1500, 256, 4096, list(warnings), ["It cannot fly."])
 
     def __enter__(self):
@@ -81,9 +81,9 @@ def fake(monkeypatch):
     ensemble = FakeEnsemble()
     ensemble.opened = {}
 
-    def open_fake(load):
+    def open_fake(load, *, chat=False):
         options = asdict(load)
-        ensemble.opened = {"members": options.pop("member"), **options}
+        ensemble.opened = {"members": options.pop("member"), "chat": chat, **options}
         return ensemble
 
     monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", open_fake)
@@ -130,6 +130,7 @@ def test_generate_passes_every_option_on(fake):
     assert result.exit_code == 0, result.output
     assert fake.opened == {
         "members": ["a", "b"],
+        "chat": False,
         "demo": False,
         "main": "b",
         "weights": "0.7,0.3",
@@ -348,11 +349,21 @@ def test_an_error_in_a_chat_drops_the_question_and_goes_on(fake):
     assert fake.asked[1] == [{"role": "user", "content": "short"}]
 
 
-def test_chat_needs_a_template_of_every_member(fake):
-    fake.info = FakeEnsemble(templates=False).info
-    result = chat("hi")
+def test_only_a_chat_needs_templates(fake):
+    chat("hi")
+    assert fake.opened["chat"]
+    run("generate", "hi")
+    assert not fake.opened["chat"]
+
+
+def test_a_member_without_a_template_ends_a_chat_before_it(monkeypatch):
+    def load(models, *, chat, **options):
+        raise ChatTemplateError("b has none.") if chat else ConfigurationError("not a chat")
+
+    monkeypatch.setattr("deepen_core.Ensemble.load", load)
+    result = chat("hi", arguments=["-m", "a", "-m", "b"])
     assert result.exit_code == 1
-    assert "general cannot chat" in result.stderr
+    assert result.stderr == "Error: b has none. `deepen generate` continues plain text.\n"
 
 
 # deepen info and the tables

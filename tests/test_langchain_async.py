@@ -69,10 +69,10 @@ async def test_the_event_loop_goes_on_while_the_first_call_loads(loads, monkeypa
 
     loading, turned = threading.Event(), threading.Event()
 
-    def slowly(options, progress):
+    def slowly(*arguments):
         loading.set()
         assert turned.wait(60), "the event loop stood still while the models were loaded"
-        return load(options, progress)
+        return load(*arguments)
 
     monkeypatch.setattr(shared_ensembles, "_load", slowly)
     llm = kind(models=["a"])

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -179,7 +180,7 @@ def test_bars_of_the_hub_are_shown_as_ours_are(folders, monkeypatch, progress):
         silent.append(are_progress_bars_disabled())
         return str(folders["alpha"])
 
-    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=None))
     monkeypatch.setattr(hub, "snapshot_download", fetched)
     Ensemble.load(["someone/alpha"], device="cpu", progress=progress).close()
     assert silent == [not progress] * 2

@@ -62,6 +62,7 @@ class Ensemble(GenerationAPI):
         dtype: str = "auto",
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",
+        chat: bool = False,
         progress: bool = True,
     ) -> Ensemble:
         """Loads the members; all options, files and tokenizers are checked before any weights are read.
@@ -81,13 +82,16 @@ class Ensemble(GenerationAPI):
             on_member_error: What happens to a request if a member fails (out of memory, no finite logits): "raise" ends
                 it with a `MemberError`, "drop" continues without the member and adds a note to `Generation.warnings`.
                 The main member cannot be dropped.
+            chat: Whether every prompt will be a conversation, so that members without a chat template are of no use:
+                they are rejected at once, instead of with the first prompt.
             progress: Show on stderr what is being done and how much is left.
 
         Raises:
-            ConfigurationError: For options that contradict each other or the members, or a device without enough
-                memory.
+            ChatTemplateError: With `chat`, if a member that takes part has no chat template.
+            ConfigurationError: For options that contradict each other or the members, a device without enough memory,
+                or a model that needs something that is not installed or not allowed.
             MemberError: If a member fails when it is tried.
-            ModelFilesError: If a model's files are missing or damaged.
+            ModelFilesError: If a model's files are missing, damaged or in another format.
             TokenizerError: If a tokenizer cannot be used.
             NoCommonTokensError: If the members share no token, and the strategy needs some.
         """
@@ -101,6 +105,8 @@ class Ensemble(GenerationAPI):
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
                     described.append(describe_member(c, device, dtype, progress=progress))
+            if chat:
+                options.check_templates(described)
             options.check_members(described, steps)
             engine = options.build(load_members(described, steps), steps)
         return cls(engine)

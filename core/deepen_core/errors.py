@@ -19,15 +19,15 @@ class CompatibilityWarning(UserWarning):
 
 
 class ConfigurationError(DeepenError):
-    """The ensemble cannot be built from these options (weights, main member, fusion, unknown fields)."""
+    """The ensemble cannot be built from these options (weights, main, unknown fields), or not on this machine."""
 
 
 class ModelFilesError(DeepenError):
-    """A model folder lacks a file, or a file in it is truncated or damaged."""
+    """A model folder lacks a file, a file in it is truncated or damaged, or its model is in another format."""
 
 
 class TokenizerError(DeepenError):
-    """A tokenizer cannot be used: it has no fast version, or its tokens cannot be read as bytes."""
+    """A tokenizer cannot be used: it has no fast version, needs a package, or its tokens cannot be read as bytes."""
 
 
 class NoCommonTokensError(DeepenError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from deepen_core.errors import ChatTemplateError, DeepenError
+from deepen_core.errors import DeepenError
 from deepen_integrations.cli.session import notice
 from deepen_integrations.cli.tables import print_info
 
@@ -25,18 +25,9 @@ class Chat:
         ensemble: The ensemble that answers.
         sampling: Options of every answer.
         system: An instruction that precedes the conversation.
-
-    Raises:
-        ChatTemplateError: If a member has no chat template.
     """
 
     def __init__(self, ensemble: Ensemble, sampling: dict[str, Any], system: str | None = None) -> None:
-        without = [member.name for member in ensemble.info.members if not member.has_chat_template]
-        if without:
-            raise ChatTemplateError(
-                f"{' and '.join(without)} cannot chat: no chat template. Choose members that were tuned for "
-                "conversations, or continue plain text with `deepen generate`."
-            )
         self._ensemble = ensemble
         self._sampling = sampling
         self._opening = [{"role": "system", "content": system}] if system else []

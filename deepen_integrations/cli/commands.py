@@ -133,7 +133,7 @@ def chat(
 
     with clear_errors(debug):
         params = checked_sampling(sampling)
-        with open_ensemble(load) as ensemble:
+        with open_ensemble(load, chat=True) as ensemble:
             Chat(ensemble, params, system).run()
 
 

@@ -92,16 +92,22 @@ def _variable(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def open_ensemble(options: EnsembleOptions) -> Ensemble:
+def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
     """Loads the members, or the embedded demo ensemble if there are none.
+
+    Args:
+        options: The options that were given.
+        chat: Whether every prompt will be a conversation.
 
     Raises:
         typer.BadParameter: If options contradict each other.
+        ChatTemplateError: With `chat`, if a member that takes part has no chat template.
         DeepenError: If the ensemble cannot be loaded.
     """
     if options.member and options.demo:
         raise typer.BadParameter("--demo brings its own members: leave out --demo or --member.")
     from deepen_core import Ensemble  # noqa: PLC0415 (slow)
+    from deepen_core.errors import ChatTemplateError  # noqa: PLC0415
 
     given = _given(options)
     del given["demo"]
@@ -111,7 +117,10 @@ def open_ensemble(options: EnsembleOptions) -> Ensemble:
         warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
         if not members:
             return Ensemble.demo(**given)
-        return Ensemble.load(members, progress=sys.stderr.isatty(), **given)
+        try:
+            return Ensemble.load(members, chat=chat, progress=sys.stderr.isatty(), **given)
+        except ChatTemplateError as error:
+            raise ChatTemplateError(f"{error} `deepen generate` continues plain text.") from error
 
 
 def _given(options: EnsembleOptions | SamplingOptions) -> dict[str, Any]:

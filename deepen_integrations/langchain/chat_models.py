@@ -264,7 +264,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> ChatResult:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
-            ensemble = self.ensemble
+            ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
             answer = ensemble.generate(call.prompt, call.params)
             return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
@@ -278,7 +278,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> ChatResult:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
-            ensemble = await self.aensemble()
+            ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
             answer = await ensemble.agenerate(call.prompt, call.params)
             return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
@@ -292,7 +292,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
-            ensemble = self.ensemble
+            ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
             with closing(ensemble.stream(call.prompt, call.params)) as pieces:
@@ -311,7 +311,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
-            ensemble = await self.aensemble()
+            ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:

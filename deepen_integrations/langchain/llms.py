@@ -158,6 +158,10 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     def _renders(self, ensemble: Ensemble) -> bool:
         return ensemble.has_chat_template if self.apply_chat_template == "auto" else self.apply_chat_template
 
+    def _needs_templates(self, prompts: Sequence[str]) -> bool:
+        """Whether no prompt can be answered by members without chat templates."""
+        return self.apply_chat_template is True and all(isinstance(prompt, Conversation) for prompt in prompts)
+
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
         return self.token_ids(text, self.custom_get_token_ids)
@@ -307,7 +311,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
             if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = self.ensemble
+            ensemble = self.load_ensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts]
             outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
@@ -328,7 +332,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
                 async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                     return joined_chunks([chunk async for chunk in chunks])
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = await self.aensemble()
+            ensemble = await self.aensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts]
             outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
@@ -342,7 +346,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     ) -> Iterator[GenerationChunk]:
         with langchain_errors():
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = self.ensemble
+            ensemble = self.load_ensemble(chat=self._needs_templates([prompt]))
             with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
                 for piece in pieces:
                     chunk = generation_chunk(piece, self.model_name)
@@ -359,7 +363,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     ) -> AsyncGenerator[GenerationChunk, None]:
         with langchain_errors():
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = await self.aensemble()
+            ensemble = await self.aensemble(chat=self._needs_templates([prompt]))
             async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:
                 async for piece in pieces:
                     chunk = generation_chunk(piece, self.model_name)

@@ -41,6 +41,23 @@ class MemberPrompt:
     """Encodes the open text and its continuation, if not the member's usual tokenizer."""
 
 
+def no_template(names: Sequence[str]) -> ChatTemplateError:
+    """Returns the error for members that would have to read a conversation, and have no chat template.
+
+    Args:
+        names: At least one.
+    """
+    if len(names) == 1:
+        return ChatTemplateError(
+            f"Member {names[0]!r} has no chat template, so it cannot read a conversation: give a plain text, use an "
+            "instruction-tuned model, or put a template into its folder (chat_template.jinja)."
+        )
+    return ChatTemplateError(
+        f"Members {' and '.join(map(repr, names))} have no chat template, so they cannot read a conversation: give a "
+        "plain text, use instruction-tuned models, or put a template into the folder of each (chat_template.jinja)."
+    )
+
+
 class PromptReader:
     """Reads prompts for one member.
 
@@ -159,10 +176,7 @@ class PromptReader:
             PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
         if self._chat is None:
-            raise ChatTemplateError(
-                f"Member {self._name!r} has no chat template, so it cannot read a conversation: give a plain text, use "
-                "an instruction-tuned model, or put a template into its folder (chat_template.jinja)."
-            )
+            raise no_template([self._name])
         return self._started(self._read_controlled(self._chat.render(messages, options), unshielded))
 
     def _read_controlled(self, rendered: str, cleaned: Callable[[str], str]) -> MemberPrompt:

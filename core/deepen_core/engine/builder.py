@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import MemberErrorPolicy, ServingConfig, StrategyOptions, resolve_fusion
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.engine import Engine, counted_members
@@ -100,6 +101,16 @@ class EngineOptions:
         with steps.doing("comparing vocabularies"):
             facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
             self.strategy.check(facts, self.config)
+
+    def check_templates(self, members: Sequence[DescribedMember | Member]) -> None:
+        """Rejects members that cannot read a conversation, among those that take part.
+
+        Raises:
+            ChatTemplateError: If such a member has no chat template.
+        """
+        counted = [members[number] for number in counted_members(self.main, self.policy.describe())]
+        if without := [m.name for m in counted if not m.tokenizer.reader.has_chat_template]:
+            raise no_template(without)
 
     def build(self, members: Sequence[Member], steps: Steps) -> Engine:
         """Builds the engine from loaded members.

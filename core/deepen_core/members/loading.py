@@ -119,8 +119,9 @@ def describe_member(config: MemberConfig, device: str | None, dtype: str | None,
         progress: Show progress bars while files are downloaded.
 
     Raises:
-        ConfigurationError: For a device or dtype that does not exist, or a model that cannot be a member.
-        ModelFilesError: If files are missing or damaged.
+        ConfigurationError: For a device or dtype that does not exist, or a model that cannot be a member or needs
+            something that is not installed or not allowed.
+        ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
     module, _, name = KINDS[config.kind].partition(":")

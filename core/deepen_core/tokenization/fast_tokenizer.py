@@ -48,8 +48,8 @@ class Backend:
         source = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
         if source is None:
             raise TokenizerError(
-                f"{type(tokenizer).__name__} has no fast version (tokenizer.json). Convert it once with "
-                "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder) and load that folder."
+                f"{type(tokenizer).__name__} has no fast version (tokenizer.json), which members need: give a model "
+                "whose tokenizer has one."
             )
         self._source = source.model
         spec = _parts(source)

@@ -11,17 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deepen_core.errors import ModelFilesError
+from deepen_core.members.transformers.formats import INDEX, WEIGHTS, check_file
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-)
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+_INNER = ("*/config.json", "snapshots/*/config.json")  # such as the folder of a model in the hub's cache
+_SAVE = "save the model there with model.save_pretrained(folder)"
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 
 
@@ -71,13 +65,16 @@ def check_description(folder: Path) -> None:
         ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.
     """
     if not folder.is_dir():
+        check_file(folder)
         problem = f"{folder} is not a folder" if folder.exists() else f"There is no folder {folder.absolute()}"
         raise ModelFilesError(f"{problem}: give a model folder in transformers format, or a hub id.")
     config = folder / "config.json"
     if not config.is_file():
-        raise ModelFilesError(f"{folder} has no config.json: save the model there with model.save_pretrained(folder).")
+        inner = [str(path.parent) for pattern in _INNER for path in sorted(folder.glob(pattern))]
+        way_out = f"give {' or '.join(inner[:3])}" if inner else _SAVE
+        raise ModelFilesError(f"{folder} has no config.json: {way_out}.")
     read_object(config)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ModelFilesError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)."
@@ -90,24 +87,18 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelFilesError: If there are none, the index is damaged, or a file that it lists is missing.
     """
-    if (folder / _INDEX).is_file():
-        names = _shard_names(folder / _INDEX)
+    if (folder / INDEX).is_file():
+        names = _shard_names(folder / INDEX)
         missing = [n for n in names if not (folder / n).is_file()]
         if missing or not names:
             raise ModelFilesError(
-                f"{folder} lacks {len(missing)} of the {len(names)} weight files that {_INDEX} names"
+                f"{folder} lacks {len(missing)} of the {len(names)} weight files that {INDEX} names"
                 f"{': ' + ', '.join(missing[:3]) if missing else ''}. The download is incomplete: fetch it again."
             )
         return [folder / n for n in names]
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
-    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-    if pickled:
-        raise ModelFilesError(
-            f"{folder} has its weights as pickle files only ({', '.join(pickled[:3])}), which can run code when "
-            "loaded: convert them once with model.save_pretrained(folder, safe_serialization=True)."
-        )
-    raise ModelFilesError(f"{folder} has no weights ({_WEIGHTS}): save them there with model.save_pretrained(folder).")
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    raise ModelFilesError(f"{folder} has no weights ({WEIGHTS}): {_SAVE}.")
 
 
 def read_object(path: Path) -> dict[str, Any]:

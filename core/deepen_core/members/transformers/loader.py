@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,37 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from deepen_core.config import MemberConfig
-from deepen_core.errors import (
-    ConfigurationError,
-    DeepenError,
-    ModelFilesError,
-    TokenizerError,
-    brief,
-)
+from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
 from deepen_core.members.memory import is_memory, more_room
-from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.causal import CausalMember
-from deepen_core.members.transformers.checkpoint import (
-    check_description,
-    check_model_folder,
-    declared_window,
-    read_object,
-    weight_files,
-)
-from deepen_core.members.transformers.hub import fetch_description, fetch_weights
+from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, read_object, weight_files
+from deepen_core.members.transformers.hub import fetch_weights
+from deepen_core.members.transformers.pretrained import load_config, load_tokenizer
+from deepen_core.members.transformers.random_state import kept_random_state
+from deepen_core.members.transformers.requirements import missing_package
+from deepen_core.members.transformers.source import find_source
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NO_LIMIT = 1_000_000
 _progress_lock = threading.Lock()
@@ -92,31 +75,20 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
         progress: Show the hub's progress bars while files are downloaded.
 
     Raises:
-        ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token.
-        ModelFilesError: If files are missing or damaged.
+        ConfigurationError: For a device or dtype that does not exist, or a model that does not predict the next token
+            or needs something that is not installed or not allowed.
+        ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
     place = _device(config.device or device)
     kind = _dtype(config.dtype or dtype)
     with _others_bars(progress):
-        folder, local = _folder(config)
-    code = {"trust_remote_code": config.trust_remote_code}
-    try:
-        model_config = AutoConfig.from_pretrained(folder, **code)
-    except Exception as problem:  # a wrong value in it raises anything that the model's own checks raise
-        raise ModelFilesError(
-            f"The configuration of {folder} cannot be used ({brief(problem)}): correct config.json or fetch it again."
-        ) from problem
-    _check_causal(config, model_config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-    except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
-        if (folder / "tokenizer.json").is_file():
-            read_object(folder / "tokenizer.json")  # says more if that is no JSON
-        raise TokenizerError(f"The tokenizer of {folder} cannot be loaded ({problem}): save it again.") from problem
-    described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(folder, model_config))
+        source = find_source(config)
+    model_config = load_config(config, source)
+    tokenizer = load_tokenizer(config, source, model_config)
+    described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(source.folder, model_config))
     window = config.context_window or _window(model_config, tokenizer)
-    return Description(config, folder, local, model_config, described, window, place, kind)
+    return Description(config, source.folder, source.local, model_config, described, window, place, kind)
 
 
 def load_member(described: Description, progress: bool) -> CausalMember:
@@ -127,7 +99,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
         progress: Show the progress bars of the hub and of `transformers`.
 
     Raises:
-        ConfigurationError: If the member does not fit on its device.
+        ConfigurationError: If the member does not fit on its device, or a package is missing.
         ModelFilesError: If weights are missing, damaged or do not fit the configuration.
     """
     with _others_bars(progress):
@@ -135,7 +107,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     check_model_folder(folder)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
-        with _others_bars(progress), _kept_random_state():
+        with _others_bars(progress), kept_random_state():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=described.dtype,
@@ -156,37 +128,13 @@ def load_member(described: Description, progress: bool) -> CausalMember:
                 f"{described.name} does not fit on {described.device}: its weight files have {size:.0f} MiB. "
                 f"{more_room(described.wanted_dtype)} ({brief(problem)})."
             ) from problem
+        if isinstance(problem, ImportError):
+            raise missing_package(str(folder), problem) from problem
         raise ModelFilesError(
-            f"The weights of {folder} cannot be loaded ({brief(problem)}): check its config.json, or fetch the model "
-            "again."
+            f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
+            "or try the model alone with AutoModelForCausalLM.from_pretrained."
         ) from problem
     return CausalMember(described.name, model, described.tokenizer, described.context_window)
-
-
-def _check_causal(config: MemberConfig, model_config: Any) -> None:
-    """Rejects models that fill gaps or translate: their answers would be noise."""
-    kind = model_config.model_type
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise ConfigurationError(
-            f"{config.model} is an encoder-decoder model ({kind}); members are decoder-only for now."
-        )
-    own_code = getattr(model_config, "auto_map", None)
-    if config.trust_remote_code and isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
-        return
-    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ConfigurationError(
-            f"{config.model} is not a causal language model ({kind}): members must predict the next token. Choose one "
-            "that AutoModelForCausalLM loads."
-        )
-    # Encoders have a causal class as well, which attends in both directions unless configured as a decoder.
-    encoder = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING or kind == "bert-generation"
-    decoder = getattr(model_config, "is_decoder", False) or getattr(model_config, "causal", False)
-    if encoder and not decoder:
-        raise ConfigurationError(
-            f"{config.model} is an encoder ({kind}) that looks at both sides of a token: members must predict the next "
-            'one. Choose a causal language model; if this one was trained as such, set "is_decoder": true in its '
-            "config.json."
-        )
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
@@ -210,14 +158,6 @@ def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    """Leaves torch's global random states unchanged, without initialising a GPU."""
-    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=gpus):
-        yield
 
 
 def _device(name: str | None) -> torch.device:
@@ -248,15 +188,6 @@ def _dtype(name: object) -> torch.dtype | str:
     if not isinstance(dtype, torch.dtype) or dtype not in [getattr(torch, known) for known in _DTYPES]:
         raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', {', '.join(map(repr, _DTYPES))}.")
     return dtype
-
-
-def _folder(config: MemberConfig) -> tuple[Path, bool]:
-    """Returns the folder with a member's small files, and whether it is local rather than downloaded from the hub."""
-    path = model_path(config.model)
-    local = path.exists() or not _HUB_ID.fullmatch(config.model)
-    folder = path if local else fetch_description(config)
-    check_description(folder)
-    return folder, local
 
 
 def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:

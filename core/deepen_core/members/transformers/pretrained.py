@@ -1,0 +1,151 @@
+"""A model's configuration and tokenizer as `transformers` loads them, and what it lacks where it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
+
+from deepen_core.config import MemberConfig
+from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
+from deepen_core.members.transformers.checkpoint import read_object
+from deepen_core.members.transformers.requirements import (
+    check_packages,
+    check_quantisation,
+    missing_package,
+    own_code,
+)
+from deepen_core.members.transformers.source import ModelSource
+
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
+_SHARE = 10  # a tokenizer with less than a tenth of its model's tokens has found none of them
+
+
+def load_config(config: MemberConfig, source: ModelSource) -> Any:
+    """Loads a model's configuration, and checks that the model can be a member on this machine.
+
+    Raises:
+        ConfigurationError: If the model does not predict the next token, or lacks something to be loaded.
+        ModelFilesError: If the configuration cannot be used, or the weights are in another format.
+    """
+    given, trusted = read_object(source.folder / "config.json"), config.trust_remote_code
+    try:
+        model_config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trusted)
+    except Exception as problem:  # a wrong value in it raises anything that the model's own checks raise
+        raise _config_error(source.place, given, problem, trusted=trusted) from problem
+    _check_causal(source.place, model_config, trusted=trusted)
+    check_quantisation(source.place, given, model_config, trusted=trusted)
+    check_packages(source.place, given, model_config, trusted=trusted)
+    return model_config
+
+
+def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any) -> Any:
+    """Loads a model's tokenizer.
+
+    Raises:
+        ConfigurationError: If it comes with code of its own, which may not be run.
+        ModelFilesError: If tokenizer.json is not JSON.
+        TokenizerError: If it cannot be loaded, or `transformers` found no vocabulary for it.
+    """
+    trusted = config.trust_remote_code
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trusted)
+        if type(tokenizer).__name__ == "MistralCommonBackend":
+            # Where mistral-common is installed, it is preferred to tokenizer.json; members need that everywhere.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
+    except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
+        raise _tokenizer_error(source, problem, trusted=trusted) from problem
+    tokens, wanted = len(tokenizer), getattr(model_config.get_text_config(), "vocab_size", None)
+    from_scratch = not (source.folder / "tokenizer.json").is_file()
+    if from_scratch and isinstance(wanted, int) and tokens * _SHARE < wanted:
+        raise TokenizerError(
+            f"The tokenizer of {source.place} has {tokens} tokens where its model has {wanted}: transformers found no "
+            f"vocabulary for {type(tokenizer).__name__} in its files. Fetch its tokenizer.json as well."
+        )
+    return tokenizer
+
+
+def _config_error(place: str, given: Mapping[str, Any], problem: Exception, *, trusted: bool) -> DeepenError:
+    if not trusted and "trust_remote_code" in str(problem):
+        return own_code(place)
+    if isinstance(problem, ImportError):
+        return missing_package(place, problem)
+    kind = given.get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+        return ModelFilesError(
+            f"The configuration of {place} cannot be used: transformers {transformers.__version__} does not know its "
+            f"model_type {kind!r}. A newer one may: pip install --upgrade transformers."
+        )
+    return ModelFilesError(
+        f"The configuration of {place} cannot be used ({brief(problem)}): correct config.json or fetch it again."
+    )
+
+
+def _check_causal(place: str, model_config: Any, *, trusted: bool) -> None:
+    """Rejects models that fill gaps or translate: their answers would be noise."""
+    kind = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"{place} is an encoder-decoder model ({kind}); members are decoder-only for now.")
+    auto_map = getattr(model_config, "auto_map", None)
+    has_code = isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
+    if trusted and has_code:
+        return
+    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if has_code:
+            raise own_code(place)
+        raise ConfigurationError(
+            f"{place} is not a causal language model ({kind}): members must predict the next token. Choose one that "
+            "AutoModelForCausalLM loads."
+        )
+    # Encoders have a causal class as well, which attends in both directions unless configured as a decoder.
+    encoder = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING or kind == "bert-generation"
+    decoder = getattr(model_config, "is_decoder", False) or getattr(model_config, "causal", False)
+    if encoder and not decoder:
+        raise ConfigurationError(
+            f"{place} is an encoder ({kind}) that looks at both sides of a token: members must predict the next one. "
+            'Choose a causal language model; if this one was trained as such, set "is_decoder": true in its '
+            "config.json."
+        )
+
+
+def _tokenizer_error(source: ModelSource, problem: Exception, *, trusted: bool) -> DeepenError:
+    if (source.folder / "tokenizer.json").is_file():
+        read_object(source.folder / "tokenizer.json")  # says more if that is no JSON
+    elif advice := _sentencepiece_advice(source.folder):
+        return TokenizerError(f"The tokenizer of {source.place} {advice}")
+    if not trusted and "trust_remote_code" in str(problem):
+        return own_code(source.place)
+    told = f"The tokenizer of {source.place} cannot be loaded ({brief(problem)})"
+    if isinstance(problem, ImportError):
+        return TokenizerError(f"{told}. Install what it names.")
+    return TokenizerError(f"{told}: fetch its files again, or save it there with tokenizer.save_pretrained(folder).")
+
+
+def _sentencepiece_advice(folder: Path) -> str:
+    """Returns what is missing to read a SentencePiece model, if anything; `transformers` then takes it for another."""
+    models = [path.name for path in sorted(folder.glob("*.model")) if path.is_file() and not _is_tiktoken(path)]
+    installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    missing = [package for package, there in installed.items() if not there]
+    if not (models and missing):
+        return ""
+    return (
+        f"is a SentencePiece model ({models[0]}) without a tokenizer.json, and transformers needs sentencepiece and "
+        f"protobuf to read it: pip install {' '.join(missing)}."
+    )
+
+
+def _is_tiktoken(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _TIKTOKEN_LINE.fullmatch(file.readline(1000)) is not None

@@ -1,0 +1,50 @@
+"""Finds the files of a member's model, in a folder or on the hub, and rejects what is no model folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepen_core.config import MemberConfig
+from deepen_core.members.model_path import model_path
+from deepen_core.members.transformers.adapter import check_adapter
+from deepen_core.members.transformers.checkpoint import check_description
+from deepen_core.members.transformers.formats import check_format, folder_names
+from deepen_core.members.transformers.hub import fetch_description
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's small files are."""
+
+    place: str
+    """What errors call it: the folder, or the hub id."""
+    folder: Path
+    """The folder with the small files."""
+    local: bool
+    """Whether `folder` is the user's own; otherwise it is in the hub's cache and has no weights yet."""
+    names: Sequence[str]
+    """The names of all its files, weights included, as `formats.top_names` returns them."""
+
+
+def find_source(config: MemberConfig) -> ModelSource:
+    """Finds a model, fetches its small files if it is on the hub, and checks what it is.
+
+    Raises:
+        ModelFilesError: If files are missing, or it is recognised as something else than a model in transformers
+            format.
+    """
+    path = model_path(config.model)
+    if path.exists() or not _HUB_ID.fullmatch(config.model):
+        source = ModelSource(str(path), path, local=True, names=folder_names(path))
+    else:
+        folder, names = fetch_description(config)
+        source = ModelSource(config.model, folder, local=False, names=names)
+    check_format(source.place, source.names)
+    check_adapter(source.place, source.folder, source.names)
+    check_description(source.folder)
+    return source
