@@ -1,6 +1,8 @@
 """The engine's errors as LangChain's: what its middleware and runnables do about each."""
 
+import gc
 import pickle
+import weakref
 
 import pytest
 from langchain.agents import create_agent
@@ -18,9 +20,9 @@ from langchain_parts import WAYS, asked
 from deepen_core import errors
 from deepen_core.errors import DeepenError
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
-from deepen_integrations.langchain.errors import _KINDS, as_langchain
+from deepen_integrations.langchain.errors import KINDS
 
-KINDS = [
+KNOWN = [
     (errors.ContextWindowError, ContextOverflowError, False),
     (errors.PromptError, ModelInvalidRequestError, False),
     (errors.SamplingError, ModelInvalidRequestError, False),
@@ -43,16 +45,16 @@ def every_error(kind=DeepenError):
 def test_every_error_of_the_engine_is_one_of_langchains():
     """But for those that only readers of answers raise, and that of a handle, which adapters do not have."""
     others = {DeepenError, errors.NotDoneError, *every_error(errors.UnusableAnswerError)}
-    assert set(_KINDS) == set(every_error()) - others
+    assert set(KINDS) == set(every_error()) - others
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_they_survive_pickling(kind):
-    told = pickle.loads(pickle.dumps(as_langchain(kind("what happened"))))
-    assert (type(told), str(told)) == (_KINDS[kind], "what happened")
+    told = pickle.loads(pickle.dumps(KINDS[kind]("what happened")))
+    assert (type(told), str(told)) == (KINDS[kind], "what happened")
 
 
-@pytest.mark.parametrize(("kind", "known", "again"), KINDS)
+@pytest.mark.parametrize(("kind", "known", "again"), KNOWN)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", [ChatDeepen, DeepenLLM])
 async def test_both_models_raise_them_in_every_way(ensemble, make, way, kind, known, again):
@@ -107,3 +109,20 @@ def test_a_batch_returns_them_in_place(ensemble):
     found = DeepenLLM.from_ensemble(ensemble).batch(["hi", "bad"], return_exceptions=True)
     assert found[0] == ensemble.default
     assert isinstance(found[1], ContextOverflowError)
+
+
+@pytest.mark.parametrize("make", [ChatDeepen, DeepenLLM])
+def test_they_hold_no_models(ensemble, make):
+    """A model that raised one is gone with its last reference, without a search for garbage."""
+    ensemble.has_chat_template, ensemble.failure = True, errors.MemberError("what happened")
+    model = make.from_ensemble(ensemble)
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        with pytest.raises(errors.MemberError):
+            model.invoke("hi")
+        del model
+        ensemble.failure = None
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -165,7 +165,7 @@ def test_an_engine_error_in_a_stream_comes_through(llm, ensemble):
     recorder = Recorder()
     with pytest.raises(ContextWindowError, match="too long"):
         list(llm.stream("c", config={"callbacks": [recorder]}))
-    assert recorder.errors == [ensemble.failure]
+    assert [error.__cause__ for error in recorder.errors] == [ensemble.failure]
     assert ensemble.open_streams == 0
     ensemble.failure = None
     assert llm.invoke("a") == " one"

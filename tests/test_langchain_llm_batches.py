@@ -168,7 +168,7 @@ class TestReturnedExceptions(Serving):
             sliced = self.ask(way, llm, inputs, config={"max_concurrency": 2})
             chained = self.ask(way, PromptTemplate.from_template("{p}") | llm, [{"p": one} for one in inputs])
         for outputs in (sliced, chained):
-            assert [type(outputs[n]) for n in (1, 4)] == [ContextWindowError] * 2
+            assert all(isinstance(outputs[n], ContextWindowError) for n in (1, 4))
             assert [outputs[n] for n in (0, 2, 3)] == alone[:3]
         assert sizes[:2] == [1, 2]
         assert sizes[-1] == 3
@@ -189,12 +189,8 @@ class TestReturnedExceptions(Serving):
         with submissions(pair) as sizes:
             for _ in range(2):
                 outputs = self.ask(way, llm, [ASKED[0], ASKED[2], TOO_LONG, ASKED[0]])
-                assert [o if isinstance(o, str) else type(o) for o in outputs] == [
-                    alone[0],
-                    alone[2],
-                    ContextWindowError,
-                    alone[0],
-                ]
+                assert [outputs[n] for n in (0, 1, 3)] == [alone[n] for n in (0, 2, 0)]
+                assert isinstance(outputs[2], ContextWindowError)
         assert sizes == [2, 0]  # then all but the failing one come from the cache
 
     def test_inputs_that_cannot_be_read(self, llm, alone, way):
@@ -208,7 +204,7 @@ class TestReturnedExceptions(Serving):
     def test_what_fails_for_all_is_told_for_all(self, load, way):
         llm = DeepenLLM.from_ensemble(ensemble := load("alpha", "beta"))
         ensemble.close()
-        assert [type(one) for one in self.ask(way, llm, ASKED[:2])] == [ClosedError] * 2
+        assert all(isinstance(one, ClosedError) for one in self.ask(way, llm, ASKED[:2]))
 
     def test_without_it_the_error_is_raised(self, llm, way):
         with pytest.raises(ContextWindowError):

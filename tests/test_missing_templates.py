@@ -129,7 +129,8 @@ def test_a_text_model_of_langchain_that_must_use_templates(options, weights_read
     assert weights_read == []
     texts, talks = ["Hi", "You"], [[HumanMessage("Hi")]]
     answers = llm.batch([*texts, *talks], return_exceptions=True)
-    assert [type(a) for a in answers] == [str, str, ChatTemplateError]
+    assert [type(a) for a in answers[:2]] == [str, str]
+    assert isinstance(answers[2], ChatTemplateError)
 
 
 def test_a_text_model_of_langchain_joins_messages_where_it_may(options, weights_read):

@@ -74,7 +74,7 @@ class ClosedError(errors.ClosedError, ModelError):
     """See the engine's error of this name. A closed ensemble stays closed."""
 
 
-_KINDS: dict[type[DeepenError], type[DeepenError]] = {
+KINDS: dict[type[DeepenError], type[DeepenError]] = {
     kind.__mro__[1]: kind
     for kind in (
         ContextWindowError,
@@ -92,12 +92,7 @@ _KINDS: dict[type[DeepenError], type[DeepenError]] = {
         ClosedError,
     )
 }
-
-
-def as_langchain(error: DeepenError) -> DeepenError:
-    """Returns an error of LangChain's kind with the same message; the error itself if there is no such kind."""
-    kind = _KINDS.get(type(error))
-    return error if kind is None else kind(*error.args)
+"""The kind of each of the engine's errors."""
 
 
 @contextmanager
@@ -106,7 +101,7 @@ def langchain_errors() -> Iterator[None]:
     try:
         yield
     except DeepenError as error:
-        told = as_langchain(error)
-        if told is error:
+        if type(error) not in KINDS:
             raise
-        raise told from error
+        # In no variable: its traceback would hold that one, and with it the models until garbage is collected.
+        raise KINDS[type(error)](*error.args) from error
