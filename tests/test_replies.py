@@ -264,7 +264,10 @@ PIECES = st.sampled_from(
             call("sub"),
             call("add", x="</tool_call>"),
             '{"name": "now", "arguments": {}}',
+            '{"name": "add", "parameters": {"x": 1}}',
+            '{"name": "sub", "arguments": {}}',
         ),
+        *("```json\n", "```", "<tools>\n", "</tools>", "{", '{"name": "no'),
     ]
 )
 THINKING = st.sampled_from(["never", "optional", "opened"])
@@ -325,6 +328,60 @@ def test_half_a_call_is_a_part_of_its_own(text, must, name):
     reply = parse_reply(text, ReplyParser(NAMES, must=must))
     assert reply == Reply("", "", (), CutCall(text))
     assert reply.cut.name == name
+
+
+UNTAGGED = ["{}", "```json\n{}\n```", "```\n{}\n```", "<tools>\n{}\n</tools>", "\n {}"]
+
+
+@pytest.mark.parametrize("around", UNTAGGED)
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('{"name": "add", "arguments": {"x": 3}}', "whole"),
+        ('{\n  "name": "add",\n  "arguments": {"x": 3}\n}', "whole"),
+        ('{"name": "plant", "parameters": {"tree": {}}}', "whole"),
+        ('{"name": "say 你\\"好\\\\", "arguments": {"text": "}"}}', "whole"),
+        ('{"name": "add", "arguments": {"x": "three"}}', "no"),
+        ('{"name": "add", "x": 3}', "no"),
+    ],
+)
+def test_a_call_without_its_tag_is_held_from_its_name_on(verdict, around, said, expected):
+    form = ReplyForm.from_openai(TOOLS, "auto")
+    text = around.replace("{}", said, 1)
+    assert verdict(form, text) == expected
+    if expected == "whole":
+        reply = parse_reply(text, form.parser(Thoughts()))
+        arguments = json.loads(said).get("arguments", json.loads(said).get("parameters"))
+        assert reply == Reply("", "", (Call(json.loads(said)["name"], arguments),))
+        cut = parse_reply(text[: text.rindex("}")], form.parser(Thoughts()))
+        assert (cut.text, cut.calls, cut.cut.name) == ("", (), json.loads(said)["name"])
+        assert verdict(ReplyForm.from_openai(TOOLS, "any"), text) == "no"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "subtract", "arguments": {}}',
+        '{"name": "Felix", "age": 3}',
+        'Like this: {"name": "now", "arguments": {}}',
+        '```python\n{"name": "now", "arguments": {}}\n```',
+        '["now"]',
+        "{",
+        "```json",
+        '{"name": "no',
+    ],
+)
+def test_text_that_merely_holds_json_stays_text(verdict, text):
+    form = ReplyForm.from_openai(TOOLS, "auto")
+    assert verdict(form, text) == "whole"
+    assert parse_reply(text, form.parser(Thoughts())) == Reply(text, "", ())
+
+
+def test_an_untagged_call_may_come_after_thoughts(verdict):
+    form, said = ReplyForm.from_openai(TOOLS, "auto"), '{"name": "now", "arguments": {}}'
+    assert verdict(form, f"<think>Hm.</think>\n\n{said}", "optional") == "whole"
+    reply = parse_reply(f"<think>Hm.</think>\n\n{said}", form.parser(Thoughts("optional")))
+    assert reply == Reply("", "Hm.", (Call("now", {}),))
 
 
 def test_the_beginning_of_a_tag_is_text_where_text_may_be():

@@ -9,6 +9,7 @@ from typing import Any
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.replies.tools import CallPolicy, Tool
+from deepen_core.replies.untagged import FENCES, untagged_rules
 
 MOST_CALLS = 16
 """The maximum number of calls in one answer: a lost model would keep calling to the end."""
@@ -16,6 +17,8 @@ MOST_CALLS = 16
 _TEXT = r"/(.|\n)*/"
 _TEXT_AND_CALL = r"/(.|\n)*<tool_call>/"
 _WITHOUT_CALL = r" & ~/(.|\n)*<tool_call>(.|\n)*/"
+_FIELD = r'/[ \n\r\t]*,[ \n\r\t]*"(arguments|parameters)"[ \n\r\t]*:[ \n\r\t]?/'
+_CLOSE = r"/[ \n\r\t]?\}/"
 _BLANK = r"/\n{0,2}/"  # as models write between their thoughts and the answer
 
 
@@ -33,6 +36,8 @@ def reply_rules(
     """
     rules: dict[str, str] = {}
     apart = _without_thoughts(thoughts)
+    if tools and calls != "must" and schema is None:
+        apart += f" & ~/{untagged_rules([tool.name for tool in tools])}(.|\\n)*/"
     bodies = []
     if calls != "must":
         bodies.append("object" if schema is not None else "TEXT")
@@ -48,6 +53,9 @@ def reply_rules(
         if follows_text:
             rules["OPENING"] = _TEXT_AND_CALL + apart
         rules |= _call_rules(tools)
+        if follows_text:
+            bodies.append("untagged")
+            rules |= _untagged_rules(tools)
     rules["body"] = " | ".join(bodies)
     start = "body"
     if thoughts.mode != "never":
@@ -99,6 +107,20 @@ def _call_rules(tools: Sequence[Tool]) -> dict[str, str]:
         rules[f"call_{number}"] = f"{_json(begin)} arguments_{number} {_json(end)}"
         rules[f"arguments_{number}"] = f"%json {_json(tool.schema)}"
     return rules
+
+
+def _untagged_rules(tools: Sequence[Tool]) -> dict[str, str]:
+    """Rules for calls without their tag: from the name on, they are held as others are."""
+    rules: dict[str, str] = {}
+    kinds = []
+    for number, tool in enumerate(tools):
+        for kind, (begin, end) in enumerate(FENCES.items()):
+            name = f"untagged_{number}_{kind}"
+            kinds.append(name)
+            rules[f"HEAD_{number}_{kind}"] = f"/{untagged_rules([tool.name], [begin])}/"
+            closing = f' "\\n{end}"' if end else ""
+            rules[name] = f"HEAD_{number}_{kind} {_FIELD} arguments_{number} {_CLOSE}{closing}"
+    return {"untagged": " | ".join(kinds), **rules}
 
 
 def _json(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import CALL, CALL_END
+from deepen_core.replies.untagged import ARGUMENTS, may_become_call, untagged_call
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class CutCall:
 
 Part = Text | Thought | Call | CutCall
 _NONE = Thoughts()
+_State = Literal["start", "thoughts", "body", "untagged", "text", "call"]
+_DECODER = json.JSONDecoder(strict=False)
 _NAMED = re.compile(rf'{CALL}\s*\{{\s*"name":\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -67,8 +70,9 @@ class ReplyParser:
     """Takes an answer in pieces, however they are cut, and returns its parts as soon as they are certain.
 
     A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
-    arguments. A call that ends before its tag is closed is a part of its own, so that no half-written call is ever run
-    or shown. Everything else is text. White space around tags belongs to no part.
+    arguments. At the beginning of an answer it may lack its tag, alone, in a code fence or in `<tools>`. A call that is
+    not complete at the end is a part of its own, so that no half-written call is ever run or shown. Everything else is
+    text. White space around tags belongs to no part.
 
     Args:
         names: The tools that may be called; without any, call tags are text.
@@ -80,12 +84,13 @@ class ReplyParser:
         self._names = frozenset(names)
         self._must = must
         self._marks = thoughts.marks
-        states: dict[str, Literal["start", "thoughts", "text"]] = {"optional": "start", "opened": "thoughts"}
-        self._state: Literal["start", "thoughts", "text", "call"] = states.get(thoughts.mode, "text")
+        states: dict[str, _State] = {"optional": "start", "opened": "thoughts"}
+        self._state: _State = states.get(thoughts.mode, "body")
         self._held = ""
         self._skips = thoughts.mode == "opened"  # whether white space after a tag is being skipped
         self._gap = ""  # white space before the call that is being parsed
         self._searched = 0  # characters of the call that have been searched for its end
+        self._fence = ""  # what may still end the text around a call
 
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and returns the parts that are now certain."""
@@ -102,22 +107,39 @@ class ReplyParser:
             if self._skips:
                 self._held = self._held.lstrip()
                 self._skips = not self._held
+            if self._fence and self._held and not self._ended(last=last):
+                return
             part = self._next(last=last)
             if part is not None:
                 yield part
             if (self._state, len(self._held)) == before:
                 return
 
+    def _ended(self, *, last: bool) -> bool:
+        """Whether it is certain if what stands around a call has ended; its end is dropped."""
+        if self._held.startswith(self._fence):
+            self._held, self._skips = self._held.removeprefix(self._fence).lstrip(), True
+        elif self._fence.startswith(self._held):
+            if not last:
+                return False
+            self._held = ""
+        self._fence = ""
+        return True
+
     def _next(self, *, last: bool) -> Part | None:
-        if self._state == "start":
-            self._begin(last=last)
+        if self._state in ("start", "body"):
+            begin = self._begin if self._state == "start" else self._open
+            begin(last=last)
             return None
-        if self._state == "thoughts":
-            # Where a mark stands before the answer, more thoughts may come before it.
-            thought = self._upto(self._marks.end, "start" if self._marks.answer else "text", last=last)
-            return Thought(thought) if thought else None
-        if self._state == "call":
-            return self._read_call(last=last)
+        readers = {"thoughts": self._read_thoughts, "untagged": self._read_untagged, "call": self._read_call}
+        return readers.get(self._state, self._read_text)(last=last)
+
+    def _read_thoughts(self, *, last: bool) -> Part | None:
+        # Where a mark stands before the answer, more thoughts may come before it.
+        thought = self._upto(self._marks.end, "start" if self._marks.answer else "body", last=last)
+        return Thought(thought) if thought else None
+
+    def _read_text(self, *, last: bool) -> Part | None:
         if not self._names:
             text, self._held = self._held, ""
         else:
@@ -133,11 +155,38 @@ class ReplyParser:
         if said.startswith(marks.begin):
             self._state, self._held, self._skips = "thoughts", said.removeprefix(marks.begin), True
         elif marks.answer and said.startswith(marks.answer):
-            self._state, self._held, self._skips = "text", said.removeprefix(marks.answer), True
+            self._state, self._held, self._skips = "body", said.removeprefix(marks.answer), True
         elif last or not any(mark.startswith(said) for mark in marks.parts()):
+            self._state = "body"
+
+    def _open(self, *, last: bool) -> None:
+        if untagged_call(self._held, self._names):
+            self._state = "untagged"
+        elif last or not self._names or not may_become_call(self._held, self._names):
             self._state = "text"
 
-    def _upto(self, tag: str, state: Literal["start", "text", "call"], *, last: bool) -> str:
+    def _read_untagged(self, *, last: bool) -> Part | None:
+        end, place = untagged_call(self._held, self._names) or ("", 0)
+        if "}" not in self._held[self._searched :] and not last:
+            return None
+        self._searched = len(self._held)
+        try:
+            said, stop = _DECODER.raw_decode(self._held, place)
+        except ValueError:
+            if not last:
+                return None
+            cut, self._held, self._state = CutCall(f"{CALL}\n{self._held[place:]}"), "", "text"
+            return cut
+        self._state, self._searched = "text", 0
+        call = self._call(said)
+        if call is None:
+            text, self._held = self._held[:stop], self._held[stop:]
+            return Text(text)
+        # The end of the fence may still come; it is of no part.
+        self._held, self._fence, self._skips = self._held[stop:], end, True
+        return call
+
+    def _upto(self, tag: str, state: _State, *, last: bool) -> str:
         """Returns the text before a tag, as far as it is certain; after the tag, `state` begins."""
         before, found, after = self._held.partition(tag)
         if found:
@@ -177,7 +226,7 @@ class ReplyParser:
     def _call(self, said: Any) -> Call | None:
         if not isinstance(said, dict):
             return None
-        name, arguments = said.get("name"), said.get("arguments")
+        name, arguments = said.get("name"), next((said[field] for field in ARGUMENTS if field in said), None)
         if isinstance(name, str) and name in self._names and isinstance(arguments, dict):
             return Call(name, arguments)
         return None
