@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 from deepen_core.members.transformers.made_up_past import MadeUpPast
 from deepen_core.members.transformers.masks import Masks
 from deepen_core.members.transformers.ragged import RaggedForward
+from deepen_core.members.transformers.recurrent_state import State, StateCopy, attributes_with_states
 from deepen_core.members.transformers.rounding import Layers, Rounding, States
 from deepen_core.members.transformers.sequential import shortened
 
@@ -52,6 +54,7 @@ class Trial:
         self._cache_option = cache_option(model)
         self._layers = Layers(model)
         self._known: dict[tuple[int, ...], States] = {}
+        self.attributes: frozenset[str] = frozenset()
         self._rounding = Rounding(model.dtype)
         self._learn_rounding()
 
@@ -91,6 +94,71 @@ class Trial:
         self._run(self._batch(first[:7]), cache)
         states = self._run(self._batch(second[4:]), shortened(cache, 4))
         self._compare(states, 0, second, KEPT_TAIL)
+
+    def find_states(self, _seed: int) -> None:
+        """Finds the attributes in which the model's modules keep states."""
+        self.attributes = attributes_with_states(self._model)
+
+    def recurrent(self, windows: Sequence[int], several: bool, seed: int) -> None:
+        """Checks that a text can be continued from its state, and from copies of it after the state has gone on.
+
+        Args:
+            windows: Lengths of text beyond which some layer does not attend to all of it.
+            several: Whether several ids are continued with at once.
+            seed: Of the texts.
+        """
+        length = min(max((n for n in windows if n <= _SHORT_WINDOW), default=0) + 12, self._window - 1)
+        one, other = self._text(length, seed), self._text(length, seed, other_from=5)
+        for text in (one, other):
+            self._whole(text)
+        first, second = State(self._model, self.attributes), State(self._model, self.attributes)
+        self._continue(first, one[:4], several)
+        copy = first.copy()
+        self._continue(second, other[:1], several)  # another text in between, from its first id on
+        self._continue(first, one[:7], several)
+        self._continue(second, other, several)
+        self._continue(first, one, several)
+        for text in (other, one[:5]):
+            first.restore(copy)
+            self._continue(first, text, several)
+        self._check_use(first, copy, one[4:7] if several else one[4:5])
+
+    def _continue(self, state: State, text: Sequence[int], several: bool) -> None:
+        """Runs a text from a state of its beginning, and compares its last places."""
+        width = len(text) - state.length if several or not state.length else 1
+        while state.length < len(text):
+            with self._layers.listening() as heard:
+                logits = state.run(text[state.length : state.length + width])
+            self._compare([*heard, logits[None]], 0, text[: state.length], min(width, KEPT_TAIL))
+
+    def singly(self) -> int:
+        """Returns up to how many ids a model continues with faster one by one.
+
+        Some fill up several ids to a chunk of 256 (Mamba 2 without kernels), which takes as long as ten steps.
+        """
+        state, ids = State(self._model, self.attributes), self._text(4, seed=9)
+
+        def seconds(pieces: Sequence[Sequence[int]]) -> float:
+            began = time.perf_counter()
+            for piece in pieces:
+                state.run(piece).sum().item()  # waits for the device
+            return time.perf_counter() - began
+
+        state.run(ids)
+        at_once = min(seconds([ids]) for _ in range(2))
+        one = min(seconds([[token] for token in ids]) for _ in range(2)) / len(ids)
+        return int(at_once / one) if at_once > len(ids) * one else 1
+
+    def _check_use(self, state: State, copy: StateCopy, ids: Sequence[int]) -> None:
+        """Checks that the model uses all that is in a copy.
+
+        After a few ids, what a state changes may be less than rounding, so that a model could ignore it unnoticed. What
+        is not a number changes everything.
+        """
+        for kind in copy.kinds:
+            state.restore(copy.spoilt(kind))
+            if not bool(state.run(ids).isnan().any()):
+                raise _DisagreementError(f"it does not use its {kind} with {len(ids)} new ids")
 
     def ragged(self, masks: Masks, seed: int) -> None:
         """Checks that sequences of different lengths can share forwards, advance unequally and be shortened."""
