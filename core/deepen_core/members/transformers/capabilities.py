@@ -56,7 +56,8 @@ def probe(model: Any, context_window: int) -> Findings:
         return _try(model, context_window)
 
 
-def _is_stateful(model: Any) -> bool:
+def is_stateful(model: Any) -> bool:
+    """Whether `transformers` says that a model keeps a state beside or in place of keys and values."""
     return bool(getattr(model, "_is_stateful", False))
 
 
@@ -65,7 +66,7 @@ def _try(model: Any, context_window: int) -> Findings:
     masks, recurrence = None, None
     why_not = "its state cannot be shortened"
     keeps_cache = False
-    if not _is_stateful(model):
+    if not is_stateful(model):
         fault = trial.fault(trial.own_cache)
         keeps_cache = not fault
         why_not = fault and f"it cannot continue from a shortened cache ({fault})"
@@ -102,7 +103,7 @@ def _find_recurrence(model: Any, trial: Trial, why_not: str) -> tuple[Recurrence
         if not fault:
             recurrence = Recurrence(several, trial.singly() if several else 1, trial.attributes)
             return recurrence, "its state cannot be shortened"
-    return None, why_not if not _is_stateful(model) else f"{why_not}, nor continued from a copy ({fault})"
+    return None, why_not if not is_stateful(model) else f"{why_not}, nor continued from a copy ({fault})"
 
 
 def _declared_length(model: Any) -> int:

@@ -11,7 +11,7 @@ import torch
 from deepen_core.members.base import MemberDescription, MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
-from deepen_core.members.transformers.capabilities import probe
+from deepen_core.members.transformers.capabilities import is_stateful, probe
 from deepen_core.members.transformers.ragged import RaggedRunner
 from deepen_core.members.transformers.recurrent import RecurrentRunner
 from deepen_core.members.transformers.sequential import SequentialRunner
@@ -109,9 +109,9 @@ class CausalMember:
         return self._found
 
     def _probe(self) -> _Ways:
-        packed = pack_heads(self.model)
+        packed = not is_stateful(self.model) and pack_heads(self.model)  # a state is not run together with others
         found = probe(self.model, self.context_window)
-        if packed and found.masks is None and found.recurrence is None:  # packed heads may be the reason
+        if packed and found.masks is None:  # packed heads may be the reason
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
         given = (self.model, self.vocabulary_size, self.work)
