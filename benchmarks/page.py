@@ -1,6 +1,6 @@
 """Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement` and `decoding`.
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding` and `recurrent`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _real_pairs() -> str:
 
 def decoding_tables() -> dict[str, str]:
     """Return every table of the page on decoding by name."""
-    decoding = read("decoding")
+    decoding, recurrent = read("decoding"), read("recurrent")
     ratio = {"against batch 1": ".1f", "decoding tokens/s": ".0f", "decoding against batch 1": ".1f"}
     singles = [row for row in decoding["rows"] if row["batch"] == 1]
     alone = {name: ".1f" for name in singles[0] if name.endswith(" alone")}
@@ -136,7 +136,13 @@ def decoding_tables() -> dict[str, str]:
             decoding["event loop"],
             {"streams": "d", "tokens each": "d", "largest gap ms": ".0f", "99th percentile ms": ".1f"},
         ),
-        "machine": _measured_on(decoding=decoding),
+        "states": markdown(
+            recurrent["rows"],
+            {"family": "", "text": ",d", "whole text ms": ",.0f", "main ms": ".0f", "main speedup": ".0f"}
+            | {"other ms": ".0f", "other speedup": ".0f"},
+            {"text": "ids of the text"},
+        ),
+        "machine": _measured_on(decoding=decoding, recurrent=recurrent),
     }
 
 

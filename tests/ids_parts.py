@@ -8,7 +8,13 @@ from deepen_core.members.transformers.causal import CausalMember
 
 
 class IdsSequence(MemberSequence):
-    """A sequence of plain ids, without a tokenizer."""
+    """A sequence of plain ids, without a tokenizer.
+
+    Attributes:
+        settled: Number of ids that `rewrite` no longer changes.
+    """
+
+    settled = 0
 
     def __init__(self, ids):
         self.ids = list(ids)
@@ -19,8 +25,8 @@ class IdsSequence(MemberSequence):
         self._recent = {}
 
     def rewrite(self, back, tail):
-        """Replaces the last ids."""
-        place = max(0, len(self.ids) - back)
+        """Replaces the last ids, but none that have settled."""
+        place = max(self.settled, len(self.ids) - back)
         if place + len(tail) == 0:
             return
         self.cached = min(self.cached, place)

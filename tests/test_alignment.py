@@ -219,11 +219,14 @@ def test_every_kind_of_tokenizer_on_random_text(sides, pair, text):
 )
 def test_ids_are_canonical_after_every_piece(sides, name, pieces):
     side = sides[name]
-    aligned, text = AlignedText(side.backend, side.boundaries), ""
+    aligned, text, settled = AlignedText(side.backend, side.boundaries), "", []
     for piece in pieces:
         text += piece
         aligned.append(piece)
         assert aligned.ids == side.reference(text)
+        assert aligned.ids[: len(settled)] == settled
+        assert aligned.settled >= len(settled)
+        settled = aligned.ids[: aligned.settled]
 
 
 def assert_canonical(side, pieces):

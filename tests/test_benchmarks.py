@@ -19,6 +19,7 @@ from benchmarks import (
     quality,
     real_pairs,
     real_speed,
+    recurrent,
     retokenisation,
     stories,
 )
@@ -83,6 +84,19 @@ def test_retokenisation(shared):
     folder: Path = shared / "models"
     a, b = (MemberTokenizer(AutoTokenizer.from_pretrained(folder / n), n) for n in ("stories260K", "babyllama105"))
     assert retokenisation.listen(a, b, ["Once upon a time there was a dog."])["tokens run / own token"] >= 1
+
+
+def test_recurrent(shared):
+    from transformers import AutoTokenizer
+
+    from deepen_core.members.tokenizer import MemberTokenizer
+
+    (row,) = recurrent.measure_time("LFM2", (24,), 4)
+    assert row["main ms"] > 0
+    folder: Path = shared / "models"
+    a, b = (MemberTokenizer(AutoTokenizer.from_pretrained(folder / n), n) for n in ("babyllama105", "stories260K"))
+    found = recurrent.count(a, b, "Once upon a time there was a dog, and a girl.", copies=3)
+    assert 0 < found["new"] <= found["run"] < 4
 
 
 @pytest.mark.usefixtures("shared")

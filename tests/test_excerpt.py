@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import build
 
-from deepen_core.members.transformers.excerpt import excerpt
+from deepen_core.members.transformers.excerpt import excerpt, layer_list
 
 
 def test_only_what_repeats_and_the_head_are_left_out():
@@ -17,6 +17,19 @@ def test_only_what_repeats_and_the_head_are_left_out():
     assert model.model.layers is layers
     assert model.lm_head is head
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("mamba", 2), ("mamba2", 2), ("falcon-mamba", 2), ("rwkv", 2), ("zamba", 3)]
+)
+def test_recurrent_models_are_tried_on_their_first_layers_too(name, kept):
+    model = build(name, num_hidden_layers=6)
+    _, attribute = layer_list(model)
+    head = model.get_output_embeddings()
+    with excerpt(model):
+        assert len(getattr(layer_list(model)[0], attribute)) == kept
+        assert model(torch.tensor([[1, 2, 3]]), use_cache=False).logits.shape == (1, 3, model.config.hidden_size)
+    assert model.get_output_embeddings() is head
 
 
 def test_every_kind_of_layer_is_kept():

@@ -209,4 +209,11 @@ def test_a_cache_is_given_by_the_name_that_a_model_has_for_it():
     class Wrapped:
         def forward(self, *args, **options): ...
 
-    assert [cache_option(kind()) for kind in (Old, New, Wrapped)] == ["past_key_values", "cache", "past_key_values"]
+    class Mamba:
+        def forward(self, input_ids, cache_params=None, **options): ...
+
+    class Rwkv:
+        def forward(self, input_ids, state=None, **options): ...
+
+    named = {Old: "past_key_values", New: "cache", Wrapped: "past_key_values", Mamba: "cache_params", Rwkv: "state"}
+    assert {kind: cache_option(kind()) for kind in named} == named

@@ -6,7 +6,17 @@ from itertools import combinations
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox doesn't.",
@@ -269,6 +279,44 @@ def save_llama(folder, tokenizer, *, seed=1, window=256, chat=True, width=32, la
             **options,
         )
         return _save(LlamaForCausalLM(config), folder, tokenizer, chat)
+
+
+def save_falcon_h1(folder, tokenizer, *, seed=2, window=256, chat=True):
+    """A model whose layers all have a recurrent state beside their keys and values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = FalconH1Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=window,
+            mamba_d_ssm=32,
+            mamba_n_heads=4,
+            mamba_d_head=8,
+            mamba_d_state=8,
+            mamba_chunk_size=8,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return _save(FalconH1ForCausalLM(config), folder, tokenizer, chat)
+
+
+def save_mamba(folder, tokenizer, *, seed=0, chat=True):
+    """A model with a recurrent state alone, which takes new ids one by one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = MambaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            state_size=4,
+            num_hidden_layers=2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return _save(MambaForCausalLM(config), folder, tokenizer, chat)
 
 
 def _save(model, folder, tokenizer, chat):

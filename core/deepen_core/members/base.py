@@ -79,6 +79,11 @@ class MemberSequence:
         """Number of ids to run before the next logits are known; at least 1, the last id."""
         return len(self.ids) - min(self.cached, len(self.ids) - 1)
 
+    @property
+    def settled(self) -> int:
+        """Number of ids, from the first on, that no later text changes; all of them in the main member's sequence."""
+        return len(self.ids) if self._text is None else self._offset + self._text.settled
+
     def take_pending(self, limit: int | None = None) -> list[int]:
         """Returns the ids to run now, and counts them as cached.
 
@@ -110,6 +115,11 @@ class MemberSequence:
         logits = self._recent.get(len(self.ids) - 1)
         return None if logits is None else logits.float()
 
+    @property
+    def logits_after(self) -> torch.Tensor | None:
+        """The logits [vocabulary] after the last id, if that has been run and they are still kept."""
+        return self._recent.get(len(self.ids)) if self.cached == len(self.ids) else None
+
 
 @dataclass
 class Work:
@@ -118,7 +128,8 @@ class Work:
     Attributes:
         forwards: Forward passes of the model.
         ids_run: Ids that were run because they were new, or the last of their sequence.
-        ids_rerun: Ids that were run again because other sequences of the batch had more new ids.
+        ids_rerun: Ids that were run again because other sequences of the batch had more new ids, or because the copy of
+            a recurrent state ended before the new ids.
         ids_copied: Ids whose keys and values were copied from another sequence with the same beginning.
     """
 

@@ -231,6 +231,11 @@ class AlignedText:
         """The ids of the whole text."""
         return self._final + self._tail
 
+    @property
+    def settled(self) -> int:
+        """Number of ids, from the first on, that no later text changes; it never falls."""
+        return len(self._final)
+
     def append(self, text: str) -> tuple[int, list[int]]:
         """Adds text at the end.
 

@@ -1,42 +1,22 @@
 """Probes how a model can run its sequences: together, one at a time, or only from their start.
 
 A model's name says little: the options of its configuration and its own code decide. So a few made-up sequences are run
-both in a ragged batch, in which they are shortened, and each whole by itself, and the logits are compared.
+both in a ragged batch, in which they are shortened, and each whole by itself, and the logits are compared. A model that
+keeps a state, or that cannot be shortened for another reason, is tried with copies of its state instead.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from deepen_core.errors import brief
-from deepen_core.members.base import KEPT_TAIL
 from deepen_core.members.transformers.excerpt import excerpt
-from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 from deepen_core.members.transformers.masks import Masks, likely_masks
-from deepen_core.members.transformers.ragged import RaggedForward
-from deepen_core.members.transformers.rounding import Layers, Rounding, States
-from deepen_core.members.transformers.sequential import shortened
-
-# Windows up to this length are tried with real text, longer ones with a made-up past of at most 16384 positions.
-_SHORT_WINDOW = 64
-_LONGEST_PAST = 16384
-# A past of this many positions reveals windows that the configuration does not declare.
-_UNDECLARED = 300
-# Ids of one trial of positions.
-_PIECE = 16
-
-# Models refuse unknown input in different ways. An out-of-memory error is a RuntimeError too, but proves nothing.
-_REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# Made-up texts to try: a text on which rounding decides between two experts of a model, say, proves nothing.
-_SEEDS = (1, 2)
+from deepen_core.members.transformers.recurrent_state import Recurrence
+from deepen_core.members.transformers.trial import PIECE, Trial
 
 
 @dataclass(frozen=True)
@@ -47,6 +27,7 @@ class Findings:
         masks: For sequences in a ragged cache; None if the model cannot run them in one.
         why_not: The reason, if it cannot.
         keeps_cache: Whether a sequence run by itself can be continued and shortened.
+        recurrence: How a sequence whose cache cannot be shortened is continued; None if its whole text must be run.
         max_stable_length: Up to this many ids, the position encoding of a text does not depend on its length; None if
             it never depends on it.
         positions_fixed: Whether one other encoding holds for all longer texts, so that it changes only once.
@@ -55,6 +36,7 @@ class Findings:
     masks: Masks | None
     why_not: str
     keeps_cache: bool
+    recurrence: Recurrence | None = None
     max_stable_length: int | None = None
     positions_fixed: bool = True
 
@@ -67,31 +49,61 @@ def probe(model: Any, context_window: int) -> Findings:
         model: In evaluation mode.
         context_window: The longest text, in ids.
     """
-    if getattr(model, "_is_stateful", False):
-        return Findings(None, "its state cannot be shortened", keeps_cache=False)
+    if any("layers_are_rescaled" in vars(module) for module in model.modules()):
+        # RWKV scales the weights of its layers in its first forward, which must have all of them.
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     with excerpt(model):
         return _try(model, context_window)
 
 
+def is_stateful(model: Any) -> bool:
+    """Whether `transformers` says that a model keeps a state beside or in place of keys and values."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
 def _try(model: Any, context_window: int) -> Findings:
-    trial = _Trial(model, context_window)
-    fault = trial.fault(trial.own_cache)
-    keeps_cache = not fault
-    masks, why_not = None, fault and f"it cannot continue from a shortened cache ({fault})"
-    for reading in likely_masks(model) if keeps_cache else ():
-        fault = trial.fault(partial(trial.ragged, reading))
-        if not fault:
-            masks, why_not = reading, ""
-            break
-        why_not = why_not or f"sequences of different lengths do not share a forward ({fault})"
-    if not trial.length_matters(_PIECE, context_window):
-        return Findings(masks, why_not, keeps_cache)
+    trial = Trial(model, context_window)
+    masks, recurrence = None, None
+    why_not = "its state cannot be shortened"
+    keeps_cache = False
+    if not is_stateful(model):
+        fault = trial.fault(trial.own_cache)
+        keeps_cache = not fault
+        why_not = fault and f"it cannot continue from a shortened cache ({fault})"
+    if keeps_cache:
+        masks, why_not = _find_masks(model, trial)
+    else:
+        recurrence, why_not = _find_recurrence(model, trial, why_not)
+    if not trial.length_matters(PIECE, context_window):
+        return Findings(masks, why_not, keeps_cache, recurrence)
     max_stable_length = _declared_length(model)
-    positions_fixed = not trial.length_matters(max_stable_length + _PIECE, context_window)
+    positions_fixed = not trial.length_matters(max_stable_length + PIECE, context_window)
     # A model whose positions keep changing notices a shorter text only if it is shorter by one.
-    return Findings(
-        masks, why_not, keeps_cache, max_stable_length if positions_fixed else max_stable_length - 1, positions_fixed
-    )
+    stable = max_stable_length if positions_fixed else max_stable_length - 1
+    return Findings(masks, why_not, keeps_cache, recurrence, stable, positions_fixed)
+
+
+def _find_masks(model: Any, trial: Trial) -> tuple[Masks | None, str]:
+    """Returns the masks for sequences in a ragged cache, or None and why it cannot run them in one."""
+    why_not = ""
+    for masks in likely_masks(model):
+        fault = trial.fault(partial(trial.ragged, masks))
+        if not fault:
+            return masks, ""
+        why_not = why_not or f"sequences of different lengths do not share a forward ({fault})"
+    return None, why_not
+
+
+def _find_recurrence(model: Any, trial: Trial, why_not: str) -> tuple[Recurrence | None, str]:
+    """Returns how a model continues from its state, and why its sequences do not share a forward."""
+    windows = [n for masks in likely_masks(model) for n in masks.limits]
+    fault = trial.fault(trial.find_states)
+    for several in () if fault else (True, False):
+        fault = trial.fault(partial(trial.recurrent, windows, several))
+        if not fault:
+            recurrence = Recurrence(several, trial.singly() if several else 1, trial.attributes)
+            return recurrence, "its state cannot be shortened"
+    return None, why_not if not is_stateful(model) else f"{why_not}, nor continued from a copy ({fault})"
 
 
 def _declared_length(model: Any) -> int:
@@ -102,222 +114,3 @@ def _declared_length(model: Any) -> int:
     found = [part.get("original_max_position_embeddings") for part in parts]
     lengths = [n for n in found if isinstance(n, int)] or [getattr(config, "max_position_embeddings", 0)]
     return min(lengths)
-
-
-class _DisagreementError(Exception):
-    """Two runs that should agree do not."""
-
-
-class _Trial:
-    """Runs made-up sequences through a model."""
-
-    def __init__(self, model: Any, context_window: int) -> None:
-        self._model = model
-        self._window = context_window
-        self._size = len(model.get_input_embeddings().weight)
-        self._cache_option = cache_option(model)
-        self._layers = Layers(model)
-        self._known: dict[tuple[int, ...], States] = {}
-        self._rounding = Rounding(model.dtype)
-        self._learn_rounding()
-
-    def _learn_rounding(self) -> None:
-        """Runs the beginnings of a text, and several copies of it at once: a causal model gives the same result."""
-        text = self._text(17, seed=8)
-        if any(state.shape[:2] != (1, len(text)) for state in self._whole(text)):
-            self._layers.ignore()  # its layers have another shape of output (XLNet: positions before sequences)
-            self._known.clear()
-        for beginning, sequences in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
-            states = self._run(torch.tensor([beginning] * sequences, device=self._model.device))
-            whole = [state[:1, len(beginning) - KEPT_TAIL : len(beginning)] for state in self._whole(text)]
-            self._rounding.learn([state[:1, -KEPT_TAIL:] for state in states], whole)
-
-    def fault(self, trial: Callable[[int], None]) -> str:
-        """Returns why a trial fails with every seed, or an empty string if it succeeds with one."""
-        found = ""
-        for seed in _SEEDS:
-            try:
-                trial(seed)
-            except _DisagreementError as problem:
-                found = found or str(problem)
-            except torch.OutOfMemoryError:
-                raise
-            except _REFUSALS as problem:
-                if _is_ours(problem):
-                    raise
-                return f"it refuses: {brief(problem)}"
-            else:
-                return ""
-        return found
-
-    def own_cache(self, seed: int) -> None:
-        """Checks that a sequence run by itself can be continued and shortened."""
-        first, second = self._text(9, seed), self._text(9, seed, other_from=4)
-        cache = DynamicCache()
-        self._run(self._batch(first[:7]), cache)
-        states = self._run(self._batch(second[4:]), shortened(cache, 4))
-        self._compare(states, 0, second, KEPT_TAIL)
-
-    def ragged(self, masks: Masks, seed: int) -> None:
-        """Checks that sequences of different lengths can share forwards, advance unequally and be shortened."""
-        limits = [n for n in masks.limits if n <= _SHORT_WINDOW]
-        length = min(max(limits, default=0) + 12, self._window - 1)
-        if length < 10:
-            raise _DisagreementError(f"a window of {self._window} ids is too short to try it")
-        self._short(masks, length, seed)
-        self._long(masks, seed)
-
-    def _short(self, masks: Masks, length: int, seed: int) -> None:
-        cache = RaggedCache()
-        forward = RaggedForward(self._model, cache, masks)
-        one, two, three = (self._text(n, seed + k) for n, k in ((length - 1, 0), (length - 3, 1), (5, 2)))
-        with cache.busy():
-            a, b, c = cache.take(), cache.take(), cache.take()
-            for slot, text in ((a, one[:-1]), (b, two[:-3]), (c, three[:-2])):
-                forward.run({slot: text}, len(text), 1)
-            other, last = self._text(length - 1, seed, other_from=length - 5), self._text(4, seed + 2, other_from=2)
-            end = self._text(1, seed + 3)
-            # Run first: the whole texts, whose beginnings give the expected results of the others.
-            for text in (other + end, two + end, last + end):
-                self._whole(text)
-            for texts, count in (
-                ({a: one, b: two, c: three}, 3),
-                ({a: other, c: last}, 4),
-                ({a: other + end, b: two + end, c: last + end}, 1),
-            ):
-                with self._layers.listening() as heard:
-                    slots, logits = forward.run(texts, count, min(count, KEPT_TAIL))
-                for slot, text in texts.items():
-                    self._compare([*heard, logits], slots.index(slot), text, min(count, KEPT_TAIL))
-
-    def _long(self, masks: Masks, seed: int) -> None:
-        """Checks that the masks are those that the model itself uses after a long past."""
-        edges = [n for n in masks.limits if n <= _LONGEST_PAST]
-        past = min(max([*edges, _UNDECLARED]) + 8, self._window - 1)
-        pasts, ids = [past, past - 3], self._text(2, seed + 4)
-        places = [torch.tensor([[n]], device=self._model.device) for n in pasts]
-        alone = [
-            self._run(self._batch([token]), _MadeUpPast([n], edges), position_ids=place)
-            for n, token, place in zip(pasts, ids, places, strict=True)
-        ]
-        together = self._run(
-            self._batch(ids).T,
-            _MadeUpPast(pasts, edges),
-            position_ids=torch.cat(places),
-            attention_mask=masks.make(torch.cat(places), past + 1),
-        )
-        for sequence, states in enumerate(alone):
-            self._judge([state[sequence : sequence + 1] for state in together], states)
-
-    def length_matters(self, own: int, far: int) -> bool:
-        """Whether a sequence of `own` ids gets other logits when batched with one of `far` ids."""
-        if far <= own or own < _PIECE:
-            return False
-        ids = self._batch(self._text(_PIECE, seed=6)).expand(2, -1)
-        said = []
-        try:
-            for other in (own, far):
-                ends = torch.tensor([[own], [other]], device=self._model.device)
-                places = ends - _PIECE + torch.arange(_PIECE, device=self._model.device)
-                said.append(self._model(ids, position_ids=places, use_cache=False).logits[0])
-                self._model(ids[:1, :1], use_cache=False)  # models with such positions remember the longest text
-        except torch.OutOfMemoryError:
-            raise
-        except _REFUSALS as problem:
-            if _is_ours(problem):
-                raise
-            return False  # a model without position ids has none that a length could change
-        return not torch.equal(*said)
-
-    def _text(self, length: int, seed: int, other_from: int | None = None) -> list[int]:
-        """Returns made-up ids; from `other_from` on they differ from those without it."""
-        cut = length if other_from is None else other_from
-        return [(31 * (i + 1) * seed + (i >= cut) + 17) % self._size for i in range(length)]
-
-    def _batch(self, ids: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([list(ids)], device=self._model.device)
-
-    def _run(self, ids: torch.Tensor, cache: Cache | None = None, **options: Any) -> States:
-        if cache is not None:
-            options[self._cache_option] = cache
-        with self._layers.listening() as heard:
-            output = self._model(ids, use_cache=cache is not None, **options)
-        return [*heard, output.logits]
-
-    def _whole(self, text: Sequence[int]) -> States:
-        """Returns the states of a text run whole by itself, or as the beginning of a longer one."""
-        length = len(text)
-        for known, states in self._known.items():
-            if known[:length] == tuple(text):
-                return [state[:, :length] for state in states]
-        self._known[tuple(text)] = self._run(self._batch(text))
-        return self._known[tuple(text)]
-
-    def _compare(self, states: States, sequence: int, text: Sequence[int], count: int) -> None:
-        """Compares a sequence's last places with those of its text run whole."""
-        whole = self._whole(text)
-        self._judge(
-            [state[sequence : sequence + 1, -count:] for state in states], [state[:, -count:] for state in whole]
-        )
-
-    def _judge(self, found: States, expected: States) -> None:
-        if problem := self._rounding.problem(found, expected):
-            raise _DisagreementError(f"it changes {problem}")
-
-
-def _is_ours(problem: BaseException) -> bool:
-    """Whether an error is a bug of this package rather than a refusal by the model.
-
-    A tensor operation in our code that fails on the model's shapes counts as a refusal.
-    """
-    if not isinstance(problem, (TypeError, AttributeError)) or problem.__traceback__ is None:
-        return False
-    *_, (frame, _) = traceback.walk_tb(problem.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith(__name__.split(".", 1)[0] + ".")
-
-
-class _MadeUpPast(Cache):
-    """A cache that claims to hold a long past, and makes it up layer by layer when asked."""
-
-    def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
-        super().__init__(layer_class_to_replicate=lambda: _MadeUpLayer(pasts, edges))  # type: ignore[arg-type]
-        self._past = max(pasts)
-
-    def get_seq_length(self, *_layer: Any, **_layers: Any) -> int:
-        """Layers count from the start, though they are made later."""
-        return self._past
-
-    def get_mask_sizes(self, query_length: int, *_layer: Any, **_layers: Any) -> tuple[int, int]:
-        """See `get_seq_length`."""
-        return self._past + query_length, 0
-
-
-class _MadeUpLayer(DynamicLayer):
-    """Keys of zero, which are all alike, and values that differ wherever a mask may end."""
-
-    def __init__(self, pasts: Sequence[int], edges: Sequence[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._pasts = pasts
-        self._edges = edges
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the past followed by the new states [sequences, heads, 1, width]."""
-        length = max(self._pasts) + 1
-        keys, values = (
-            states.new_zeros(states.shape[0], states.shape[1], length, states.shape[3])
-            for states in (key_states, value_states)
-        )
-        width = torch.arange(values.shape[3], device=values.device)
-        for sequence, past in enumerate(self._pasts):
-            around = [
-                past - edge + offset for edge in (*self._edges, *range(0, past, past // 8 + 1)) for offset in (-1, 0, 1)
-            ]
-            for place in {n for n in around if 0 <= n < past}:
-                values[sequence, :, place] = (past * torch.cos(width + place)).to(values.dtype)
-            keys[sequence, :, past], values[sequence, :, past] = (
-                key_states[sequence, :, 0],
-                value_states[sequence, :, 0],
-            )
-        return keys, values

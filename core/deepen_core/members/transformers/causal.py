@@ -11,8 +11,9 @@ import torch
 from deepen_core.members.base import MemberDescription, MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
-from deepen_core.members.transformers.capabilities import probe
+from deepen_core.members.transformers.capabilities import is_stateful, probe
 from deepen_core.members.transformers.ragged import RaggedRunner
+from deepen_core.members.transformers.recurrent import RecurrentRunner
 from deepen_core.members.transformers.sequential import SequentialRunner
 from deepen_core.results import ONE_AT_A_TIME
 
@@ -28,7 +29,7 @@ class _Ways:
         batching: See `Member.batching`.
     """
 
-    short: RaggedRunner | SequentialRunner
+    short: RaggedRunner | RecurrentRunner | SequentialRunner
     long: SequentialRunner
     max_stable_length: int | None
     batching: str
@@ -38,9 +39,10 @@ class CausalMember:
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
     If the model supports it, sequences run together in a ragged cache. `warm_up`, or else the first use, probes this. A
-    model that cannot do so runs its sequences one at a time; one whose cache cannot be shortened (a state-space model)
-    runs the whole text of each every time, which is slow but correct. Texts beyond the length at which some rotary
-    embeddings rescale all positions are also run one at a time, whole if the positions keep changing with the length.
+    model that cannot do so runs its sequences one at a time. If its cache cannot be shortened (state-space and hybrid
+    models), copies of its state are kept to go back to; if that gives other logits, the whole text is run every time,
+    which is slow but correct. Texts beyond the length at which some rotary embeddings rescale all positions are also
+    run one at a time, and whole if the positions keep changing with the length or the model has a state.
 
     Args:
         name: Its name in reports.
@@ -107,24 +109,28 @@ class CausalMember:
         return self._found
 
     def _probe(self) -> _Ways:
-        packed = pack_heads(self.model)
+        packed = not is_stateful(self.model) and pack_heads(self.model)  # a state is not run together with others
         found = probe(self.model, self.context_window)
         if packed and found.masks is None:  # packed heads may be the reason
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
         given = (self.model, self.vocabulary_size, self.work)
         alone = long = SequentialRunner(*given, keeps_cache=found.keeps_cache)
-        short: RaggedRunner | SequentialRunner = alone
+        short: RaggedRunner | RecurrentRunner | SequentialRunner = alone
         batching = f"{ONE_AT_A_TIME}: {found.why_not}"
-        if not found.keeps_cache:
+        if found.recurrence is not None:
+            short = RecurrentRunner(self.model, found.recurrence, self.vocabulary_size, self.work)
+            batching += ", so copies of it are kept"
+        elif not found.keeps_cache:
             batching += ", so its whole text is run again for every token"
         if found.masks is not None:
             short, batching = RaggedRunner(self.model, found.masks, self.vocabulary_size, self.work), "ragged"
         if found.max_stable_length is not None:
             keeps = found.keeps_cache and found.positions_fixed
             long = SequentialRunner(*given, keeps_cache=keeps, in_pieces=False, resets=not found.positions_fixed)
+            others = "one at a time" if found.recurrence is None else "from their start for every token"
             batching += (
-                f" (up to {found.max_stable_length} ids, longer ones one at a time: their length changes all positions)"
+                f" (up to {found.max_stable_length} ids, longer ones {others}: their length changes all positions)"
             )
         return _Ways(short, long, found.max_stable_length, batching)
 

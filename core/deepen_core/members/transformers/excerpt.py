@@ -48,7 +48,7 @@ def excerpt(model: Any) -> Iterator[None]:
     layers = getattr(parent, name)
     try:
         setattr(parent, name, torch.nn.ModuleList(_first_of_each_kind(layers)))
-        model.set_output_embeddings(torch.nn.Identity())
+        model.set_output_embeddings(_no_head(head))
         if not _runs(model):
             setattr(parent, name, layers)
             model.set_output_embeddings(head)
@@ -56,6 +56,14 @@ def excerpt(model: Any) -> Iterator[None]:
     finally:
         setattr(parent, name, layers)
         model.set_output_embeddings(head)
+
+
+def _no_head(head: torch.nn.Module) -> torch.nn.Module:
+    """Returns a head that does nothing; Mamba asks for the dtype of its weight all the same."""
+    none = torch.nn.Identity()
+    if isinstance(getattr(head, "weight", None), torch.Tensor):
+        none.weight = head.weight
+    return none
 
 
 def _first_of_each_kind(layers: torch.nn.ModuleList) -> list[torch.nn.Module]:

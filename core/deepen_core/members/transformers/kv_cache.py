@@ -26,9 +26,13 @@ _POSITIONS = 64
 
 
 def cache_option(model: Any) -> str:
-    """Returns the name of the model's cache argument: `transformers` calls it `cache` from 5.24 on."""
+    """Returns the name of the model's cache argument.
+
+    `transformers` calls it `past_key_values`, and `cache` from 5.24 on; Mamba has `cache_params`, and RWKV `state`.
+    """
     accepts = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in accepts and "past_key_values" not in accepts else "past_key_values"
+    names = ("past_key_values", "cache", "cache_params", "state")
+    return next((name for name in names if name in accepts), "past_key_values")
 
 
 class Slot:
