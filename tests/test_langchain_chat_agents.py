@@ -48,14 +48,19 @@ def fail(name: str) -> str:
     raise ValueError("no such book")
 
 
+def result_message(result):
+    """The message that tells members of a tool's result."""
+    return f"<tool_response>\n{result}\n</tool_response>\nAnswer my question in plain words if you can."
+
+
 @pytest.fixture
 def clever(ensemble):
     """An ensemble that looks things up and answers from what it was told."""
     ensemble.answers |= {
         "Where does Mira live?": " Let me see.\n" + call("look_up", '{"name": "Mira"}'),
-        "<tool_response>\nMira lives in Oslo.\n</tool_response>": " In Oslo, it says.",
+        result_message("Mira lives in Oslo."): " In Oslo, it says.",
         "And Ada?": call("look_up", '{"name": "Ada"}'),
-        "<tool_response>\nAda lives in Oslo.\n</tool_response>": " There too.",
+        result_message("Ada lives in Oslo."): " There too.",
     }
     return ensemble
 
@@ -193,7 +198,7 @@ async def test_random_members_give_an_object(terse, strategy, way):
 def test_tools_first_and_then_an_object(clever, strategy):
     said = '{"name": "Oslo", "color": "rouge", "people": 3}'
     final = call("Town", said) if strategy is ToolStrategy else said
-    clever.answers["<tool_response>\nMira lives in Oslo.\n</tool_response>"] = final
+    clever.answers[result_message("Mira lives in Oslo.")] = final
     agent = create_agent(ChatDeepen.from_ensemble(clever), [look_up], response_format=strategy(Town))
     told = agent.invoke(ASKED)
     assert told["structured_response"] == Town(name="Oslo", color=Color.RED, people=3)

@@ -205,7 +205,7 @@ def test_members_are_told_of_the_tools_and_of_what_they_said(llm, monkeypatch):
     assert texts[0].startswith("Be brief.\n\n# Tools")
     assert all(f'"name": "{tool.metadata.name}"' in texts[0] for tool in TOOLS)
     assert texts[2] == ('Let me see.\n<tool_call>\n{"name": "multiply", "arguments": {"a": 12, "b": 13}}\n</tool_call>')
-    assert texts[3] == "<tool_response>\n156\n</tool_response>"
+    assert texts[3] == "<tool_response>\n156\n</tool_response>\nAnswer my question in plain words if you can."
 
 
 def test_members_without_templates_are_told_too(llm):

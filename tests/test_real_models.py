@@ -174,6 +174,42 @@ def test_members_account_for_what_is_chosen(names):
                 assert step.fused <= step.covered + 0.1, (prompt, step.token, step.fused, step.members)
 
 
+def weather(city: str) -> str:
+    """Tell the current weather in a city."""
+    return f"It is sunny in {city}, 21 degrees."
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers."""
+    return a * b
+
+
+ASKED = [
+    ("What is the weather in Paris?", ("weather", {"city": "Paris"}), "21 degrees"),
+    ("What is 12 times 34?", ("multiply", {"a": 12, "b": 34}), "408"),
+]
+
+
+@pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
+async def test_agents_call_the_right_tool_and_answer(names):
+    """Five times out of five, in both frameworks, where the members may choose to call or not."""
+    agents = pytest.importorskip("langchain.agents")
+    workflow = pytest.importorskip("llama_index.core.agent.workflow")
+    from deepen_integrations.langchain import ChatDeepen
+    from deepen_integrations.llama_index import DeepenToolLLM
+
+    with opened(names, "float32") as ensemble:
+        chain = agents.create_agent(ChatDeepen.from_ensemble(ensemble, max_tokens=96), [weather, multiply])
+        llm = DeepenToolLLM.from_ensemble(ensemble, max_new_tokens=96)
+        for question, call, answer in ASKED * 5:
+            _, calls, _, last = chain.invoke({"messages": [("human", question)]})["messages"]
+            assert [(one["name"], one["args"]) for one in calls.tool_calls] == [call]
+            assert answer in last.text
+            told = await workflow.FunctionAgent(tools=[weather, multiply], llm=llm).run(question, max_iterations=4)
+            assert [(one.tool_name, one.tool_kwargs) for one in told.tool_calls] == [call]
+            assert answer in str(told)
+
+
 _OPENED = """
 import sys, warnings
 warnings.simplefilter("error")

@@ -494,8 +494,10 @@ def test_calls_and_results_are_told_as_text():
         ("assistant", f"Let me see.\n{call('add', x=1)}\n{call('now')}"),
         ("user", "<tool_response>\n2\n</tool_response>\n<tool_response>\nnoon\n</tool_response>"),
         ("assistant", "2, at noon."),
-        ("user", "<tool_response>\n\n</tool_response>"),
+        ("user", "<tool_response>\n\n</tool_response>\nAnswer my question in plain words if you can."),
     ]
+    for form in (ReplyForm.from_openai(TOOLS, "any"), ReplyForm.from_openai(response_format=OBJECT)):
+        assert joined(instructed(messages, form))[-1] == ("user", "<tool_response>\n\n</tool_response>")
     assert messages[3]["content"] == [{"type": "text", "text": "noon"}], "what was given stays as it is"
 
 

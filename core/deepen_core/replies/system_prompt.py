@@ -24,13 +24,15 @@ For each function call, return a json object with function name and arguments wi
 _EXAMPLE = """
 {"name": <function-name>, "arguments": <args-json-object>}
 """
+# Small models that hear nothing but the result call the next tool that comes to mind.
+_AFTER_RESULTS = "\nAnswer my question in plain words if you can."
 
 
 def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
     """Returns a conversation that every member can read, whatever its chat template knows about tools.
 
     Instructions about the form of the answer are added to the system message, or make one. Tool calls become text of
-    the assistant, their results a user message.
+    the assistant, their results a user message, which asks for an answer if it is the last one.
 
     Args:
         messages: In OpenAI's form: assistant messages may have `tool_calls`, and messages of role "tool" are results.
@@ -40,6 +42,8 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
+    if messages[-1]["role"] == "tool" and form.has_text:
+        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _AFTER_RESULTS]}
     told = _instructions(form)
     if not told:
         return spoken
