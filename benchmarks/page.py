@@ -108,7 +108,7 @@ def _real_pairs() -> str:
     headings = {name: name.replace(": main", ", main alone").replace(": other", ", other alone") for name in alone}
     return markdown(
         pairs["rows"],
-        {"main": "", "other": "", "dtype": ""} | alone | worth | {"fitted weight": ".1f"},
+        {"main": "", "other": "", "dtype": "", "texts": ""} | alone | worth | {"fitted weight": ".1f"},
         headings | {name: f"{name.removesuffix(' %')}, %" for name in worth},
     )
 

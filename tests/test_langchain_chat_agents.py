@@ -48,9 +48,10 @@ def fail(name: str) -> str:
     raise ValueError("no such book")
 
 
-def result_message(result):
+def result_message(result, plain=True):
     """The message that tells members of a tool's result."""
-    return f"<tool_response>\n{result}\n</tool_response>\nAnswer my question in plain words if you can."
+    asked_for = "\nAnswer my question in plain words if you can." if plain else ""
+    return f"<tool_response>\n{result}\n</tool_response>{asked_for}"
 
 
 @pytest.fixture
@@ -198,7 +199,8 @@ async def test_random_members_give_an_object(terse, strategy, way):
 def test_tools_first_and_then_an_object(clever, strategy):
     said = '{"name": "Oslo", "color": "rouge", "people": 3}'
     final = call("Town", said) if strategy is ToolStrategy else said
-    clever.answers[result_message("Mira lives in Oslo.")] = final
+    # Where an object must follow, members are not asked for plain words.
+    clever.answers[result_message("Mira lives in Oslo.", plain=False)] = final
     agent = create_agent(ChatDeepen.from_ensemble(clever), [look_up], response_format=strategy(Town))
     told = agent.invoke(ASKED)
     assert told["structured_response"] == Town(name="Oslo", color=Color.RED, people=3)

@@ -11,6 +11,7 @@ from scheduler_parts import PROMPTS, hook
 from deepen_core import SamplingParams
 from deepen_core.engine.handle import Request
 from deepen_core.engine.scheduler import Scheduler
+from deepen_core.errors import ClosedError
 
 OPTIONS = {"max_new_tokens": 6, "ignore_eos": True}
 LONG = "The quick brown fox jumps over the lazy dog. " * 4
@@ -216,6 +217,6 @@ def test_abandoned_requests_are_told(pair):
     batch.abandon(closed_error)
     assert batch.idle
     for request in requests:
-        with pytest.raises(RuntimeError, match="load it again"):
+        with pytest.raises(ClosedError, match="load it again"):
             request.mail.answer()
         assert holds_nothing(request)
