@@ -8,8 +8,8 @@ LOWEST := .venv-lowest
 # What asks most of each dependency, in a few minutes.
 LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli constraint decoding excerpt kv_cache kv_schedules \
 	langchain_chat langchain_llm llama_index_agents llama_index_llm \
-	llama_index_rag llama_index_structured llama_index_tools loading members model_folders packaging probe prompt \
-	recurrent scheduler scoring template transformers_parity vocabulary)
+	llama_index_rag llama_index_structured llama_index_tools loading members model_formats model_requirements \
+	packaging probe prompt recurrent scheduler scoring template transformers_parity vocabulary)
 BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
 ARGS ?=
 # The models of the tests are so small that threads cost more than they gain: the cores get a process each instead. Where

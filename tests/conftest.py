@@ -25,7 +25,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
-pytest_plugins = ["fixtures_once", "fixtures_engine", "fixtures_llama_index"]
+pytest_plugins = [
+    "fixtures_once",
+    "fixtures_engine",
+    "fixtures_llama_index",
+    "fixtures_cli",
+    "fixtures_folders",
+    "fixtures_replies",
+]
 
 
 class RuleEnsemble:

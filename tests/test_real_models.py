@@ -190,15 +190,17 @@ ASKED = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LlamaIndex's own
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
-async def test_agents_call_the_right_tool_and_answer(names):
+async def test_agents_call_the_right_tool_and_answer(names, dtype):
     """Five times out of five, in both frameworks, where the members may choose to call or not."""
     agents = pytest.importorskip("langchain.agents")
     workflow = pytest.importorskip("llama_index.core.agent.workflow")
     from deepen_integrations.langchain import ChatDeepen
     from deepen_integrations.llama_index import DeepenToolLLM
 
-    with opened(names, "float32") as ensemble:
+    with opened(names, dtype) as ensemble:
         chain = agents.create_agent(ChatDeepen.from_ensemble(ensemble, max_tokens=96), [weather, multiply])
         llm = DeepenToolLLM.from_ensemble(ensemble, max_new_tokens=96)
         for question, call, answer in ASKED * 5:

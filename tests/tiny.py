@@ -225,13 +225,11 @@ def save_gpt2(folder, tokenizer, *, seed=0, window=256, chat=True, width=32, lay
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = GPT2Config(
-            vocab_size=len(tokenizer),
+            **_ids(tokenizer),
             n_positions=window,
             n_embd=width,
             n_layer=layers,
             n_head=4,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
         )
         return _save(GPT2LMHeadModel(config), folder, tokenizer, chat)
 
@@ -266,15 +264,13 @@ def save_llama(folder, tokenizer, *, seed=1, window=256, chat=True, width=32, la
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(tokenizer),
+            **_ids(tokenizer),
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=window,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
             tie_word_embeddings=True,
             **options,
         )
@@ -286,7 +282,7 @@ def save_falcon_h1(folder, tokenizer, *, seed=2, window=256, chat=True):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = FalconH1Config(
-            vocab_size=len(tokenizer),
+            **_ids(tokenizer),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -298,8 +294,6 @@ def save_falcon_h1(folder, tokenizer, *, seed=2, window=256, chat=True):
             mamba_d_head=8,
             mamba_d_state=8,
             mamba_chunk_size=8,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
         )
         return _save(FalconH1ForCausalLM(config), folder, tokenizer, chat)
 
@@ -309,14 +303,21 @@ def save_mamba(folder, tokenizer, *, seed=0, chat=True):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = MambaConfig(
-            vocab_size=len(tokenizer),
+            **_ids(tokenizer),
             hidden_size=32,
             state_size=4,
             num_hidden_layers=2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
         )
         return _save(MambaForCausalLM(config), folder, tokenizer, chat)
+
+
+def _ids(tokenizer):
+    """What every configuration takes from its tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
 
 def _save(model, folder, tokenizer, chat):

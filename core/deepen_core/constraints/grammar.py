@@ -92,7 +92,7 @@ def _problem(grammar: str) -> str:
     wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     said = " ".join(messages[0].split()) if wrong else ""
     # It names an option of its own here, which would let through what the schema forbids.
-    return "of its oneOf, one value may match several." if "coerce_one_of" in said else said
+    return "one value may match several options of its oneOf." if "coerce_one_of" in said else said
 
 
 def _with_compact_json(grammar: str) -> str:

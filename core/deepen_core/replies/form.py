@@ -99,7 +99,7 @@ class ReplyForm:
         Args:
             thoughts: As for `params`.
         """
-        return ReplyParser([tool.name for tool in self.callable], thoughts, must=self.calls == "must")
+        return ReplyParser([tool.name for tool in self.callable], thoughts, has_text=self.has_text)
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

@@ -46,7 +46,10 @@ class CutCall:
     def name(self) -> str | None:
         """The tool's name, if it was complete."""
         found = _NAMED.match(self.text)
-        return json.loads(found[1], strict=False) if found else None
+        try:
+            return json.loads(found[1], strict=False) if found else None
+        except ValueError:  # an escape that JSON does not have
+            return None
 
 
 Part = Text | Thought | Call | CutCall
@@ -77,12 +80,13 @@ class ReplyParser:
     Args:
         names: The tools that may be called; without any, call tags are text.
         thoughts: Those with which the answer may begin.
-        must: Whether the answer must be calls, so that the beginning of a tag at its end is a call's.
+        has_text: Whether the answer may be a text. If not, calls have their tags, and the beginning of a tag at the end
+            is a call's.
     """
 
-    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE, *, must: bool = False) -> None:
+    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE, *, has_text: bool = True) -> None:
         self._names = frozenset(names)
-        self._must = must
+        self._has_text = has_text
         self._marks = thoughts.marks
         states: dict[str, _State] = {"optional": "start", "opened": "thoughts"}
         self._state: _State = states.get(thoughts.mode, "body")
@@ -144,7 +148,7 @@ class ReplyParser:
             text, self._held = self._held, ""
         else:
             text = self._upto(CALL, "call", last=last)
-        if last and self._must and text and CALL.startswith(text.lstrip()):
+        if last and not self._has_text and text and CALL.startswith(text.lstrip()):
             return CutCall(text.lstrip())
         return Text(text) if text else None
 
@@ -160,9 +164,11 @@ class ReplyParser:
             self._state = "body"
 
     def _open(self, *, last: bool) -> None:
-        if untagged_call(self._held, self._names):
+        if not self._has_text:
+            self._state = "text"
+        elif untagged_call(self._held, self._names):
             self._state = "untagged"
-        elif last or not self._names or not may_become_call(self._held, self._names):
+        elif last or not may_become_call(self._held, self._names):
             self._state = "text"
 
     def _read_untagged(self, *, last: bool) -> Part | None:
@@ -172,7 +178,7 @@ class ReplyParser:
         self._searched = len(self._held)
         try:
             said, stop = _DECODER.raw_decode(self._held, place)
-        except ValueError:
+        except (ValueError, RecursionError):
             if not last:
                 return None
             cut, self._held, self._state = CutCall(f"{CALL}\n{self._held[place:]}"), "", "text"

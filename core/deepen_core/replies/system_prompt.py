@@ -42,7 +42,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
-    if messages[-1]["role"] == "tool" and form.has_text:
+    if messages and messages[-1]["role"] == "tool" and form.has_text:
         spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _AFTER_RESULTS]}
     told = _instructions(form)
     if not told:

@@ -10,9 +10,10 @@ FENCES = {"```json": "```", "```": "```", "<tools>": "</tools>", "": ""}
 """What may stand around such a call: the end of each beginning."""
 ARGUMENTS = ("arguments", "parameters")
 """Names of the field for a call's arguments."""
-_SPACE = r"[ \n\r\t]*"
+_SPACE = r"[ \n\r\t]*"  # in JSON
+_AROUND = r"[\s\x1c-\x1f]*"  # what `str.lstrip` takes away
 _NAMED = re.compile(rf'\{{{_SPACE}"name"{_SPACE}:{_SPACE}("(?:[^"\\]|\\.)*")')
-_BEGUN = '{"name":"'
+_BEGUN = '{"name":'
 
 
 def untagged_call(text: str, names: Collection[str]) -> tuple[str, int] | None:
@@ -29,7 +30,8 @@ def untagged_call(text: str, names: Collection[str]) -> tuple[str, int] | None:
     for begin, end in FENCES.items():
         place = _brace(text, begin)
         named = None if place is None else _NAMED.match(text, place)
-        if place is not None and named is not None and json.loads(named[1], strict=False) in names:
+        # As it is spelled, like the grammar: escapes in a name are not held, so it is not one of a tool.
+        if place is not None and named is not None and named[1] in map(_spelled, names):
             return end, place
     return None
 
@@ -46,8 +48,7 @@ def may_become_call(text: str, names: Collection[str]) -> bool:
                 return True
             continue
         begun = "".join(text[place:].split())
-        spelled = ("".join(json.dumps(name, ensure_ascii=False).split()) for name in names)
-        if _BEGUN.startswith(begun) or any((_BEGUN[:-1] + name).startswith(begun) for name in spelled):
+        if any((_BEGUN + "".join(_spelled(name).split())).startswith(begun) for name in names):
             return True
     return False
 
@@ -59,8 +60,12 @@ def untagged_rules(names: Collection[str], fences: Collection[str] = tuple(FENCE
         names: The tools' names.
         fences: Keys of `FENCES`.
     """
-    spelled = "|".join(_literal(json.dumps(name, ensure_ascii=False)) for name in names)
-    return rf'{_SPACE}({"|".join(map(_literal, fences))}){_SPACE}\{{{_SPACE}"name"{_SPACE}:{_SPACE}({spelled})'
+    begins, spelled = ("|".join(map(_literal, texts)) for texts in (fences, map(_spelled, names)))
+    return rf'{_AROUND}({begins}){_AROUND}\{{{_SPACE}"name"{_SPACE}:{_SPACE}({spelled})'
+
+
+def _spelled(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _literal(text: str) -> str:
