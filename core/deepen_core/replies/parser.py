@@ -164,7 +164,7 @@ class ReplyParser:
             self._state = "body"
 
     def _open(self, *, last: bool) -> None:
-        if not self._has_text:
+        if not self._has_text or not self._names:
             self._state = "text"
         elif untagged_call(self._held, self._names):
             self._state = "untagged"
