@@ -22,7 +22,7 @@ from deepen_core.config import PRESETS, MemberConfig, StrategyOptions, member_co
 from deepen_core.config.base import explain
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
-from deepen_core.fusion.weights import normalised_weights
+from deepen_core.fusion.weights import normalised_weights, policy_name
 
 DEMO = "demo"
 """`models="demo"` names the embedded demo ensemble."""
@@ -43,8 +43,9 @@ class LoadOptions(BaseModel):
     """The members: model folders, hub ids or `MemberConfig`s; or "demo" for the embedded demo."""
     main: int | str = 0
     """The main model, whose tokens are generated: index or name of a member."""
-    weights: tuple[float, ...] | None = None
-    """One number per member, its share in the fusion; by default each member's own weight."""
+    weights: tuple[float, ...] | str | None = None
+    """One number per member, its share in the fusion; by default each member's own weight. Or "adaptive": members that
+    predict the text better gain weight as it goes on."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     device: str | None = None
@@ -71,6 +72,8 @@ class LoadOptions(BaseModel):
     @classmethod
     def _one_weight_each(cls, value: Any, info: ValidationInfo) -> Any:
         members = info.data.get("models")
+        if policy_name(value) != "static" or value == "static":
+            return value
         if value is not None and members is not None and (names := _names(members)):
             normalised_weights(value, names)
         return value

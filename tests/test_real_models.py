@@ -116,7 +116,9 @@ def test_twenty_prompts(names, dtype, alone):
     prompts = prompts_for(names)
     with opened(names, dtype) as ensemble:
         assert [m.batching for m in ensemble.info.members] == ["ragged", "ragged"]
-        if overflowing := [name for name in names if overflows(name, dtype, PROSE + CODE)]:  # Gemma 3 does in float16, by itself
+        if overflowing := [
+            name for name in names if overflows(name, dtype, PROSE + CODE)
+        ]:  # Gemma 3 does in float16, by itself
             with pytest.raises(NonFiniteLogitsError, match=f"'{overflowing[0]}' returned.* float16 overflows"):
                 ensemble.generate(prompts, max_new_tokens=100)
             return

@@ -56,7 +56,7 @@ class Ensemble(GenerationAPI):
         models: Sequence[str | Path | MemberConfig | Mapping[str, Any]],
         *,
         main: int | str = 0,
-        weights: Sequence[float] | WeightPolicy | None = None,
+        weights: Sequence[float] | str | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
         device: str | None = None,
         dtype: str = "auto",
@@ -72,8 +72,9 @@ class Ensemble(GenerationAPI):
         Args:
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
             main: Index or name of the member whose vocabulary is used.
-            weights: One number per member, or a `WeightPolicy`; by default each `MemberConfig.weight`, which are equal
-                by default.
+            weights: One number per member; by default each `MemberConfig.weight`, which are equal by default. Or
+                "adaptive": the members start with those, and the ones that predict the text better gain weight as it
+                goes on. Or a `WeightPolicy` of your own.
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", or the options of one
                 (`FusionConfig`, `ProductConfig`, `UnionConfig`).
             device: For members that do not set their own; a GPU if there is one, else the CPU.
@@ -97,9 +98,16 @@ class Ensemble(GenerationAPI):
         """
         configs = member_configs(models)
         names = [str(c.name) for c in configs]
-        given = [c.weight for c in configs] if weights is None else weights
-        models_given = [c.model for c in configs]
-        options = EngineOptions.checked(names, main, given, fusion, max_batch_size, on_member_error, models_given)
+        options = EngineOptions.checked(
+            names,
+            main,
+            weights,
+            fusion,
+            max_batch_size,
+            on_member_error,
+            models=[c.model for c in configs],
+            shares=[c.weight for c in configs],
+        )
         with options.steps("Loading", progress=progress, described=True) as steps:
             described = []
             for c in configs:
@@ -117,7 +125,7 @@ class Ensemble(GenerationAPI):
         members: Sequence[Member],
         *,
         main: int | str = 0,
-        weights: Sequence[float] | WeightPolicy | None = None,
+        weights: Sequence[float] | str | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",

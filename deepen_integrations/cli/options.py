@@ -44,8 +44,9 @@ class EnsembleOptions:
     weights: Annotated[
         str | None,
         _ensemble(
-            metavar="W,W...",
-            help="Each member's share in the fusion: one number per member, such as 0.7,0.3.",
+            metavar="W,W...|POLICY",
+            help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or adaptive: members that "
+            "predict the text better gain weight as it goes on.",
             show_default="equal",
         ),
     ] = None

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from deepen_core.config.weights import POLICIES
+
 if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions
@@ -131,12 +133,15 @@ def _main(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _weights(text: str) -> list[float]:
+def _weights(text: str) -> list[float] | str:
+    if text in POLICIES:
+        return text
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is not a list of numbers such as 0.7,0.3.", param_hint="--weights"
+            f"{text!r} is not a list of numbers such as 0.7,0.3, nor one of {', '.join(POLICIES)}.",
+            param_hint="--weights",
         ) from None
 
 

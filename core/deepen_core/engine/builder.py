@@ -16,8 +16,8 @@ from deepen_core.engine.worker import Worker
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, MemberFacts
-from deepen_core.fusion.policies import StaticWeights, WeightPolicy
-from deepen_core.fusion.weights import normalised_weights
+from deepen_core.fusion.policies import WeightPolicy, policy_named
+from deepen_core.fusion.weights import normalised_weights, policy_name
 from deepen_core.members.base import Member
 from deepen_core.members.loading import DescribedMember, main_index, try_member
 from deepen_core.progress import Steps
@@ -50,34 +50,41 @@ class EngineOptions:
         cls,
         names: list[str],
         main: int | str,
-        weights: Sequence[float] | WeightPolicy | None,
+        weights: Sequence[float] | str | WeightPolicy | None,
         fusion: str | StrategyOptions | Mapping[str, Any],
         max_batch_size: int,
         on_member_error: MemberErrorPolicy,
         models: Sequence[str] = (),
+        shares: Sequence[float] | None = None,
     ) -> Self:
         """Checks the options in the form that `Ensemble.load` takes.
 
         Args:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
-            weights: One number per member, or a policy; equal if None.
+            weights: One number per member, or a policy or its name; the members' shares if None.
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.
             on_member_error: What a failing member does to a request.
             models: What each member was loaded from, if known.
+            shares: The weights that the members themselves ask for; equal if None.
 
         Raises:
             ConfigurationError: For options that contradict each other or the members.
         """
         place = main_index(main, names, models)
-        if not isinstance(weights, WeightPolicy):
-            weights = StaticWeights(normalised_weights([1.0] * len(names) if weights is None else weights, names))
         config = resolve_fusion(fusion)
+        strategy = strategy_of(config)
+        policy = _policy(weights, [1.0] * len(names) if shares is None else shares, names)
+        if policy.discount is not None and not strategy.compares_tokens:
+            raise ConfigurationError(
+                f"weights={weights!r} needs a strategy that compares members token by token, and fusion="
+                f"{config.label!r} does not: use 'deepen' or 'product', or give one number per member."
+            )
         serving = ServingConfig.parse(
             {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
         )
-        return cls(names, place, weights, config, strategy_of(config), serving)
+        return cls(names, place, policy, config, strategy, serving)
 
     def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
         """Returns the steps of loading: two per described member, one per member that is tried, and those of fusion.
@@ -130,6 +137,16 @@ class EngineOptions:
         decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
         worker = Worker(decoder, self.serving.max_batch_size)
         return Engine(list(members), self.main, weights, fusion, self.config.label, decoder, worker)
+
+
+def _policy(
+    weights: Sequence[float] | str | WeightPolicy | None, shares: Sequence[float], names: Sequence[str]
+) -> WeightPolicy:
+    if isinstance(weights, WeightPolicy):
+        return weights
+    name = policy_name(weights)
+    given = shares if weights is None or isinstance(weights, str) else weights
+    return policy_named(name, normalised_weights(given, names))
 
 
 def _check_vocabulary(member: Member) -> None:

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,6 +22,7 @@ from deepen_core.errors import ContextWindowError, DecodingError, DeepenError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+from deepen_core.fusion.predictions import Predictions
 from deepen_core.members.base import Member, MemberSequence
 
 if TYPE_CHECKING:
@@ -29,8 +30,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("deepen_core")
 
-_Fused = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]
-"""The return value of `Decoder._fuse`."""
+
+class _Fused(NamedTuple):
+    """What the members say together."""
+
+    scores: torch.Tensor
+    """To choose by [sequences, main's vocabulary]: `logprobs` shifted to the scale of main's logits. Where only main
+    has weight they are main's logits themselves, so that rounding never decides differently from `transformers`."""
+    logprobs: torch.Tensor
+    """Fused log-probabilities [sequences, main's vocabulary]."""
+    own: list[torch.Tensor | None]
+    """Each member's own log-probabilities [sequences, vocabulary]."""
+    predictions: Predictions | None
+    """For a policy that learns from them."""
 
 
 class Decoder:
@@ -203,6 +215,19 @@ class Decoder:
                 sequence.fail(error)
             except Exception as problem:  # noqa: BLE001 (a failure in one sequence must not end the others)
                 sequence.fail(step_failed(problem, token=token))
+        self._learn(sequences, together.predictions)
+
+    def _learn(self, sequences: Sequence[EnsembleSequence], predictions: Predictions | None) -> None:
+        """Records how well each member predicted the tokens that were just chosen."""
+        if predictions is None:
+            return
+        assert self._weights.discount is not None, "else there are no predictions"
+        learning = [not sequence.ended and sequence.chooses_freely for sequence in sequences]
+        tokens = [sequence.token_ids[-1] if learns else 0 for sequence, learns in zip(sequences, learning, strict=True)]
+        relative = predictions.relative(tokens).tolist()
+        for sequence, learns, nats in zip(sequences, learning, relative, strict=True):
+            if learns:
+                sequence.remember(nats, self._weights.discount)
 
     def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
         """Returns the fused distributions, or None if fusing fails; a sequence that is alone then ends."""
@@ -231,15 +256,15 @@ class Decoder:
         Raises:
             DecodingError: If any of this fails.
         """
-        scores, fused, logprobs = together
         own_scores = said[self._main].logits
         assert own_scores is not None, "main has logits in every sequence that continues"
         with told_as(partial(choice_failed, token=sequence.next_token, params=sequence.params)):
-            token_id = sequence.choose(scores[place], own_scores[place])
+            token_id = sequence.choose(together.scores[place], own_scores[place])
         if sequence.params.logprobs is not None and token_id not in self._vocabulary.stop_ids:
-            own = [(n, self._own(said[n], p, place)) for n, p in enumerate(logprobs) if self._takes_part[n]]
+            own = [(n, self._own(said[n], p, place)) for n, p in enumerate(together.own) if self._takes_part[n]]
             with told_as(partial(report_failed, token=sequence.next_token)):
-                sequence.logprobs.append(self._reporter.report(token_id, sequence.params.logprobs, fused[place], own))
+                report = self._reporter.report(token_id, sequence.params.logprobs, together.logprobs[place], own)
+                sequence.logprobs.append(report)
         sequence.accept(token_id)
 
     @torch.inference_mode()
@@ -256,11 +281,12 @@ class Decoder:
             if sequence.error is not None:
                 raise sequence.error
             try:
-                _, fused, _ = self._fuse([sequence], said)
+                together = self._fuse([sequence], said)
             except Exception as problem:
                 raise self._fusion_failed(problem, sequence) from problem
-            found.append(float(fused[0, token_id]))
+            found.append(float(together.logprobs[0, token_id]))
             sequence.speak(token_id)
+            self._learn([sequence], together.predictions)
         return found
 
     def _fills_window(self, sequence: EnsembleSequence) -> bool:
@@ -279,12 +305,6 @@ class Decoder:
 
         A member without logits in a sequence (it waits for the rest of a character, or was dropped) abstains there: the
         others' weights are scaled up.
-
-        Returns:
-            Scores to choose by and the fused log-probabilities, both [sequences, main's vocabulary], and each member's
-            own log-probabilities [sequences, vocabulary]. Scores are the log-probabilities shifted to the scale of
-            main's logits. Where only main has weight they are main's logits themselves, so that rounding never decides
-            differently from `transformers`.
         """
         main_logits = said[self._main].logits
         assert main_logits is not None, "main has logits in every sequence that continues"
@@ -292,12 +312,16 @@ class Decoder:
         for number, one in enumerate(said):
             speaking[one.at, number] = True
         logprobs = [_spread(one, len(sequences)) for one in said]
-        weights = self._weights.weights(WeighingInputs(logprobs, speaking)) * speaking  # [sequences, members]
+        record = torch.tensor([sequence.record for sequence in sequences])
+        weights = self._weights.weights(WeighingInputs(logprobs, speaking, record)) * speaking  # [sequences, members]
         weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
-        fused = self._fusion.fuse(StepInputs(logprobs, weights, partial(self._heard, sequences)))
+        predictions = None
+        if self._weights.discount is not None:
+            predictions = Predictions(self._main, len(sequences), len(self._members))
+        fused = self._fusion.fuse(StepInputs(logprobs, weights, partial(self._heard, sequences), predictions))
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
-        return torch.where(alone[:, None], main_logits, shifted), fused, logprobs
+        return _Fused(torch.where(alone[:, None], main_logits, shifted), fused, logprobs, predictions)
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:

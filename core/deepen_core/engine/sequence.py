@@ -44,6 +44,7 @@ class EnsembleSequence:
     Attributes:
         member_sequences: As given; also None for a member that failed and was dropped.
         token_ids: Main's ids chosen so far, without the stop token.
+        record: How well each member has predicted them, see `WeighingInputs.record`.
         finish_reason: Set once the sequence has ended.
         error: Set instead if the sequence failed.
         warnings: What the caller should know.
@@ -68,6 +69,7 @@ class EnsembleSequence:
         self.params = params
         self.sampler = Sampler(params, [*never, *(sorted(vocabulary.stop_ids) if params.ignore_eos else ())])
         self.token_ids: list[int] = []
+        self.record = [0.0] * len(names)
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self.error: DeepenError | None = None
@@ -131,6 +133,20 @@ class EnsembleSequence:
     def out_of_time(self) -> bool:
         """Whether the request's timeout has passed."""
         return self.params.timeout is not None and time.perf_counter() - self.submitted >= self.params.timeout
+
+    @property
+    def chooses_freely(self) -> bool:
+        """Whether no constraint forces tokens."""
+        return self._constraint is None
+
+    def remember(self, relative: Sequence[float], discount: float) -> None:
+        """Adds a token to the record.
+
+        Args:
+            relative: Log-likelihood of the last token for each member, relative to main's, in nats.
+            discount: How much of the record so far stays.
+        """
+        self.record = [discount * sum_ + nats for sum_, nats in zip(self.record, relative, strict=True)]
 
     def admit(self) -> None:
         """Records that the sequence has left the queue."""

@@ -49,6 +49,7 @@ class ColumnFusion(Fusion):
 
     limit: str
     """What this mean cannot do."""
+    compares_tokens = True
 
     def __init__(
         self,
@@ -92,6 +93,8 @@ class ColumnFusion(Fusion):
             own if member == self._main else None if logprobs is None else self._told(member, logprobs, inputs, own)
             for member, logprobs in enumerate(inputs.logprobs)
         ]
+        if inputs.predictions is not None:
+            inputs.predictions.add(told, self._columns[self._main].of, known)
         mean = self._log_mean(told, own, inputs.weights.to(main.device))
         target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
         # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.

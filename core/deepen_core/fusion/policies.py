@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import ClassVar
 
 import torch
+
+from deepen_core.config.weights import POLICIES
 
 
 @dataclass(frozen=True)
@@ -18,14 +22,22 @@ class WeighingInputs:
             abstains in every sequence.
         speaking: bool [sequences, members] on the CPU: which members have an output. Where this is false, the values in
             `logprobs` are meaningless.
+        record: float32 [sequences, members] on the CPU: how well each member has predicted the answer so far, as the
+            log-likelihood of its tokens relative to main's, in nats; a token counts `WeightPolicy.discount` times as
+            much after each further one. Zeros at the start of an answer, and if the policy has no discount.
     """
 
     logprobs: Sequence[torch.Tensor | None]
     speaking: torch.Tensor
+    record: torch.Tensor
 
 
 class WeightPolicy(ABC):
     """Computes new weights of the members in each step."""
+
+    discount: ClassVar[float | None] = None
+    """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it.
+    With one, the strategy must compare members token by token (`Fusion.compares_tokens`)."""
 
     @abstractmethod
     def weights(self, step: WeighingInputs) -> torch.Tensor:
@@ -64,3 +76,38 @@ class StaticWeights(WeightPolicy):
     def describe(self) -> list[float]:
         """See `WeightPolicy.describe`."""
         return list(self._given)
+
+
+class AdaptiveWeights(StaticWeights):
+    """Weights that follow which member predicts the text better, `w_i ~ s_i exp(rate * r_i)`, r the record so far.
+
+    The exponentially weighted forecaster with discounted losses (Cesa-Bianchi and Lugosi, "Prediction, Learning, and
+    Games", 2006, sections 2.2 and 2.11). The rate is small and the record short, some fifty tokens, so that no member
+    takes over an answer for good by agreeing with itself. Tokens that a constraint forces are not counted.
+
+    Args:
+        weights: The members' shares s before anything is known, one per member, summing to one.
+        rate: How much a nat of the record counts.
+    """
+
+    discount: ClassVar[float | None] = 0.98
+
+    def __init__(self, weights: Sequence[float], rate: float = 0.05) -> None:
+        super().__init__(weights)
+        self._rate = rate
+
+    def weights(self, step: WeighingInputs) -> torch.Tensor:
+        """See `WeightPolicy.weights`."""
+        return torch.softmax(self._weights.log() + self._rate * step.record, dim=-1)
+
+
+def policy_named(name: str, shares: Sequence[float]) -> WeightPolicy:
+    """Returns a policy of `deepen_core.config.weights.POLICIES`.
+
+    Args:
+        name: Its name.
+        shares: The members' shares, summing to one.
+    """
+    module, _, class_name = POLICIES[name].partition(":")
+    policy: type[StaticWeights] = getattr(import_module(module), class_name)
+    return policy(shares)

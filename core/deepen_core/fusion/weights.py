@@ -6,7 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
+from deepen_core.config.weights import POLICIES
 from deepen_core.errors import ConfigurationError
+
+
+def policy_name(weights: object) -> str:
+    """Returns the name of the policy that some weights stand for: a name, or numbers, which are static.
+
+    Raises:
+        ConfigurationError: If it is a text and not the name of a policy.
+    """
+    if not isinstance(weights, str):
+        return "static"
+    if weights not in POLICIES:
+        raise ConfigurationError(
+            f"weights is {weights!r}: give one number per member, such as [0.7, 0.3], or the name of a policy: "
+            f"{', '.join(POLICIES)}."
+        )
+    return weights
 
 
 def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[float]:

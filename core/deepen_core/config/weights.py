@@ -1,0 +1,9 @@
+"""Names of the policies that weigh members."""
+
+from __future__ import annotations
+
+POLICIES: dict[str, str] = {
+    "static": "deepen_core.fusion.policies:StaticWeights",
+    "adaptive": "deepen_core.fusion.policies:AdaptiveWeights",
+}
+"""`module:class` of each policy that takes the members' shares; imported when an ensemble needs it."""
