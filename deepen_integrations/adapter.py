@@ -32,6 +32,9 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     progress: bool = Field(default=True, repr=False)
     """Show progress bars while models load."""
+    strict: bool = False
+    """Refuse schemas of tools and objects that decoding cannot follow in full. By default such a part is left out while
+    decoding, with a warning, and checked in the finished answer. A call's own `strict` comes before this."""
     _shared: SharedEnsemble | None = PrivateAttr(default=None)
     """None after `close`."""
 
