@@ -111,33 +111,35 @@ class _Completed:
     check: SchemaCheck | None
 
     def read(self, messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
-        said = ""
+        seen: list[AIMessage] = []
         for message in messages:
-            said += message.text
-            self._raise_if_invalid(message, said)
+            seen.append(message)
+            self._raise_if_invalid(seen)
             yield message
 
     async def aread(self, messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
-        said = ""
+        seen: list[AIMessage] = []
         async for message in messages:
-            said += message.text
-            self._raise_if_invalid(message, said)
+            seen.append(message)
+            self._raise_if_invalid(seen)
             yield message
 
-    def _raise_if_invalid(self, message: AIMessage, said: str) -> None:
-        reason = message.response_metadata.get("finish_reason")
-        if reason not in {None, "stop"}:
+    def _raise_if_invalid(self, seen: Sequence[AIMessage]) -> None:
+        """Raises once the last piece is there, which has the reason why the answer ended."""
+        reason = seen[-1].response_metadata.get("finish_reason")
+        if reason is None:
+            return
+        said = "".join(message.text for message in seen)
+        if reason != "stop":
             way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")
             raise StructuredAnswerError(
                 f"The answer ended ({reason}) before it was complete: {way_out}, or bound the schema's texts and lists "
                 "(maxLength, maxItems).",
                 llm_output=said,
             )
-        for call in message.invalid_tool_calls:
+        for call in (call for message in seen for call in message.invalid_tool_calls):
             raise StructuredAnswerError(call["error"] or _INVALID, llm_output=call["args"])
-        if reason is None or self.check is None:
-            return
-        if problem := self.check.problem(json.loads(said)):
+        if self.check is not None and (problem := self.check.problem(json.loads(said))):
             error = errors.StructuredAnswerError.from_broken_schema("object", problem)
             raise StructuredAnswerError(str(error), llm_output=said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,13 +73,24 @@ class Relaxation:
                 part["additionalProperties"] = True  # else it would forbid these keys
 
     def _open_ambiguous(self) -> None:
-        """Lets values match several options of a `oneOf`, the innermost ones first."""
+        """Lets values match several options of a `oneOf`, the innermost ones first.
+
+        Decoding does not look through references to tell the options apart, so they are resolved before.
+        """
         shared: dict[str, Any] = {name: self.schema[name] for name in ("$defs", "definitions") if name in self.schema}
         for path, part in reversed(list(parts_of(self.schema))):
-            if "oneOf" in part and "several options" in self.problem({**shared, "oneOf": part["oneOf"]}):
-                options = {"anyOf": part.pop("oneOf")}
-                part.update({"allOf": [*part.get("allOf", ()), options]} if "anyOf" in part else options)
-                self.relaxed.append(f"oneOf at {path}")
+            if "oneOf" not in part or not self._ambiguous({**shared, "oneOf": part["oneOf"]}):
+                continue
+            inlined = [copy.deepcopy(_resolved(option, self.schema)) for option in part["oneOf"]]
+            if not self._ambiguous({**shared, "oneOf": inlined}):
+                part["oneOf"] = inlined
+                continue
+            options = {"anyOf": part.pop("oneOf")}
+            part.update({"allOf": [*part.get("allOf", ()), options]} if "anyOf" in part else options)
+            self.relaxed.append(f"oneOf at {path}")
+
+    def _ambiguous(self, schema: dict[str, Any]) -> bool:
+        return "several options" in self.problem(schema)
 
 
 def _state_keys(part: dict[str, Any], root: dict[str, Any]) -> None:
