@@ -44,10 +44,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         and no key; `api_key` and `max_retries` are accepted and ignored. Every member needs a chat template.
 
     Key init args, completion params:
-        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
+        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate; by default 256,
+            or 4096 where main's chat template may let it think first.
         temperature: 0, the default, takes the most probable token; above 0 samples.
         top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: how tokens are chosen.
         stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
+        reasoning: True, False or an effort such as "low": whether the model thinks first; the template's own by default.
         timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
         logprobs: report each token's log-probability, and this many alternatives.
         on_member_error: "raise", or "drop" to continue without a member that fails.
