@@ -49,7 +49,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         temperature: 0, the default, takes the most probable token; above 0 samples.
         top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: how tokens are chosen.
         stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
-        reasoning: True, False or an effort such as "low": whether the model thinks first; the template's own by default.
+        reasoning: True, False or an effort such as "low": whether the model thinks first.
         timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
         logprobs: report each token's log-probability, and this many alternatives.
         on_member_error: "raise", or "drop" to continue without a member that fails.
