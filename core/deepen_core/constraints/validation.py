@@ -6,9 +6,7 @@ import copy
 import re
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
+import jsonschema
 from referencing import Registry
 
 from deepen_core.constraints.json_schema import parts_of
@@ -32,13 +30,13 @@ class SchemaCheck:
             if isinstance(part.get("patternProperties"), dict) and not all(map(_is_regex, part["patternProperties"])):
                 del part["patternProperties"]
                 part.pop("additionalProperties", None)
-        dialect = validator_for(schema, default=Draft202012Validator)
+        dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         self._validator = dialect(schema, registry=_NO_DOCUMENTS)
 
     def problem(self, value: Any) -> str:
         """Returns the worst problem of a value, with its JSON path, or an empty string."""
         try:
-            worst = best_match(self._validator.iter_errors(value))
+            worst = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
         except Exception as problem:  # noqa: BLE001  a schema that its dialect does not allow
             return f"it could not be checked ({brief(problem)})"
         return "" if worst is None else f"at {worst.json_path}, {' '.join(worst.message.split())[:300]}"
