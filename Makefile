@@ -74,5 +74,5 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
 		>$(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' \
-		filelock hypothesis jsonschema langchain-tests langgraph pytest pytest-asyncio pytest-socket pytest-xdist
+		filelock hypothesis langchain-tests langgraph pytest pytest-asyncio pytest-socket pytest-xdist
 	@touch $@

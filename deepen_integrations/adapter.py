@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
 from deepen_integrations.load_options import DEMO, LoadOptions
 from deepen_integrations.model_facts import ModelFacts
@@ -31,6 +32,9 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     progress: bool = Field(default=True, repr=False)
     """Show progress bars while models load."""
+    strict: bool = False
+    """Refuse schemas of tools and objects that decoding cannot follow in full. By default such a part is left out while
+    decoding, with a warning, and checked in the finished answer. A call's own `strict` comes before this."""
     _shared: SharedEnsemble | None = PrivateAttr(default=None)
     """None after `close`."""
 
@@ -117,8 +121,13 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @property
     def max_tokens(self) -> int:
-        """The frameworks' name for `max_new_tokens`."""
-        return self.max_new_tokens
+        """The frameworks' name for `max_new_tokens`; its default, if it was not given.
+
+        The default is larger where main's chat template knows thoughts, as far as known without loading.
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return THINKING_TOKENS if self.facts.thinks and self.reasoning is not False else ANSWER_TOKENS
 
     def sampling(self, options: Mapping[str, Any]) -> SamplingParams:
         """Returns the sampling options of one call: this adapter's, overridden by the call's.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.chat.messages import Message, Prompt
 
-_FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+_FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "strict")
 """A call's options that determine the form of its answer, in OpenAI's format."""
 
 
@@ -51,8 +51,8 @@ class ChatRequest:
 
         Args:
             messages: The conversation.
-            options: `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format, and
-                sampling options.
+            options: `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format; `strict`,
+                whether decoding must follow all of every schema; and sampling options.
             sampling: Resolves the sampling options.
 
         Raises:

@@ -95,6 +95,14 @@ class LoadOptions(BaseModel):
             raise ConfigurationError(explain(problem, cls)) from problem
 
     @property
+    def main_index(self) -> int | None:
+        """The number of the main member; None if it is not one of the members, which loading reports."""
+        names = _names(self.models)
+        if isinstance(self.main, str):
+            return names.index(self.main) if self.main in names else None
+        return self.main if 0 <= self.main < len(names) else None
+
+    @property
     def label(self) -> str:
         """The members' names joined by `+`."""
         return "+".join(_names(self.models)) or str(self.models)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepen_core.chat.template import default_template
+from deepen_core.chat.thoughts import marks_of
 from deepen_core.config import MemberConfig
 from deepen_core.demo import member_paths
 from deepen_core.members.transformers.checkpoint import declared_window
@@ -35,17 +37,21 @@ class ModelFacts:
     """
     has_chat_template: bool
     """Whether every member has a chat template."""
+    thinks: bool
+    """Whether main's chat template knows thoughts before an answer; before loading, by the marks in its text."""
 
 
 def facts_from_files(options: LoadOptions) -> ModelFacts:
     """Reads the facts of an ensemble that is not loaded. Uses no network."""
     folders = list(_folders(options))
     windows = [window for folder in folders if folder and (window := _context_window(folder))]
-    templates = [folder is not None and _has_chat_template(folder) for folder in folders]
-    has_chat_template = bool(templates) and all(templates)
+    templates = [None if folder is None else _chat_template(folder) for folder in folders]
+    has_chat_template = bool(templates) and None not in templates
     window = min(windows, default=None)
     plans = None if window is None else _less_allowances(window, len(folders), has_chat_template)
-    return ModelFacts(window, plans, has_chat_template)
+    main = options.main_index
+    template = templates[main] if main is not None and main < len(templates) else None
+    return ModelFacts(window, plans, has_chat_template, thinks=marks_of(template or "") is not None)
 
 
 def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:
@@ -79,9 +85,15 @@ def _context_window(folder: Path) -> int | None:
     return declared_window(config.get("text_config", config))
 
 
-def _has_chat_template(folder: Path) -> bool:
-    tokenizer = _json(folder / "tokenizer_config.json")
-    return "chat_template" in tokenizer or (folder / "chat_template.jinja").is_file()
+def _chat_template(folder: Path) -> str | None:
+    """The template for plain conversations; empty if it is not in a form that can be read here."""
+    try:
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        tokenizer = _json(folder / "tokenizer_config.json")
+    if "chat_template" not in tokenizer:
+        return "" if (folder / "chat_template.jinja").is_file() else None
+    return default_template(tokenizer["chat_template"]) or ""
 
 
 def _json(path: Path) -> dict[str, Any]:

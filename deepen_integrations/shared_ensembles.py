@@ -76,7 +76,12 @@ class SharedEnsemble:
 
     def _take(self, ensemble: Ensemble) -> None:
         self._loaded = ensemble
-        self._facts = ModelFacts(ensemble.context_window, ensemble.planning_window, ensemble.has_chat_template)
+        self._facts = ModelFacts(
+            ensemble.context_window,
+            ensemble.planning_window,
+            ensemble.has_chat_template,
+            thinks=ensemble.thinking != "never",
+        )
         self.name = "+".join(member.name for member in ensemble.info.members)
 
     def __reduce__(self) -> tuple[Any, ...]:

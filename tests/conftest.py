@@ -111,7 +111,8 @@ class RuleEnsemble:
         asked = prompt if isinstance(prompt, str) else "".join(prompt[-1]["content"])
         whole = self.answers.get(asked, self.default)
         ends = [whole.index(stop) for stop in params.stop if stop in whole]
-        text = "".join(words(whole[: min(ends, default=len(whole))])[: params.max_new_tokens])
+        most = params.max_new_tokens or 256
+        text = "".join(words(whole[: min(ends, default=len(whole))])[:most])
         logprobs = None
         if params.logprobs is not None:
             other = (9, b" Oslo", -2.0)
@@ -122,7 +123,7 @@ class RuleEnsemble:
         return Generation(
             text=text,
             token_ids=list(range(len(words(text)))),
-            finish_reason="stop" if len(words(text)) < params.max_new_tokens else "length",
+            finish_reason="stop" if len(words(text)) < most else "length",
             usage=Usage(len(words(asked)), len(words(text))),
             logprobs=logprobs,
         )

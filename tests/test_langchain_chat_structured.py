@@ -239,7 +239,7 @@ def test_mistakes_are_told_before_anything_is_loaded(loads, schema, options, err
 def test_unsupported_keywords_raise_before_anything_is_loaded(loads, method, part, error):
     schema = {"title": "Odd", "type": "object", "properties": {"x": part}, "required": ["x"]}
     with pytest.raises(SamplingError, match=error):
-        ChatDeepen(models=["a"]).with_structured_output(schema, method=method)
+        ChatDeepen(models=["a"]).with_structured_output(schema, method=method, strict=True)
     assert not loads
 
 

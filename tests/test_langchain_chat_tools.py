@@ -163,7 +163,7 @@ async def test_a_schema_that_cannot_be_followed_is_told_before_anything_is_loade
         "tools": [{"type": "function", "function": {"name": "f", "parameters": odd}}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": odd}},
     }[option]
-    chat = ChatDeepen(models=["a"])
+    chat = ChatDeepen(models=["a"], strict=True)
     with pytest.raises(SamplingError, match=r"\$\.properties\.x: .*uniqueItems"):
         await asked(chat, way, "hi", **{option: given})
     with pytest.raises(SamplingError, match=r"\$\.properties\.x: .*uniqueItems"):

@@ -42,11 +42,24 @@ async def test_thoughts_are_a_block_and_no_text(thinker, way):
         assert len([delta for delta in told if delta]) > 1
 
 
-def test_thoughts_are_left_out_of_the_next_prompt(thinker):
+def test_thoughts_are_given_back_beside_the_text(thinker):
+    """For templates that read them; the others get the text alone."""
     llm = DeepenLLM.from_ensemble(thinker)
     llm.chat([*ASK, llm.chat(ASK).message, *ASK])
-    assert "Lisbon or Oslo?" not in str(thinker.requests[-1][0])
-    assert "In Lisbon." in str(thinker.requests[-1][0])
+    told = thinker.requests[-1][0][1]
+    assert told == {"role": "assistant", "content": "In Lisbon.", "reasoning_content": "Lisbon or Oslo?"}
+
+
+def test_the_switch_and_the_room_for_thoughts(thinker):
+    llm = DeepenLLM.from_ensemble(thinker, reasoning=False)
+    llm.chat(ASK)
+    assert thinker.requests[-1][1].reasoning is False
+    llm.chat(ASK, reasoning="low")
+    assert thinker.requests[-1][1].reasoning == "low"
+    thinker.context_window = 20_000
+    assert DeepenLLM.from_ensemble(thinker).metadata.num_output == 4096
+    assert DeepenLLM.from_ensemble(thinker, reasoning=False).metadata.num_output == 256
+    assert DeepenLLM.from_ensemble(thinker, max_new_tokens=7).metadata.num_output == 7
 
 
 def test_a_prompt_of_ones_own_opens_no_thoughts(thinker):

@@ -185,8 +185,10 @@ def test_two_constraints_are_refused():
             form.params(SamplingParams(regex="a"), Thoughts())
 
 
-def test_a_schema_that_cannot_be_followed_is_refused(constraints):
+def test_a_schema_that_cannot_be_followed_is_refused_if_that_is_asked_for():
     odd = tool("odd", {"x": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}})
-    params = ReplyForm.from_openai([odd], "any").params(SamplingParams(), Thoughts())
-    with pytest.raises(SamplingError, match=r"properties\.x"):
-        constraints.start(params, starts_text=False)
+    with pytest.raises(SamplingError, match=r"^Tool 'odd': .*properties\.x"):
+        ReplyForm.from_openai([odd], "any", strict=True).params(SamplingParams(), Thoughts())
+    odd["function"]["strict"] = True
+    with pytest.raises(SamplingError, match=r"^Tool 'odd': .*properties\.x"):
+        ReplyForm.from_openai([odd], "any").params(SamplingParams(), Thoughts())

@@ -223,10 +223,13 @@ class Ensemble(GenerationAPI):
         """Returns whether answers to a conversation begin with thoughts, and the marks around them.
 
         Args:
-            params: Options of the request: `chat_template_kwargs` can turn thoughts on and off.
+            params: Options of the request: `reasoning` and `chat_template_kwargs` can turn thoughts on and off.
+
+        Raises:
+            SamplingError: If main's chat template cannot do what `reasoning` asks for.
         """
-        options = None if params is None else params.chat_template_kwargs
-        return self._opened().main_member.tokenizer.reader.thoughts(options)
+        reader = self._opened().main_member.tokenizer.reader
+        return reader.thoughts(None if params is None else reader.variables(params))
 
     @property
     def context_window(self) -> int:

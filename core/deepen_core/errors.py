@@ -18,6 +18,10 @@ class CompatibilityWarning(UserWarning):
     """The members can be fused, but a measurement suggests poor results, or slow batches."""
 
 
+class SchemaWarning(UserWarning):
+    """Decoding cannot follow a part of a schema, so that answers are checked against it when they are complete."""
+
+
 class ConfigurationError(DeepenError):
     """The ensemble cannot be built from these options (weights, main, unknown fields), or not on this machine."""
 
@@ -90,6 +94,16 @@ class StructuredAnswerError(UnusableAnswerError):
             f"{way_out}, or limit the schema's texts and lists (maxLength, maxItems)."
         )
 
+    @classmethod
+    def from_broken_schema(cls, wanted: str, problem: str) -> Self:
+        """Returns the error of an answer that breaks what decoding could not follow of its schema.
+
+        Args:
+            wanted: Name of the object.
+            problem: What it breaks, and where.
+        """
+        return cls(f"The answer is JSON but not a valid {wanted}: {problem}. Ask again, or simplify the schema.")
+
 
 class NoToolCallError(UnusableAnswerError):
     """An answer that had to call a tool does not: the model chose not to, or the call was truncated."""
@@ -115,6 +129,16 @@ class NoToolCallError(UnusableAnswerError):
         """
         said = f"The answer ended ({finish_reason}) inside a tool call, after {text[:200]!r}: "
         return cls(said + _ways_out(finish_reason, "leave out stop strings that occur in calls."))
+
+    @classmethod
+    def from_broken_call(cls, name: str, problem: str) -> Self:
+        """Returns the error of a call that breaks what decoding could not follow of its tool's schema.
+
+        Args:
+            name: The tool.
+            problem: What its arguments break, and where.
+        """
+        return cls(f"The call of tool {name!r} has arguments that its schema forbids: {problem}. Ask again.")
 
 
 class NotDoneError(DeepenError, TimeoutError):

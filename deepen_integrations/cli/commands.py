@@ -65,7 +65,7 @@ def deepen(
         r'cat prompt.txt | deepen generate -m ./general -m ./specialist --stop "\n" --json',
     )
 )
-@opt.spread(without=["enable_thinking", "template_option"])
+@opt.spread(without=["reasoning", "enable_thinking", "template_option"])
 def generate(
     text: Annotated[
         str | None, typer.Argument(help="Text to continue; `-` or nothing reads the standard input.")

@@ -72,7 +72,7 @@ class SamplingOptions:
     """How a command generates: options of `SamplingParams`. None leaves the default to the engine."""
 
     max_new_tokens: Annotated[
-        int | None, _sampling(help="Maximum number of tokens to generate.", show_default="256")
+        int | None, _sampling(help="Maximum number of tokens to generate.", show_default="256; 4096 if it may think")
     ] = None
     temperature: Annotated[
         float | None,
@@ -107,6 +107,14 @@ class SamplingOptions:
     control_tokens: Annotated[
         bool | None,
         _sampling(help="Read control tokens in the text, such as <|im_start|>, as such.", show_default="False"),
+    ] = None
+    reasoning: Annotated[
+        str | None,
+        _sampling(
+            metavar="on|off|EFFORT",
+            help="Whether the main model thinks first, or how hard, such as low.",
+            show_default="the template's",
+        ),
     ] = None
     enable_thinking: Annotated[
         bool | None,

@@ -78,6 +78,8 @@ def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
         given["stop"] = [text.replace("\\n", "\n").replace("\\t", "\t") for text in given["stop"]]
     if "template_option" in given:
         given["chat_template_kwargs"] = dict(map(_variable, given.pop("template_option")))
+    if "reasoning" in given:
+        given["reasoning"] = {"on": True, "off": False}.get(given["reasoning"], given["reasoning"])
     resolve_sampling(None, given)
     return given
 

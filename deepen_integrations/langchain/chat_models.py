@@ -31,7 +31,7 @@ from deepen_integrations.langchain.profiles import model_profile
 from deepen_integrations.langchain.structured import Method, structured_output
 from deepen_integrations.langchain.tools import tool_definition
 
-_FOR_LANGCHAIN = frozenset({"stream", "ls_structured_output_format", "strict"})
+_FOR_LANGCHAIN = frozenset({"stream", "ls_structured_output_format"})
 """Keywords of a call that are not engine options: whether LangChain streams, and what it writes to traces."""
 _MAX_THREADS = 64
 
@@ -44,10 +44,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         and no key; `api_key` and `max_retries` are accepted and ignored. Every member needs a chat template.
 
     Key init args, completion params:
-        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
+        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate; by default 256,
+            or 4096 where main's chat template may let it think first.
         temperature: 0, the default, takes the most probable token; above 0 samples.
         top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: how tokens are chosen.
         stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.
+        reasoning: True, False or an effort such as "low": whether the model thinks first.
         timeout: seconds until the partial answer is returned, with `finish_reason="timeout"`.
         logprobs: report each token's log-probability, and this many alternatives.
         on_member_error: "raise", or "drop" to continue without a member that fails.
@@ -181,16 +183,16 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             tool_choice: None or "auto" lets the models decide; "any", "required" or True requires a call; a name or a
                 mapping with a name requires a call of that tool; "none" forbids calls.
             parallel_tool_calls: Whether an answer may contain several calls; by default unless one tool is named.
-            strict: Accepted for compatibility. Arguments always follow the schema.
+            strict: Whether to refuse schemas that decoding cannot follow in full; see the field of this name, which
+                is the default.
             kwargs: Options of each call.
 
         Raises:
             SamplingError: If there is no such tool, if decoding cannot follow a tool's schema, or for an unknown
                 option or value.
         """
-        del strict
         bound: dict[str, Any] = {"tools": [tool_definition(tool) for tool in tools], **kwargs}
-        given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        given = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls, "strict": strict}
         bound |= {name: value for name, value in given.items() if value is not None}
         self._checked((), bound)
         return self.bind(**bound)
@@ -213,14 +215,14 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
                 never raise a parsing error.
             method: "json_schema": the answer follows the schema; "function_calling": a call of one tool with the
                 schema's name; "json_mode": any JSON object, or one that follows the schema if there is one.
-            strict: Accepted for compatibility. Answers always follow the schema.
+            strict: As for `bind_tools`.
             kwargs: Options of each call.
 
         Raises:
             SamplingError: For an unknown method or option, a missing schema, or one that decoding cannot follow.
         """
-        del strict
-        return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=kwargs)
+        options = kwargs if strict is None else {**kwargs, "strict": strict}
+        return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=options)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
@@ -329,4 +331,4 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     def _checked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""
         given = {name: value for name, value in options.items() if name not in _FOR_LANGCHAIN}
-        return ChatRequest.from_options(messages, given, self.sampling)
+        return ChatRequest.from_options(messages, {"strict": self.strict, **given}, self.sampling)

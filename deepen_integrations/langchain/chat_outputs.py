@@ -12,7 +12,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from deepen_core.errors import NoToolCallError
-from deepen_core.replies import CutCall, Part, ReplyParser, Text, Thought, parse_reply
+from deepen_core.replies import BrokenCall, Call, CutCall, Part, ReplyParser, Text, Thought, parse_reply
 from deepen_integrations.adapter import report
 from deepen_integrations.chat import new_call_id
 
@@ -34,7 +34,7 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
     """
     reply = parse_reply(answer.text, parser)
     metadata = _metadata(answer, model_name)
-    invalid = [] if reply.cut is None else [_invalid(reply.cut, answer.finish_reason)]
+    invalid = [_invalid(call, answer.finish_reason) for call in (*reply.broken, reply.cut) if call is not None]
     message = AIMessage(
         content=reply.text,
         additional_kwargs={"reasoning_content": reply.thoughts} if reply.thoughts else {},
@@ -54,8 +54,8 @@ class ChatChunks:
     """Makes message chunks from the pieces of one answer.
 
     LangChain merges chunks by adding them, so only the last one has metadata. A tool call is one chunk, because
-    LangChain would complete a call that is cut off, and run it. What there is of one that is cut off begins with its
-    tag, so that it is no JSON and LangChain takes it for invalid.
+    LangChain would complete a call that is cut off, and run it. One that is cut off, or breaks its schema, begins with
+    its tag, so that it is no JSON and LangChain takes it for invalid.
 
     Args:
         parser: A fresh parser, which splits the answer into its parts.
@@ -92,15 +92,18 @@ class ChatChunks:
         if isinstance(part, Thought):
             self._thoughts.append(part.text)
             return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
-        arguments = part.text if isinstance(part, CutCall) else json.dumps(part.arguments, ensure_ascii=False)
+        arguments = json.dumps(part.arguments, ensure_ascii=False) if isinstance(part, Call) else part.text
         call = tool_call_chunk(name=part.name, args=arguments, id=new_call_id(), index=self._calls)
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[call])
 
 
-def _invalid(cut: CutCall, finish_reason: str) -> InvalidToolCall:
-    error = str(NoToolCallError.from_cut_call(cut.text, finish_reason))
-    return invalid_tool_call(name=cut.name, args=cut.text, id=new_call_id(), error=error)
+def _invalid(call: CutCall | BrokenCall, finish_reason: str) -> InvalidToolCall:
+    if isinstance(call, BrokenCall):
+        error = NoToolCallError.from_broken_call(call.name, call.problem)
+    else:
+        error = NoToolCallError.from_cut_call(call.text, finish_reason)
+    return invalid_tool_call(name=call.name, args=call.text, id=new_call_id(), error=str(error))
 
 
 def _metadata(answer: Generation, model_name: str) -> dict[str, Any]:

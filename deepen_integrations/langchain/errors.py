@@ -16,6 +16,7 @@ from langchain_core.exceptions import (
     ModelInvalidRequestError,
     ModelNotFoundError,
     ModelTimeoutError,
+    OutputParserException,
 )
 
 from deepen_core import errors
@@ -72,6 +73,10 @@ class TimedOutError(errors.TimedOutError, ModelTimeoutError):
 
 class ClosedError(errors.ClosedError, ModelError):
     """See the engine's error of this name. A closed ensemble stays closed."""
+
+
+class StructuredAnswerError(errors.StructuredAnswerError, OutputParserException):
+    """See the engine's error of this name. LangChain's parsers raise the other one."""
 
 
 KINDS: dict[type[DeepenError], type[DeepenError]] = {

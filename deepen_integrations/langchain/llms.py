@@ -44,7 +44,8 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         accepted and ignored.
 
     Key init args, completion params:
-        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
+        max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate; by default 256,
+            or 4096 where main's chat template may let it think first.
         temperature: 0, the default, takes the most probable token; above 0 samples.
         top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed: how tokens are chosen.
         stop: strings at which the answer is cut. A call's own `stop` replaces them; `[]` removes them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
@@ -17,17 +17,16 @@ _ROLES: dict[type[BaseMessage], str] = {
 }
 _ROLE_ALIASES = {"human": "user", "ai": "assistant"}
 """Roles of a `ChatMessage` that have another name in chat templates."""
-_OMITTED = frozenset(
-    "tool_use tool_call tool_call_chunk invalid_tool_call input_json_delta function_call "
-    "reasoning thinking redacted_thinking non_standard".split()
-)
-"""Blocks of an assistant's content that repeat its tool calls, or are thoughts: templates render neither."""
+_CALLS = frozenset("tool_use tool_call tool_call_chunk invalid_tool_call input_json_delta function_call".split())
+"""Blocks of an assistant's content that repeat its tool calls."""
+_NOT_SAID = frozenset("reasoning thinking redacted_thinking non_standard".split())
+"""Blocks of an assistant's content that are no part of what it said: thoughts, and what only a provider knows."""
 _TEXTS = {"text": "text", "text-plain": "text", "refusal": "refusal"}
 """Types of blocks that are text, and the key of the text in each."""
 
 
 def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    """Returns the role and content of each message.
+    """Returns the role, the content and the thoughts of each message.
 
     Args:
         messages: A conversation of text only.
@@ -38,11 +37,19 @@ def plain_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     for message in messages:
         if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
             raise PromptError("An AIMessage calls tools, which a text-completion model cannot read: use a chat model.")
-    return [{"role": _role(message), "content": _text(message, _blocks(message))} for message in messages]
+    return [_plain(message) for message in messages]
+
+
+def _plain(message: BaseMessage) -> dict[str, str]:
+    role, blocks = _role(message), _blocks(message)
+    if role != "assistant":
+        return {"role": role, "content": _text(message, blocks)}
+    said = _text(message, _without(blocks, _NOT_SAID))
+    return {"role": role, "content": said, **_thoughts(message, blocks)}
 
 
 def chat_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Returns messages in OpenAI's format, with tool calls and their results.
+    """Returns messages in OpenAI's format, with tool calls and their results, and thoughts as `reasoning_content`.
 
     Args:
         messages: A conversation. A human message may contain tool results as blocks, as in Anthropic's format.
@@ -64,9 +71,10 @@ def _read(message: BaseMessage) -> Iterator[dict[str, Any]]:
         blocks = [b for b in blocks if isinstance(b, str) or b.get("type") != "tool_result"]
         if not blocks and message.content:
             return  # nothing but results
-    elif role == "assistant":
-        blocks = [b for b in blocks if isinstance(b, str) or b.get("type") not in _OMITTED]
-    read: dict[str, Any] = {"role": role, "content": _text(message, blocks)}
+    thoughts: dict[str, str] = {}
+    if role == "assistant":
+        thoughts, blocks = _thoughts(message, blocks), _without(blocks, _CALLS | _NOT_SAID)
+    read: dict[str, Any] = {"role": role, "content": _text(message, blocks), **thoughts}
     if message.name:
         read["name"] = message.name
     if isinstance(message, ToolMessage):
@@ -74,6 +82,33 @@ def _read(message: BaseMessage) -> Iterator[dict[str, Any]]:
     if isinstance(message, AIMessage) and (calls := [*message.tool_calls, *message.invalid_tool_calls]):
         read["tool_calls"] = [_call(c["id"], c["name"], c["args"]) for c in calls]
     yield read
+
+
+def _without(blocks: Iterable[Any], kinds: Collection[str]) -> list[Any]:
+    return [block for block in blocks if isinstance(block, str) or block.get("type") not in kinds]
+
+
+def _thoughts(message: BaseMessage, blocks: Iterable[Any]) -> dict[str, str]:
+    """Returns the thoughts of an answer as a field of its message: from its content, or else where LangChain has them.
+
+    Messages of LangChain's output version 1 hold the same thoughts in both places.
+    """
+    parts = [part for block in blocks if isinstance(block, dict) for part in _thought_parts(block)]
+    said = "".join(parts) or message.additional_kwargs.get("reasoning_content")
+    return {"reasoning_content": said} if isinstance(said, str) and said else {}
+
+
+def _thought_parts(block: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the texts of a block of thoughts in the form of LangChain or Anthropic, or of OpenAI, in a summary."""
+    if block.get("type") not in {"reasoning", "thinking"}:
+        return
+    found = block.get("reasoning") or block.get("thinking")
+    if isinstance(found, str):
+        yield found
+        return
+    for part in block.get("summary") or ():
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            yield part["text"]
 
 
 def _call(identity: str | None, name: str | None, arguments: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def model_profile(adapter: DeepenAdapter) -> ModelProfile:
     window, constrains = adapter.facts.context_window, can_constrain()
     profile = ModelProfile(
         name=adapter.model_name,
-        max_output_tokens=adapter.max_new_tokens,
+        max_output_tokens=adapter.max_tokens,
         text_inputs=True,
         image_inputs=False,
         audio_inputs=False,
@@ -26,6 +26,7 @@ def model_profile(adapter: DeepenAdapter) -> ModelProfile:
         tool_choice=constrains,
         tool_call_streaming=constrains,
         structured_output=constrains,
+        reasoning_output=adapter.facts.thinks,
     )
     if window is not None:
         profile["max_input_tokens"] = window

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
@@ -17,9 +17,16 @@ from langchain_core.runnables import AddableDict, Runnable, RunnableGenerator, R
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
+from deepen_core import errors
 from deepen_core.errors import SamplingError
+from deepen_core.replies import ReplyForm
+from deepen_integrations.langchain.errors import StructuredAnswerError
 from deepen_integrations.langchain.tools import tool_definition
 
+if TYPE_CHECKING:
+    from deepen_core.constraints.validation import SchemaCheck
+
+_INVALID = "The answer's call of its tool is cut off, or breaks the schema where decoding cannot follow it."
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
@@ -49,6 +56,7 @@ def structured_output(
         raise SamplingError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
     if schema is not None:
         options = {**options, "ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
+    check: SchemaCheck | None = None
     pydantic_class = cast("type[BaseModel]", schema) if _is_model(schema) else None
     parser: Runnable[AIMessage, Any]
     if method == "function_calling":
@@ -64,8 +72,10 @@ def structured_output(
     else:
         response_format = {"type": "json_object"} if schema is None else _response_format(schema)
         model = bind_tools([], response_format=response_format, **options)
+        check = ReplyForm.from_openai(response_format=response_format, strict=options.get("strict")).schema_check
         parser = PydanticOutputParser(pydantic_object=pydantic_class) if pydantic_class else JsonOutputParser()
-    parser = RunnableGenerator(_complete, _acomplete) | parser
+    completed = _Completed(check)
+    parser = RunnableGenerator(completed.read, completed.aread) | parser
     if not include_raw:
         return model | parser
     outcome = _Outcome(parser)
@@ -90,17 +100,48 @@ def _is_model(schema: Any) -> bool:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def _complete(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
-    """Passes messages on. A truncated answer raises, because LangChain's parsers would complete it."""
-    for message in messages:
-        _check_complete(message)
-        yield message
+@dataclass(frozen=True)
+class _Completed:
+    """Passes messages on. An answer that is truncated or breaks its schema raises: LangChain's parsers would take it.
 
+    Args:
+        check: Checks objects, where decoding does not follow all of their schema.
+    """
 
-async def _acomplete(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
-    async for message in messages:
-        _check_complete(message)
-        yield message
+    check: SchemaCheck | None
+
+    def read(self, messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
+        seen: list[AIMessage] = []
+        for message in messages:
+            seen.append(message)
+            self._raise_if_invalid(seen)
+            yield message
+
+    async def aread(self, messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+        seen: list[AIMessage] = []
+        async for message in messages:
+            seen.append(message)
+            self._raise_if_invalid(seen)
+            yield message
+
+    def _raise_if_invalid(self, seen: Sequence[AIMessage]) -> None:
+        """Raises once the last piece is there, which has the reason why the answer ended."""
+        reason = seen[-1].response_metadata.get("finish_reason")
+        if reason is None:
+            return
+        said = "".join(message.text for message in seen)
+        if reason != "stop":
+            way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")
+            raise StructuredAnswerError(
+                f"The answer ended ({reason}) before it was complete: {way_out}, or bound the schema's texts and lists "
+                "(maxLength, maxItems).",
+                llm_output=said,
+            )
+        for call in (call for message in seen for call in message.invalid_tool_calls):
+            raise StructuredAnswerError(call["error"] or _INVALID, llm_output=call["args"])
+        if self.check is not None and (problem := self.check.problem(json.loads(said))):
+            error = errors.StructuredAnswerError.from_broken_schema("object", problem)
+            raise StructuredAnswerError(str(error), llm_output=said)
 
 
 @dataclass(frozen=True)
@@ -128,14 +169,3 @@ class _Outcome:
             return AddableDict(parsed=self.parser.invoke(reduce(add, pieces)), parsing_error=None)
         except Exception as error:  # noqa: BLE001  reported, whatever a class raises
             return AddableDict(parsed=None, parsing_error=error)
-
-
-def _check_complete(message: AIMessage) -> None:
-    reason = message.response_metadata.get("finish_reason", "stop")
-    if reason != "stop":
-        way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")
-        raise OutputParserException(
-            f"The answer ended ({reason}) before it was complete: {way_out}, or bound the schema's texts and lists "
-            "(maxLength, maxItems).",
-            llm_output=str(message.content),
-        )

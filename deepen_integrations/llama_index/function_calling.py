@@ -23,10 +23,10 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
 
     Does everything that `DeepenLLM` does, and works with `FunctionAgent` and `AgentWorkflow`. Install the extra
     `structured`: decoding follows the tools' schemas, so every call is valid. An answer that
-    ends inside a call raises `NoToolCallError`.
+    ends inside a call, or breaks what decoding cannot follow of a schema, raises `NoToolCallError`.
 
-    The four chat methods accept `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format
-    as options of a call.
+    The four chat methods accept `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` in OpenAI's format,
+    and `strict`, as options of a call.
 
     Examples:
         ```python
@@ -50,7 +50,8 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
         return super().metadata.model_copy(update={"is_function_calling_model": can_constrain()})
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
-        return ChatRequest.from_options(check_messages(chat_messages(messages)), options, self.sampling)
+        given = {"strict": self.strict, **options}
+        return ChatRequest.from_options(check_messages(chat_messages(messages)), given, self.sampling)
 
     def _prepare_chat_with_tools(
         self,

@@ -99,7 +99,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         return LLMMetadata(
             context_window=window,
             # An answer ends where the window is full, so plans reserve at most half of the window for it.
-            num_output=min(self.max_new_tokens, window // 2),
+            num_output=min(self.max_tokens, window // 2),
             is_chat_model=facts.has_chat_template,
             model_name=self.model_name,
         )

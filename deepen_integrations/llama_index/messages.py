@@ -19,7 +19,7 @@ _ROLES = {
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Returns messages in OpenAI's format, with tool calls and their results, without thoughts.
+    """Returns messages in OpenAI's format, with tool calls and their results, and thoughts as `reasoning_content`.
 
     Raises:
         PromptError: If a message contains something other than text, such as an image.
@@ -29,6 +29,9 @@ def chat_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def _read(message: ChatMessage) -> dict[str, Any]:
     read: dict[str, Any] = {"role": _ROLES.get(message.role, message.role.value), "content": message.content or ""}
+    thoughts = "".join(block.content or "" for block in message.blocks if isinstance(block, ThinkingBlock))
+    if thoughts:
+        read["reasoning_content"] = thoughts
     calls = [_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
     if calls:
         read["tool_calls"] = calls

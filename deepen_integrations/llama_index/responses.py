@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from deepen_core.errors import NoToolCallError
-from deepen_core.replies import Call, CutCall, ReplyParser, Text, Thought
+from deepen_core.replies import BrokenCall, Call, CutCall, ReplyParser, Text, Thought
 from deepen_core.results import Chunk, Generation
 from deepen_integrations.adapter import report
 from deepen_integrations.chat import new_call_id
@@ -103,7 +103,7 @@ class ChatResponses(Responses[ChatResponse]):
         """Returns the response to a piece of the answer; None if the piece completes nothing yet.
 
         Raises:
-            NoToolCallError: If the answer ends inside a tool call.
+            NoToolCallError: If the answer ends inside a tool call, or a call breaks its tool's schema.
         """
         parts = self._parser.feed(piece.text)
         if piece.generation is not None:
@@ -113,6 +113,9 @@ class ChatResponses(Responses[ChatResponse]):
                     raise NoToolCallError.from_cut_call(part.text, piece.generation.finish_reason)
         elif not parts:
             return None
+        for part in parts:
+            if isinstance(part, BrokenCall):
+                raise NoToolCallError.from_broken_call(part.name, part.problem)
         said = "".join(part.text for part in parts if isinstance(part, Text))
         thought = "".join(part.text for part in parts if isinstance(part, Thought))
         self._text += said

@@ -15,6 +15,7 @@ from llama_index.core.types import Model
 from llama_index_instrumentation import get_dispatcher
 from pydantic import ValidationError
 
+from deepen_core.config.constraints import can_constrain
 from deepen_core.errors import StructuredAnswerError
 
 _dispatcher = get_dispatcher(__name__)
@@ -31,7 +32,7 @@ class StructuredCall(Generic[Model]):
         llm: The model.
         output_cls: The pydantic class. Its schema is also part of the prompt.
         prompt: The request.
-        llm_kwargs: Options of this call.
+        llm_kwargs: Options of this call; with `strict=True`, a schema that decoding cannot follow in full is refused.
         prompt_args: Values of the prompt's variables.
     """
 
@@ -47,13 +48,22 @@ class StructuredCall(Generic[Model]):
         self._class = output_cls
         self._prompt = prompt
         self._values = prompt_args
-        self._options = {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
+        options = dict(llm_kwargs or {})
+        strict = options.pop("strict", getattr(llm, "strict", False))
+        name, self._schema = output_cls.__name__, output_cls.model_json_schema()
+        self._followed = None
+        if can_constrain():
+            from deepen_core.constraints.grammar import followed_schema  # noqa: PLC0415  needs an extra
+
+            self._followed = followed_schema(self._schema, f"object {name!r}", strict=strict)
+        schema = self._followed.schema if self._followed else self._schema
+        self._options = {**options, "json_schema": schema}
 
     def predict(self) -> Model:
         """Returns the object.
 
         Raises:
-            SamplingError: If decoding cannot follow a part of the schema.
+            SamplingError: If decoding cannot follow the schema.
             StructuredAnswerError: If the answer was cut off, or the class rejects it for reasons beyond its schema.
         """
         self._started()
@@ -114,7 +124,7 @@ class StructuredCall(Generic[Model]):
         return self._llm._extend_prompt(f"{self._instruction()}\n\n{prompt}")  # noqa: SLF001
 
     def _instruction(self) -> str:
-        schema = json.dumps(self._options["json_schema"], ensure_ascii=False)
+        schema = json.dumps(self._schema, ensure_ascii=False)
         return f"Answer with JSON that follows this schema: {schema}"
 
     def _growing(self, piece: Response, previous: Sequence[Any] | None) -> tuple[Any, Sequence[Any] | None]:
@@ -127,10 +137,14 @@ class StructuredCall(Generic[Model]):
     def _parsed(self, found: Response) -> Model:
         text = found.text if isinstance(found, CompletionResponse) else found.message.content or ""
         try:
-            return self._class.model_validate_json(text)
+            parsed = self._class.model_validate_json(text)
         except ValidationError as problem:
             reason = found.raw["finish_reason"] if isinstance(found.raw, dict) else "unknown"
             raise StructuredAnswerError.from_answer(self._class.__name__, text, reason, problem) from problem
+        check = self._followed and self._followed.check
+        if check and (broken := check.problem(json.loads(text))):
+            raise StructuredAnswerError.from_broken_schema(self._class.__name__, broken)
+        return parsed
 
     def _started(self) -> None:
         event = LLMStructuredPredictStartEvent(

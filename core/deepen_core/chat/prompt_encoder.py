@@ -18,7 +18,9 @@ from deepen_core.chat.messages import Message, check_unicode
 from deepen_core.chat.template import ChatTemplate, default_template
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import TOOL_TAGS
-from deepen_core.errors import ChatTemplateError, PromptError
+from deepen_core.config import SamplingParams
+from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
+from deepen_core.errors import ChatTemplateError, PromptError, SamplingError
 from deepen_core.tokenization.fast_tokenizer import Backend
 
 _TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
@@ -125,6 +127,48 @@ class PromptReader:
         silent = ((t, i) for t, (i, _) in self._control.items() if t not in self._visible)
         control = {t: i for t, i in silent if any(t in mark for mark in marks.parts())}
         return Thoughts(self._chat.thinking(options), marks, control)
+
+    def most_tokens(self, params: SamplingParams, *, to_text: bool) -> int:
+        """Returns the maximum number of tokens of an answer: what the request asks for, or the default for its kind.
+
+        Args:
+            params: Options of the request.
+            to_text: Whether it is the answer to a text, before which there are no thoughts, or to a conversation.
+        """
+        if params.max_new_tokens is not None:
+            return params.max_new_tokens
+        # A caller's own constraint holds from the first character; grammars are also those of calls after thoughts.
+        plain = to_text or params.reasoning is False or params.constraint not in {None, "grammar"}
+        if plain or self._chat is None or not self._chat.may_think(self.variables(params)):
+            return ANSWER_TOKENS
+        return THINKING_TOKENS
+
+    def variables(self, params: SamplingParams, *, strict: bool = True) -> dict[str, Any]:
+        """Returns the variables for the chat template that a request asks for, by name or as `reasoning`.
+
+        Args:
+            params: Options of the request.
+            strict: Raise if the template cannot follow `reasoning`; else leave it to the template.
+
+        Raises:
+            SamplingError: If the template cannot follow `reasoning`, or the request contradicts itself.
+        """
+        given = dict(params.chat_template_kwargs or {})
+        if params.reasoning is None or self._chat is None:
+            return given
+        try:
+            switched = self._chat.switch.variables(params.reasoning)
+        except SamplingError:
+            if strict:
+                raise
+            return given
+        for name, value in switched.items():
+            if strict and given.get(name, value) != value:
+                raise SamplingError(
+                    f"reasoning={params.reasoning!r} sets {name} to {value!r}, and chat_template_kwargs to "
+                    f"{given[name]!r}: give one of them."
+                )
+        return {**switched, **given}
 
     def read_text(self, text: str, *, control_tokens: bool = False) -> MemberPrompt:
         """Encodes a text to be continued.

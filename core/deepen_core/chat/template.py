@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from deepen_core.chat.messages import Message
-from deepen_core.chat.template_adapter import TemplateCapabilities, adapted, is_text, written
+from deepen_core.chat.reasoning import ReasoningSwitch
+from deepen_core.chat.template_adapter import THOUGHT_FIELDS, TemplateCapabilities, adapted, is_text, written
 from deepen_core.chat.template_probe import TemplateProbe
 from deepen_core.chat.thoughts import Thinking, ThoughtMarks, begun_marks, marks_of
 from deepen_core.errors import ChatTemplateError
@@ -54,7 +55,7 @@ class ChatTemplate:
         for message in messages:
             self._check_parts(message)
         options = self._shielded(options or {})
-        messages = [self._with_known_role(message) for message in messages]
+        messages = [self._with_known_fields(message) for message in messages]
         turns, strings = self._fitting(messages, options)
         return self._apply([self._shielded(turn) for turn in turns], strings, options)
 
@@ -81,10 +82,53 @@ class ChatTemplate:
         rendered = self._rendering([_USER], self._takes.strings, self._shielded(options or {})) or ""
         return "opened" if begun_marks(rendered) == self.marks else "optional"
 
-    def _with_known_role(self, message: Message) -> Message:
-        """OpenAI's role for what was the system's is the system's to templates that do not name it."""
-        named = message["role"] != "developer" or "developer" in self._template
-        return message if named else {**message, "role": "system"}
+    def may_think(self, options: Mapping[str, Any] | None = None) -> bool:
+        """Whether thoughts may come before an answer: not if the template itself begins and ends them.
+
+        Args:
+            options: As for `render`.
+        """
+        if self.marks is None:
+            return False
+        rendered = self._rendering([_USER], self._takes.strings, self._shielded(options or {})) or ""
+        return not rendered.rstrip().endswith(self.marks.end.strip())
+
+    @cached_property
+    def switch(self) -> ReasoningSwitch:
+        """What turns thoughts on and off."""
+
+        def rendered(variables: Mapping[str, Any]) -> str | None:
+            return self._rendering([_USER], self._takes.strings, self._shielded(variables))
+
+        return ReasoningSwitch(self._template, self._name, rendered, thinks=self.marks is not None)
+
+    def _with_known_fields(self, message: Message) -> Message:
+        """Returns a message with the role and the field for thoughts that the template knows.
+
+        OpenAI's role for what was the system's is the system's to templates that do not name it. Thoughts are left out
+        where the template does not read them.
+        """
+        if message["role"] == "developer" and "developer" not in self._template:
+            message = {**message, "role": "system"}
+        if "reasoning_content" not in message:
+            return message
+        told = {name: value for name, value in message.items() if name != "reasoning_content"}
+        thoughts, field = message["reasoning_content"], self._thought_field
+        return {**told, field: thoughts} if field and thoughts and message["role"] == "assistant" else told
+
+    @cached_property
+    def _thought_field(self) -> str | None:
+        """The field of an assistant's message in which the template looks for its thoughts, if it does."""
+        marker = "zqthoughtqz"
+        arguments: Any = {"a": "a"} if self._takes.mapped_arguments else '{"a": "a"}'
+
+        def is_read(field: str) -> bool:
+            said, calling = {**_ASSISTANT, field: marker}, {**_calling(arguments), field: marker}
+            # Most templates leave out what was thought before the last question.
+            chats = ([_USER, calling, _RESULT], [_USER, said], [_USER, said, _USER])
+            return any(marker in (self._rendering(chat, self._takes.strings) or "") for chat in chats)
+
+        return next((field for field in THOUGHT_FIELDS if field in self._template and is_read(field)), None)
 
     def _fitting(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[Sequence[Message], bool]:
         """Returns the least changed conversation that the template renders completely, and whether it takes strings."""
@@ -108,11 +152,13 @@ class ChatTemplate:
         return messages, True  # the template will refuse them with its own message
 
     def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
-        yield messages, True
+        without = [{name: value for name, value in m.items() if name not in THOUGHT_FIELDS} for m in messages]
         as_text = replace(self._takes, tools=False)
         plainest = TemplateCapabilities(self._takes.strings)
+        told = (messages,) if without == messages else (messages, without)
+        yield from ((turns, True) for turns in told)
         for takes in dict.fromkeys((self._takes, as_text, plainest)):
-            yield adapted(messages, takes), takes.strings
+            yield from ((adapted(turns, takes), takes.strings) for turns in told)
 
     @cached_property
     def _takes(self) -> TemplateCapabilities:

@@ -15,6 +15,8 @@ Piece = str | Mapping[str, Any]  # of a message's content: a text, or a part suc
 _BETWEEN = "\n\n"
 _FILLER = "..."
 SPEAKERS = frozenset({"user", "assistant"})
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning", "thoughts")
+"""Fields of an assistant's message in which templates look for its thoughts."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,11 @@ def _joined(turns: Iterable[Message]) -> list[Message]:
 
 def _both(first: Message, second: Message) -> Message:
     between = [_BETWEEN] if _says(first) and _says(second) else []
-    return {**second, **first, "content": [*pieces(first), *between, *pieces(second)]}
+    merged = {**second, **first, "content": [*pieces(first), *between, *pieces(second)]}
+    for field in THOUGHT_FIELDS:
+        if isinstance(first.get(field), str) and isinstance(second.get(field), str):
+            merged[field] = f"{first[field]}{_BETWEEN}{second[field]}"
+    return merged
 
 
 def _opened(turns: Sequence[Message], takes: TemplateCapabilities) -> list[Message]:

@@ -17,13 +17,31 @@ _NOT_VARIABLES = frozenset(
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
 )
 """Arguments of `apply_chat_template` that are not variables of the template, or are given in another way."""
+THOUGHT_SWITCHES: tuple[tuple[str, Any, Any], ...] = (
+    ("enable_thinking", True, False),  # Qwen, GLM, SmolLM3, Nemotron, EXAONE, Gemma
+    ("thinking", True, False),  # DeepSeek, Granite, Kimi
+    ("reasoning", True, False),  # Command A
+    ("enable_reasoning", True, False),
+    ("think", True, False),
+    ("thinking_budget", -1, 0),  # Seed-OSS
+)
+"""Variables by which chat templates turn thoughts on and off: name, value for on, value for off."""
+EFFORT_VARIABLES = ("reasoning_effort", "thinking_effort", "effort")
+"""Variables by which chat templates are told how much to think."""
+ANSWER_TOKENS = 256
+"""Default of `max_new_tokens` for an answer."""
+THINKING_TOKENS = 4096
+"""Default of `max_new_tokens` where thoughts may come before the answer. Small models think for a few hundred to a few
+thousand tokens, so that with 256 most answers would never begin; and without a limit, one that thinks in circles, as
+they do under greedy decoding, would fill the whole window."""
 
 
 class SamplingParams(ConstraintOptions):
     """Options of one request. Unknown fields are rejected."""
 
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Maximum number of main-member tokens to generate; lowered to the room left in main's context window."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Maximum number of main-member tokens to generate, thoughts included; lowered to the room left in main's context
+    window. By default 256; 4096 for a conversation if main's chat template lets the model think before it answers."""
     temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
     """0 chooses the most probable token; from 0.0001 to 100 samples, the higher the more varied."""
     top_k: int | None = Field(default=None, ge=1)
@@ -59,6 +77,10 @@ class SamplingParams(ConstraintOptions):
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the members' chat templates, such as `{"enable_thinking": False}` or `{"reasoning_effort": "low"}`;
     those that a template does not know have no effect. `enable_thinking=False` may also be given by itself."""
+    reasoning: bool | str | None = None
+    """Whether the model thinks before it answers a conversation: True or False, an effort such as "low", or None for
+    what the chat template does by itself. Set through the variable that main's template has for it; an error if it has
+    none. Templates of other members follow as far as they can."""
     on_member_error: MemberErrorPolicy | None = None
     """What happens if a member other than main fails: "raise" ends this request with a `MemberError`, "drop" continues
     without the member and adds a note to `Generation.warnings`. The ensemble's policy by default."""
@@ -96,6 +118,13 @@ class SamplingParams(ConstraintOptions):
         if taken := sorted(_NOT_VARIABLES.intersection(value)):
             raise ValueError(f"{', '.join(taken)}: set by the engine, so leave it out")
         return dict(value)
+
+    @field_validator("reasoning")
+    @classmethod
+    def _some_effort(cls, value: bool | str | None) -> bool | str | None:
+        if value == "":
+            raise ValueError("give True, False, or an effort such as 'low'")
+        return value
 
     @field_validator("temperature")
     @classmethod
@@ -143,7 +172,20 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     values = {} if params is None else params.model_dump(exclude_unset=True)
     if "max_tokens" in options:
         values.pop("max_new_tokens", None)
+    values = _without_replaced_switches(values, options)
     if any(options.get(name) is not None for name in CONSTRAINTS):
         values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
     merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
     return merged
+
+
+def _without_replaced_switches(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's own values without the switch of thoughts that a call gives in another way."""
+    switches = {*EFFORT_VARIABLES, *(name for name, _, _ in THOUGHT_SWITCHES)}
+    own, given = values.get("chat_template_kwargs"), options.get("chat_template_kwargs")
+    if options.get("reasoning") is not None and own:
+        return {**values, "chat_template_kwargs": {n: v for n, v in own.items() if n not in switches}}
+    replaced = options.get("enable_thinking") is not None or (
+        isinstance(given, Mapping) and not switches.isdisjoint(given)
+    )
+    return {name: value for name, value in values.items() if name != "reasoning"} if replaced else values

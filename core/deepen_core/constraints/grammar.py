@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +14,13 @@ from llguidance import LLMatcher, regex_to_lark
 
 from deepen_core.config.constraints import ConstraintOptions
 from deepen_core.constraints.json_schema import checked_schema
-from deepen_core.errors import SamplingError
+from deepen_core.constraints.relaxation import Relaxation
+from deepen_core.errors import SamplingError, SchemaWarning
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # there for type checkers only
+
+    from deepen_core.constraints.validation import SchemaCheck
 
 # At most one blank, after a comma or a colon as people write JSON: models keep their habit, but cannot write blanks
 # without end.
@@ -73,6 +79,54 @@ def json_rule(schema: dict[str, Any]) -> str:
     plain = {name: value for name, value in schema.items() if name != _DIRECTIVES}
     checked = checked_schema(plain, _problem_of_schema)
     return f"%json {json.dumps({**checked, _DIRECTIVES: _COMPACT}, ensure_ascii=False)}"
+
+
+@dataclass(frozen=True)
+class FollowedSchema:
+    """What decoding follows of a schema, and what checks the rest."""
+
+    schema: dict[str, Any]
+    """Allows whatever the given schema does, except for extra properties that it did not ask for."""
+    check: SchemaCheck | None
+    """Checks finished values, if decoding cannot follow everything."""
+
+
+def followed_schema(schema: Mapping[str, Any], what: str, *, strict: bool = False) -> FollowedSchema:
+    """Returns what decoding follows of a schema; with a warning, once, if that is not everything.
+
+    Args:
+        schema: A JSON schema.
+        what: What it is the schema of, for errors and the warning, such as "tool 'search'".
+        strict: Raise instead of relaxing it.
+
+    Raises:
+        SamplingError: If it cannot be followed, naming `what` and the part at fault.
+    """
+    return _followed(json.dumps(schema), what, strict)
+
+
+@lru_cache(maxsize=512)
+def _followed(said: str, what: str, strict: bool) -> FollowedSchema:
+    given = {name: value for name, value in json.loads(said).items() if name != _DIRECTIVES}
+    named = f"{what[:1].upper()}{what[1:]}"
+    try:
+        if strict:
+            return FollowedSchema(checked_schema(given, _problem_of_schema), None)
+        relaxation = Relaxation(given, _problem_of_schema)
+        schema = checked_schema(relaxation.schema, _problem_of_schema)
+    except SamplingError as problem:
+        raise SamplingError(f"{named}: {problem}") from problem
+    if not relaxation.relaxed:
+        return FollowedSchema(schema, None)
+    warnings.warn(
+        f"{named}: its schema is relaxed while decoding ({', '.join(relaxation.relaxed)}), and checked in the finished "
+        "answer. strict=True refuses it instead.",
+        SchemaWarning,
+        stacklevel=2,
+    )
+    from deepen_core.constraints.validation import SchemaCheck  # noqa: PLC0415  slow, and seldom needed
+
+    return FollowedSchema(schema, SchemaCheck(given))
 
 
 def _start(regex: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,11 @@ _WAYS_OUT = {
     "one value may match several": " Use anyOf, or tell them apart by type, or by a required property with a const.",
     "Unimplemented keys": ": leave them out, and check them in the finished answer.",
     "are not disjoint": ": let no key match both.",
-    "Unknown format": ": leave it out, or use pattern.",
 }
 """What a caller can do, by a part of llguidance's complaint."""
+_FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+_UUID = re.compile("uuid([1-8])")  # pydantic's name for a version
+_UUID_PATTERN = "^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
 _OF_URIS = "#/%:~!$&'()*+,;=@?"
 
 
@@ -39,15 +42,10 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
     Raises:
         SamplingError: If it cannot be followed, with the JSON path of the part at fault as far as it can be found.
     """
-    schema = copy.deepcopy(schema)
-    for path, part in _parts(schema, "$"):
-        if said := _told(part):
+    schema = prepared(schema)
+    for path, part in parts_of(schema):
+        if said := too_many_keys(part):
             raise SamplingError(f"The schema cannot be followed at {path}: {said}")
-        for keyword, value in _IDLE.items():
-            if part.get(keyword) is value:
-                del part[keyword]
-        if isinstance(part.get("$ref"), str):
-            part["$ref"] = quote(part["$ref"], safe=_OF_URIS)
     if said := problem(schema):
         where = _blamed(schema, problem, said)
         raise SamplingError(f"The schema cannot be followed at {where}: {said}{_way_out(said)}")
@@ -55,13 +53,38 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
     return schema if problem(closed) else closed
 
 
-def _told(part: dict[str, Any]) -> str:
-    """Returns what is known to be wrong with a part before compiling, or an empty string."""
-    reference = part.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        return f"{reference!r} lies outside of the schema; put what it refers to under $defs."
-    least = part.get("minProperties")
-    named = part.get("required", ())
+def prepared(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy with references as ASCII URIs, and without keywords that have no effect.
+
+    By the standard, `format` is an annotation. Those that decoding knows it follows nevertheless, and all others, of
+    which pydantic and OpenAPI have many (path, password, binary), have no effect.
+
+    Raises:
+        SamplingError: For a reference to another document.
+    """
+    schema = copy.deepcopy(schema)
+    for path, part in parts_of(schema):
+        reference = part.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            raise SamplingError(
+                f"The schema cannot be followed at {path}: {reference!r} lies outside of the schema; put what it "
+                "refers to under $defs."
+            )
+        for keyword, value in _IDLE.items():
+            if part.get(keyword) is value:
+                del part[keyword]
+        if isinstance(reference, str):
+            part["$ref"] = quote(reference, safe=_OF_URIS)
+        if "format" in part and str(part["format"]) not in _FORMATS:
+            found = _UUID.fullmatch(str(part.pop("format")))
+            if found and "pattern" not in part:
+                part["pattern"] = _UUID_PATTERN.format(found[1])
+    return schema
+
+
+def too_many_keys(part: dict[str, Any]) -> str:
+    """Returns what is wrong with the number of keys of an object, which decoding would not count rightly."""
+    least, named = part.get("minProperties"), part.get("required", ())
     if isinstance(least, int) and isinstance(named, (list, tuple)) and least > len(named) + 1:
         return f"minProperties is {least}, but a key without a name may be given twice: list the keys as required."
     return ""
@@ -78,7 +101,7 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     others.
     """
     closed = copy.deepcopy(schema)
-    parts = [part for _, part in _parts(closed, "$")]
+    parts = [part for _, part in parts_of(closed)]
     if any("allOf" in part or ("properties" in part and not _JOINING.isdisjoint(part)) for part in parts):
         return schema
     for part in parts:
@@ -100,12 +123,12 @@ def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], sa
             return path
 
 
-def _parts(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields a schema and every schema in it, each with its path."""
+def parts_of(schema: dict[str, Any], path: str = "$") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields a schema and every schema in it, each with its path; what the reader takes out is not read on."""
     yield path, schema
     for where, child in _children(schema):
         if isinstance(child, dict):
-            yield from _parts(child, path + where)
+            yield from parts_of(child, path + where)
 
 
 def _children(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:

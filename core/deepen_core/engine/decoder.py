@@ -98,7 +98,8 @@ class Decoder:
             for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
         ]
         room = self._room(member_sequences)
-        clamped = params.model_copy(update={"max_new_tokens": min(params.max_new_tokens, room)})
+        most = self._members[self._main].tokenizer.reader.most_tokens(params, to_text=isinstance(prompt, str))
+        clamped = params.model_copy(update={"max_new_tokens": min(most, room)})
         spoken = prompts[self._main]
         assert spoken is not None
         names = [m.name for m in self._members]
@@ -118,7 +119,7 @@ class Decoder:
         )
         if isinstance(prompt, str) and not params.control_tokens:
             sequence.warnings += self._rendered_already(prompt)
-        if "max_new_tokens" in params.model_fields_set and room < params.max_new_tokens:
+        if params.max_new_tokens is not None and room < params.max_new_tokens:
             sequence.warnings.append(
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
@@ -139,7 +140,7 @@ class Decoder:
         reader = self._members[member].tokenizer.reader
         if isinstance(prompt, str):
             return reader.read_text(prompt, control_tokens=params.control_tokens)
-        return reader.read_messages(prompt, params.chat_template_kwargs)
+        return reader.read_messages(prompt, reader.variables(params, strict=member == self._main))
 
     def _rendered_already(self, prompt: str) -> list[str]:
         """Returns a warning if a text looks as if main's chat template had rendered it; the first one is logged too."""

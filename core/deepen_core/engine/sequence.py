@@ -66,7 +66,9 @@ class EnsembleSequence:
         thoughts: Thoughts,
     ) -> None:
         self.member_sequences = list(member_sequences)
+        assert params.max_new_tokens is not None, "set by the decoder"
         self.params = params
+        self._most_tokens = params.max_new_tokens
         self.sampler = Sampler(params, [*never, *(sorted(vocabulary.stop_ids) if params.ignore_eos else ())])
         self.token_ids: list[int] = []
         self.record = [0.0] * len(names)
@@ -182,7 +184,7 @@ class EnsembleSequence:
         self._fresh_text += self._stops.feed(self.speak(token_id))
         if self._stops.matched is not None or self._completes(token_id):
             self.finish("stop")
-        elif len(self.token_ids) >= self.params.max_new_tokens:
+        elif len(self.token_ids) >= self._most_tokens:
             self.finish("length")
 
     def _completes(self, token_id: int) -> bool:
@@ -241,7 +243,7 @@ class EnsembleSequence:
         self.fail(
             TimedOutError(
                 f"The answer was not complete after {self.params.timeout:g} s: {len(self.token_ids)} of at most "
-                f"{self.params.max_new_tokens} tokens were generated. Allow more time or fewer tokens, or take the "
+                f"{self._most_tokens} tokens were generated. Allow more time or fewer tokens, or take the "
                 "partial answer with on_timeout='return'."
             )
         )

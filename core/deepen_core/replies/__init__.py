@@ -5,11 +5,12 @@ the members are about to generate the same text. It is that of Hermes and Qwen: 
 """
 
 from deepen_core.replies.form import ReplyForm
-from deepen_core.replies.parser import Call, CutCall, Part, Reply, ReplyParser, Text, Thought, parse_reply
+from deepen_core.replies.parser import BrokenCall, Call, CutCall, Part, Reply, ReplyParser, Text, Thought, parse_reply
 from deepen_core.replies.system_prompt import instructed
 from deepen_core.replies.tools import Tool
 
 __all__ = [
+    "BrokenCall",
     "Call",
     "CutCall",
     "Part",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from typing_extensions import Self
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
-from deepen_core.config.constraints import plain_schema
+from deepen_core.config.constraints import can_constrain, plain_schema
 from deepen_core.errors import SamplingError
 from deepen_core.replies.grammar import reply_rules
 from deepen_core.replies.parser import ReplyParser
 from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
+
+if TYPE_CHECKING:
+    from deepen_core.constraints.grammar import FollowedSchema
+    from deepen_core.constraints.validation import SchemaCheck
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class ReplyForm:
     """Whether one answer may hold several calls."""
     schema: Mapping[str, Any] | None = None
     """JSON schema that the answer follows instead of being a text."""
+    strict: bool = False
+    """Whether decoding must follow all of every schema; else a part that it cannot follow is checked afterwards."""
 
     @classmethod
     def from_openai(
@@ -40,6 +47,7 @@ class ReplyForm:
         tool_choice: Any = None,
         parallel: bool | None = None,
         response_format: Any = None,
+        strict: bool | None = None,
     ) -> Self:
         """Reads the corresponding options of chat APIs.
 
@@ -48,6 +56,7 @@ class ReplyForm:
             tool_choice: See `read_choice`.
             parallel: Whether one answer may hold several calls; by default, unless `tool_choice` names a tool.
             response_format: OpenAI's mapping of type "text", "json_object" or "json_schema", or a pydantic class.
+            strict: Whether decoding must follow all of every schema. Definitions and mappings may ask for it as well.
 
         Raises:
             SamplingError: If any option has another form, or the chosen tool does not exist.
@@ -55,7 +64,9 @@ class ReplyForm:
         known = read_tools(tools or ())
         policy, named = read_choice(tool_choice, known)
         several = named is None if parallel is None else parallel
-        return cls(known, policy, named, several, response_schema(response_format))
+        described = response_format.get("json_schema") if isinstance(response_format, Mapping) else None
+        told = strict or (isinstance(described, Mapping) and described.get("strict") is True)
+        return cls(known, policy, named, several, response_schema(response_format), bool(told))
 
     @property
     def callable(self) -> tuple[Tool, ...]:
@@ -89,7 +100,10 @@ class ReplyForm:
         if given.constraint is not None:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
-        rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thoughts)
+        followed = self._followed
+        tools = [replace(t, parameters=followed[t.name].schema) if followed else t for t in self.callable]
+        schema = followed[None].schema if None in followed else self.schema
+        rules = reply_rules(tools, self.calls, self.parallel, schema, thoughts)
         # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
@@ -99,7 +113,33 @@ class ReplyForm:
         Args:
             thoughts: As for `params`.
         """
-        return ReplyParser([tool.name for tool in self.callable], thoughts, has_text=self.has_text)
+        checks = {t.name: f.check for t in self.callable if (f := self._followed.get(t.name)) and f.check}
+        return ReplyParser([tool.name for tool in self.callable], thoughts, has_text=self.has_text, checks=checks)
+
+    @property
+    def schema_check(self) -> SchemaCheck | None:
+        """Checks the answer's object, if decoding does not follow all of its schema."""
+        followed = self._followed.get(None)
+        return None if followed is None else followed.check
+
+    @cached_property
+    def _followed(self) -> dict[str | None, FollowedSchema]:
+        """What decoding follows of the tools' schemas, by name, and of the answer's own, by None.
+
+        Empty without the extra that decoding needs to follow any; constraints say so.
+        """
+        if self.is_text or not can_constrain():
+            return {}
+        from deepen_core.constraints.grammar import followed_schema  # noqa: PLC0415  needs an extra
+
+        found: dict[str | None, FollowedSchema] = {
+            tool.name: followed_schema(tool.schema, f"tool {tool.name!r}", strict=self.strict or tool.strict)
+            for tool in self.callable
+        }
+        if self.schema is not None:
+            name = self.schema.get("title") or "the answer"
+            found[None] = followed_schema(self.schema, f"object {name!r}", strict=self.strict)
+        return found
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 from deepen_core.chat.thoughts import Thoughts
-from deepen_core.chat.tool_format import CALL, CALL_END
+from deepen_core.chat.tool_format import CALL, CALL_END, tool_call_text
 from deepen_core.replies.untagged import ARGUMENTS, may_become_call, untagged_call
+
+
+class Check(Protocol):
+    """Checks the arguments of calls of one tool."""
+
+    def problem(self, value: Any) -> str:
+        """Returns what is wrong, or an empty string."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,20 @@ class CutCall:
             return None
 
 
-Part = Text | Thought | Call | CutCall
+@dataclass(frozen=True)
+class BrokenCall:
+    """A complete tool call whose arguments break its schema where decoding could not follow it; never run."""
+
+    name: str
+    text: str
+    """All of it, with its tags."""
+    problem: str
+    """What it breaks, and where."""
+
+
+Part = Text | Thought | Call | CutCall | BrokenCall
 _NONE = Thoughts()
+Checks = Mapping[str, "Check"]
 _State = Literal["start", "thoughts", "body", "untagged", "text", "call"]
 _DECODER = json.JSONDecoder(strict=False)
 _NAMED = re.compile(rf'{CALL}\s*\{{\s*"name":\s*("(?:[^"\\]|\\.)*")')
@@ -67,6 +87,7 @@ class Reply:
     thoughts: str
     calls: tuple[Call, ...]
     cut: CutCall | None = None
+    broken: tuple[BrokenCall, ...] = ()
 
 
 class ReplyParser:
@@ -82,11 +103,21 @@ class ReplyParser:
         thoughts: Those with which the answer may begin.
         has_text: Whether the answer may be a text. If not, calls have their tags, and the beginning of a tag at the end
             is a call's.
+        checks: What checks the arguments of a tool's calls, by its name, where decoding does not follow all of its
+            schema.
     """
 
-    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE, *, has_text: bool = True) -> None:
+    def __init__(
+        self,
+        names: Collection[str] = (),
+        thoughts: Thoughts = _NONE,
+        *,
+        has_text: bool = True,
+        checks: Checks = MappingProxyType({}),
+    ) -> None:
         self._names = frozenset(names)
         self._has_text = has_text
+        self._checks = checks
         self._marks = thoughts.marks
         states: dict[str, _State] = {"optional": "start", "opened": "thoughts"}
         self._state: _State = states.get(thoughts.mode, "body")
@@ -115,7 +146,7 @@ class ReplyParser:
                 return
             part = self._next(last=last)
             if part is not None:
-                yield part
+                yield self._checked(part) if isinstance(part, Call) else part
             if (self._state, len(self._held)) == before:
                 return
 
@@ -229,6 +260,14 @@ class ReplyParser:
         self._searched = max(0, len(self._held) - len(CALL_END) + 1)
         return None
 
+    def _checked(self, call: Call) -> Call | BrokenCall:
+        check = self._checks.get(call.name)
+        problem = check.problem(call.arguments) if check is not None else ""
+        if not problem:
+            return call
+        text = "".join(tool_call_text(call.name, call.arguments))
+        return BrokenCall(call.name, text, problem)
+
     def _call(self, said: Any) -> Call | None:
         if not isinstance(said, dict):
             return None
@@ -246,6 +285,7 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
         "".join(part.text for part in parts if isinstance(part, Thought)),
         tuple(part for part in parts if isinstance(part, Call)),
         next((part for part in parts if isinstance(part, CutCall)), None),
+        tuple(part for part in parts if isinstance(part, BrokenCall)),
     )
 
 

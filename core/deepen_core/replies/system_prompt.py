@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import cast
 
 from deepen_core.chat.messages import Message, TrustedMarkup
@@ -42,7 +43,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
-    if messages and messages[-1]["role"] == "tool" and form.has_text:
+    if messages and messages[-1]["role"] == "tool" and form.has_text and not _thought(messages):
         spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _AFTER_RESULTS]}
     told = _instructions(form)
     if not told:
@@ -51,6 +52,15 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         first = spoken[0]
         return [{**first, "content": [*_only_text(first), "\n\n", *told]}, *spoken[1:]]
     return [{"role": "system", "content": told}, *spoken]
+
+
+def _thought(messages: Sequence[Message]) -> bool:
+    """Whether the model has thought since the last question.
+
+    With more than results in their message, templates would take it for a new question and leave the thoughts out.
+    """
+    since = takewhile(lambda message: message["role"] != "user", reversed(messages))
+    return any(message.get("reasoning_content") for message in since)
 
 
 def _instructions(form: ReplyForm) -> list[str]:

@@ -33,6 +33,8 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """JSON schema of the arguments, an object."""
+    strict: bool = False
+    """Whether decoding must follow all of the schema; else a part that it cannot follow is checked afterwards."""
 
     @classmethod
     def from_openai(cls, definition: Any) -> Self:
@@ -56,7 +58,8 @@ class Tool:
             ) from problem
         if parameters.get("type", "object") != "object":
             raise SamplingError(f"The parameters of tool {function['name']!r} are not a JSON schema of an object.")
-        return cls(function["name"], function.get("description") or "", parameters)
+        strict = function.get("strict") is True
+        return cls(function["name"], function.get("description") or "", parameters, strict)
 
     @property
     def schema(self) -> dict[str, Any]:
