@@ -67,18 +67,22 @@ def ways_to_heal(ensemble: Ensemble) -> dict[str, SharpFusion]:
 
 
 @torch.inference_mode()
-def nats(steps: Sequence[SaidStep], ways: Mapping[str, Fusion], weight: float = 0.5) -> dict[str, float]:
-    """Surprise of main alone, and of both where main has this weight, at some steps in all."""
+def nats(
+    steps: Sequence[SaidStep], ways: Mapping[str, Fusion], weight: float | Sequence[float] = 0.5
+) -> dict[str, float]:
+    """Surprise of main alone, and of both where main has this weight (one for all steps, or one each), in all."""
+    of_main = [weight] * len(steps) if isinstance(weight, float) else list(weight)
     found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
     for start in range(0, len(steps), _TOGETHER):
-        part = [step for step in steps[start : start + _TOGETHER] if step.other is not None]
+        places = [n for n in range(start, min(start + _TOGETHER, len(steps))) if steps[n].other is not None]
+        part = [steps[n] for n in places]
         quiet = [step for step in steps[start : start + _TOGETHER] if step.other is None]
         for name, fusion in ways.items():
             found[name] -= sum(float(step.main[step.token_id]) for step in quiet)
             if not part:
                 continue
             said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
-            weights = torch.tensor([[weight, 1.0 - weight]] * len(part), device=said[0].device)
+            weights = torch.tensor([[of_main[n], 1.0 - of_main[n]] for n in places])
             heard = [step.heard for step in part]
             fused = fusion.fuse(StepInputs(said, weights, lambda _, heard=heard: heard))  # type: ignore[misc]
             found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))

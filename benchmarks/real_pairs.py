@@ -2,7 +2,8 @@
 
 Run with `python -m benchmarks.real_pairs --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`;
 `--help` lists the options. Texts are code (HumanEval) and stories (TinyStories). At equal weights all strategies are
-compared; for the default one, the weight of main that fits other texts best (code and PIQA) is measured too.
+compared; for the default one, the weight of main that fits other texts best (code and PIQA) is measured too, and for
+those that compare tokens, adaptive weights, which start equal and are fitted on nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from concurrent.futures import ProcessPoolExecutor
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import MODELS, PAIRS, SETS, Given, beginnings, opened, said_of
+from benchmarks.given_text import MODELS, PAIRS, SETS, Given, SaidStep, beginnings, opened, said_of
 from benchmarks.healing import nats
 from benchmarks.report import publish, read
 from deepen_core import Ensemble, FusionConfig
 from deepen_core.config import PRESETS, StrategyOptions
 from deepen_core.engine.scoring import continuation_ids
 from deepen_core.fusion import strategy_of
-from deepen_core.fusion.base import Fusion
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.policies import AdaptiveWeights, WeighingInputs
+from deepen_core.fusion.predictions import Predictions
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.progress import Steps
 
@@ -45,6 +49,8 @@ SOFT: dict[str, StrategyOptions] = {
     f"soft rows, self-mass {mass}": FusionConfig(rows="soft", target_self_mass=mass) for mass in (0.9, 0.99)
 }
 WEIGHTS = (0.3, 0.5, 0.6, 0.7, 0.8)
+ADAPTIVE = -1.0
+"""Stands for adaptive weights where others have main's weight."""
 
 
 def built(ensemble: Ensemble, strategies: Mapping[str, StrategyOptions]) -> dict[str, Fusion]:
@@ -65,8 +71,33 @@ def alone(member: Member, given: Given) -> float:
     return -sum(member.token_logprobs(start + ids, len(start)))
 
 
+@torch.inference_mode()
+def adapted(steps: Sequence[SaidStep], fusion: Fusion) -> list[float]:
+    """Main's weight at each step of an answer under adaptive weights.
+
+    What members make of a token does not depend on their weights, so it is known before these are.
+    """
+    policy, record, weights = AdaptiveWeights([0.5, 0.5]), [0.0, 0.0], []
+    for step in steps:
+        speaking = torch.tensor([[True, step.other is not None]])
+        found = policy.weights(WeighingInputs([], speaking, torch.tensor([record])))
+        weights.append(float(found[0, 0]))
+        relative = [0.0, 0.0]
+        if step.other is not None:
+            predictions = Predictions(0, 1, 2)
+            heard = [step.heard]
+            said = [step.main[None], step.other[None]]
+            fusion.fuse(StepInputs(said, found, lambda _, heard=heard: heard, predictions))  # type: ignore[misc]
+            relative = predictions.relative([step.token_id])[0].tolist()
+        record = [policy.discount * old + new for old, new in zip(record, relative, strict=True)]
+    return weights
+
+
 def bits(
-    ensemble: Ensemble, texts: Sequence[Given], ways: Mapping[float, Mapping[str, Fusion]]
+    ensemble: Ensemble,
+    texts: Sequence[Given],
+    ways: Mapping[float, Mapping[str, Fusion]],
+    adaptive: Mapping[str, Fusion] = MappingProxyType({}),
 ) -> dict[tuple[str, float], float]:
     """Bits a byte of some texts, by strategy and weight of main; members alone are "main" and "other".
 
@@ -74,11 +105,14 @@ def bits(
         ensemble: Of two members, the first one main.
         texts: The texts.
         ways: For each weight of main, the strategies.
+        adaptive: The strategies with adaptive weights; their weight of main is `ADAPTIVE`.
     """
     total: dict[tuple[str, float], float] = defaultdict(float)
     for text in tqdm(texts, leave=False):
         steps = list(said_of(ensemble, text))
         total["other", 0.0] += alone(ensemble._engine.members[1], text)
+        for name, fusion in adaptive.items():
+            total[name, ADAPTIVE] += nats(steps, {name: fusion}, adapted(steps, fusion))[name]
         for weight, strategies in ways.items():
             found = nats(steps, strategies, weight)
             total["main", 1.0] += found["main alone"] / len(ways)
@@ -95,7 +129,9 @@ def measure(
     every = built(ensemble, strategies)
     default = {weight: {"deepen": every["deepen"]} for weight in WEIGHTS}
     fit = [bits(ensemble, beginnings(kind, fitted, size), default) for kind in KINDS.values()]
-    found = {kind: bits(ensemble, beginnings(kind, count, size), {**default, 0.5: every}) for kind in KINDS}
+    adaptive = {name: fusion for name, fusion in every.items() if fusion.compares_tokens}
+    ways = {**default, 0.5: every}
+    found = {kind: bits(ensemble, beginnings(kind, count, size), ways, adaptive) for kind in KINDS}
 
     def mean(name: str, weight: float, parts: Iterable[Mapping[tuple[str, float], float]]) -> float:
         return statistics.mean(part[name, weight] for part in parts)
@@ -106,6 +142,8 @@ def measure(
     for kind, part in found.items():
         row |= {f"{kind}: main": part["main", 1.0], f"{kind}: other": part["other", 0.0]}
         row |= {f"{kind}: {name}": part[name, 0.5] for name in strategies}
+        row |= {f"{kind}: {name}, adaptive": part[name, ADAPTIVE] for name in adaptive}
+    row |= {f"{name}, adaptive %": 100 * (mean(name, ADAPTIVE, found.values()) / better - 1) for name in adaptive}
     row |= {f"{name} %": 100 * (mean(name, 0.5, found.values()) / better - 1) for name in strategies}
     return {**row, "fitted weight": weight, "fitted %": 100 * (mean("deepen", weight, found.values()) / better - 1)}
 
