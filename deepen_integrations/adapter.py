@@ -17,6 +17,7 @@ from deepen_integrations.shared_ensembles import SharedEnsemble, adopted_ensembl
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.members.context_budget import ContextBudget
     from deepen_core.results import Generation, TokenLogprob
 
 
@@ -95,8 +96,18 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @property
     def facts(self) -> ModelFacts:
-        """The context window and whether conversations can be rendered, as far as known without loading."""
+        """Main's context window and whether conversations can be rendered, as far as known without loading."""
         return self._held().facts
+
+    @property
+    def budget(self) -> ContextBudget:
+        """How much of a prompt fits all members. Loads no weights, but reads the members' tokenizers.
+
+        Raises:
+            ClosedError: After `close`.
+            DeepenError: If a member's files cannot be found or used.
+        """
+        return self._held().budget()
 
     @property
     def has_chat_template(self) -> bool:
@@ -106,9 +117,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             ClosedError: After `close`.
             DeepenError: If it cannot be loaded.
         """
-        shared = self._held()
-        shared.ensemble(self.progress)
-        return shared.facts.has_chat_template
+        return self.load_ensemble().has_chat_template
 
     @property
     def model_name(self) -> str:

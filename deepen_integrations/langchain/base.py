@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import model_validator
 
+from deepen_core.chat.messages import Prompt
 from deepen_core.errors import ConfigurationError
 from deepen_integrations.adapter import DeepenAdapter
+from deepen_integrations.langchain.errors import langchain_errors
 
 _SERVER_OPTIONS = frozenset({"api_key", "max_retries"})
 """Options that LangChain users pass to every model. There is no server here, so they are accepted and ignored."""
@@ -43,3 +45,13 @@ class LangChainAdapter(DeepenAdapter):
     def token_ids(self, text: str, tokenizer: Callable[[str], list[int]] | None) -> list[int]:
         """Returns the ids of a text by the user's own tokenizer if there is one, or else by the main member's."""
         return self.ensemble.tokenize(text) if tokenizer is None else tokenizer(text)
+
+    def token_count(self, prompt: Prompt, tokenizer: Callable[[str], list[int]] | None) -> int:
+        """Counts a prompt by the user's own tokenizer if there is one and the prompt is a text.
+
+        Otherwise by the member whose window it fills most, in the scale of main's window.
+        """
+        if tokenizer is not None and isinstance(prompt, str):
+            return len(tokenizer(prompt))
+        with langchain_errors():
+            return self.budget.count(prompt, self.sampling({}).chat_template_kwargs)

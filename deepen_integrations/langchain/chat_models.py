@@ -150,6 +150,16 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         self._add_version("deepen", __version__)
         return self
 
+    @model_validator(mode="after")
+    def _can_chat(self) -> Self:
+        """Refuses members that certainly have no chat template; loading finds the others."""
+        if missing := self.facts.without_template:
+            from deepen_core.chat.prompt_encoder import no_template  # noqa: PLC0415 (imports transformers)
+
+            with langchain_errors():
+                raise no_template(missing)
+        return self
+
     @property
     def _llm_type(self) -> str:
         return "deepen-chat"
@@ -223,11 +233,21 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
+        """Returns the ids of a text by the main member's tokenizer, without BOS."""
         return self.token_ids(text, self.custom_get_token_ids)
 
+    def get_num_tokens(self, text: str) -> int:
+        """Counts a text, without BOS, by the member whose window it fills most, in the scale of main's window.
+
+        So it may be more than the length of `get_token_ids`. Loads no weights.
+        """
+        return self.token_count(text, self.custom_get_token_ids)
+
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Counts the main member's tokens of these messages as a prompt, rendered with its chat template.
+        """Counts these messages as a prompt, by the member whose window they fill most, in the scale of main's window.
+
+        Each member renders them with its own chat template. What counts up to `profile["max_input_tokens"]` fits every
+        member. Loads no weights.
 
         Args:
             messages: The conversation.
@@ -235,10 +255,10 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
         Raises:
             PromptError: If a message contains something that a text model cannot read.
-            ChatTemplateError: If main has no chat template.
+            ChatTemplateError: If a member has no chat template.
         """
         form = ReplyForm.from_openai([tool_definition(tool) for tool in tools or ()])
-        return self.ensemble.count_tokens(instructed(chat_messages(messages), form))
+        return self.token_count(instructed(chat_messages(messages), form), None)
 
     def batch(
         self,
@@ -267,7 +287,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
             answer = ensemble.generate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
 
     async def _agenerate(
         self,
@@ -281,7 +301,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
             answer = await ensemble.agenerate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
 
     def _stream(
         self,
@@ -294,7 +314,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             request = self._request(messages, stop, kwargs)
             ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
-            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             with closing(ensemble.stream(call.prompt, call.params)) as pieces:
                 for piece in pieces:
                     for chunk in chunks.chunks_for(piece):
@@ -313,7 +333,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             request = self._request(messages, stop, kwargs)
             ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
-            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
                 async for piece in pieces:
                     for chunk in chunks.chunks_for(piece):
