@@ -72,7 +72,6 @@ class RuleEnsemble:
     def planning_window(self):
         return self.context_window
 
-
     def generate(self, prompt, params=None, *, return_exceptions=False, **options):
         params = resolve_sampling(params, options)
         self.requests.append((prompt, params))
@@ -150,7 +149,9 @@ class RuleBudget:
         self.has_chat_template = has_chat_template
 
     def count(self, prompt, _variables=None):
-        return len(words(prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt)))
+        return len(
+            words(prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt))
+        )
 
 
 def words(text):

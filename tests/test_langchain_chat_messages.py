@@ -25,7 +25,10 @@ from scheduler_parts import hook
 
 from deepen_core import Ensemble
 from deepen_core.errors import ChatTemplateError, PromptError
+from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.langchain import ChatDeepen
+from deepen_integrations.langchain.messages import chat_messages
+from deepen_integrations.langchain.tools import tool_definition
 
 FAMILIES = ["qwen", "qwen3", "llama3", "mistral", "mistral tools", "gemma"]
 
@@ -277,7 +280,8 @@ def test_counted_tokens_are_the_prompt(readers):
         answer = readers.chat.ensemble.generate(instructed(chat_messages(messages), form), max_new_tokens=1)
         longest = max(work.prompt_tokens for work in answer.member_work)  # their windows are alike
         assert readers.chat.get_num_tokens_from_messages(messages, tools) == longest
-    kept = trim_messages(messages, max_tokens=100, token_counter=readers.chat, strategy="last", include_system=True)
+    limit = readers.chat.get_num_tokens_from_messages(messages) - 1
+    kept = trim_messages(messages, max_tokens=limit, token_counter=readers.chat, include_system=True)
     assert kept[0] == messages[0]
     assert 1 < len(kept) < 4
 

@@ -1,6 +1,7 @@
 """Query engines of LlamaIndex on real members: all response modes, from threads and loops, whole and streaming."""
 
 import asyncio
+import threading
 
 import pytest
 from llama_index.core import PromptTemplate, get_response_synthesizer
@@ -11,7 +12,8 @@ from scheduler_parts import hook
 
 from deepen_core import Ensemble
 from deepen_core.demo import documents
-from deepen_core.errors import ContextWindowError, MemberError
+from deepen_core.errors import ContextWindowError, MemberError, ModelFilesError
+from deepen_core.members import loading
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
 
 pytestmark = pytest.mark.usefixtures("loop_of_llama_index", "fresh_settings")

@@ -179,7 +179,7 @@ def test_a_prompt_counts_for_the_member_whose_window_it_fills_most(halved, promp
     assert Ensemble.read_budget(places).count(asked) == math.ceil(other * 1800 / 1000)
     assert Ensemble.read_budget(places, main=1).count(asked) == other
     assert Ensemble.read_budget(places, weights=[1, 0]).count(asked) == main
-    roomy = Ensemble.read_budget([places[0], {"model": places[1], "context_window": 1_000_000}])
+    roomy = Ensemble.read_budget([places[0], {"model": str(places[1]), "context_window": 1_000_000}])
     assert roomy.count(asked) == main
     capped = Ensemble.read_budget(places, max_context_window=900)
     assert (capped.count(asked), capped.main_window, capped.context_window) == (other, 900, 900)

@@ -13,8 +13,9 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables.utils import AnyConfigurableField
 from langchain_core.tools import BaseTool
 from pydantic import model_validator
 from typing_extensions import Self
@@ -231,6 +232,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         """
         del strict
         return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=kwargs)
+
+    def configurable_fields(
+        self, **kwargs: AnyConfigurableField
+    ) -> RunnableSerializable[LanguageModelInput, AIMessage]:
+        """Like `RunnableSerializable.configurable_fields`; `max_tokens` is a name of `max_new_tokens`."""
+        return super().configurable_fields(**self.own_names(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the ids of a text by the main member's tokenizer, without BOS."""

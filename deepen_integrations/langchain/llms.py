@@ -16,7 +16,8 @@ from langchain_core.load import dumpd
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import AnyConfigurableField
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import model_validator
 from typing_extensions import Self
@@ -162,6 +163,10 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     def _needs_templates(self, prompts: Sequence[str]) -> bool:
         """Whether no prompt can be answered by members without chat templates."""
         return self.apply_chat_template is True and all(isinstance(prompt, Conversation) for prompt in prompts)
+
+    def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[LanguageModelInput, str]:
+        """Like `RunnableSerializable.configurable_fields`; `max_tokens` is a name of `max_new_tokens`."""
+        return super().configurable_fields(**self.own_names(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Returns the ids of a text by the main member's tokenizer, without BOS."""

@@ -69,10 +69,17 @@ class SamplingParams(ConstraintOptions):
         """Accepts `max_tokens`, the frameworks' name for `max_new_tokens`."""
         if isinstance(values, dict) and "max_tokens" in values:
             values = dict(values)
-            if "max_new_tokens" in values:
+            wanted = values.pop("max_tokens")
+            if wanted is not None and values.get("max_new_tokens") is not None:
                 raise ValueError("give max_new_tokens or max_tokens, not both")
-            values["max_new_tokens"] = values.pop("max_tokens")
+            values["max_new_tokens"] = values.get("max_new_tokens") if wanted is None else wanted
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_given(cls, values: Any) -> Any:
+        """Takes None for "not given" where it is no value of the option."""
+        return _given(values) if isinstance(values, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -141,9 +148,15 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     if params is not None and not options:
         return params
     values = {} if params is None else params.model_dump(exclude_unset=True)
-    if "max_tokens" in options:
+    if options.get("max_tokens") is not None:
         values.pop("max_new_tokens", None)
     if any(options.get(name) is not None for name in CONSTRAINTS):
         values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
-    merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
+    merged: SamplingParams = SamplingParams.parse({**values, **_given(options)}, SamplingError)
     return merged
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what is None where None is no value of the option."""
+    known = SamplingParams.model_fields
+    return {n: v for n, v in options.items() if v is not None or n not in known or known[n].default is None}
