@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -255,16 +256,21 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
 
 
-def report(answer: Generation) -> dict[str, Any]:
+def report(answer: Generation, *, calls: bool = False) -> dict[str, Any]:
     """Returns everything about an answer but its text, as plain data.
 
+    Args:
+        answer: The answer.
+        calls: Whether it calls tools, which is how it ended then, if it is complete.
+
     Returns:
-        `finish_reason` and `usage`; `warnings` if there are any; `logprobs` if they were requested, in OpenAI's
-        shape, which both frameworks know.
+        `finish_reason`, `usage` and `timings` in seconds; `warnings` if there are any; `logprobs` if they were
+        requested, in OpenAI's shape, which both frameworks know.
     """
     usage = answer.usage
     found: dict[str, Any] = {
-        "finish_reason": answer.finish_reason,
+        "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
+        "timings": {**asdict(answer.timings), "total_s": answer.timings.total_s},
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

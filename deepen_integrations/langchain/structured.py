@@ -132,7 +132,7 @@ class _Outcome:
 
 def _check_complete(message: AIMessage) -> None:
     reason = message.response_metadata.get("finish_reason", "stop")
-    if reason != "stop":
+    if reason not in {"stop", "tool_calls"}:
         way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")
         raise OutputParserException(
             f"The answer ended ({reason}) before it was complete: {way_out}, or bound the schema's texts and lists "

@@ -12,6 +12,7 @@ from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
 _LEAST_TEMPERATURE = 1e-4
+_MOST_BIAS = 100.0
 _NOT_VARIABLES = frozenset(
     "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding "
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
@@ -38,6 +39,11 @@ class SamplingParams(ConstraintOptions):
     """Subtracted from the logit of a main-member token for each time that it occurs in the answer; from -2 to 2."""
     presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     """Subtracted once from the logits of main-member tokens that occur in the answer; from -2 to 2."""
+    penalty_window: int | None = Field(default=None, ge=1)
+    """Only the last so many main-member tokens count for the three penalties; all by default."""
+    logit_bias: dict[int, float] | None = None
+    """Added to the logits of main-member tokens, by id, before all penalties; -100 rules a token out in effect. Ids are
+    those of `Ensemble.tokenize`. A constraint's mask applies in any case."""
     stop: tuple[str, ...] = ()
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -103,6 +109,25 @@ class SamplingParams(ConstraintOptions):
         if taken := sorted(_NOT_VARIABLES.intersection(value)):
             raise ValueError(f"{', '.join(taken)}: set by the engine, so leave it out")
         return dict(value)
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _by_id(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ValueError("give a mapping of token ids to numbers, such as {42: -100}")
+        for token, bias in value.items():
+            if isinstance(token, bool) or not (
+                isinstance(token, int) or (isinstance(token, str) and token.isdecimal())
+            ):
+                raise ValueError(
+                    f"{token!r} is no token id: a text may be several tokens, or others after a space; look up the ids "
+                    "with Ensemble.tokenize"
+                )
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -_MOST_BIAS <= bias <= _MOST_BIAS:
+                raise ValueError(f"the bias of token {token} is {bias!r}: give a number from -100 to 100")
+        return {int(token): float(bias) for token, bias in value.items()} or None
 
     @field_validator("temperature")
     @classmethod
