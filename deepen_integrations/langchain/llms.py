@@ -42,7 +42,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
-        Install `deepen-integrations[langchain]`. There is no server and no key; `api_key` and `max_retries` are
+        Install `deepen-integrations[langchain]`. There is no server and no key; options for
         accepted and ignored.
 
     Key init args, completion params:
