@@ -49,12 +49,14 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
         options: As users give them. Names that are unknown here are returned as they are.
 
     Raises:
-        SamplingError: If an option is given twice, by two of its names.
+        SamplingError: If an option is given twice, by two of its names, or several answers are asked for.
     """
     found: dict[str, Any] = {}
     for name, value in options.items():
-        if value is None:
+        if value is None or (name == "n" and value == 1):
             continue
+        if name == "n":
+            raise SamplingError(f"n is {value!r}: one answer is given. Ask as often, each time with another seed.")
         if name in _WITHOUT_EFFECT:
             _report(name)
             continue

@@ -193,12 +193,20 @@ def test_none_is_not_given(adapter, ensemble, name):
         ({"top_logprobs": 3}, {"logprobs": 3}),
         ({"logprobs": False}, {"logprobs": None}),
         ({"logprobs": 2}, {"logprobs": 2}),
+        ({"repeat_last_n": 64}, {"penalty_window": 64}),
+        ({"repeat_last_n": -1}, {}),
+        ({"n": 1}, {}),
     ],
 )
 def test_options_of_other_models_are_translated(adapter, given, known):
     llm = adapter(models=["a"])
     assert llm.sampling(given) == adapter(models=["a"], **given).sampling({}) == SamplingParams(**known)
     assert adapter(models=["a"], logprobs=4).sampling({"logprobs": False}).logprobs is None
+
+
+def test_several_answers_are_refused(adapter):
+    with pytest.raises(SamplingError, match="n is 3: one answer is given. Ask as often, each time with another seed"):
+        adapter(models=["a"]).sampling({"n": 3})
 
 
 def test_options_without_effect_are_reported_once(adapter, ensemble, caplog, monkeypatch):

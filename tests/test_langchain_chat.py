@@ -221,7 +221,7 @@ async def test_one_chunk_tells_and_the_last_is_marked(chat, whole, way, logprobs
     *others, last = chunks
     assert not any(chunk.usage_metadata or chunk.response_metadata for chunk in others)
     assert last.usage_metadata["input_tokens"] > 0
-    told = {"model_name", "model_provider", "finish_reason"}
+    told = {"model_name", "model_provider", "finish_reason", "timings"}
     assert set(last.response_metadata) == told | ({"logprobs"} if logprobs else set())
     message = summed(chunks)
     assert message.text == whole

@@ -1,11 +1,14 @@
 """Long conversations: what is trimmed or summarised by the model's own counts fits every member."""
 
+from enum import Enum
+
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.runnables import ConfigurableField
 
+from deepen_core.errors import SamplingError
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 QUESTION = HumanMessage("Where does Felix live?")
@@ -50,6 +53,21 @@ def test_a_conversation_of_200_turns_goes_on(chat):
         assert talk[-1].text.strip()
     assert len(summaries) > 1
     assert max(lengths) < room
+
+
+class Town(Enum):
+    HERE, THERE = "Lisbon", "Oslo"
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_an_enumeration_answers_a_member(chat, method):
+    assert chat.with_structured_output(Town, method=method).invoke("Where does Felix live?") in Town
+
+
+def test_an_enumeration_of_other_values_is_refused(chat):
+    for options in ({"schema": Enum("Number", {"ONE": 1})}, {"schema": Town, "include_raw": True}):
+        with pytest.raises(SamplingError, match="is an enumeration: its values must be texts"):
+            chat.with_structured_output(**options)
 
 
 @pytest.mark.parametrize("kind", [ChatDeepen, DeepenLLM])

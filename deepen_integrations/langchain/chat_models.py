@@ -42,7 +42,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
     Setup:
         Install `deepen-integrations[langchain,structured]`; `structured` is for tools and objects. There is no server
-        and no key; `api_key` and `max_retries` are accepted and ignored. Every member needs a chat template.
+        and no key; options that are only for servers have no effect. Every member needs a chat template.
 
     Key init args, completion params:
         max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.
@@ -219,7 +219,8 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
         Args:
             schema: A pydantic class, a TypedDict, a JSON schema, or a tool definition in OpenAI's format. Pydantic
-                classes yield their instances, all others dicts. Optional for "json_mode".
+                classes yield their instances, all others dicts. An `Enum` whose values are texts yields a member: one
+                of them is the whole answer, whatever the method. Optional for "json_mode".
             include_raw: Return a dict of `raw` (the message), `parsed` and `parsing_error` (an error or None), and
                 never raise a parsing error.
             method: "json_schema": the answer follows the schema; "function_calling": a call of one tool with the

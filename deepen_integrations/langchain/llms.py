@@ -42,8 +42,8 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
-        Install `deepen-integrations[langchain]`. There is no server and no key; options for
-        accepted and ignored.
+        Install `deepen-integrations[langchain]`. There is no server and no key; options that are only
+        for servers have no effect.
 
     Key init args, completion params:
         max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate, 256 by default.

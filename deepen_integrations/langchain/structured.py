@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import reduce
 from operator import add
 from typing import Any, Literal, cast
@@ -47,6 +48,8 @@ def structured_output(
         raise SamplingError(f"method is {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'.")
     if schema is None and method != "json_mode":
         raise SamplingError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
+    if isinstance(schema, type) and issubclass(schema, Enum):
+        return bind_tools([], choices=_choices(schema, include_raw=include_raw), **options) | _Member(schema).parse
     if schema is not None:
         options = {**options, "ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
     pydantic_class = cast("type[BaseModel]", schema) if _is_model(schema) else None
@@ -83,6 +86,32 @@ def _response_format(schema: Any) -> dict[str, Any]:
         function = tool_definition(schema)["function"]
         wanted = {"title": function["name"], **function["parameters"]}
     return {"type": "json_schema", "json_schema": {"name": wanted.get("title", "answer"), "schema": wanted}}
+
+
+def _choices(kind: type[Enum], *, include_raw: bool) -> list[str]:
+    """Returns the texts of an enumeration's values.
+
+    Raises:
+        SamplingError: If they are no texts, or too much is asked for.
+    """
+    values = [member.value for member in kind]
+    if include_raw or not values or not all(isinstance(value, str) and value for value in values):
+        raise SamplingError(
+            f"{kind.__name__} is an enumeration: its values must be texts and include_raw must be False. Otherwise "
+            "make it the field of a pydantic class."
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Reads an answer as a member of an enumeration."""
+
+    kind: type[Enum]
+
+    def parse(self, message: AIMessage) -> Enum:
+        _check_complete(message)
+        return self.kind(message.text)
 
 
 def _is_model(schema: Any) -> bool:
