@@ -205,7 +205,7 @@ def test_options_of_other_models_are_translated(adapter, given, known):
 
 
 def test_several_answers_are_refused(adapter):
-    with pytest.raises(SamplingError, match="n is 3: one answer is given. Ask as often, each time with another seed"):
+    with pytest.raises(SamplingError, match=r"n is 3: one answer is given. Ask as often, each time with another seed"):
         adapter(models=["a"]).sampling({"n": 3})
 
 
