@@ -62,7 +62,7 @@ async def test_an_unknown_option_of_a_call_is_refused(llm, ensemble, way):
     assert not ensemble.requests
 
 
-@pytest.mark.parametrize("option", ["rate_limiter", "n", "base_url", "streaming", "hf_token"])
+@pytest.mark.parametrize("option", ["rate_limiter", "base_url", "streaming", "hf_token"])
 def test_options_of_other_models_are_refused(option):
     """BaseLLM has no rate limiter (only chat models have one), and one answer a prompt is all that is decoded."""
     with pytest.raises(ConfigurationError, match=f"Unknown option '{option}'"):
