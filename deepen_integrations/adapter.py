@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,16 @@ from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
 from deepen_integrations.load_options import DEMO, LoadOptions
 from deepen_integrations.model_facts import ModelFacts
+from deepen_integrations.option_names import known_options
 from deepen_integrations.shared_ensembles import SharedEnsemble, adopted_ensemble, shared_ensemble
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.members.context_budget import ContextBudget
     from deepen_core.results import Generation, TokenLogprob
+
+_OWN = LoadOptions.model_fields.keys() | SamplingParams.model_fields.keys()
+"""The options that are not the frameworks'."""
 
 
 class DeepenAdapter(LoadOptions, SamplingParams):
@@ -37,6 +43,21 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     decoding, with a warning, and checked in the finished answer. A call's own `strict` comes before this."""
     _shared: SharedEnsemble | None = PrivateAttr(default=None)
     """None after `close`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options(cls, values: Any) -> Any:
+        """Accepts the names that other models' classes have for options; None is "not given" for each."""
+        if not isinstance(values, dict):
+            return values
+        framework = {name: value for name, value in values.items() if name in cls.model_fields.keys() - _OWN}
+        given = known_options({name: value for name, value in values.items() if name not in framework})
+        if "model" in given and "model" not in cls.model_fields:
+            if "models" in given:
+                raise ConfigurationError("Give either models, or model for a single one, not both.")
+            model = given.pop("model")
+            given["models"] = model if model == DEMO or isinstance(model, (list, tuple)) else [model]
+        return {**framework, **given}
 
     @model_validator(mode="after")
     def _share_ensemble(self) -> Self:
@@ -99,8 +120,18 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @property
     def facts(self) -> ModelFacts:
-        """The context window and whether conversations can be rendered, as far as known without loading."""
+        """Main's context window and whether conversations can be rendered, as far as known without loading."""
         return self._held().facts
+
+    @property
+    def budget(self) -> ContextBudget:
+        """How much of a prompt fits all members. Loads no weights, but reads the members' tokenizers.
+
+        Raises:
+            ClosedError: After `close`.
+            DeepenError: If a member's files cannot be found or used.
+        """
+        return self._held().budget()
 
     @property
     def has_chat_template(self) -> bool:
@@ -110,9 +141,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             ClosedError: After `close`.
             DeepenError: If it cannot be loaded.
         """
-        shared = self._held()
-        shared.ensemble(self.progress)
-        return shared.facts.has_chat_template
+        return self.load_ensemble().has_chat_template
 
     @property
     def model_name(self) -> str:
@@ -129,18 +158,52 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             return self.max_new_tokens
         return THINKING_TOKENS if self.facts.thinks and self.reasoning is not False else ANSWER_TOKENS
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Validates options as construction does; None restores an option's default.
+
+        Raises:
+            ConfigurationError: For a value outside an option's range.
+        """
+        name = "max_new_tokens" if name == "max_tokens" else name
+        if name not in _OWN:
+            super().__setattr__(name, value)
+            return
+        given = {} if value is None else {name: value}
+        if name in SamplingParams.model_fields:
+            others = {n: getattr(self, n) for n in SamplingParams.model_fields.keys() & self.model_fields_set - {name}}
+            super().__setattr__(name, getattr(SamplingParams.parse({**others, **given}, ConfigurationError), name))
+        else:
+            super().__setattr__(name, getattr(LoadOptions(**{"models": self.models, **given}), name))
+        if value is None:
+            self.model_fields_set.discard(name)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Like pydantic's, but validates options and takes `max_tokens` as well."""
+        own = {name: value for name, value in (update or {}).items() if name in _OWN or name == "max_tokens"}
+        others = {name: value for name, value in (update or {}).items() if name not in own}
+        copied = super().model_copy(update=others, deep=deep)
+        for name, value in own.items():
+            setattr(copied, name, value)
+        return copied
+
     def sampling(self, options: Mapping[str, Any]) -> SamplingParams:
         """Returns the sampling options of one call: this adapter's, overridden by the call's.
 
         Args:
-            options: The call's keywords. `stop=None` means the adapter's own stop strings.
+            options: The call's keywords; None means the adapter's own value. Names of other models' options are
+                translated, and those that have no effect are left out.
 
         Raises:
             SamplingError: For an unknown option or a value outside its range.
         """
         fields = {n: getattr(self, n) for n in SamplingParams.model_fields if n in self.model_fields_set}
         own: SamplingParams = SamplingParams.parse(fields, SamplingError)
-        given = {name: value for name, value in options.items() if (name, value) != ("stop", None)}
+        given = known_options(options)
+        if "model" in given and given.pop("model") != self.model_name:
+            raise SamplingError(
+                f"A call cannot choose another model than {self.model_name!r}: construct another "
+                f"{type(self).__name__} for it."
+            )
         return resolve_sampling(own, given)
 
     def with_options(self, **options: Any) -> Self:
@@ -152,7 +215,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         Raises:
             SamplingError: For an unknown option or a value outside its range.
         """
-        return self.model_copy(update=self.sampling(options).model_dump(exclude_unset=True))
+        return super().model_copy(update=self.sampling(options).model_dump(exclude_unset=True))
 
     def close(self) -> None:
         """Releases the ensemble; later calls raise `ClosedError`.
@@ -202,16 +265,21 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
 
 
-def report(answer: Generation) -> dict[str, Any]:
+def report(answer: Generation, *, calls: bool = False) -> dict[str, Any]:
     """Returns everything about an answer but its text, as plain data.
 
+    Args:
+        answer: The answer.
+        calls: Whether it calls tools, which is how it ended then, if it is complete.
+
     Returns:
-        `finish_reason` and `usage`; `warnings` if there are any; `logprobs` if they were requested, in OpenAI's
-        shape, which both frameworks know.
+        `finish_reason`, `usage` and `timings` in seconds; `warnings` if there are any; `logprobs` if they were
+        requested, in OpenAI's shape, which both frameworks know.
     """
     usage = answer.usage
     found: dict[str, Any] = {
-        "finish_reason": answer.finish_reason,
+        "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
+        "timings": {**asdict(answer.timings), "total_s": answer.timings.total_s},
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

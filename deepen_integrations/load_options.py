@@ -55,6 +55,9 @@ class LoadOptions(BaseModel):
     max_batch_size: int = Field(default=32, ge=1, strict=True)
     """Maximum number of requests decoded together; the others wait, first come first served."""
 
+    max_context_window: int | None = Field(default=None, ge=2, strict=True)
+    """Caps the context window of every member, in its own tokens; by default each has its own."""
+
     @field_validator("models", mode="before")
     @classmethod
     def _member_list(cls, value: Any) -> Any:
@@ -95,17 +98,14 @@ class LoadOptions(BaseModel):
             raise ConfigurationError(explain(problem, cls)) from problem
 
     @property
-    def main_index(self) -> int | None:
-        """The number of the main member; None if it is not one of the members, which loading reports."""
-        names = _names(self.models)
-        if isinstance(self.main, str):
-            return names.index(self.main) if self.main in names else None
-        return self.main if 0 <= self.main < len(names) else None
-
-    @property
     def label(self) -> str:
         """The members' names joined by `+`."""
-        return "+".join(_names(self.models)) or str(self.models)
+        return "+".join(self.names) or str(self.models)
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names; empty for an adopted ensemble."""
+        return _names(self.models)
 
 
 def _names(members: tuple[MemberConfig, ...] | str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,59 +14,61 @@ from deepen_core.demo import member_paths
 from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_integrations.load_options import DEMO, LoadOptions
 
-_TEMPLATE_TOKENS = 128
-"""Allowance for the text that chat templates add: their own system prompts and the turns of a short conversation."""
-_TEMPLATE_SHARE = 8
-_TOKENIZER_SHARE = 4
-"""Fractions of the window to allow for: at most 1/8 for templates, 1/4 for members with other tokenizers."""
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
+"""Where a chat template may be, other than in tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a framework plans prompts with."""
+    """What frameworks ask of a model at its construction."""
 
-    context_window: int | None
-    """Tokens in the smallest context window of all members; None if no member's configuration is on this machine."""
-    planning_window: int | None
-    """Tokens of the main model that a prompt's text and its answer may have together so that they fit every member.
-
-    After loading, this is `Ensemble.planning_window`. Before, it is the smallest window of all members minus
-    allowances: 128 tokens (at most 1/8) for chat templates, and a quarter of the rest if there are several members,
-    because another tokenizer may need more tokens than main's. None if no member's configuration is on this machine.
-    """
+    main_window: int | None
+    """Tokens in main's context window; None if main's configuration is not on this machine."""
     has_chat_template: bool
-    """Whether every member has a chat template."""
-    thinks: bool
+    """Whether every member that takes part is known to have a chat template."""
+    thinks: bool = False
     """Whether main's chat template knows thoughts before an answer; before loading, by the marks in its text."""
+    without_template: tuple[str, ...] = ()
+    """The members that take part and certainly have none."""
 
 
 def facts_from_files(options: LoadOptions) -> ModelFacts:
     """Reads the facts of an ensemble that is not loaded. Uses no network."""
-    folders = list(_folders(options))
-    windows = [window for folder in folders if folder and (window := _context_window(folder))]
-    templates = [None if folder is None else _chat_template(folder) for folder in folders]
-    has_chat_template = bool(templates) and None not in templates
-    window = min(windows, default=None)
-    plans = None if window is None else _less_allowances(window, len(folders), has_chat_template)
-    main = options.main_index
-    template = templates[main] if main is not None and main < len(templates) else None
-    return ModelFacts(window, plans, has_chat_template, thinks=marks_of(template or "") is not None)
+    if isinstance(options.models, str) and options.models != DEMO:
+        return ModelFacts(None, has_chat_template=False)
+    members = (
+        [MemberConfig(model=str(path)) for path in member_paths()]
+        if isinstance(options.models, str)
+        else list(options.models)
+    )
+    main = _main(options, members)
+    shares = [member.weight for member in members]
+    weights = shares if options.weights is None or isinstance(options.weights, str) else options.weights
+    window, thinks = None, False
+    templates: dict[str, bool | None] = {}
+    for number, (member, name, weight) in enumerate(zip(members, options.names, weights, strict=True)):
+        if number == main or weight > 0:
+            folder = _folder(member)
+            templates[name] = None if folder is None else _has_chat_template(folder, member)
+            if number == main and folder is not None:
+                window = member.context_window or _context_window(folder)
+                thinks = marks_of(_chat_template(folder)) is not None
+    if window is not None and options.max_context_window is not None:
+        window = min(window, options.max_context_window)
+    without = tuple(name for name, has in templates.items() if has is False)
+    return ModelFacts(window, all(templates.values()), thinks, without)
 
 
-def _less_allowances(window: int, members: int, has_chat_template: bool) -> int:
-    room = window - (min(_TEMPLATE_TOKENS, window // _TEMPLATE_SHARE) if has_chat_template else 1)  # 1 is for BOS
-    return room - room // _TOKENIZER_SHARE if members > 1 else room
-
-
-def _folders(options: LoadOptions) -> Iterator[Path | None]:
-    """Yields each member's folder, or None for a hub id that was never downloaded."""
-    if options.models == DEMO:
-        yield from member_paths()
-    elif not isinstance(options.models, str):
-        yield from map(_folder, options.models)
+def _main(options: LoadOptions, members: list[MemberConfig]) -> int:
+    """Returns the number of the main member; 0 if there is none of that name, which loading reports."""
+    if not isinstance(options.main, str):
+        return options.main % len(members)
+    known = [*options.names, *(member.model for member in members)]
+    return known.index(options.main) % len(members) if options.main in known else 0
 
 
 def _folder(member: MemberConfig) -> Path | None:
+    """Returns a member's folder, or None for a hub id that was never downloaded."""
     if (folder := Path(member.model).expanduser()).is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (only for hub ids)
@@ -81,19 +82,40 @@ def _folder(member: MemberConfig) -> Path | None:
 
 
 def _context_window(folder: Path) -> int | None:
+    """Returns the window as loading finds it: the configuration's, that of its class, or the tokenizer's."""
     config = _json(folder / "config.json")
-    return declared_window(config.get("text_config", config))
+    declared = declared_window(config.get("text_config", config))
+    if declared is not None or not config:
+        return declared
+    tokens = _json(folder / "tokenizer_config.json").get("model_max_length")
+    return _window_of_class(folder) or (tokens if isinstance(tokens, int) and 0 < tokens < 10**9 else None)
 
 
-def _chat_template(folder: Path) -> str | None:
-    """The template for plain conversations; empty if it is not in a form that can be read here."""
+def _chat_template(folder: Path) -> str:
+    """The template for plain conversations; empty if there is none in a form that can be read here."""
     try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return (folder / _TEMPLATE_FILES[0]).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        tokenizer = _json(folder / "tokenizer_config.json")
-    if "chat_template" not in tokenizer:
-        return "" if (folder / "chat_template.jinja").is_file() else None
-    return default_template(tokenizer["chat_template"]) or ""
+        return default_template(_json(folder / "tokenizer_config.json").get("chat_template")) or ""
+
+
+def _window_of_class(folder: Path) -> int | None:
+    from transformers import AutoConfig  # noqa: PLC0415 (rarely needed, and slow)
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 (anything may be wrong with it, which loading reports)
+        return None
+    return declared_window(config.get_text_config().to_dict())
+
+
+def _has_chat_template(folder: Path, member: MemberConfig) -> bool | None:
+    """Whether a member has a chat template; None if that cannot be told from its files."""
+    tokenizer = _json(folder / "tokenizer_config.json")
+    if tokenizer.get("chat_template") or (folder / _TEMPLATE_FILES[0]).is_file():
+        return True
+    certain = tokenizer and not member.trust_remote_code and member.model == str(folder)
+    return False if certain and not any((folder / name).exists() for name in _TEMPLATE_FILES) else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,14 +6,19 @@ import asyncio
 import threading
 import uuid
 import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen_core.config import MemberConfig
+from deepen_core.demo import member_paths
 from deepen_core.errors import ConfigurationError
 from deepen_integrations.load_options import DEMO, LOADED, LoadOptions
 from deepen_integrations.model_facts import ModelFacts, facts_from_files
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.members.context_budget import ContextBudget
 
 _ensembles: weakref.WeakValueDictionary[LoadOptions, SharedEnsemble] = weakref.WeakValueDictionary()
 _ensembles_lock = threading.Lock()
@@ -39,6 +44,7 @@ class SharedEnsemble:
         self.name = options.label
         self._loaded: Ensemble | None = None
         self._facts: ModelFacts | None = None
+        self._budget: ContextBudget | None = None
         self._loading = threading.Lock()
         if ensemble is not None:
             self._take(ensemble)
@@ -67,19 +73,36 @@ class SharedEnsemble:
         loaded = self._loaded
         return loaded if loaded is not None else await asyncio.to_thread(self.ensemble, progress, chat=chat)
 
+    def budget(self) -> ContextBudget:
+        """Returns how much of a prompt fits all members. Loads no weights: the tokenizers are read once.
+
+        Raises:
+            DeepenError: If a member's files cannot be found or used.
+        """
+        with self._loading:
+            if self._budget is None:
+                self._budget = _read_budget(self.options)
+            return self._budget
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `budget` returns at once."""
+        return self._budget is not None
+
     @property
     def facts(self) -> ModelFacts:
-        """What frameworks plan prompts with. Loads nothing; the members' small files are read once."""
+        """What frameworks ask of a model at its construction. Loads nothing; small files are read once."""
         if self._facts is None:
             self._facts = facts_from_files(self.options)
         return self._facts
 
     def _take(self, ensemble: Ensemble) -> None:
         self._loaded = ensemble
-        self._facts = ModelFacts(
-            ensemble.context_window,
-            ensemble.planning_window,
-            ensemble.has_chat_template,
+        self._budget = ensemble.budget
+        self._facts = replace(
+            facts_from_files(self.options),
+            main_window=self._budget.main_window,
+            has_chat_template=self._budget.has_chat_template,
             thinks=ensemble.thinking != "never",
         )
         self.name = "+".join(member.name for member in ensemble.info.members)
@@ -112,9 +135,26 @@ def _load(options: LoadOptions, progress: bool, chat: bool) -> Ensemble:
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if options.models == DEMO:
         return Ensemble.demo(**given)
+    return Ensemble.load(_members(options), chat=chat, progress=progress, **given)
+
+
+def _read_budget(options: LoadOptions) -> ContextBudget:
+    from deepen_core import Ensemble  # noqa: PLC0415 (imports torch)
+
+    return Ensemble.read_budget(
+        _members(options),
+        main=options.main,
+        weights=options.weights,
+        max_context_window=options.max_context_window,
+    )
+
+
+def _members(options: LoadOptions) -> list[Path | MemberConfig]:
+    if options.models == DEMO:
+        return list(member_paths())
     if isinstance(options.models, str):
         raise ConfigurationError(
             f"models={options.models!r} refers to an Ensemble that was given to from_ensemble and no longer exists in "
             "this process. Name the model folders, or call from_ensemble again."
         )
-    return Ensemble.load(list(options.models), chat=chat, progress=progress, **given)
+    return list(options.models)

@@ -65,6 +65,10 @@ class RuleEnsemble:
         self.info = SimpleNamespace(members=[SimpleNamespace(name="alpha"), SimpleNamespace(name="beta")])
 
     @property
+    def budget(self):
+        return RuleBudget(self.context_window, self.has_chat_template)
+
+    @property
     def planning_window(self):
         return self.context_window
 
@@ -132,11 +136,23 @@ class RuleEnsemble:
         return [len(word) for word in words(text)]
 
     def count_tokens(self, prompt):
-        text = prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt)
-        return len(self.tokenize(text))
+        return self.budget.count(prompt)
 
     def close(self):
         self.closed = True
+
+
+class RuleBudget:
+    """What a rule ensemble says of its window; it holds no ensemble."""
+
+    def __init__(self, window, has_chat_template):
+        self.context_window = self.main_window = self.planning_window = window
+        self.has_chat_template = has_chat_template
+
+    def count(self, prompt, _variables=None):
+        return len(
+            words(prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt))
+        )
 
 
 def words(text):

@@ -6,6 +6,7 @@ import importlib
 import json
 import pickle
 import random
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer
 from deepen_core.config import FusionConfig, MemberConfig, SamplingParams
 from deepen_core.errors import ClosedError, ConfigurationError, ModelFilesError, SamplingError
 from deepen_integrations import adapter as adapter_module
-from deepen_integrations import shared_ensembles
+from deepen_integrations import option_names, shared_ensembles
 from deepen_integrations.langchain import DeepenLLM as LangChainLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
 from deepen_integrations.load_options import LoadOptions
@@ -124,14 +125,123 @@ def test_a_wrong_option_of_a_call_is_refused_before_loading(adapter, loads):
     assert not loads
 
 
-def test_a_value_assigned_later_is_checked_at_the_call(adapter, ensemble):
-    llm = adapter.from_ensemble(ensemble)
-    llm.temperature = 0.5
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("temperature", -1, "'temperature' is -1"),
+        ("max_tokens", 0, "'max_new_tokens' is 0"),
+        ("stop", [""], "empty stop string"),
+        ("choices", ["a"], "Json_schema and choices are given"),
+        ("max_batch_size", 0, "'max_batch_size' is 0"),
+        ("fusion", "deepn", "deepn"),
+        ("weights", [1, 2, 3], "3 weights for 2 members"),
+    ],
+)
+def test_assignments_and_copies_are_validated_as_construction_is(adapter, name, value, told):
+    llm = adapter(models=["a", "b"], temperature=0.5, json_schema={"type": "object"})
+    before = llm.sampling({}), llm.loading()
+    with pytest.raises(ConfigurationError, match=told):
+        setattr(llm, name, value)
+    with pytest.raises(ConfigurationError, match=told):
+        llm.model_copy(update={name: value})
+    assert (llm.sampling({}), llm.loading()) == before
+
+
+def test_assigned_values_are_those_of_the_next_call(adapter, ensemble):
+    llm = adapter.from_ensemble(ensemble, temperature=0.5)
+    llm.max_tokens, llm.stop, llm.seed = 2, "x", 3
     ask(llm)
-    assert ensemble.requests[-1][1].temperature == 0.5
-    llm.temperature = -1
-    with pytest.raises(SamplingError, match="temperature"):
-        ask(llm)
+    params = ensemble.requests[-1][1]
+    assert (params.max_new_tokens, params.stop, params.seed, params.temperature) == (2, ("x",), 3, 0.5)
+    llm.max_tokens = llm.stop = llm.seed = llm.temperature = None
+    assert llm.sampling({}) == SamplingParams()
+    assert llm.sampling({}).model_fields_set == set()
+
+
+def test_max_tokens_is_as_good_a_name_as_max_new_tokens(adapter):
+    llm = adapter(models=["a"], max_tokens=64)
+    for other in (
+        llm.model_copy(update={"max_tokens": 3}),
+        llm.model_copy(update={"max_new_tokens": 3}),
+        llm.with_options(max_tokens=3),
+        adapter(models=["a"], max_completion_tokens=3),
+    ):
+        assert (other.max_tokens, other.max_new_tokens, llm.max_tokens) == (3, 3, 64)
+    with pytest.raises(SamplingError, match=r"^Give max_new_tokens or num_predict, not both: they are names of one"):
+        adapter(models=["a"], num_predict=3, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", [*SamplingParams.model_fields, "max_tokens", "enable_thinking", "top_logprobs"])
+def test_none_is_not_given(adapter, ensemble, name):
+    llm = adapter.from_ensemble(ensemble, **{name: None})
+    assert llm.sampling({}).model_fields_set == set()
+    own = {"max_new_tokens": 7, "temperature": 0.5, "logprobs": 1, "seed": 3, "timeout": 9, "stop": ["x"]}
+    llm = adapter.from_ensemble(ensemble, **own, regex="a")
+    assert llm.sampling({name: None}) == llm.sampling({})
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"num_predict": 5}, {"max_new_tokens": 5}),
+        ({"stop_sequences": ["x"]}, {"stop": ("x",)}),
+        ({"repeat_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"request_timeout": 5}, {"timeout": 5}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+        ({"top_logprobs": 3}, {"logprobs": 3}),
+        ({"logprobs": False}, {"logprobs": None}),
+        ({"logprobs": 2}, {"logprobs": 2}),
+        ({"repeat_last_n": 64}, {"penalty_window": 64}),
+        ({"repeat_last_n": -1}, {}),
+        ({"n": 1}, {}),
+    ],
+)
+def test_options_of_other_models_are_translated(adapter, given, known):
+    llm = adapter(models=["a"])
+    assert llm.sampling(given) == adapter(models=["a"], **given).sampling({}) == SamplingParams(**known)
+    assert adapter(models=["a"], logprobs=4).sampling({"logprobs": False}).logprobs is None
+
+
+def test_several_answers_are_refused(adapter):
+    with pytest.raises(SamplingError, match=r"n is 3: one answer is given. Ask as often, each time with another seed"):
+        adapter(models=["a"]).sampling({"n": 3})
+
+
+def test_options_without_effect_are_reported_once(adapter, ensemble, caplog, monkeypatch):
+    monkeypatch.setattr(option_names, "_reported", set())
+    harmless = {"user": "me", "stream_usage": True, "service_tier": "auto", "max_retries": 3, "api_key": "secret"}
+    for _ in range(2):
+        llm = adapter.from_ensemble(ensemble, **harmless)
+        ask(llm, **harmless)
+    assert sorted(record.args[0] for record in caplog.records) == sorted(harmless)
+    assert "'max_retries' has no effect: a local model is not retried, because" in caplog.text
+    assert "secret" not in repr(llm) + caplog.text
+
+
+def test_one_model_is_an_ensemble_of_one(adapter, ensemble):
+    assert adapter(model="a").loading() == adapter(models=["a"]).loading()
+    assert adapter(model="demo").loading() == adapter.demo().loading()
+    assert adapter(model=["a", "b"]).loading() == adapter(models=["a", "b"]).loading()
+    with pytest.raises(ConfigurationError, match="Give either models, or model for a single one"):
+        adapter(model="a", models=["a"])
+    llm = adapter.from_ensemble(ensemble)
+    assert ask(llm, model=llm.model_name) == ask(llm)
+    with pytest.raises(SamplingError, match=r"cannot choose another model than 'alpha\+beta': construct another"):
+        ask(llm, model="gpt-4")
+
+
+def test_several_faults_are_lines_and_unknown_names_come_alone(adapter):
+    with pytest.raises(ConfigurationError) as caught:
+        adapter(models=["a"], temperature=-1, top_p=7)
+    assert re.fullmatch(
+        r"2 options are wrong:\n- Option 'temperature' is -1: [^\n]*\n- Option 'top_p' is 7: [^\n]*", str(caught.value)
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        adapter(model_folder="x")
+    assert str(caught.value).startswith("Unknown option 'model_folder': known are ")
+    assert "\n" not in str(caught.value)
 
 
 def test_only_options_that_were_given_reach_the_engine_as_given(adapter, ensemble):
@@ -306,9 +416,6 @@ def test_changing_a_loading_option_changes_the_ensemble(adapter, loads):
     llm.main = 1
     assert llm.ensemble is not before
     assert before.closed
-    llm.fusion = "deepn"
-    with pytest.raises(ConfigurationError, match="deepn"):
-        ask(llm)
 
 
 @pytest.mark.parametrize(
@@ -332,9 +439,9 @@ def test_load_options_are_validated_once_per_change(adapter, loads, monkeypatch,
     changed = change(copied := llm.model_copy()) or copied
     for one in (llm, copy.deepcopy(llm), llm.with_options(seed=1)):
         assert one.ensemble is llm.ensemble
-        assert (one.model_name, one.facts.context_window) == ("alpha+beta", 512)
+        assert (one.model_name, one.facts.main_window) == ("alpha+beta", 512)
         assert one.loading().weights == (1.0, 3.0)
-    assert len(validated) <= 1  # a deep copy's values are equal and not the same
+    assert len(validated) <= 2  # the change; and a deep copy's values are equal and not the same
     validated.clear()
     for _ in range(3):
         assert changed.loading() != llm.loading()
@@ -387,29 +494,47 @@ def member(folder, config, **tokenizer):
     return folder
 
 
-def test_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
+def test_mains_window_and_templates_are_read_from_files(adapter, loads, tmp_path):
     small = member(tmp_path / "small", {"n_positions": 300}, chat_template="{{ messages }}")
-    large = member(tmp_path / "large", {"text_config": {"max_position_embeddings": 4096}})
+    large = member(tmp_path / "large", {"text_config": {"max_position_embeddings": 4096}}, model_max_length=99)
     llm = adapter(models=[large, small])
-    assert (llm.facts.context_window, llm.facts.has_chat_template) == (300, False)
-    assert llm.facts.planning_window == 225  # 299 less a quarter
+    facts = llm.facts
+    assert (facts.main_window, facts.has_chat_template, facts.without_template) == (4096, False, ("large",))
+    assert adapter(models=[large, small], max_context_window=500).facts.main_window == 500
+    capped = [MemberConfig(model=str(large), name="one", weight=0, context_window=700), MemberConfig(model=str(small))]
+    assert adapter(models=capped, main="one").facts.main_window == 700
+    talking = adapter(models=capped, main=-1).facts  # the other does not take part
+    assert (talking.main_window, talking.has_chat_template, talking.without_template) == (300, True, ())
     (large / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    talking = adapter(models=[small, large], main=1).facts
-    assert (talking.planning_window, talking.has_chat_template) == (198, True)  # 300 less an eighth, less a quarter
-    assert adapter(models=[large]).facts.planning_window == 4096 - 128
+    assert adapter(models=[small, large], main=1).facts.has_chat_template
     assert llm.model_name == "large+small"
     assert not loads
     assert ask(llm)
-    assert (llm.facts.context_window, llm.facts.has_chat_template) == (512, False)
+    assert (llm.facts.main_window, llm.facts.has_chat_template) == (512, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [({"model_type": "gpt2"}, 1024), ({"model_type": "mamba"}, 77), ({"model_type": "nonsense"}, 77)],
+)
+def test_a_window_that_config_json_does_not_declare(adapter, tmp_path, config, window):
+    folder = member(tmp_path / "one", config, model_max_length=77)
+    assert adapter(models=[folder]).facts.main_window == window
 
 
 @pytest.mark.parametrize("model", ["nobody/never-downloaded", "/no/such/folder", "not a hub id!"])
 def test_unknown_members_have_no_facts(adapter, model):
     facts = adapter(models=[model]).facts
-    assert (facts.context_window, facts.planning_window, facts.has_chat_template) == (None, None, False)
+    assert (facts.main_window, facts.has_chat_template, facts.without_template) == (None, False, ())
+
+
+def test_a_missing_folder_has_no_budget(adapter):
+    with pytest.raises(ModelFilesError, match="There is no folder /no/such/folder"):
+        _ = adapter(models=["/no/such/folder"]).budget
 
 
 def test_damaged_files_have_no_facts(adapter, tmp_path):
     folder = member(tmp_path / "broken", [1, 2])
     (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
-    assert adapter(models=[folder]).facts.context_window is None
+    facts = adapter(models=[folder]).facts
+    assert (facts.main_window, facts.without_template) == (None, ())

@@ -94,7 +94,7 @@ def test_a_schema_is_the_requests_own():
         ({"choices": {"yes": 1}}, "give a list of strings"),
         ({"choices": ["yes", ""]}, "'' is not a choice"),
         ({"choices": ["yes", 3]}, "3 is not a choice"),
-        ({"choices": ["a"], "regex": "a"}, "regex and choices are given; an answer can have one constraint"),
+        ({"choices": ["a"], "regex": "a"}, "Regex and choices are given; an answer can have one constraint"),
         ({"json_scheme": SCHEMA}, "did you mean 'json_schema'"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_calls_constraint_takes_the_place_of_another():
     other = llm.with_options(json_schema=SCHEMA)
     assert (other.regex, other.json_schema) == (None, SCHEMA)
     assert other.sampling({}).json_schema == SCHEMA
-    assert llm.sampling({"regex": None}).constraint is None
+    assert llm.sampling({"regex": None}).constraint == "regex"  # None is "not given"
     assert llm.sampling({"temperature": 1.0}).regex == "[a-z]+"
 
 

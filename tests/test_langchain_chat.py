@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
@@ -220,7 +221,7 @@ async def test_one_chunk_tells_and_the_last_is_marked(chat, whole, way, logprobs
     *others, last = chunks
     assert not any(chunk.usage_metadata or chunk.response_metadata for chunk in others)
     assert last.usage_metadata["input_tokens"] > 0
-    told = {"model_name", "model_provider", "finish_reason"}
+    told = {"model_name", "model_provider", "finish_reason", "timings"}
     assert set(last.response_metadata) == told | ({"logprobs"} if logprobs else set())
     message = summed(chunks)
     assert message.text == whole
@@ -367,13 +368,18 @@ async def test_traces_show_the_options_of_the_call(ensemble, way):
 # The window
 
 
-async def test_the_profile_is_the_real_window(folders):
+def test_the_profile_is_the_real_window(folders):
     with ChatDeepen(models=[folders["alpha"], folders["beta"]], progress=False, max_tokens=7) as chat:
         profile = chat.profile
-        assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (256, 7)
+        assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (255, 7)
         assert all(profile[name] for name in ("tool_calling", "tool_choice", "structured_output", "text_inputs"))
         assert not any(profile[name] for name in ("image_inputs", "audio_inputs", "image_outputs"))
-        assert chat.ensemble.context_window == profile["max_input_tokens"]
+        full = [HumanMessage("x" * n) for n in range(1, 400)]
+        fits = [chat.get_num_tokens_from_messages([message]) <= profile["max_input_tokens"] for message in full]
+        longest = fits.index(False) - 1
+        assert chat.invoke([full[longest]], ignore_eos=True).usage_metadata["output_tokens"] >= 1
+        with pytest.raises(ContextOverflowError):
+            chat.invoke([full[longest + 1]])
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -227,7 +227,7 @@ def test_a_conversation_is_summarised(clever):
 def test_a_summary_may_be_triggered_by_a_share_of_the_window(clever):
     """LangChain asks the profile of the model how long a prompt may be."""
     chat = ChatDeepen.from_ensemble(clever)
-    assert chat.profile["max_input_tokens"] == 512
+    assert chat.profile["max_input_tokens"] == 511
     middleware = SummarizationMiddleware(chat, trigger=("fraction", 0.01), keep=("messages", 1))
     clever.default = " Short."
     talk = [HumanMessage("long " * 40), AIMessage("b"), HumanMessage("And Ada?")]

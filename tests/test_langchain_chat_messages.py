@@ -25,7 +25,10 @@ from scheduler_parts import hook
 
 from deepen_core import Ensemble
 from deepen_core.errors import ChatTemplateError, PromptError
+from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.langchain import ChatDeepen
+from deepen_integrations.langchain.messages import chat_messages
+from deepen_integrations.langchain.tools import tool_definition
 
 FAMILIES = ["qwen", "qwen3", "llama3", "mistral", "mistral tools", "gemma"]
 
@@ -166,9 +169,8 @@ def test_every_family_reads_every_conversation(readers, kind):
 @pytest.mark.parametrize("way", WAYS)
 async def test_in_every_way(readers, kind, way):
     answer = await asked(readers.chat, way, CONVERSATIONS[kind])
-    assert answer.usage_metadata["input_tokens"] == readers.chat.get_num_tokens_from_messages(
-        readers.chat._convert_input(CONVERSATIONS[kind]).to_messages()
-    )
+    messages = chat_messages(readers.chat._convert_input(CONVERSATIONS[kind]).to_messages())
+    assert answer.usage_metadata["input_tokens"] == readers.chat.ensemble.count_tokens(messages)
 
 
 @pytest.mark.parametrize(
@@ -274,9 +276,12 @@ def test_the_schema_of_an_object_is_told(readers):
 def test_counted_tokens_are_the_prompt(readers):
     messages = [SystemMessage("Be brief."), HumanMessage("hi"), calling("f"), ToolMessage("x", tool_call_id="idf")]
     for tools in ([], [weather]):
-        usage = readers.chat.bind_tools(tools).invoke(messages).usage_metadata
-        assert readers.chat.get_num_tokens_from_messages(messages, tools) == usage["input_tokens"]
-    kept = trim_messages(messages, max_tokens=100, token_counter=readers.chat, strategy="last", include_system=True)
+        form = ReplyForm.from_openai([tool_definition(tool) for tool in tools])
+        answer = readers.chat.ensemble.generate(instructed(chat_messages(messages), form), max_new_tokens=1)
+        longest = max(work.prompt_tokens for work in answer.member_work)  # their windows are alike
+        assert readers.chat.get_num_tokens_from_messages(messages, tools) == longest
+    limit = readers.chat.get_num_tokens_from_messages(messages) - 1
+    kept = trim_messages(messages, max_tokens=limit, token_counter=readers.chat, include_system=True)
     assert kept[0] == messages[0]
     assert 1 < len(kept) < 4
 

@@ -23,7 +23,7 @@ async def test_arguments_follow_schemas_of_every_kind(chat, kind, way):
     bound = chat.bind_tools([some], tool_choice="any", parallel_tool_calls=False)
     for options in ({}, {"temperature": 1.0, "seed": 5}) if way == "invoke" else ({},):
         answer = await asked(bound, way, "hi", **options)
-        assert answer.response_metadata["finish_reason"] == "stop"
+        assert answer.response_metadata["finish_reason"] == "tool_calls"
         (call,) = answer.tool_calls
         check([call], [some])
         assert answer.content == ""

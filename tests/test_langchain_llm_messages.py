@@ -196,13 +196,16 @@ def test_token_ids_are_mains(llm, talkers):
     for text in ("The quick fox", " 你好\n", "", "<|end|>"):
         expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert llm.get_token_ids(text) == expected
-        assert llm.get_num_tokens(text) == len(expected)
+        assert llm.get_num_tokens(text) >= len(expected)
 
 
 def test_messages_are_counted_as_they_are_rendered(llm, talkers, ensemble):
-    count = llm.get_num_tokens_from_messages(MESSAGES)
-    assert count == len(template_ids(talkers[0], PLAIN))
-    assert llm.generate_prompt([ChatPromptValue(messages=MESSAGES)]).llm_output["token_usage"]["prompt_tokens"] == count
+    """By the member to which they are longest; usage counts main's tokens."""
+    counts = [len(template_ids(talker, PLAIN)) for talker in talkers]
+    assert counts[1] > counts[0]
+    assert llm.get_num_tokens_from_messages(MESSAGES) == counts[1]
+    usage = llm.generate_prompt([ChatPromptValue(messages=MESSAGES)]).llm_output["token_usage"]
+    assert usage["prompt_tokens"] == counts[0]
     joined = DeepenLLM.from_ensemble(ensemble, apply_chat_template=False)
     assert joined.get_num_tokens_from_messages(MESSAGES) == joined.get_num_tokens(get_buffer_string(MESSAGES))
 

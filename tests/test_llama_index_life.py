@@ -93,9 +93,11 @@ def refuse(*arguments, **options):
     raise AssertionError("a socket was opened")
 socket.socket.__init__ = refuse
 from deepen_integrations.llama_index import DeepenLLM
-metadata = DeepenLLM(**{options!r}).metadata
-assert metadata.is_chat_model and metadata.context_window < 2200, metadata
+llm = DeepenLLM(**{options!r})
 assert not {{"torch", "transformers", "tokenizers", "huggingface_hub"}} & set(sys.modules)
+metadata = llm.metadata
+assert metadata.is_chat_model and metadata.context_window < 2200, metadata
+assert llm._held()._loaded is None
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

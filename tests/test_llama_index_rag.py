@@ -1,6 +1,7 @@
 """Query engines of LlamaIndex on real members: all response modes, from threads and loops, whole and streaming."""
 
 import asyncio
+import threading
 
 import pytest
 from llama_index.core import PromptTemplate, get_response_synthesizer
@@ -11,7 +12,8 @@ from scheduler_parts import hook
 
 from deepen_core import Ensemble
 from deepen_core.demo import documents
-from deepen_core.errors import ContextWindowError, MemberError
+from deepen_core.errors import ContextWindowError, MemberError, ModelFilesError
+from deepen_core.members import loading
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
 
 pytestmark = pytest.mark.usefixtures("loop_of_llama_index", "fresh_settings")
@@ -117,6 +119,38 @@ def test_metadata_is_of_the_ensemble(llm):
     assert not metadata.is_function_calling_model
     assert llm.with_options(max_new_tokens=100_000).metadata.num_output < metadata.context_window
     assert DeepenLLM.from_ensemble(ensemble, context_window=1234).metadata.context_window == 1234
+
+
+@pytest.mark.parametrize("kind", ["texts", "chats"])
+def test_metadata_is_the_same_before_loading(reading_folders, reading_ensembles, kind):
+    for options in ({}, {"main": 1}, {"weights": [1, 0]}, {"context_window": 999}):
+        llm = DeepenLLM(models=reading_folders[kind], **options)
+        before = llm.metadata
+        assert not llm._held()._loaded
+        assert llm.ensemble
+        assert llm.metadata == before
+        llm.close()
+    assert DeepenLLM.from_ensemble(reading_ensembles[kind]).metadata == DeepenLLM(models=reading_folders[kind]).metadata
+
+
+def test_metadata_of_a_missing_folder_is_its_error():
+    with pytest.raises(ModelFilesError, match="There is no folder /no/such/model"):
+        _ = DeepenLLM(models=["/no/such/model"]).metadata
+
+
+async def test_a_first_call_reads_tokenizers_once_and_not_on_the_loop(reading_folders, monkeypatch):
+    """LlamaIndex asks for a payload before every call."""
+    threads, read = [], loading.describe_member
+
+    def spy(*arguments, **options):
+        threads.append(threading.current_thread())
+        return read(*arguments, **options)
+
+    monkeypatch.setattr("deepen_core.ensemble.describe_member", spy)
+    with DeepenLLM(models=reading_folders["texts"], max_new_tokens=1, weights=[0.4, 0.6]) as llm:
+        await llm.acomplete("Hi")
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 class Filled:

@@ -80,7 +80,7 @@ async def test_a_required_call_is_made_and_valid(llm, way):
     last = responses[-1]
     (call,) = map(checked, llm.get_tool_calls_from_response(last))
     assert last.message.content == ""
-    assert last.raw["finish_reason"] == "stop"
+    assert last.raw["finish_reason"] == "tool_calls"
     (told,) = last.message.additional_kwargs["tool_calls"]
     assert told["id"] == call.tool_id
     assert json.loads(told["function"]["arguments"]) == call.tool_kwargs

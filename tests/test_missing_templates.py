@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.messages import HumanMessage
 from llama_index.core.llms import ChatMessage
 from typer.testing import CliRunner
@@ -100,8 +101,11 @@ def test_with_templates_a_chat_loads_as_ever(load):
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
-def test_a_chat_model_of_langchain(options, weights_read, way):
+def test_a_chat_model_of_langchain_whose_files_came_later(options, weights_read, way):
+    here = options["models"][1]
+    there = here.rename(here.parent / "elsewhere")
     chat = ChatDeepen(**options)
+    there.rename(here)
     with pytest.raises(ChatTemplateError) as caught:
         called(chat, way, "Hi")
     assert str(caught.value) == ONE
@@ -115,9 +119,14 @@ def test_a_chat_model_of_langchain(options, weights_read, way):
     assert weights_read == ["beta", "gamma"]
 
 
-def test_a_chat_model_counts_the_tokens_of_texts_without_templates(options, weights_read):
-    assert ChatDeepen(**options).get_num_tokens("Hi there") > 0
-    assert weights_read == ["beta", "gamma"]
+@pytest.mark.parametrize("main", [0, 1])
+def test_a_chat_model_of_langchain_is_refused_at_construction(options, weights_read, main):
+    with pytest.raises(ModelInvalidRequestError) as caught:
+        ChatDeepen(**options, main=main)
+    assert isinstance(caught.value, ChatTemplateError)
+    assert str(caught.value) == ONE
+    assert ChatDeepen(**options, weights=[1, 0]).get_num_tokens_from_messages([HumanMessage("Hi there")]) > 2
+    assert weights_read == []
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])

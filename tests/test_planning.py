@@ -1,6 +1,7 @@
 """How much of a prompt may be planned: what is filled up to the planning window by main's tokens fits every member."""
 
 import inspect
+import math
 from itertools import pairwise
 
 import pytest
@@ -144,3 +145,60 @@ def _readers(tokenizer, names):
         if name not in _read:
             _read[name] = tokenizer(name)
     return _read
+
+
+# Counts for every member
+
+
+@pytest.fixture(scope="module")
+def halved(made_once, folders):
+    """Two members whose windows and tokens differ, and how many tokens transformers makes of a prompt for each."""
+
+    def make(root):
+        tiny.save_llama(root / "short", tiny.sentencepiece_bpe(), window=1000, seed=6)
+
+    places = [folders["words"], made_once("halved", make) / "short"]
+    readers = [AutoTokenizer.from_pretrained(place) for place in places]
+
+    def counts(prompt):
+        if isinstance(prompt, str):
+            return [len(reader(prompt, add_special_tokens=False)["input_ids"]) for reader in readers]
+        return [len(reader.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]) for reader in readers]
+
+    return places, counts
+
+
+@pytest.mark.parametrize("prompt", [WORDS[:60], CODE[:20]], ids=["prose", "code"])
+@pytest.mark.parametrize("talk", [False, True])
+def test_a_prompt_counts_for_the_member_whose_window_it_fills_most(halved, prompt, talk):
+    places, counts = halved
+    text = " ".join(prompt)
+    asked = [{"role": "user", "content": text}] if talk else text
+    main, other = counts(asked)
+    assert other > main
+    assert Ensemble.read_budget(places).count(asked) == math.ceil(other * 1800 / 1000)
+    assert Ensemble.read_budget(places, main=1).count(asked) == other
+    assert Ensemble.read_budget(places, weights=[1, 0]).count(asked) == main
+    roomy = Ensemble.read_budget([places[0], {"model": str(places[1]), "context_window": 1_000_000}])
+    assert roomy.count(asked) == main
+    capped = Ensemble.read_budget(places, max_context_window=900)
+    assert (capped.count(asked), capped.main_window, capped.context_window) == (other, 900, 900)
+
+
+@pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
+def test_a_prompt_that_counts_less_than_the_window_fits_and_one_more_does_not(halved):
+    with Ensemble.load(halved[0], progress=False, device="cpu") as ensemble:
+        budget, text = ensemble.budget, [{"role": "user", "content": ""}]
+        assert (budget.main_window, budget.context_window) == (1800, 1000)
+        while budget.count([{"role": "user", "content": text[0]["content"] + "a "}]) < budget.main_window:
+            text = [{"role": "user", "content": text[0]["content"] + "a "}]
+        assert ensemble.generate(text, max_new_tokens=1, ignore_eos=True).token_ids
+        with pytest.raises(ContextWindowError, match="short"):
+            ensemble.generate([{"role": "user", "content": text[0]["content"] + "a a "}], max_new_tokens=1)
+
+
+def test_a_cap_holds_for_every_member(load):
+    with load("words", "bytes", max_context_window=600) as ensemble:
+        assert [m.context_window for m in ensemble.info.members] == [600, 600]
+        with pytest.raises(ContextWindowError, match="context window is 600"):
+            ensemble.generate(filled(ensemble, WORDS, 700))

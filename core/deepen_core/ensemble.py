@@ -25,7 +25,7 @@ from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import CompatibilityWarning, ConfigurationError
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
-from deepen_core.members.context_budget import planning_window
+from deepen_core.members.context_budget import ContextBudget
 from deepen_core.members.loading import describe_member, load_members, member_configs
 from deepen_core.results import EnsembleInfo, Score
 
@@ -61,6 +61,7 @@ class Ensemble(GenerationAPI):
         device: str | None = None,
         dtype: str = "auto",
         max_batch_size: int = 32,
+        max_context_window: int | None = None,
         on_member_error: MemberErrorPolicy = "raise",
         chat: bool = False,
         progress: bool = True,
@@ -80,6 +81,7 @@ class Ensemble(GenerationAPI):
             device: For members that do not set their own; a GPU if there is one, else the CPU.
             dtype: For members that do not set their own; "auto" uses the checkpoint's.
             max_batch_size: Maximum number of requests decoded together; the others wait, first come, first served.
+            max_context_window: Caps the context window of every member, in its own tokens.
             on_member_error: What happens to a request if a member fails (out of memory, no finite logits): "raise" ends
                 it with a `MemberError`, "drop" continues without the member and adds a note to `Generation.warnings`.
                 The main member cannot be dropped.
@@ -107,17 +109,54 @@ class Ensemble(GenerationAPI):
             on_member_error,
             models=[c.model for c in configs],
             shares=[c.weight for c in configs],
+            max_context_window=max_context_window,
         )
         with options.steps("Loading", progress=progress, described=True) as steps:
             described = []
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
-                    described.append(describe_member(c, device, dtype, progress=progress))
+                    described.append(describe_member(c, device, dtype, max_context_window, progress=progress))
             if chat:
                 options.check_templates(described)
             options.check_members(described, steps)
             engine = options.build(load_members(described, steps), steps)
         return cls(engine)
+
+    @classmethod
+    def read_budget(
+        cls,
+        models: Sequence[str | Path | MemberConfig | Mapping[str, Any]],
+        *,
+        main: int | str = 0,
+        weights: Sequence[float] | str | None = None,
+        max_context_window: int | None = None,
+    ) -> ContextBudget:
+        """Reads how much of a prompt would fit all members of an ensemble, without their weights.
+
+        Args:
+            models: As for `load`, as the other arguments. Small files of hub ids are downloaded.
+            main: Index or name of the main member.
+            weights: Members without a weight do not count.
+            max_context_window: Caps the context window of every member.
+
+        Raises:
+            ConfigurationError: For wrong options, or a model that cannot be a member.
+            ModelFilesError: If a model's files are missing, damaged or in another format.
+            TokenizerError: If a tokenizer cannot be used.
+        """
+        configs = member_configs(models)
+        options = EngineOptions.checked(
+            [str(c.name) for c in configs],
+            main,
+            weights,
+            "deepen",
+            max_batch_size=1,
+            on_member_error="raise",
+            models=[c.model for c in configs],
+            shares=[c.weight for c in configs],
+            max_context_window=max_context_window,
+        )
+        return options.budget([describe_member(c, "cpu", None, max_context_window, progress=False) for c in configs])
 
     @classmethod
     def from_members(
@@ -187,6 +226,8 @@ class Ensemble(GenerationAPI):
     def count_tokens(self, prompt: Prompt) -> int:
         """Counts main's tokens of a text, without BOS, or of a conversation as rendered by main's template.
 
+        `budget.count` counts for all members.
+
         Args:
             prompt: A text, or messages; the beginning of the assistant's answer in the template is counted too.
 
@@ -208,7 +249,7 @@ class Ensemble(GenerationAPI):
     @property
     def has_chat_template(self) -> bool:
         """Whether every member that takes part can read a conversation."""
-        return all(m.tokenizer.reader.has_chat_template for m in self._opened().members_counted)
+        return self.budget.has_chat_template
 
     @property
     def thinking(self) -> Thinking:
@@ -232,9 +273,14 @@ class Ensemble(GenerationAPI):
         return reader.thoughts(None if params is None else reader.variables(params))
 
     @property
+    def budget(self) -> ContextBudget:
+        """How much of a prompt fits all members that take part."""
+        return self._opened().budget
+
+    @property
     def context_window(self) -> int:
         """Size of the smallest context window of the members that take part, in tokens."""
-        return min(m.context_window for m in self._opened().members_counted)
+        return self.budget.context_window
 
     @property
     def planning_window(self) -> int:
@@ -243,10 +289,7 @@ class Ensemble(GenerationAPI):
         Less than `context_window`: chat templates add tokens of their own, and a member may need more tokens than main
         for the same text. Both are measured, the latter on prose in Latin letters, code and tables.
         """
-        engine = self._opened()
-        return planning_window(
-            engine.members_counted, engine.counted.index(engine.main), conversations=self.has_chat_template
-        )
+        return self.budget.planning_window
 
     @property
     def info(self) -> EnsembleInfo:

@@ -13,8 +13,9 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables.utils import AnyConfigurableField
 from langchain_core.tools import BaseTool
 from pydantic import model_validator
 from typing_extensions import Self
@@ -41,7 +42,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
     Setup:
         Install `deepen-integrations[langchain,structured]`; `structured` is for tools and objects. There is no server
-        and no key; `api_key` and `max_retries` are accepted and ignored. Every member needs a chat template.
+        and no key; options that are only for servers have no effect. Every member needs a chat template.
 
     Key init args, completion params:
         max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate; by default 256,
@@ -152,6 +153,16 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         self._add_version("deepen", __version__)
         return self
 
+    @model_validator(mode="after")
+    def _can_chat(self) -> Self:
+        """Refuses members that certainly have no chat template; loading finds the others."""
+        if missing := self.facts.without_template:
+            from deepen_core.chat.prompt_encoder import no_template  # noqa: PLC0415 (imports transformers)
+
+            with langchain_errors():
+                raise no_template(missing)
+        return self
+
     @property
     def _llm_type(self) -> str:
         return "deepen-chat"
@@ -210,7 +221,8 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
         Args:
             schema: A pydantic class, a TypedDict, a JSON schema, or a tool definition in OpenAI's format. Pydantic
-                classes yield their instances, all others dicts. Optional for "json_mode".
+                classes yield their instances, all others dicts. An `Enum` whose values are texts yields a member: one
+                of them is the whole answer, whatever the method. Optional for "json_mode".
             include_raw: Return a dict of `raw` (the message), `parsed` and `parsing_error` (an error or None), and
                 never raise a parsing error.
             method: "json_schema": the answer follows the schema; "function_calling": a call of one tool with the
@@ -224,12 +236,28 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         options = kwargs if strict is None else {**kwargs, "strict": strict}
         return structured_output(self.bind_tools, schema, method, include_raw=include_raw, options=options)
 
+    def configurable_fields(
+        self, **kwargs: AnyConfigurableField
+    ) -> RunnableSerializable[LanguageModelInput, AIMessage]:
+        """Like `RunnableSerializable.configurable_fields`; `max_tokens` is a name of `max_new_tokens`."""
+        return super().configurable_fields(**self.own_names(kwargs))
+
     def get_token_ids(self, text: str) -> list[int]:
-        """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
+        """Returns the ids of a text by the main member's tokenizer, without BOS."""
         return self.token_ids(text, self.custom_get_token_ids)
 
+    def get_num_tokens(self, text: str) -> int:
+        """Counts a text, without BOS, by the member whose window it fills most, in the scale of main's window.
+
+        So it may be more than the length of `get_token_ids`. Loads no weights.
+        """
+        return self.token_count(text, self.custom_get_token_ids)
+
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Counts the main member's tokens of these messages as a prompt, rendered with its chat template.
+        """Counts these messages as a prompt, by the member whose window they fill most, in the scale of main's window.
+
+        Each member renders them with its own chat template. What counts up to `profile["max_input_tokens"]` fits every
+        member. Loads no weights.
 
         Args:
             messages: The conversation.
@@ -237,10 +265,10 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
         Raises:
             PromptError: If a message contains something that a text model cannot read.
-            ChatTemplateError: If main has no chat template.
+            ChatTemplateError: If a member has no chat template.
         """
         form = ReplyForm.from_openai([tool_definition(tool) for tool in tools or ()])
-        return self.ensemble.count_tokens(instructed(chat_messages(messages), form))
+        return self.token_count(instructed(chat_messages(messages), form), None)
 
     def batch(
         self,
@@ -269,7 +297,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
             answer = ensemble.generate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
 
     async def _agenerate(
         self,
@@ -283,7 +311,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
             answer = await ensemble.agenerate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, self.get_num_tokens)
+            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
 
     def _stream(
         self,
@@ -296,7 +324,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             request = self._request(messages, stop, kwargs)
             ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
-            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             with closing(ensemble.stream(call.prompt, call.params)) as pieces:
                 for piece in pieces:
                     for chunk in chunks.chunks_for(piece):
@@ -315,7 +343,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             request = self._request(messages, stop, kwargs)
             ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
-            chunks = ChatChunks(call.parser, self.model_name, self.get_num_tokens)
+            chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
                 async for piece in pieces:
                     for chunk in chunks.chunks_for(piece):

@@ -16,7 +16,8 @@ from langchain_core.load import dumpd
 from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import AnyConfigurableField
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import model_validator
 from typing_extensions import Self
@@ -31,6 +32,7 @@ from deepen_integrations.langchain.prompts import Conversation, keep_messages
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.members.context_budget import ContextBudget
 
 _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"})
 """Keywords of `generate` that are not engine options: LangChain's callbacks use them, or `batch` sets them."""
@@ -40,8 +42,8 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
     r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
-        Install `deepen-integrations[langchain]`. There is no server and no key; `api_key` and `max_retries` are
-        accepted and ignored.
+        Install `deepen-integrations[langchain]`. There is no server and no key; options that are only
+        for servers have no effect.
 
     Key init args, completion params:
         max_new_tokens (or max_tokens): maximum number of the main model's tokens to generate; by default 256,
@@ -156,32 +158,44 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
             return prompt
         return prompt.messages if self._renders(ensemble) else prompt.joined
 
-    def _renders(self, ensemble: Ensemble) -> bool:
+    def _renders(self, ensemble: Ensemble | ContextBudget) -> bool:
         return ensemble.has_chat_template if self.apply_chat_template == "auto" else self.apply_chat_template
 
     def _needs_templates(self, prompts: Sequence[str]) -> bool:
         """Whether no prompt can be answered by members without chat templates."""
         return self.apply_chat_template is True and all(isinstance(prompt, Conversation) for prompt in prompts)
 
+    def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[LanguageModelInput, str]:
+        """Like `RunnableSerializable.configurable_fields`; `max_tokens` is a name of `max_new_tokens`."""
+        return super().configurable_fields(**self.own_names(kwargs))
+
     def get_token_ids(self, text: str) -> list[int]:
-        """Returns the ids of a text by the main member's tokenizer, without BOS. `get_num_tokens` counts them."""
+        """Returns the ids of a text by the main member's tokenizer, without BOS."""
         return self.token_ids(text, self.custom_get_token_ids)
 
+    def get_num_tokens(self, text: str) -> int:
+        """Counts a text, without BOS, by the member whose window it fills most, in the scale of main's window.
+
+        So it may be more than the length of `get_token_ids`. Loads no weights.
+        """
+        return self.token_count(text, self.custom_get_token_ids)
+
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Counts the main member's tokens of these messages as a prompt.
+        """Counts these messages as a prompt, by the member whose window they fill most, in the scale of main's window.
+
+        Loads no weights.
 
         Args:
-            messages: The conversation. It is rendered with main's chat template if prompts are.
+            messages: The conversation. It is rendered with the members' chat templates if prompts are.
             tools: Counted as their JSON schemas, although this model's prompts do not contain them.
 
         Raises:
             PromptError: If a message contains anything but text.
         """
-        ensemble = self.ensemble
         schemas = [json.dumps(convert_to_openai_tool(tool), ensure_ascii=False) for tool in tools or ()]
         described = sum(map(self.get_num_tokens, schemas))
-        if self.custom_get_token_ids is None and self._renders(ensemble):
-            return described + ensemble.count_tokens(plain_messages(messages))
+        if self.custom_get_token_ids is None and self._renders(self.budget):
+            return described + self.token_count(plain_messages(messages), None)
         return described + self.get_num_tokens(get_buffer_string(messages))
 
     # The public methods. LangChain builds cache keys and traces from the model's options, not from the call's, so each

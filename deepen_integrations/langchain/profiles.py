@@ -10,7 +10,7 @@ from deepen_integrations.adapter import DeepenAdapter
 
 def model_profile(adapter: DeepenAdapter) -> ModelProfile:
     """Describes a chat model by what is known without loading it."""
-    window, constrains = adapter.facts.context_window, can_constrain()
+    window, constrains = adapter.facts.main_window, can_constrain()
     profile = ModelProfile(
         name=adapter.model_name,
         max_output_tokens=adapter.max_tokens,
@@ -29,5 +29,5 @@ def model_profile(adapter: DeepenAdapter) -> ModelProfile:
         reasoning_output=adapter.facts.thinks,
     )
     if window is not None:
-        profile["max_input_tokens"] = window
+        profile["max_input_tokens"] = window - 1  # a prompt leaves room for one token of an answer
     return profile

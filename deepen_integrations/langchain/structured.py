@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -54,6 +55,9 @@ def structured_output(
         raise SamplingError(f"method is {method!r}: choose 'json_schema', 'function_calling' or 'json_mode'.")
     if schema is None and method != "json_mode":
         raise SamplingError(f"method={method!r} needs a schema; only 'json_mode' works without one.")
+    if isinstance(schema, type) and issubclass(schema, Enum):
+        model = bind_tools([], choices=_choices(schema, include_raw=include_raw), **options)
+        return model | _Completed(None).passed() | _Member(schema).parse
     if schema is not None:
         options = {**options, "ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
     check: SchemaCheck | None = None
@@ -74,8 +78,7 @@ def structured_output(
         model = bind_tools([], response_format=response_format, **options)
         check = ReplyForm.from_openai(response_format=response_format, strict=options.get("strict")).schema_check
         parser = PydanticOutputParser(pydantic_object=pydantic_class) if pydantic_class else JsonOutputParser()
-    completed = _Completed(check)
-    parser = RunnableGenerator(completed.read, completed.aread) | parser
+    parser = _Completed(check).passed() | parser
     if not include_raw:
         return model | parser
     outcome = _Outcome(parser)
@@ -95,6 +98,31 @@ def _response_format(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": wanted.get("title", "answer"), "schema": wanted}}
 
 
+def _choices(kind: type[Enum], *, include_raw: bool) -> list[str]:
+    """Returns the texts of an enumeration's values.
+
+    Raises:
+        SamplingError: If they are no texts, or too much is asked for.
+    """
+    values = [member.value for member in kind]
+    if include_raw or not values or not all(isinstance(value, str) and value for value in values):
+        raise SamplingError(
+            f"{kind.__name__} is an enumeration: its values must be texts and include_raw must be False. Otherwise "
+            "make it the field of a pydantic class."
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Reads an answer as a member of an enumeration."""
+
+    kind: type[Enum]
+
+    def parse(self, message: AIMessage) -> Enum:
+        return self.kind(message.text)
+
+
 def _is_model(schema: Any) -> bool:
     """Whether it is a pydantic class, of version 1 or 2."""
     return isinstance(schema, type) and is_basemodel_subclass(schema)
@@ -109,6 +137,10 @@ class _Completed:
     """
 
     check: SchemaCheck | None
+
+    def passed(self) -> Runnable[AIMessage, AIMessage]:
+        """The messages that pass."""
+        return RunnableGenerator(self.read, self.aread)
 
     def read(self, messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
         seen: list[AIMessage] = []
@@ -130,7 +162,7 @@ class _Completed:
         if reason is None:
             return
         said = "".join(message.text for message in seen)
-        if reason != "stop":
+        if reason not in {"stop", "tool_calls"}:
             way_out = {"length": "raise max_tokens", "timeout": "raise timeout"}.get(reason, "ask again")
             raise StructuredAnswerError(
                 f"The answer ended ({reason}) before it was complete: {way_out}, or bound the schema's texts and lists "

@@ -17,7 +17,6 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
@@ -82,8 +81,8 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
     context_window: int | None = Field(default=None, ge=1)
     """Tokens that a prompt's text and its answer may have together; LlamaIndex fills prompts up to it.
 
-    By default the number of main's tokens that fit every member, minus those that chat templates add. It is measured
-    once the ensemble is loaded, and estimated before.
+    By default the number of main's tokens that fit every member, minus those that chat templates add, as measured with
+    the members' tokenizers.
     """
 
     @classmethod
@@ -93,16 +92,29 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex plans prompts with. Available before the models are loaded; loads nothing."""
-        facts = self.facts
-        window = self.context_window or facts.planning_window or DEFAULT_CONTEXT_WINDOW
+        """What LlamaIndex plans prompts with, the same before and after the models are loaded.
+
+        Loads no weights, but reads the members' tokenizers.
+
+        Raises:
+            ClosedError: After `close`.
+            DeepenError: If a member's files cannot be found or used.
+        """
+        budget = self.budget
+        window = self.context_window or budget.planning_window
         return LLMMetadata(
             context_window=window,
             # An answer ends where the window is full, so plans reserve at most half of the window for it.
             num_output=min(self.max_tokens, window // 2),
-            is_chat_model=facts.has_chat_template,
+            is_chat_model=budget.has_chat_template,
             model_name=self.model_name,
         )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events and traces tell of the model; the metadata only once they are known, so that no call waits."""
+        known = self.metadata.model_dump() if self._held().is_measured else {"model_name": self.model_name}
+        own = {"temperature": self.temperature, "max_new_tokens": self.max_tokens}
+        return {"class_name": self.class_name(), **known, **own}
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:

@@ -64,9 +64,10 @@ class Responses(ABC, Generic[Response]):
                 if (response := self.response_for(piece)) is not None:
                     yield response
 
-    def _raw(self, piece: Chunk) -> dict[str, Any] | None:
+    def _raw(self, piece: Chunk, *, calls: bool = False) -> dict[str, Any] | None:
         """Plain data, because exporters write it as JSON. LlamaIndex's token counter reads its `usage`."""
-        return None if piece.generation is None else {**report(piece.generation), "model": self._model_name}
+        answer = piece.generation
+        return None if answer is None else {**report(answer, calls=calls), "model": self._model_name}
 
 
 class CompletionResponses(Responses[CompletionResponse]):
@@ -121,7 +122,7 @@ class ChatResponses(Responses[ChatResponse]):
         self._text += said
         self._thoughts += thought
         self._calls += [_block(part) for part in parts if isinstance(part, Call)]
-        raw = self._raw(piece)
+        raw = self._raw(piece, calls=bool(self._calls))
         return ChatResponse(
             message=self._message(last=raw is not None),
             delta=said,

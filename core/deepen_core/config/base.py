@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from deepen_core.errors import DeepenError
 
+_NEAR, _NEAR_SHORT = 0.75, 0.6  # likeness of a name that is suggested for an unknown one, or for one of few letters
+_SHORT = 6
 _SHOWN = 200  # characters of a wrong value that an error quotes
 
 
@@ -36,19 +39,28 @@ class Options(BaseModel):
 
 
 def explain(problem: ValidationError, model: type[BaseModel]) -> str:
-    """Turns a pydantic error into one sentence per field, with a suggestion for an unknown name."""
-    names = list(model.model_fields)
-    sentences = []
-    for item in problem.errors():
-        name = ".".join(str(part) for part in item["loc"]) or model.__name__
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
-            sentences.append(f"Unknown option {name!r}: {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"Option {name!r} is {shown(item['input'])}: {message}")
-    return " ".join(sentences)
+    """Turns a pydantic error into one sentence, or a line per fault; unknown names get a suggestion.
+
+    What is wrong with known options is left out while there are unknown ones, which are often the reason: a misspelt
+    option is also a missing one.
+    """
+    faults = problem.errors()
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    told = [_sentence(fault, model) for fault in unknown or faults]
+    return told[0] if len(told) == 1 else "\n".join([f"{len(told)} options are wrong:", *(f"- {one}" for one in told)])
+
+
+def _sentence(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        cutoff = _NEAR_SHORT if len(name) <= _SHORT else _NEAR
+        near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=cutoff)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}."
+        return f"Unknown option {name!r}: {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not name:  # of several options together
+        return f"{message[:1].upper()}{message[1:]}."
+    return f"Option {name!r} is {shown(fault['input'])}: {message}"
 
 
 def shown(value: object) -> str:

@@ -12,6 +12,7 @@ from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
 _LEAST_TEMPERATURE = 1e-4
+_MOST_BIAS = 100.0
 _NOT_VARIABLES = frozenset(
     "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding "
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
@@ -56,6 +57,11 @@ class SamplingParams(ConstraintOptions):
     """Subtracted from the logit of a main-member token for each time that it occurs in the answer; from -2 to 2."""
     presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     """Subtracted once from the logits of main-member tokens that occur in the answer; from -2 to 2."""
+    penalty_window: int | None = Field(default=None, ge=1)
+    """Only the last so many main-member tokens count for the three penalties; all by default."""
+    logit_bias: dict[int, float] | None = None
+    """Added to the logits of main-member tokens, by id, before all penalties; -100 rules a token out in effect. Ids are
+    those of `Ensemble.tokenize`. A constraint's mask applies in any case."""
     stop: tuple[str, ...] = ()
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -91,10 +97,17 @@ class SamplingParams(ConstraintOptions):
         """Accepts `max_tokens`, the frameworks' name for `max_new_tokens`."""
         if isinstance(values, dict) and "max_tokens" in values:
             values = dict(values)
-            if "max_new_tokens" in values:
+            wanted = values.pop("max_tokens")
+            if wanted is not None and values.get("max_new_tokens") is not None:
                 raise ValueError("give max_new_tokens or max_tokens, not both")
-            values["max_new_tokens"] = values.pop("max_tokens")
+            values["max_new_tokens"] = values.get("max_new_tokens") if wanted is None else wanted
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_given(cls, values: Any) -> Any:
+        """Takes None for "not given" where it is no value of the option."""
+        return _given(values) if isinstance(values, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +138,25 @@ class SamplingParams(ConstraintOptions):
         if value == "":
             raise ValueError("give True, False, or an effort such as 'low'")
         return value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _by_id(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ValueError("give a mapping of token ids to numbers, such as {42: -100}")
+        for token, bias in value.items():
+            if isinstance(token, bool) or not (
+                isinstance(token, int) or (isinstance(token, str) and token.isdecimal())
+            ):
+                raise ValueError(
+                    f"{token!r} is no token id: a text may be several tokens, or others after a space; look up the ids "
+                    "with Ensemble.tokenize"
+                )
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -_MOST_BIAS <= bias <= _MOST_BIAS:
+                raise ValueError(f"the bias of token {token} is {bias!r}: give a number from -100 to 100")
+        return {int(token): float(bias) for token, bias in value.items()} or None
 
     @field_validator("temperature")
     @classmethod
@@ -170,12 +202,12 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     if params is not None and not options:
         return params
     values = {} if params is None else params.model_dump(exclude_unset=True)
-    if "max_tokens" in options:
+    if options.get("max_tokens") is not None:
         values.pop("max_new_tokens", None)
     values = _without_replaced_switches(values, options)
     if any(options.get(name) is not None for name in CONSTRAINTS):
         values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
-    merged: SamplingParams = SamplingParams.parse({**values, **options}, SamplingError)
+    merged: SamplingParams = SamplingParams.parse({**values, **_given(options)}, SamplingError)
     return merged
 
 
@@ -189,3 +221,9 @@ def _without_replaced_switches(values: dict[str, Any], options: Mapping[str, Any
         isinstance(given, Mapping) and not switches.isdisjoint(given)
     )
     return {name: value for name, value in values.items() if name != "reasoning"} if replaced else values
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what is None where None is no value of the option."""
+    known = SamplingParams.model_fields
+    return {n: v for n, v in options.items() if v is not None or n not in known or known[n].default is None}

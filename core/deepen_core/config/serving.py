@@ -16,5 +16,7 @@ class ServingConfig(Options):
 
     max_batch_size: int = Field(default=32, ge=1, strict=True)
     """Maximum number of requests decoded together; the others wait, first come, first served."""
+    max_context_window: int | None = Field(default=None, ge=2, strict=True)
+    """Caps the context window of every member, to save memory or time; by default each has its own."""
     on_member_error: MemberErrorPolicy = "raise"
     """The policy of requests without one, see `SamplingParams.on_member_error`."""

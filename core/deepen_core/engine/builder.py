@@ -19,6 +19,7 @@ from deepen_core.fusion.base import Fusion, MemberFacts
 from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_name
 from deepen_core.members.base import Member
+from deepen_core.members.context_budget import Budgeted, ContextBudget
 from deepen_core.members.loading import DescribedMember, main_index, try_member
 from deepen_core.progress import Steps
 
@@ -56,6 +57,7 @@ class EngineOptions:
         on_member_error: MemberErrorPolicy,
         models: Sequence[str] = (),
         shares: Sequence[float] | None = None,
+        max_context_window: int | None = None,
     ) -> Self:
         """Checks the options in the form that `Ensemble.load` takes.
 
@@ -68,6 +70,7 @@ class EngineOptions:
             on_member_error: What a failing member does to a request.
             models: What each member was loaded from, if known.
             shares: The weights that the members themselves ask for; equal if None.
+            max_context_window: Caps every member's window.
 
         Raises:
             ConfigurationError: For options that contradict each other or the members.
@@ -82,7 +85,12 @@ class EngineOptions:
                 f"{config.label!r} does not: use 'deepen' or 'product', or give one number per member."
             )
         serving = ServingConfig.parse(
-            {"max_batch_size": max_batch_size, "on_member_error": on_member_error}, ConfigurationError
+            {
+                "max_batch_size": max_batch_size,
+                "max_context_window": max_context_window,
+                "on_member_error": on_member_error,
+            },
+            ConfigurationError,
         )
         return cls(names, place, policy, config, strategy, serving)
 
@@ -108,6 +116,11 @@ class EngineOptions:
         with steps.doing("comparing vocabularies"):
             facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
             self.strategy.check(facts, self.config)
+
+    def budget(self, members: Sequence[Budgeted]) -> ContextBudget:
+        """Returns how much of a prompt fits all members that take part."""
+        counted = counted_members(self.main, self.policy.describe())
+        return ContextBudget([members[number] for number in counted], counted.index(self.main))
 
     def check_templates(self, members: Sequence[DescribedMember | Member]) -> None:
         """Rejects members that cannot read a conversation, among those that take part.

@@ -18,7 +18,7 @@ from deepen_core.engine.failures import choice_failed, forget_frames, fusion_fai
 from deepen_core.engine.logprobs import TokenReporter
 from deepen_core.engine.member_runner import MemberLogits, MemberRunner
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.errors import ContextWindowError, DecodingError, DeepenError
+from deepen_core.errors import ContextWindowError, DecodingError, DeepenError, SamplingError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
@@ -89,8 +89,9 @@ class Decoder:
             PromptError: If the prompt is empty and a member cannot start from nothing.
             ChatTemplateError: If a conversation is given and a member cannot read it.
             ContextWindowError: If the prompt leaves no room in a member's context window.
-            SamplingError: If no answer can follow the constraint.
+            SamplingError: If no answer can follow the constraint, or a bias is of a token that main does not have.
         """
+        self._check_bias(params)
         numbers = range(len(self._members))
         prompts = [self._read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
         member_sequences = [
@@ -124,6 +125,14 @@ class Decoder:
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
         return sequence
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        main = self._members[self._main]
+        if beyond := [token for token in params.logit_bias or () if token >= main.vocabulary_size]:
+            raise SamplingError(
+                f"logit_bias names token {beyond[0]}, but {main.name!r} has {main.vocabulary_size} tokens, from 0 to "
+                f"{main.vocabulary_size - 1}: look up the ids with Ensemble.tokenize."
+            )
 
     @cached_property
     def _constraints(self) -> Constraints:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.worker import Worker
 from deepen_core.fusion.base import Fusion
 from deepen_core.members.base import Member
+from deepen_core.members.context_budget import ContextBudget
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Engine:
     def members_counted(self) -> list[Member]:
         """The members that take part."""
         return [self.members[number] for number in self.counted]
+
+    @cached_property
+    def budget(self) -> ContextBudget:
+        """How much of a prompt fits all members that take part."""
+        return ContextBudget(self.members_counted, self.counted.index(self.main))
 
 
 def counted_members(main: int, weights: Sequence[float]) -> list[int]:

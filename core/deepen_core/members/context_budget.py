@@ -1,14 +1,19 @@
-"""The longest prompt that fits all members, for callers that count tokens with main's tokenizer only.
+"""How much of a prompt fits all members, for callers that know one window and one count only.
 
-Frameworks fill prompts with text up to a window. They count with one tokenizer and ignore what chat templates add.
+Frameworks fill prompts with text up to a window. Some ask the model how many tokens a prompt has: they get the count of
+the member whose window it fills most. Others count with main's tokenizer and ignore what chat templates add: they get a
+window with allowances for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
+from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.errors import ChatTemplateError
-from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.base import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
 KINDS_OF_TEXT = (
@@ -48,24 +53,85 @@ _TURNS = (
 )
 
 
-def planning_window(members: Sequence[Member], main: int, *, conversations: bool) -> int:
-    """Returns how many of main's tokens a prompt's text and its answer may have together to fit into every member.
+class Budgeted(Protocol):
+    """What a budget has to know of a member, whether or not its weights are loaded."""
 
-    This is the smallest of the members' windows, each reduced by what the member adds to a text and converted to main's
-    tokens with the least favourable ratio of the member's tokens to main's. Text of another kind than `KINDS_OF_TEXT`,
-    such as a script that a member encodes byte by byte, may still be too long.
+    @property
+    def tokenizer(self) -> MemberTokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """In its own tokens."""
+        ...
+
+
+class ContextBudget:
+    """How much of a prompt fits all members of an ensemble.
 
     Args:
-        members: The members of the ensemble.
+        members: The members that take part.
         main: Index of the main member.
-        conversations: Whether prompts are rendered by chat templates; if not, only BOS is added.
     """
-    spoken = members[main].tokenizer
-    rooms = [
-        (m.context_window - added_tokens(m.tokenizer, conversations=conversations)) / fertility(m.tokenizer, spoken)
-        for m in members
-    ]
-    return max(1, int(min(rooms)))
+
+    def __init__(self, members: Sequence[Budgeted], main: int) -> None:
+        # Not the members themselves, which may be large.
+        self._windows = [(m.tokenizer, m.context_window) for m in members]
+        self._main, self.main_window = self._windows[main]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether every member can read a conversation."""
+        return all(tokenizer.reader.has_chat_template for tokenizer, _ in self._windows)
+
+    @property
+    def context_window(self) -> int:
+        """The smallest window of all members, in tokens of the member that has it."""
+        return min(window for _, window in self._windows)
+
+    @cached_property
+    def planning_window(self) -> int:
+        """How many of main's tokens a prompt's text and its answer may have together to fit into every member.
+
+        This is the smallest of the members' windows, each reduced by what the member adds to a text and converted to
+        main's tokens with the least favourable ratio of the member's tokens to main's. Text of another kind than
+        `KINDS_OF_TEXT`, such as a script that a member encodes byte by byte, may still be too long.
+        """
+        conversations = self.has_chat_template
+        rooms = [
+            (window - added_tokens(tokenizer, conversations=conversations)) / fertility(tokenizer, self._main)
+            for tokenizer, window in self._windows
+        ]
+        return max(1, int(min(rooms)))
+
+    def count(self, prompt: Prompt, variables: Mapping[str, Any] | None = None) -> int:
+        """Counts a prompt by the member whose window it fills most, in the scale of main's window.
+
+        A prompt whose count is below `main_window` fits into every member, with room for an answer.
+
+        Args:
+            prompt: A text, without BOS, or messages, as each member's chat template renders them.
+            variables: Variables for the chat templates.
+
+        Returns:
+            The largest of the members' counts, each times main's window over the member's own: 300 tokens of a window
+            of 1,024 are as much as 600 of main's window of 2,048.
+
+        Raises:
+            ChatTemplateError: If messages are given, and a member has no chat template or it refuses them.
+            PromptError: If they are not a conversation.
+        """
+        if not isinstance(prompt, str):
+            prompt = check_messages(prompt)
+        counts = ((_prompt_tokens(tokenizer, prompt, variables), window) for tokenizer, window in self._windows)
+        return max(-(-count * self.main_window // window) for count, window in counts)
+
+
+def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, variables: Mapping[str, Any] | None) -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer.encode(prompt))
+    return MemberSequence(tokenizer.reader.read_messages(prompt, variables), tokenizer, is_main=True).prompt_tokens
 
 
 def fertility(tokenizer: MemberTokenizer, spoken: MemberTokenizer) -> float:

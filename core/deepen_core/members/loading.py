@@ -33,6 +33,11 @@ class DescribedMember(Protocol):
         ...
 
     @property
+    def context_window(self) -> int:
+        """In its own tokens."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """The device that it will be loaded on."""
         ...
@@ -109,13 +114,16 @@ def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -
     return main % len(names)
 
 
-def describe_member(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool) -> DescribedMember:
+def describe_member(
+    config: MemberConfig, device: str | None, dtype: str | None, max_window: int | None = None, *, progress: bool
+) -> DescribedMember:
     """Describes a member without its weights, with the loader of its kind.
 
     Args:
         config: The member.
         device: Used if the member does not set its own.
         dtype: Used if the member does not set its own.
+        max_window: Caps its context window.
         progress: Show progress bars while files are downloaded.
 
     Raises:
@@ -125,7 +133,9 @@ def describe_member(config: MemberConfig, device: str | None, dtype: str | None,
         TokenizerError: If the tokenizer cannot be used.
     """
     module, _, name = KINDS[config.kind].partition(":")
-    described: DescribedMember = getattr(import_module(module), name)(config, device, dtype, progress=progress)
+    described: DescribedMember = getattr(import_module(module), name)(
+        config, device, dtype, max_window, progress=progress
+    )
     return described
 
 

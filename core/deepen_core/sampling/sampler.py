@@ -31,6 +31,10 @@ class Sampler:
         self._greedy = params.temperature == 0.0
         self._forbidden = torch.tensor(forbidden, dtype=torch.long)
         self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
+        self._window = params.penalty_window
+        bias = params.logit_bias or {}
+        self._biased = torch.tensor(list(bias), dtype=torch.long)
+        self._bias = torch.tensor(list(bias.values()), dtype=torch.float)
         self._generator: torch.Generator | None = None
         self._seed = params.seed
         self._warpers: list[Callable[[Any, torch.Tensor], torch.Tensor]] = []
@@ -61,10 +65,14 @@ class Sampler:
             answer: Those of the answer.
         """
         scores = logits[None]  # [1, vocabulary]
+        if len(self._biased):
+            self._biased, self._bias = self._biased.to(scores.device), self._bias.to(scores)
+            scores = scores.index_add(1, self._biased, self._bias[None])
+        since = 0 if self._window is None else -self._window
         if self._penalty is not None:
-            scores = self._penalty(torch.tensor([list(history)], device=scores.device), scores)
+            scores = self._penalty(torch.tensor([list(history[since:])], device=scores.device), scores)
         if (self._frequency or self._presence) and answer:
-            ids, counts = torch.tensor(list(answer), device=scores.device).unique(return_counts=True)
+            ids, counts = torch.tensor(list(answer[since:]), device=scores.device).unique(return_counts=True)
             scores = scores.index_add(1, ids, -(self._frequency * counts + self._presence)[None].to(scores.dtype))
         if len(self._forbidden):
             self._forbidden = self._forbidden.to(scores.device)

@@ -65,13 +65,21 @@ class Description:
         return load_member(self, progress)
 
 
-def describe(config: MemberConfig, device: str | None, dtype: str | None, *, progress: bool = False) -> Description:
+def describe(
+    config: MemberConfig,
+    device: str | None,
+    dtype: str | None,
+    max_window: int | None = None,
+    *,
+    progress: bool = False,
+) -> Description:
     """Reads a member's configuration and tokenizer.
 
     Args:
         config: The member.
         device: Used if the member does not set its own.
         dtype: Used if the member does not set its own.
+        max_window: Caps its context window.
         progress: Show the hub's progress bars while files are downloaded.
 
     Raises:
@@ -88,6 +96,7 @@ def describe(config: MemberConfig, device: str | None, dtype: str | None, *, pro
     tokenizer = load_tokenizer(config, source, model_config)
     described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(source.folder, model_config))
     window = config.context_window or _window(model_config, tokenizer)
+    window = window if max_window is None else min(window, max_window)
     return Description(config, source.folder, source.local, model_config, described, window, place, kind)
 
 
