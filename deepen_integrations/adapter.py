@@ -30,7 +30,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     __hash__ = None  # type: ignore[assignment]  # the options' hash is for frozen values
 
     progress: bool = Field(default=True, repr=False)
-    """Show progress bars while models load."""
+    """Show progress bars while models load, if stderr is a terminal."""
     _shared: SharedEnsemble | None = PrivateAttr(default=None)
     """None after `close`."""
 

@@ -84,7 +84,7 @@ class Ensemble(GenerationAPI):
                 The main member cannot be dropped.
             chat: Whether every prompt will be a conversation, so that members without a chat template are of no use:
                 they are rejected at once, instead of with the first prompt.
-            progress: Show on stderr what is being done and how much is left.
+            progress: Show what is being done and how much is left, if stderr is a terminal.
 
         Raises:
             ChatTemplateError: With `chat`, if a member that takes part has no chat template.
@@ -104,7 +104,7 @@ class Ensemble(GenerationAPI):
             described = []
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
-                    described.append(describe_member(c, device, dtype, progress=progress))
+                    described.append(describe_member(c, device, dtype, progress=steps.shown))
             if chat:
                 options.check_templates(described)
             options.check_members(described, steps)
