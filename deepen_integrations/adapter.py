@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
@@ -29,6 +30,8 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     model_config = ConfigDict(extra="forbid", frozen=False, protected_namespaces=())
     __hash__ = None  # type: ignore[assignment]  # the options' hash is for frozen values
 
+    only_chats: ClassVar[bool] = False
+    """Whether every request is a conversation, so that members without a chat template are of no use."""
     progress: bool = Field(default=True, repr=False)
     """Show progress bars while models load, if stderr is a terminal."""
     _shared: SharedEnsemble | None = PrivateAttr(default=None)
@@ -92,6 +95,20 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     async def aensemble(self, *, chat: bool = False) -> Ensemble:
         """Like `load_ensemble`, but loads in a thread, so the event loop is not blocked."""
         return await self._held().aensemble(self.progress, chat=chat)
+
+    def warm_up(self) -> None:
+        """Loads the models and lets them answer briefly, so that the first request waits for neither.
+
+        Raises:
+            ChatTemplateError: If all requests are conversations, and a member has no chat template.
+            ClosedError: After `close`.
+            DeepenError: If the ensemble cannot be loaded, or fails.
+        """
+        self.load_ensemble(chat=self.only_chats).warm_up()
+
+    async def awarm_up(self) -> None:
+        """Like `warm_up`, but in a thread, so the event loop is not blocked."""
+        await asyncio.to_thread(self.warm_up)
 
     @property
     def facts(self) -> ModelFacts:

@@ -7,19 +7,20 @@ import weakref
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware, SummarizationMiddleware
-from langchain_core.exceptions import (
-    ContextOverflowError,
-    ModelAPIError,
-    ModelError,
-    ModelInvalidRequestError,
-    ModelTimeoutError,
-)
+from langchain_core import exceptions
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_parts import WAYS, asked
 
 from deepen_core import errors
 from deepen_core.errors import DeepenError
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
+from deepen_integrations.langchain.error_kinds import (
+    ModelAPIError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelTimeoutError,
+)
 from deepen_integrations.langchain.errors import KINDS
 
 KNOWN = [
@@ -46,6 +47,12 @@ def test_every_error_of_the_engine_is_one_of_langchains():
     """But for those that only readers of answers raise, and that of a handle, which adapters do not have."""
     others = {DeepenError, errors.NotDoneError, *every_error(errors.UnusableAnswerError)}
     assert set(KINDS) == set(every_error()) - others
+
+
+@pytest.mark.parametrize("kind", sorted({known for _, known, _ in KNOWN}, key=str))
+def test_kinds_are_langchains_own_if_it_has_them(kind):
+    assert getattr(exceptions, kind.__name__, kind) is kind
+    assert issubclass(kind, exceptions.LangChainException)
 
 
 @pytest.mark.parametrize("kind", KINDS)

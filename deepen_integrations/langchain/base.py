@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from deepen_core.errors import ConfigurationError
 from deepen_integrations.adapter import DeepenAdapter
+from deepen_integrations.langchain.errors import langchain_errors
 
 _SERVER_OPTIONS = frozenset({"api_key", "max_retries"})
 """Options that LangChain users pass to every model. There is no server here, so they are accepted and ignored."""
@@ -29,6 +30,11 @@ class LangChainAdapter(DeepenAdapter):
                 raise ConfigurationError("Give either stop or default_stop, its name in saved options, not both.")
             values["stop"] = values.pop("default_stop")
         return values
+
+    def warm_up(self) -> None:
+        """See `DeepenAdapter.warm_up`; raises LangChain's errors."""
+        with langchain_errors():
+            super().warm_up()
 
     def identifying_params(self) -> dict[str, Any]:
         """Returns everything that affects an answer, as plain JSON. `stop` is LangChain's name for a call's strings."""

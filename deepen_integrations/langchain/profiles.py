@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from langchain_core.language_models.model_profile import ModelProfile
 
 from deepen_core.config.constraints import can_constrain
@@ -29,4 +31,6 @@ def model_profile(adapter: DeepenAdapter) -> ModelProfile:
     )
     if window is not None:
         profile["max_input_tokens"] = window
-    return profile
+    # LangChain warns of keys that it does not know, and its versions differ in what they know.
+    known = {name: value for name, value in profile.items() if name in ModelProfile.__annotations__}
+    return cast("ModelProfile", known)

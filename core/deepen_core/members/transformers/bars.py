@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub import constants
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 _lock = threading.Lock()
