@@ -11,7 +11,8 @@ from deepen_integrations.llama_index.function_calling import DeepenToolLLM  # no
 from deepen_integrations.llama_index.llms import DeepenLLM  # noqa: E402
 from deepen_integrations.llama_index.settings import configure_settings  # noqa: E402
 
-# `load_llm` looks here to restore extractors and the like from their serialized form.
+# `load_llm` restores extractors and the like from their serialized form, and finds classes here only. This is all that
+# the import changes.
 RECOGNIZED_LLMS.update({model.class_name(): model for model in (DeepenLLM, DeepenToolLLM)})
 
 __all__ = ["DeepenLLM", "DeepenToolLLM", "HashingEmbedding", "configure_settings"]
