@@ -73,7 +73,10 @@ async def test_both_models_raise_them_in_every_way(ensemble, make, way, kind, kn
     assert told.value.__cause__ is ensemble.failure
 
 
-@pytest.mark.parametrize(("kind", "again"), [(errors.SamplingError, 1), (errors.MemberError, 3)])
+# Before LangChain had kinds of errors, its middleware asked again whatever the error.
+@pytest.mark.parametrize(
+    ("kind", "again"), [(errors.SamplingError, 1 if hasattr(exceptions, "ModelError") else 3), (errors.MemberError, 3)]
+)
 def test_what_will_fail_again_is_asked_once(ensemble, kind, again):
     ensemble.has_chat_template, ensemble.failure = True, kind("what happened")
     retry = ModelRetryMiddleware(max_retries=2, initial_delay=0, jitter=False, on_failure="error")

@@ -46,7 +46,7 @@ import socket, sys
 def refuse(*arguments, **options):
     raise AssertionError("a socket was opened")
 socket.socket.__init__ = refuse
-import langchain_core.language_models
+import langchain_core.language_models.base
 brought = set(sys.modules)  # LangChain before 1.6 imports transformers itself
 import deepen_integrations.langchain as langchain
 langchain.DeepenLLM(models=["no/such", "folder"])

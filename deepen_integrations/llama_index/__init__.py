@@ -8,6 +8,7 @@ from llama_index.core.llms.loading import RECOGNIZED_LLMS  # noqa: E402 (the err
 
 from deepen_integrations.llama_index.embeddings import HashingEmbedding  # noqa: E402
 from deepen_integrations.llama_index.function_calling import DeepenToolLLM  # noqa: E402
+from deepen_integrations.llama_index.ingestion import NodeByNode  # noqa: E402
 from deepen_integrations.llama_index.llms import DeepenLLM  # noqa: E402
 from deepen_integrations.llama_index.settings import configure_settings  # noqa: E402
 
@@ -15,4 +16,4 @@ from deepen_integrations.llama_index.settings import configure_settings  # noqa:
 # the import changes.
 RECOGNIZED_LLMS.update({model.class_name(): model for model in (DeepenLLM, DeepenToolLLM)})
 
-__all__ = ["DeepenLLM", "DeepenToolLLM", "HashingEmbedding", "configure_settings"]
+__all__ = ["DeepenLLM", "DeepenToolLLM", "HashingEmbedding", "NodeByNode", "configure_settings"]

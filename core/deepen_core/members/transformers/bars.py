@@ -38,7 +38,7 @@ def weight_bars(shown: bool) -> Iterator[None]:
 
 @contextmanager
 def hub_bars(shown: bool) -> Iterator[None]:
-    """Draws no bars of the hub unless they are shown or the environment asks for them. They have no setting by thread."""
+    """Draws no bars of the hub, in any thread, unless they are shown or the environment asks for them."""
     forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False
     with _lock:
         silenced = not (shown or forced or are_progress_bars_disabled())
