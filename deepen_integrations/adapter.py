@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
@@ -36,8 +37,10 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     model_config = ConfigDict(extra="forbid", frozen=False, protected_namespaces=())
     __hash__ = None  # type: ignore[assignment]  # the options' hash is for frozen values
 
+    only_chats: ClassVar[bool] = False
+    """Whether every request is a conversation, so that members without a chat template are of no use."""
     progress: bool = Field(default=True, repr=False)
-    """Show progress bars while models load."""
+    """Show progress bars while models load, if stderr is a terminal."""
     strict: bool = False
     """Refuse schemas of tools and objects that decoding cannot follow in full. By default such a part is left out while
     decoding, with a warning, and checked in the finished answer. A call's own `strict` comes before this."""
@@ -117,6 +120,20 @@ class DeepenAdapter(LoadOptions, SamplingParams):
     async def aensemble(self, *, chat: bool = False) -> Ensemble:
         """Like `load_ensemble`, but loads in a thread, so the event loop is not blocked."""
         return await self._held().aensemble(self.progress, chat=chat)
+
+    def warm_up(self) -> None:
+        """Loads the models and lets them answer briefly, so that the first request waits for neither.
+
+        Raises:
+            ChatTemplateError: If all requests are conversations, and a member has no chat template.
+            ClosedError: After `close`.
+            DeepenError: If the ensemble cannot be loaded, or fails.
+        """
+        self.load_ensemble(chat=self.only_chats).warm_up()
+
+    async def awarm_up(self) -> None:
+        """Like `warm_up`, but in a thread, so the event loop is not blocked."""
+        await asyncio.to_thread(self.warm_up)
 
     @property
     def facts(self) -> ModelFacts:

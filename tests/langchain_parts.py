@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import add
 
+from langchain_core import __version__
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import message_chunk_to_message
 from scheduler_parts import hook
@@ -12,7 +13,14 @@ from scheduler_parts import hook
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
 MODELS = (DeepenLLM, ChatDeepen)
+CORE = tuple(map(int, __version__.split(".")[:3]))
+"""The version of langchain-core, such as (1, 7, 2)."""
 WAYS = ("invoke", "ainvoke", "stream", "astream")
+
+
+def plain(model):
+    """What a model writes of itself; `asdict` has been the name since langchain-core 1.4.2."""
+    return model.asdict() if hasattr(model, "asdict") else model.dict()
 
 
 async def text_of(model, way, prompt, config=None, **options):

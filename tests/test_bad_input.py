@@ -365,10 +365,3 @@ def test_warnings_say_the_number_that_led_to_them(load, folders):
         ensemble = load("alpha", "beta", fusion=FusionConfig(temperature=0.01))
     assert len(ensemble.info.warnings) == 2
     ensemble.close()
-
-
-def test_progress_is_shown_and_can_be_silenced(folders, capfd):
-    Ensemble.load([folders["alpha"]], progress=False, device="cpu").close()
-    assert capfd.readouterr().err == ""
-    Ensemble.load([folders["alpha"]], progress=True, device="cpu").close()
-    assert "Loading" in capfd.readouterr().err

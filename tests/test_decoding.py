@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from deepen_core import Ensemble, SamplingParams
+from deepen_core.chat import template
+from deepen_core.constraints import matcher
 from deepen_core.errors import ClosedError, ContextWindowError, MemberError
 
 PROMPT = "The quick brown fox"
@@ -121,6 +123,16 @@ def test_warming_up_runs_a_step(load):
     with load("alpha", "beta") as ensemble:
         ensemble.warm_up()
         assert all(member.work.forwards for member in ensemble._engine.members)
+
+
+def test_warming_up_leaves_nothing_for_the_first_request(load, monkeypatch):
+    """Neither to main's vocabulary as constraints need it, nor to find out what chat templates can do."""
+    with load("alpha", "beta") as ensemble:
+        assert ensemble.has_chat_template
+        ensemble.warm_up()
+        for made_once in (matcher.Lexicon, template.TemplateCapabilities):
+            monkeypatch.setattr(made_once, "__init__", lambda *_, **__: pytest.fail("this was left to do"))
+        ensemble.generate([{"role": "user", "content": "Hi."}], choices=["yes", "no"])
 
 
 def test_padded_ids_are_never_chosen(folders, tmp_path):

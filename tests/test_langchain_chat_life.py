@@ -14,7 +14,7 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
-from langchain_parts import WAYS, Recorder, asked
+from langchain_parts import CORE, WAYS, Recorder, asked, plain
 from pydantic import BaseModel
 from scheduler_parts import hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,7 +60,7 @@ def test_an_unknown_option_of_a_model_is_refused():
     with pytest.raises(ConfigurationError, match="'hf_token'"):
         ChatDeepen(models=["a"], hf_token="secret")
     given = ChatDeepen(models=["a"], max_retries=3, api_key="secret")
-    assert "secret" not in repr(given) + json.dumps(given.asdict()) + json.dumps(given._serialized)
+    assert "secret" not in repr(given) + json.dumps(plain(given)) + json.dumps(given._serialized)
 
 
 @pytest.mark.parametrize("tools", [[Answer], [add], [5], 5, [None]])
@@ -307,7 +307,7 @@ def test_binding_again_replaces_what_was_bound(terse):
 def test_identifying_params_make_the_same_model(options):
     """Chat models have no `save`."""
     chat = ChatDeepen(**options)
-    params = chat.asdict()
+    params = plain(chat)
     assert params.pop("_type") == "deepen-chat"
     for told in (json.loads(json.dumps(params)), yaml.safe_load(yaml.safe_dump(params))):
         assert ChatDeepen(**told)._identifying_params == chat._identifying_params
@@ -315,6 +315,7 @@ def test_identifying_params_make_the_same_model(options):
     assert "dict" not in vars(ChatDeepen)
 
 
+@pytest.mark.skipif(CORE < (1, 4, 6), reason="this LangChain notes no versions")
 def test_versions_are_in_the_metadata(ensemble):
     mine = {"mine": 1}
     chat, recorder = ChatDeepen.from_ensemble(ensemble, metadata=mine), Recorder()

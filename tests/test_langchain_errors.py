@@ -7,19 +7,20 @@ import weakref
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware, SummarizationMiddleware
-from langchain_core.exceptions import (
-    ContextOverflowError,
-    ModelAPIError,
-    ModelError,
-    ModelInvalidRequestError,
-    ModelTimeoutError,
-)
+from langchain_core import exceptions
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_parts import WAYS, asked
 
 from deepen_core import errors
 from deepen_core.errors import DeepenError
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
+from deepen_integrations.langchain.error_kinds import (
+    ModelAPIError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelTimeoutError,
+)
 from deepen_integrations.langchain.errors import KINDS
 
 KNOWN = [
@@ -48,6 +49,12 @@ def test_every_error_of_the_engine_is_one_of_langchains():
     assert set(KINDS) == set(every_error()) - others
 
 
+@pytest.mark.parametrize("kind", sorted({known for _, known, _ in KNOWN}, key=str))
+def test_kinds_are_langchains_own_if_it_has_them(kind):
+    assert getattr(exceptions, kind.__name__, kind) is kind
+    assert issubclass(kind, exceptions.LangChainException)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_survive_pickling(kind):
     told = pickle.loads(pickle.dumps(KINDS[kind]("what happened")))
@@ -66,7 +73,10 @@ async def test_both_models_raise_them_in_every_way(ensemble, make, way, kind, kn
     assert told.value.__cause__ is ensemble.failure
 
 
-@pytest.mark.parametrize(("kind", "again"), [(errors.SamplingError, 1), (errors.MemberError, 3)])
+# Before LangChain had kinds of errors, its middleware asked again whatever the error.
+@pytest.mark.parametrize(
+    ("kind", "again"), [(errors.SamplingError, 1 if hasattr(exceptions, "ModelError") else 3), (errors.MemberError, 3)]
+)
 def test_what_will_fail_again_is_asked_once(ensemble, kind, again):
     ensemble.has_chat_template, ensemble.failure = True, kind("what happened")
     retry = ModelRetryMiddleware(max_retries=2, initial_delay=0, jitter=False, on_failure="error")

@@ -10,7 +10,7 @@ import yaml
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.runnables import ConfigurableField
-from langchain_parts import Recorder
+from langchain_parts import CORE, Recorder, plain
 from scheduler_parts import hook
 
 from deepen_core.config import FusionConfig, SamplingParams
@@ -73,7 +73,7 @@ def test_what_users_set_for_every_server_is_taken_and_forgotten():
     """LangChain's own tests pass these to any model; here is no server to retry and no key."""
     llm = DeepenLLM(models=["a"], max_retries=3, api_key="secret", timeout=9)
     assert llm.timeout == 9
-    assert "secret" not in repr(llm) + str(llm) + json.dumps(llm.asdict()) + json.dumps(llm._serialized)
+    assert "secret" not in repr(llm) + str(llm) + json.dumps(plain(llm)) + json.dumps(llm._serialized)
 
 
 # The cache
@@ -255,7 +255,7 @@ def test_what_was_saved_makes_the_same_model(options, suffix, tmp_path):
     again = DeepenLLM(**saved)
     assert again._identifying_params == llm._identifying_params
     assert again.loading() == llm.loading()
-    assert {**saved, "_type": "deepen"} == json.loads(json.dumps(llm.asdict()))
+    assert {**saved, "_type": "deepen"} == json.loads(json.dumps(plain(llm)))
     assert "dict" not in vars(DeepenLLM)
 
 
@@ -267,6 +267,7 @@ def test_identifying_params_hold_every_option():
         DeepenLLM(models=["a"], stop=["x"], default_stop=["y"])
 
 
+@pytest.mark.skipif(CORE < (1, 4, 6), reason="this LangChain notes no versions")
 def test_versions_are_in_the_metadata(ensemble):
     from deepen_core import __version__
 

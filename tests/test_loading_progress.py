@@ -6,17 +6,19 @@ import re
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from transformers.utils.logging import set_tqdm_hook
 
 from deepen_core import Ensemble, progress
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, MemberError, ModelFilesError
-from deepen_core.members.transformers import causal, hub
+from deepen_core.members.transformers import causal, hub, loader
 from deepen_core.progress import Steps
 
 STEPS = [
@@ -65,11 +67,19 @@ class Screen(io.StringIO):
 # The bar
 
 
-def test_every_step_is_shown_in_one_bar(models, capfd):
+def screen_of(monkeypatch):
+    """A terminal that stderr leads to from here on; pytest sets stderr anew when a test begins."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_every_step_is_shown_in_one_bar(models, capfd, monkeypatch):
+    screen = screen_of(monkeypatch)
     Ensemble.load(models, device="cpu").close()
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    states = re.findall(r"Loading: +(\d+)%\|[^|]*\| (\d+)/(\d+) \[\d\d:\d\d, ([^\]]+)\]", shown.err)
+    assert capfd.readouterr() == ("", "")
+    shown = screen.getvalue()
+    states = re.findall(r"Loading: +(\d+)%\|[^|]*\| (\d+)/(\d+) \[\d\d:\d\d, ([^\]]+)\]", shown)
     seen = list(dict.fromkeys((int(done), what) for _, done, _, what in states))
     assert [what for _, what in seen] == STEPS
     assert [done for done, _ in seen] == list(range(len(STEPS)))
@@ -86,23 +96,70 @@ def test_the_bar_comes_to_its_end_whoever_takes_part(folders, monkeypatch):
         ended.clear()
 
 
-def test_nothing_is_printed_without_progress(models, capfd):
+def test_nothing_is_printed_without_progress(models, capfd, monkeypatch):
+    screen = screen_of(monkeypatch)
     with Ensemble.load(models, device="cpu", progress=False) as ensemble:
         ensemble.generate("The dog", max_new_tokens=3)
+    assert (screen.getvalue(), *capfd.readouterr()) == ("", "", "")
+
+
+def test_nothing_is_printed_without_a_terminal(models, capfd, monkeypatch):
+    """In a server's log, a notebook or a pipe; nor where there is no stderr at all, as in a service of Windows."""
+    with Ensemble.load(models, device="cpu") as ensemble:
+        ensemble.generate("The dog", max_new_tokens=3)
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stderr", None)
+    Ensemble.load(models, device="cpu").close()
 
 
-def test_a_bar_does_not_outlive_a_load_that_fails(models, monkeypatch, capfd):
+def weights_bars():
+    """What `transformers` draws for a bar of a caller's, while it may."""
+    from transformers.utils.logging import tqdm
+
+    return list(tqdm(range(3), desc="somebody else's"))
+
+
+def test_bars_of_transformers_are_kept_from_this_load_only(models, monkeypatch, capfd):
+    """Another thread's are drawn meanwhile, by the hook that its program has set."""
+    hooked, from_pretrained = [], loader.AutoModelForCausalLM.from_pretrained
+
+    def another_loads(*given, **options):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(weights_bars).result() == [0, 1, 2]
+        return from_pretrained(*given, **options)
+
+    def hook(factory, given, options):
+        hooked.append(options["desc"])
+        return factory(*given, **options)
+
+    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", another_loads)
+    before = set_tqdm_hook(hook)
+    try:
+        Ensemble.load(models, device="cpu").close()
+        assert hooked == ["somebody else's"] * 2
+        assert "somebody else's" in capfd.readouterr().err
+        assert weights_bars() == [0, 1, 2]
+    finally:
+        assert set_tqdm_hook(before) is hook
+
+
+def test_bars_of_transformers_are_shown_as_ours_are(models, monkeypatch):
+    screen = screen_of(monkeypatch)
+    Ensemble.load(models, device="cpu").close()
+    assert "Loading weights" in screen.getvalue()
+
+
+def test_a_bar_does_not_outlive_a_load_that_fails(models, monkeypatch):
+    screen = screen_of(monkeypatch)
     monkeypatch.setattr("deepen_core.engine.builder.try_member", lambda _: pytest.fail("as planned"))
     with pytest.raises(pytest.fail.Exception, match="as planned"):
         Ensemble.load(models, device="cpu")
     assert not progress.tqdm._instances
-    assert re.search(r"\r +\r$", capfd.readouterr().err), "its line is wiped"
+    assert re.search(r"\r +\r$", screen.getvalue()), "its line is wiped"
 
 
 def test_the_clock_goes_on_in_a_terminal(monkeypatch):
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
+    screen = screen_of(monkeypatch)
     monkeypatch.setattr(progress, "_TICK_S", 0.01)
     with Steps("Loading", "alpha", 1, shown=True) as work, work.doing("alpha: sleeping"):
         before, until = screen.getvalue().count("sleeping"), time.monotonic() + 30
@@ -112,15 +169,6 @@ def test_the_clock_goes_on_in_a_terminal(monkeypatch):
     after = screen.getvalue()
     time.sleep(0.05)
     assert screen.getvalue() == after
-
-
-def test_a_file_is_not_filled_with_the_clock(monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setattr(progress, "_TICK_S", 0.001)
-    with Steps("Loading", "alpha", 1, shown=True) as work, work.doing("alpha: sleeping"):
-        time.sleep(0.05)
-    assert file.getvalue().count("sleeping") <= 2
 
 
 # The log
@@ -155,8 +203,7 @@ def test_seconds_are_those_of_the_step(caplog):
 
 def test_lines_of_the_log_do_not_run_into_the_bar(monkeypatch):
     """Where both go to the same terminal, the bar's line is wiped before a line is written."""
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
+    screen = screen_of(monkeypatch)
     handler, logger = logging.StreamHandler(screen), logging.getLogger("deepen_core")
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "level", logging.INFO)
@@ -171,9 +218,12 @@ def test_lines_of_the_log_do_not_run_into_the_bar(monkeypatch):
 # Files from the hub
 
 
+@pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("progress", [True, False])
-def test_bars_of_the_hub_are_shown_as_ours_are(folders, monkeypatch, progress):
+def test_bars_of_the_hub_are_shown_as_ours_are(folders, monkeypatch, progress, terminal):
+    screen = screen_of(monkeypatch)
     silent = []
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
 
     def fetched(*_, **__):
         silent.append(are_progress_bars_disabled())
@@ -182,8 +232,16 @@ def test_bars_of_the_hub_are_shown_as_ours_are(folders, monkeypatch, progress):
     monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=None))
     monkeypatch.setattr(hub, "snapshot_download", fetched)
     Ensemble.load(["someone/alpha"], device="cpu", progress=progress).close()
-    assert silent == [not progress] * 2
+    assert silent == [not (progress and terminal)] * 2
     assert not are_progress_bars_disabled()
+
+
+def test_bars_of_the_hub_that_the_program_has_turned_off_stay_off(folders, monkeypatch):
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=None))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folders["alpha"]))
+    with disable_progress_bars():
+        Ensemble.load(["someone/alpha"], device="cpu").close()
+        assert are_progress_bars_disabled()
 
 
 # The trial

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,14 @@ def python(code: str, without: Sequence[str] = ()) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
+def pyproject() -> dict[str, Any]:
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
+    return toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def declared() -> dict[str, list[str]]:
     """What pyproject.toml asks for, by extra; under "" what is always there."""
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
-    project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     return {"": project["dependencies"]} | {name: project["optional-dependencies"][name] for name in EXTRAS.values()}
 
 
@@ -81,6 +86,13 @@ def test_the_lowest_constraints_are_the_lower_bounds():
     assert {name: pins.get(name) for name in lowest} == lowest
 
 
+def test_what_llamahub_reads_is_what_can_be_imported():
+    facts = pyproject()["tool"]["llamahub"]
+    module = importlib.import_module(facts["import_path"])
+    assert [*facts["class_authors"]] == [name for name in module.__all__ if isinstance(getattr(module, name), type)]
+    assert facts["contains_example"] == any((ROOT / "examples").glob("llama_index_*.py"))
+
+
 @pytest.mark.parametrize("package", ["deepen_core", "deepen_integrations"])
 def test_packages_are_marked_as_typed(package):
     spec = importlib.util.find_spec(package)
@@ -96,6 +108,31 @@ def test_importing_the_engine_is_light():
 def test_help_of_the_command_line_is_light():
     code = "import sys; import deepen_integrations.cli.commands; print('torch' in sys.modules)"
     assert python(code).stdout.strip() == "False"
+
+
+def test_importing_the_adapters_prints_nothing_and_changes_nothing_of_others():
+    """But for the one table in which LlamaIndex looks classes up by their names."""
+    code = """
+import logging, os, signal, sys, threading, warnings
+import langchain_core.globals, langchain_core.language_models.chat_models, langsmith.client, llama_index.core
+from llama_index.core.llms.loading import RECOGNIZED_LLMS
+
+def state():
+    root, settings = logging.getLogger(), llama_index.core.Settings
+    return repr([
+        (root.level, root.handlers, logging.getLogger("deepen_core").handlers, logging.root.manager.disable),
+        (warnings.filters, dict(os.environ), threading.enumerate(), signal.getsignal(signal.SIGINT)),
+        (sys.excepthook, sys.meta_path, sys.path_hooks, sys.path),
+        (vars(settings), vars(langchain_core.globals), llama_index.core.global_handler),
+        {name: kind for name, kind in RECOGNIZED_LLMS.items() if not name.startswith("Deepen")},
+    ])
+
+before = state()
+import deepen_integrations.langchain, deepen_integrations.llama_index
+assert state() == before, (before, state())
+"""
+    run = python(code)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

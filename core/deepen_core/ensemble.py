@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings as python_warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from typing_extensions import Self
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.thoughts import Thinking, Thoughts
 from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions
+from deepen_core.config.constraints import can_constrain
 from deepen_core.demo import member_paths
 from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
@@ -22,7 +24,7 @@ from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.report import engine_info, engine_warnings
 from deepen_core.engine.scoring import score
 from deepen_core.engine.worker import Worker, closed_error
-from deepen_core.errors import CompatibilityWarning, ConfigurationError
+from deepen_core.errors import ChatTemplateError, CompatibilityWarning, ConfigurationError
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
@@ -87,7 +89,7 @@ class Ensemble(GenerationAPI):
                 The main member cannot be dropped.
             chat: Whether every prompt will be a conversation, so that members without a chat template are of no use:
                 they are rejected at once, instead of with the first prompt.
-            progress: Show on stderr what is being done and how much is left.
+            progress: Show what is being done and how much is left, if stderr is a terminal.
 
         Raises:
             ChatTemplateError: With `chat`, if a member that takes part has no chat template.
@@ -115,7 +117,7 @@ class Ensemble(GenerationAPI):
             described = []
             for c in configs:
                 with steps.doing(f"{c.name}: reading its tokenizer"):
-                    described.append(describe_member(c, device, dtype, max_context_window, progress=progress))
+                    described.append(describe_member(c, device, dtype, max_context_window, progress=steps.shown))
             if chat:
                 options.check_templates(described)
             options.check_members(described, steps)
@@ -307,12 +309,23 @@ class Ensemble(GenerationAPI):
         return engine.worker, engine.decoder
 
     def warm_up(self) -> None:
-        """Runs a first step, so that the first request does not wait for what is only done once.
+        """Answers briefly in every way, so that the first request does not wait for what is only done once.
+
+        That is what the libraries do at a model's first steps, what is found out about chat templates when they are
+        first used, and, with the extra `structured`, main's vocabulary in the form that constraints need.
 
         Raises:
+            ClosedError: If the ensemble was closed.
             MemberError: If a member fails.
         """
-        self.generate("Hello", max_new_tokens=1, ignore_eos=True)
+        brief = SamplingParams(max_new_tokens=2, ignore_eos=True)
+        self.generate("Hello", brief)
+        if can_constrain():
+            self.generate("Hello", max_new_tokens=2, regex="(?s:.+)")
+        if self.has_chat_template:
+            self.thoughts()
+            with suppress(ChatTemplateError):  # a template may want more than a question
+                self.generate([{"role": "user", "content": "Hello"}], brief)
 
     def close(self) -> None:
         """Releases the models. Running requests end with `ClosedError`."""

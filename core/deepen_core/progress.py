@@ -1,4 +1,4 @@
-"""Progress of a long piece of work: a progress bar on stderr, and log lines for those without a terminal."""
+"""Progress of a long piece of work: a progress bar in a terminal, and log lines anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from typing_extensions import Self
 
 _LOG = logging.getLogger("deepen_core")
@@ -30,20 +30,23 @@ class Steps:
         work: Name of the whole work, such as "Loading".
         of: What it is done to.
         count: Number of steps.
-        shown: Whether to show a bar; it disappears when the work is done.
+        shown: Whether to show a bar if stderr is a terminal; it disappears when the work is done.
+
+    Attributes:
+        shown: Whether a bar is shown.
     """
 
     def __init__(self, work: str, of: str, count: int, *, shown: bool) -> None:
         self._name = f"{work} {of}"
-        self.shown = shown
-        self._bar = tqdm(total=count, desc=work, bar_format=_BAR, disable=not shown, leave=False)
+        self.shown = shown and sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(total=count, desc=work, bar_format=_BAR, disable=not self.shown, leave=False)
         self._started = time.perf_counter()
         self._over = threading.Event()
         self._ticker: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self._say("%s", self._name)
-        if self.shown and sys.stderr is not None and sys.stderr.isatty():
+        if self.shown:
             self._ticker = threading.Thread(target=self._tick, name="deepen-clock", daemon=True)
             self._ticker.start()
         return self

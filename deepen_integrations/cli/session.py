@@ -122,7 +122,7 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
         if not members:
             return Ensemble.demo(**given)
         try:
-            return Ensemble.load(members, chat=chat, progress=sys.stderr.isatty(), **given)
+            return Ensemble.load(members, chat=chat, **given)
         except ChatTemplateError as error:
             raise ChatTemplateError(f"{error} `deepen generate` continues plain text.") from error
 

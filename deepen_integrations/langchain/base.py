@@ -32,6 +32,11 @@ class LangChainAdapter(DeepenAdapter):
         """Returns configurable fields under the names that options have here: LangChain looks for these."""
         return {"max_new_tokens" if name == "max_tokens" else name: field for name, field in fields.items()}
 
+    def warm_up(self) -> None:
+        """See `DeepenAdapter.warm_up`; raises LangChain's errors."""
+        with langchain_errors():
+            super().warm_up()
+
     def identifying_params(self) -> dict[str, Any]:
         """Returns everything that affects an answer, as plain JSON. `stop` is LangChain's name for a call's strings."""
         sampling = self.sampling({}).model_dump(mode="json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -145,12 +145,14 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         ```
     """
 
+    only_chats: ClassVar[bool] = True
     streaming: bool = False
     """Whether `invoke` streams internally, so that callbacks receive each piece even if nothing else asks for it."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
-        self._add_version("deepen", __version__)
+        if hasattr(self, "_add_version"):  # since langchain-core 1.4.6
+            self._add_version("deepen", __version__)
         return self
 
     @model_validator(mode="after")

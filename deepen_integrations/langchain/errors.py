@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from langchain_core.exceptions import (
-    ContextOverflowError,
+from langchain_core.exceptions import ContextOverflowError
+
+from deepen_core import errors
+from deepen_core.errors import DeepenError
+from deepen_integrations.langchain.error_kinds import (
     ModelAPIError,
     ModelError,
     ModelInvalidRequestError,
@@ -19,11 +22,8 @@ from langchain_core.exceptions import (
     OutputParserException,
 )
 
-from deepen_core import errors
-from deepen_core.errors import DeepenError
 
-
-class ContextWindowError(errors.ContextWindowError, ContextOverflowError):
+class ContextWindowError(errors.ContextWindowError, ContextOverflowError, ModelError):
     """See the engine's error of this name."""
 
 

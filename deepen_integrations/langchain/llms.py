@@ -128,7 +128,8 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
-        self._add_version("deepen", __version__)
+        if hasattr(self, "_add_version"):  # since langchain-core 1.4.6
+            self._add_version("deepen", __version__)
         return self
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from langchain_core.language_models.model_profile import ModelProfile
 
 from deepen_core.config.constraints import can_constrain
@@ -30,4 +32,6 @@ def model_profile(adapter: DeepenAdapter) -> ModelProfile:
     )
     if window is not None:
         profile["max_input_tokens"] = window - 1  # a prompt leaves room for one token of an answer
-    return profile
+    # LangChain warns of keys that it does not know, and its versions differ in what they know.
+    known = {name: value for name, value in profile.items() if name in ModelProfile.__annotations__}
+    return cast("ModelProfile", known)

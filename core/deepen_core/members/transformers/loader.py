@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
 from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.members.transformers.bars import hub_bars, weight_bars
 from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, read_object, weight_files
 from deepen_core.members.transformers.hub import fetch_weights
@@ -27,7 +25,6 @@ from deepen_core.members.transformers.source import find_source
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NO_LIMIT = 1_000_000
-_progress_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def describe(
     """
     place = _device(config.device or device)
     kind = _dtype(config.dtype or dtype)
-    with _others_bars(progress):
+    with hub_bars(progress):
         source = find_source(config)
     model_config = load_config(config, source)
     tokenizer = load_tokenizer(config, source, model_config)
@@ -111,12 +108,12 @@ def load_member(described: Description, progress: bool) -> CausalMember:
         ConfigurationError: If the member does not fit on its device, or a package is missing.
         ModelFilesError: If weights are missing, damaged or do not fit the configuration.
     """
-    with _others_bars(progress):
+    with hub_bars(progress):
         folder = described.folder if described.local else fetch_weights(described.config)
     check_model_folder(folder)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
-        with _others_bars(progress), kept_random_state():
+        with weight_bars(progress), kept_random_state():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=described.dtype,
@@ -218,18 +215,3 @@ def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
 def _window(model_config: Any, tokenizer: Any) -> int:
     declared = declared_window(model_config.get_text_config().to_dict())
     return declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
-
-
-@contextmanager
-def _others_bars(wanted: bool) -> Iterator[None]:
-    """Disables the progress bars of transformers and the hub unless wanted, and restores the setting afterwards."""
-    with _progress_lock:
-        shown = transformers_logging.is_progress_bar_enabled()
-        if wanted or not shown:
-            yield
-            return
-        transformers_logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            transformers_logging.enable_progress_bar()
