@@ -23,8 +23,8 @@ def constraints(tokenizer):
 def verdict(tokenizer, constraints):
     """What a form says of an answer: "whole", "more" if it may not end there, "no" if it may not begin so."""
 
-    def judge(form, text, thinking="never"):
-        params = form.params(SamplingParams(), Thoughts(thinking))
+    def judge(form, text, thinking="never", given=SamplingParams()):
+        params = form.params(given, Thoughts(thinking))
         constraint = constraints.start(params, starts_text=False)
         size = tokenizer.vocabulary.size
         stop = min(tokenizer.vocabulary.stop_ids)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from deepen_core.config.constraints import ConstraintOptions
 from deepen_core.constraints.json_schema import checked_schema
@@ -73,6 +74,22 @@ def json_rule(schema: dict[str, Any]) -> str:
     plain = {name: value for name, value in schema.items() if name != _DIRECTIVES}
     checked = checked_schema(plain, _problem_of_schema)
     return f"%json {json.dumps({**checked, _DIRECTIVES: _COMPACT}, ensure_ascii=False)}"
+
+
+@lru_cache(maxsize=256)
+def _may_begin(schema: str, text: str) -> bool:
+    matcher = LLMatcher(LLTokenizer("byte"), f"start: {json_rule(json.loads(schema))}", log_level=0)
+    said = text.encode()
+    return matcher.try_consume_tokens(list(said)) == len(said)
+
+
+def json_may_begin(schema: Mapping[str, Any], text: str) -> bool:
+    """Whether JSON of a schema may begin with a text.
+
+    Raises:
+        SamplingError: As for `json_rule`.
+    """
+    return _may_begin(json.dumps(schema), text)
 
 
 def _start(regex: str) -> str:

@@ -122,3 +122,8 @@ def _children(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _member(name: str) -> str:
     return f".{name}" if name.isidentifier() else f"[{name!r}]"
+
+
+def parts_of(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields a schema and every schema in it."""
+    return (part for _, part in _parts(schema, "$"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,9 +14,11 @@ from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.constraints import plain_schema
 from deepen_core.errors import SamplingError
+from deepen_core.replies.argument_bounds import ArgumentBounds
 from deepen_core.replies.grammar import reply_rules
 from deepen_core.replies.parser import ReplyParser
 from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
+from deepen_core.replies.untagged import ARGUMENTS, spelled
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ class ReplyForm:
         """Whether the answer may be a text, which stop strings may end."""
         return self.schema is None and self.calls != "must"
 
+    @cached_property
+    def has_untagged(self) -> bool:
+        """Whether calls may lack their tag: not where an object that the answer may be can look like one."""
+        if self.calls != "maybe":
+            return False
+        if self.schema is None:
+            return True
+        from deepen_core.constraints.grammar import json_may_begin  # noqa: PLC0415  needs an extra
+
+        begins = (f'{{"name": {spelled(tool.name)}, "{field}":' for tool in self.callable for field in ARGUMENTS)
+        return not any(json_may_begin(self.schema, begin) for begin in begins)
+
     def params(self, given: SamplingParams, thoughts: Thoughts) -> SamplingParams:
         """Returns sampling options that constrain an answer to this form.
 
@@ -89,7 +104,9 @@ class ReplyForm:
         if given.constraint is not None:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
-        rules = reply_rules(self.callable, self.calls, self.parallel, self.schema, thoughts)
+        bounds = ArgumentBounds.from_params(given)
+        tools = [replace(t, parameters=bounds.bounded(t.schema)) if bounds else t for t in self.callable]
+        rules = reply_rules(tools, self.calls, self.parallel, self.schema, thoughts, untagged=self.has_untagged)
         # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
@@ -99,7 +116,8 @@ class ReplyForm:
         Args:
             thoughts: As for `params`.
         """
-        return ReplyParser([tool.name for tool in self.callable], thoughts, has_text=self.has_text)
+        names = [tool.name for tool in self.callable]
+        return ReplyParser(names, thoughts, has_text=self.has_text, untagged=self.has_untagged)
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

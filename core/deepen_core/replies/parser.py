@@ -80,13 +80,21 @@ class ReplyParser:
     Args:
         names: The tools that may be called; without any, call tags are text.
         thoughts: Those with which the answer may begin.
-        has_text: Whether the answer may be a text. If not, calls have their tags, and the beginning of a tag at the end
-            is a call's.
+        has_text: Whether the answer may be a text. If not, the beginning of a tag at the end is a call's.
+        untagged: Whether calls may lack their tag.
     """
 
-    def __init__(self, names: Collection[str] = (), thoughts: Thoughts = _NONE, *, has_text: bool = True) -> None:
+    def __init__(
+        self,
+        names: Collection[str] = (),
+        thoughts: Thoughts = _NONE,
+        *,
+        has_text: bool = True,
+        untagged: bool = True,
+    ) -> None:
         self._names = frozenset(names)
         self._has_text = has_text
+        self._untagged = untagged and bool(names)
         self._marks = thoughts.marks
         states: dict[str, _State] = {"optional": "start", "opened": "thoughts"}
         self._state: _State = states.get(thoughts.mode, "body")
@@ -164,7 +172,7 @@ class ReplyParser:
             self._state = "body"
 
     def _open(self, *, last: bool) -> None:
-        if not self._has_text or not self._names:
+        if not self._untagged:
             self._state = "text"
         elif untagged_call(self._held, self._names):
             self._state = "untagged"

@@ -64,9 +64,9 @@ def _instructions(form: ReplyForm) -> list[str]:
             parts.append(f"\n\nCall the function {json.dumps(form.named, ensure_ascii=False)} now.")
         elif form.calls == "must":
             parts.append("\n\nAnswer with function calls only.")
-    if form.schema is not None:
-        parts += ["\n\n"] if parts else []
-        parts.append(f"Answer with JSON that follows this schema: {json.dumps(form.schema, ensure_ascii=False)}")
+    if form.schema is not None and form.calls != "must":
+        parts.append("\n\nWhen you need no more functions, answer" if parts else "Answer")
+        parts.append(f" with JSON that follows this schema: {json.dumps(form.schema, ensure_ascii=False)}")
     return parts
 
 
