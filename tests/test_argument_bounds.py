@@ -24,7 +24,10 @@ def taken(verdict):
         bounds = {"max_argument_length": 5, "max_new_tokens": 16, **options}
         tagged, bare = (
             verdict(form, text, given=SamplingParams(**bounds))
-            for text in (call("note", x=value), json.dumps({"name": "note", "arguments": {"x": value}}, ensure_ascii=False))
+            for text in (
+                call("note", x=value),
+                json.dumps({"name": "note", "arguments": {"x": value}}, ensure_ascii=False),
+            )
         )
         assert tagged == bare
         return tagged == "whole"

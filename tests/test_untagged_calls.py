@@ -100,7 +100,10 @@ def object_of(properties, **more):
     [
         ('{"name": "now", "arguments": {}}', Call("now", {})),
         ('{"name":"add","arguments":{"x":3}}', Call("add", {"x": 3})),
-        ('{"name": "plant", "arguments": {"tree": {"left": {"left": {}}}}}', Call("plant", {"tree": {"left": {"left": {}}}})),
+        (
+            '{"name": "plant", "arguments": {"tree": {"left": {"left": {}}}}}',
+            Call("plant", {"tree": {"left": {"left": {}}}}),
+        ),
         ('{"name": "now", "age": 3}', None),
         ('{"name": "nowhere", "age": 3}', None),
         ('{"name": "Felix", "age": 3}', None),

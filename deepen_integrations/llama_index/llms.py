@@ -29,12 +29,13 @@ from typing_extensions import Self
 
 from deepen_core.chat.messages import check_messages
 from deepen_core.config import SamplingParams
+from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.chat import ChatRequest, PreparedChat
 from deepen_integrations.llama_index.callbacks import aobserved, observed
 from deepen_integrations.llama_index.messages import chat_messages, text_messages
-from deepen_integrations.llama_index.react import react_options, react_stop
+from deepen_integrations.llama_index.react import react_constraint, react_options, react_stop
 from deepen_integrations.llama_index.responses import ChatResponses, CompletionResponses
 from deepen_integrations.llama_index.structured import StructuredCall
 
@@ -242,13 +243,23 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
             return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         return await StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).astream()
 
-    def for_react(self) -> Self:
+    def for_react(self, tools: Sequence[BaseTool] = (), *, can_handoff_to: Sequence[str] = ()) -> Self:
         """Returns a copy for `ReActAgent`, which sets no stop strings: it stops where a tool's observation would begin.
 
-        The copy shares the ensemble.
+        With tools, answers are also held to the form that the agent reads: a thought, and then the name of a tool and
+        an input that is valid for it, or the answer. The copy shares the ensemble.
+
+        Args:
+            tools: All tools of the agent; needs the extra `structured`. A constraint of the model takes precedence.
+            can_handoff_to: Names of the agents that it may hand off to in an `AgentWorkflow`.
+
+        Raises:
+            SamplingError: If decoding cannot follow a tool's schema, or if a name holds a blank or a bracket.
         """
         stop = react_stop(self.stop)
-        return self if stop == [*self.stop] else self.with_options(stop=stop)
+        options = {} if stop == [*self.stop] else {"stop": stop}
+        options |= react_constraint(tools, can_handoff_to, self.sampling({}))
+        return self.with_options(**options) if options else self
 
     def predict_and_call(
         self,
@@ -270,7 +281,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Returns:
             The tools' results, or the error in their place.
         """
-        model, options = self.for_react(), react_options(kwargs)
+        model, options = self._for_step(tools), react_options(kwargs)
         return super(DeepenLLM, model).predict_and_call(tools, user_msg, chat_history, verbose, **options)
 
     async def apredict_and_call(
@@ -282,8 +293,11 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         **kwargs: Any,
     ) -> AgentChatResponse:
         """Like `predict_and_call`, for an event loop."""
-        model, options = self.for_react(), react_options(kwargs)
+        model, options = self._for_step(tools), react_options(kwargs)
         return await super(DeepenLLM, model).apredict_and_call(list(tools), user_msg, chat_history, verbose, **options)
+
+    def _for_step(self, tools: Sequence[BaseTool]) -> Self:
+        return self.for_react(tools if can_constrain() else ())
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""

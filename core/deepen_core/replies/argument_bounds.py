@@ -1,4 +1,4 @@
-"""Bounds on the texts and lists in the arguments of tool calls whose schemas set none: a lost model writes on and on."""
+"""Bounds on texts and lists in arguments of tool calls whose schemas set none: a lost model writes on and on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ class ArgumentBounds:
             most = max(self.characters, _SHORTEST_PATTERN) if shaped else self.characters
             if _least(part, "minLength") <= most:
                 part["maxLength"] = most
-        if "array" in kinds and not {"maxItems", "prefixItems"} & part.keys() and _least(part, "minItems") <= self.items:
+        if (
+            "array" in kinds
+            and not {"maxItems", "prefixItems"} & part.keys()
+            and _least(part, "minItems") <= self.items
+        ):
             part["maxItems"] = self.items
         if "object" in kinds and "maxProperties" not in part:
             self._bound_keys(part)

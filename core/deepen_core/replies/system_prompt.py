@@ -26,6 +26,7 @@ _EXAMPLE = """
 """
 # Small models that hear nothing but the result call the next tool that comes to mind.
 _AFTER_RESULTS = "\nAnswer my question in plain words if you can."
+_OBJECT_AFTER_RESULTS = "\n\nIf you can, answer my question as JSON now, such as "
 
 
 def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
@@ -42,8 +43,8 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
-    if messages and messages[-1]["role"] == "tool" and form.has_text:
-        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _AFTER_RESULTS]}
+    if messages and messages[-1]["role"] == "tool":
+        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _after_results(form)]}
     told = _instructions(form)
     if not told:
         return spoken
@@ -51,6 +52,16 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         first = spoken[0]
         return [{**first, "content": [*_only_text(first), "\n\n", *told]}, *spoken[1:]]
     return [{"role": "system", "content": told}, *spoken]
+
+
+def _after_results(form: ReplyForm) -> str:
+    """Returns what to ask for after the result of a call."""
+    if form.has_text:
+        return _AFTER_RESULTS
+    if form.schema is None or form.calls != "maybe":
+        return ""
+    example = dict.fromkeys(form.schema.get("properties", ()), "...")
+    return f"{_OBJECT_AFTER_RESULTS}{json.dumps(example, ensure_ascii=False)}."
 
 
 def _instructions(form: ReplyForm) -> list[str]:
