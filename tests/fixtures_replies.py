@@ -30,12 +30,12 @@ def spoken(tokenizer, constraints):
     def speak(given, seed):
         constraint, chosen = constraints.start(given, starts_text=False), []
         size, dice = tokenizer.vocabulary.size, random.Random(seed)
-        stop = min(tokenizer.vocabulary.stop_ids)
+        stops = tokenizer.vocabulary.stop_ids
         while not constraint.complete:
             allowed = constraint.allowed(size, "cpu")
-            if allowed[stop] and dice.random() < 0.2:
+            if allowed[min(stops)] and dice.random() < 0.2:
                 break
-            chosen.append(dice.choice([i for i in allowed.nonzero().flatten().tolist() if i != stop]))
+            chosen.append(dice.choice([i for i in allowed.nonzero().flatten().tolist() if i not in stops]))
             constraint.advance(chosen[-1])
         return tokenizer.vocabulary.join(chosen).decode(errors="replace")
 

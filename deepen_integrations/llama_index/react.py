@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.agent.react.formatter import ReActChatFormatter
@@ -38,7 +39,7 @@ def react_constraint(
     """
     if sampling.constraint is not None or not (tools or can_handoff_to):
         return {}
-    known = [Tool.from_openai(tool.metadata.to_openai_tool(skip_length_check=True)) for tool in tools]
+    known = [_named(tool) for tool in tools]
     if can_handoff_to:
         reason = {"to_agent": {"enum": [*can_handoff_to]}, "reason": {"type": "string"}}
         known.append(Tool("handoff", parameters={"properties": reason, "required": [*reason]}))
@@ -47,6 +48,12 @@ def react_constraint(
 
     grammar_of(held)
     return held.model_dump(exclude_unset=True)
+
+
+def _named(tool: BaseTool) -> Tool:
+    """Returns a tool under its own name, which agents look for; in OpenAI's form LlamaIndex replaces blanks."""
+    read = Tool.from_openai(tool.metadata.to_openai_tool(skip_length_check=True))
+    return replace(read, name=tool.metadata.get_name())
 
 
 def react_options(options: dict[str, Any]) -> dict[str, Any]:
