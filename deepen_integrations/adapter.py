@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -193,8 +193,12 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
 
 
-def report(answer: Generation) -> dict[str, Any]:
+def report(answer: Generation, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """Returns everything about an answer but its text, as plain data.
+
+    Args:
+        answer: The answer.
+        warnings: More than the engine's own.
 
     Returns:
         `finish_reason` and `usage`; `warnings` if there are any; `logprobs` if they were requested, in OpenAI's
@@ -209,8 +213,8 @@ def report(answer: Generation) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
         },
     }
-    if answer.warnings:
-        found["warnings"] = list(answer.warnings)
+    if warnings := [*answer.warnings, *warnings]:
+        found["warnings"] = warnings
     if answer.logprobs is not None:
         found["logprobs"] = {"content": [_token(chosen) for chosen in answer.logprobs]}
     return found

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from conftest import RuleEnsemble
+from llama_index.core.base.llms.types import ChatMessage
 from reply_parts import call, tool
 
 from deepen_core.chat.thoughts import Thoughts
@@ -10,6 +12,8 @@ from deepen_core.config import SamplingParams
 from deepen_core.errors import SamplingError
 from deepen_core.replies import ReplyForm
 from deepen_core.replies.argument_bounds import ArgumentBounds
+from deepen_integrations.langchain import ChatDeepen
+from deepen_integrations.llama_index import DeepenToolLLM
 
 TEXT = {"type": "string"}
 BOUNDS = ArgumentBounds(characters=5, items=2)
@@ -124,4 +128,19 @@ def test_the_tool_that_models_are_shown_is_the_callers():
     ],
 )
 def test_arguments_that_may_have_been_cut_off_are_named(arguments, reached):
-    assert [*BOUNDS.reached(arguments)] == reached
+    warnings = [*BOUNDS.warnings("note", arguments)]
+    assert [warning.split("'")[1] for warning in warnings] == reached
+    assert all("5 characters, 2 items" in warning and "'note'" in warning for warning in warnings)
+
+
+def test_both_adapters_report_them():
+    ensemble = RuleEnsemble()
+    ensemble.has_chat_template = True
+    tools = [tool("note", {"x": TEXT})]
+    for said, warned in [("abcdef", True), ("abc", False)]:
+        ensemble.default = call("note", x=said)
+        message = ChatDeepen.from_ensemble(ensemble, max_argument_length=6).invoke("Note.", tools=tools)
+        llm = DeepenToolLLM.from_ensemble(ensemble, max_argument_length=6)
+        response = llm.chat([ChatMessage(role="user", content="Note.")], tools=tools)
+        for reported in (message.response_metadata, response.raw):
+            assert ("'x'" in str(reported.get("warnings"))) is warned

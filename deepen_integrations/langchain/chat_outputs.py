@@ -33,7 +33,7 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
         count: Counts the tokens of a text, to measure the thoughts.
     """
     reply = parse_reply(answer.text, parser)
-    metadata = _metadata(answer, model_name)
+    metadata = _metadata(answer, model_name, parser)
     invalid = [] if reply.cut is None else [_invalid(reply.cut, answer.finish_reason)]
     message = AIMessage(
         content=reply.text,
@@ -80,7 +80,7 @@ class ChatChunks:
             yield ChatGenerationChunk(message=self._message(part))
         last = AIMessageChunk(
             content="",
-            response_metadata=_metadata(piece.generation, self._model_name),
+            response_metadata=_metadata(piece.generation, self._model_name, self._parser),
             usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
             chunk_position="last",
         )
@@ -103,8 +103,8 @@ def _invalid(cut: CutCall, finish_reason: str) -> InvalidToolCall:
     return invalid_tool_call(name=cut.name, args=cut.text, id=new_call_id(), error=error)
 
 
-def _metadata(answer: Generation, model_name: str) -> dict[str, Any]:
-    reported = {name: value for name, value in report(answer).items() if name != "usage"}
+def _metadata(answer: Generation, model_name: str, parser: ReplyParser) -> dict[str, Any]:
+    reported = {name: value for name, value in report(answer, parser.warnings).items() if name != "usage"}
     return {**reported, "model_name": model_name, "model_provider": PROVIDER}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Generic, TypeVar
 
@@ -64,9 +64,11 @@ class Responses(ABC, Generic[Response]):
                 if (response := self.response_for(piece)) is not None:
                     yield response
 
-    def _raw(self, piece: Chunk) -> dict[str, Any] | None:
+    def _raw(self, piece: Chunk, warnings: Sequence[str] = ()) -> dict[str, Any] | None:
         """Plain data, because exporters write it as JSON. LlamaIndex's token counter reads its `usage`."""
-        return None if piece.generation is None else {**report(piece.generation), "model": self._model_name}
+        if piece.generation is None:
+            return None
+        return {**report(piece.generation, warnings), "model": self._model_name}
 
 
 class CompletionResponses(Responses[CompletionResponse]):
@@ -118,7 +120,7 @@ class ChatResponses(Responses[ChatResponse]):
         self._text += said
         self._thoughts += thought
         self._calls += [_block(part) for part in parts if isinstance(part, Call)]
-        raw = self._raw(piece)
+        raw = self._raw(piece, self._parser.warnings)
         return ChatResponse(
             message=self._message(last=raw is not None),
             delta=said,

@@ -71,11 +71,15 @@ class ArgumentBounds:
         if others is True:
             part["additionalProperties"] = {"maxLength": self.characters, "maxItems": self.items}
 
-    def reached(self, arguments: Mapping[str, Any]) -> Iterator[str]:
-        """Yields the names of arguments with a text or list as long as it may be, which may have been cut off."""
+    def warnings(self, tool: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+        """Yields a warning for each argument with a text or list as long as it may be, which may have been cut off."""
         for name, value in arguments.items():
             if any(map(self._is_full, _values(value))):
-                yield name
+                yield (
+                    f"The argument {name!r} of a call of {tool!r} has the greatest length allowed ({self.characters} "
+                    f"characters, {self.items} items), so it may be incomplete: raise max_argument_length or "
+                    "max_new_tokens, or set maxLength or maxItems in the tool's schema."
+                )
 
     def _is_full(self, value: Any) -> bool:
         if isinstance(value, str):

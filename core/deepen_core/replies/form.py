@@ -110,14 +110,16 @@ class ReplyForm:
         # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
-    def parser(self, thoughts: Thoughts) -> ReplyParser:
+    def parser(self, thoughts: Thoughts, given: SamplingParams | None = None) -> ReplyParser:
         """Returns a parser that splits an answer into its parts.
 
         Args:
             thoughts: As for `params`.
+            given: The caller's options, if the parser is to warn of arguments as long as they may be.
         """
+        bounds = None if given is None else ArgumentBounds.from_params(given)
         names = [tool.name for tool in self.callable]
-        return ReplyParser(names, thoughts, has_text=self.has_text, untagged=self.has_untagged)
+        return ReplyParser(names, thoughts, has_text=self.has_text, untagged=self.has_untagged, bounds=bounds)
 
 
 def response_schema(response_format: Any) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import CALL, CALL_END
+from deepen_core.replies.argument_bounds import ArgumentBounds
 from deepen_core.replies.untagged import ARGUMENTS, may_become_call, untagged_call
 
 
@@ -82,6 +83,10 @@ class ReplyParser:
         thoughts: Those with which the answer may begin.
         has_text: Whether the answer may be a text. If not, the beginning of a tag at the end is a call's.
         untagged: Whether calls may lack their tag.
+        bounds: Of arguments, for `warnings`.
+
+    Attributes:
+        warnings: Names the arguments so far that reached their bound, and may be incomplete.
     """
 
     def __init__(
@@ -91,7 +96,10 @@ class ReplyParser:
         *,
         has_text: bool = True,
         untagged: bool = True,
+        bounds: ArgumentBounds | None = None,
     ) -> None:
+        self.warnings: list[str] = []
+        self._bounds = bounds
         self._names = frozenset(names)
         self._has_text = has_text
         self._untagged = untagged and bool(names)
@@ -242,6 +250,8 @@ class ReplyParser:
             return None
         name, arguments = said.get("name"), next((said[field] for field in ARGUMENTS if field in said), None)
         if isinstance(name, str) and name in self._names and isinstance(arguments, dict):
+            if self._bounds is not None:
+                self.warnings += self._bounds.warnings(name, arguments)
             return Call(name, arguments)
         return None
 
