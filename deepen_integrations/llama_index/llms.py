@@ -258,7 +258,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
             SamplingError: If decoding cannot follow a tool's schema, or if a name holds a blank or a bracket.
         """
         stop = react_stop(self.stop)
-        options = {} if stop == [*self.stop] else {"stop": stop}
+        options: dict[str, Any] = {} if stop == [*self.stop] else {"stop": stop}
         options |= react_constraint(tools, can_handoff_to, self.sampling({}))
         return self.with_options(**options) if options else self
 
