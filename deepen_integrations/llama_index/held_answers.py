@@ -116,7 +116,9 @@ def _can_follow(option: dict[str, Any]) -> bool:
 
 
 def _bounded(schema: dict[str, Any], sampling: SamplingParams) -> dict[str, Any]:
-    """Bounds texts in LlamaIndex's own schemas, which set no lengths."""
+    """Bounds texts in LlamaIndex's own schemas, which set no lengths: an answer may hold several, and needs none."""
+    if sampling.max_argument_length is None:
+        sampling = sampling.model_copy(update={"max_argument_length": max(1, sampling.max_new_tokens // 2)})
     bounds = ArgumentBounds.from_params(sampling)
     return schema if bounds is None else bounds.bounded(schema)
 
