@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -282,11 +282,12 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         return LoadOptions(**{name: getattr(self, name) for name in LoadOptions.model_fields})
 
 
-def report(answer: Generation, *, calls: bool = False) -> dict[str, Any]:
+def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = False) -> dict[str, Any]:
     """Returns everything about an answer but its text, as plain data.
 
     Args:
         answer: The answer.
+        warnings: More than the engine's own.
         calls: Whether it calls tools, which is how it ended then, if it is complete.
 
     Returns:
@@ -303,8 +304,8 @@ def report(answer: Generation, *, calls: bool = False) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
         },
     }
-    if answer.warnings:
-        found["warnings"] = list(answer.warnings)
+    if warnings := [*answer.warnings, *warnings]:
+        found["warnings"] = warnings
     if answer.logprobs is not None:
         found["logprobs"] = {"content": [_token(chosen) for chosen in answer.logprobs]}
     return found

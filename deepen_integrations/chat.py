@@ -84,7 +84,7 @@ class ChatRequest:
             thoughts = replace(thoughts, mode="optional")  # only the chat template would have written the mark
         params = self.form.params(self.sampling, thoughts)
         # A constrained answer follows its constraint from the first character, so there are no thoughts before it.
-        parser = self.form.parser(Thoughts() if self.sampling.constraint else thoughts)
+        parser = self.form.parser(Thoughts() if self.sampling.constraint else thoughts, self.sampling)
         return PreparedChat(prompt if join is None else join(prompt), params, parser)
 
 

@@ -199,8 +199,10 @@ async def test_random_members_give_an_object(terse, strategy, way):
 def test_tools_first_and_then_an_object(clever, strategy):
     said = '{"name": "Oslo", "color": "rouge", "people": 3}'
     final = call("Town", said) if strategy is ToolStrategy else said
-    # Where an object must follow, members are not asked for plain words.
-    clever.answers[result_message("Mira lives in Oslo.", plain=False)] = final
+    # Where an object must follow, members are asked for it, and not for plain words.
+    asked = '\n\nIf you can, answer my question as JSON now, such as {"name": "...", "color": "...", "people": "..."}.'
+    told = result_message("Mira lives in Oslo.", plain=False)
+    clever.answers[told if strategy is ToolStrategy else told + asked] = final
     agent = create_agent(ChatDeepen.from_ensemble(clever), [look_up], response_format=strategy(Town))
     told = agent.invoke(ASKED)
     assert told["structured_response"] == Town(name="Oslo", color=Color.RED, people=3)

@@ -6,12 +6,15 @@ import copy
 import pytest
 import tiny
 from chat_templates import TEMPLATES, tokenizer_with
+from conftest import RuleEnsemble
 from llama_index.core.agent.react.output_parser import ReActOutputParser
 from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, ReActAgent, ToolCallResult
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index_parts import QUESTION, index_of
 
 from deepen_core import Ensemble
+from deepen_core.config import SamplingParams
+from deepen_core.errors import SamplingError
 from deepen_integrations.llama_index import DeepenLLM, configure_settings
 
 pytestmark = [
@@ -46,6 +49,11 @@ def ensemble(request, made_once):
     root = made_once(f"react-{request.param}", make)
     with Ensemble.load([root / "one", root / "two"], progress=False) as ensemble:
         yield ensemble
+
+
+@pytest.fixture
+def ensemble_of_rules():
+    return RuleEnsemble()
 
 
 @pytest.fixture
@@ -159,3 +167,86 @@ def test_a_tool_may_be_a_query_engine_on_the_same_ensemble(llm):
     (asked,) = [event for event in seen if isinstance(event, ToolCallResult)]
     assert answer == asked.tool_output.content.strip()
     assert answer
+
+
+def weather(city: str, days: int = 1) -> str:
+    """The weather in a city."""
+    return f"{city}: sunny for {days} days"
+
+
+def multiply(a: float, b: float) -> float:
+    """The product."""
+    return a * b
+
+
+HELD = [FunctionTool.from_defaults(weather), FunctionTool.from_defaults(multiply)]
+
+
+def test_with_tools_every_step_can_be_read(spoken):
+    """Whatever is said at random: LlamaIndex's parser finds a known tool with valid arguments, or an answer."""
+    given = DeepenLLM.demo(max_new_tokens=20, max_argument_length=9).for_react(HELD).sampling({})
+    read = {"weather": 0, "multiply": 0, None: 0}
+    for seed in range(40):
+        step = ReActOutputParser().parse(spoken(given, seed))
+        tool = None if step.is_done else step.action
+        read[tool] += 1
+        if tool == "weather":
+            assert isinstance(step.action_input["city"], str)
+            assert set(step.action_input) <= {"city", "days"}
+        elif tool == "multiply":
+            assert {type(value) for value in step.action_input.values()} <= {int, float}
+            assert set(step.action_input) == {"a", "b"}
+    assert all(read.values()), read
+
+
+def test_a_step_is_held_where_agents_need_it_to_be(verdict):
+    rules = DeepenLLM.demo().for_react(HELD).grammar
+    begin = "Thought: I look it up.\n"
+    for text, expected in [
+        (begin + 'Action: weather\nAction Input: {"city": "Oslo"}', "whole"),
+        (begin + 'Action: multiply\nAction Input: {"a": 12, "b": 34.5}', "whole"),
+        (begin + "Answer: It is 3.\nAction: none, really.", "whole"),
+        (begin + "Answer: ", "more"),
+        (begin + 'Action: weather\nAction Input: {"city": 3}', "no"),
+        (begin + 'Action: weather\nAction Input: {"city": "Oslo"}\nObservation:', "no"),
+        (begin + "Action: divide", "no"),
+        (begin + "It is late.", "no"),
+        ("Thought: The Answer: 3\nAnswer: 3", "no"),
+        ("Thought: Action: weather\nAnswer: 3", "no"),
+        ("Answer: 3", "no"),
+        ("Thought: \nAnswer: 3", "no"),
+        ("Thought: " + "hm " * 85 + "hm" + "\nAnswer: 3", "whole"),
+        ("Thought: " + "hm " * 86 + "hm" + "\nAnswer: 3", "no"),
+    ]:
+        assert verdict(None, text, given=SamplingParams(grammar=rules)) == expected, text
+
+
+def test_an_agent_may_hand_off_to_known_agents_only(verdict):
+    given = SamplingParams(grammar=DeepenLLM.demo().for_react(HELD, can_handoff_to=["poet"]).grammar)
+    said = 'Thought: Not mine.\nAction: handoff\nAction Input: {"to_agent": "poet", "reason": "A poem is wanted."}'
+    assert verdict(None, said, given=given) == "whole"
+    assert verdict(None, said.replace('"poet"', '"cook"'), given=given) == "no"
+
+
+def test_a_constraint_of_the_model_takes_precedence():
+    llm = DeepenLLM.demo(regex=ACTION)
+    assert llm.for_react(HELD).grammar is None
+    assert llm.for_react(HELD).regex == ACTION
+    plain = DeepenLLM.demo().for_react()
+    assert (plain.grammar, plain.stop) == (None, ("\nObservation:",))
+
+
+def test_what_react_cannot_call_is_refused_before_anything_is_loaded():
+    odd = FunctionTool.from_defaults(weather, name="my weather")
+    with pytest.raises(SamplingError, match=r"'my weather'.*without blanks"):
+        DeepenLLM.demo().for_react([odd])
+
+
+def test_one_step_is_held(ensemble_of_rules, verdict):
+    said = 'Thought: I look.\nAction: weather\nAction Input: {"city": "Oslo", "days": 2}'
+    ensemble_of_rules.default = said
+    answer = DeepenLLM.from_ensemble(ensemble_of_rules).predict_and_call(HELD, QUESTION)
+    assert answer.response == "Oslo: sunny for 2 days"
+    given = ensemble_of_rules.requests[-1][1]
+    assert verdict(None, said, given=given) == "whole"
+    assert verdict(None, said.replace("weather", "news"), given=given) == "no"

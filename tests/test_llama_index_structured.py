@@ -178,4 +178,6 @@ def test_other_program_modes_go_llama_indexs_way(ensemble):
     ensemble.default = '{"name": "a", "size": 3}'
     llm = DeepenLLM.from_ensemble(ensemble, pydantic_program_mode=PydanticProgramMode.LLM)
     assert llm.structured_predict(Part, PromptTemplate("Describe {what}."), what="it") == Part(name="a", size=3)
-    assert ensemble.requests[-1][1].json_schema is None
+    asked, params = ensemble.requests[-1]
+    assert "Here's a JSON schema to follow" in str(asked)
+    assert params.json_schema == Part.model_json_schema()  # held by its parser

@@ -80,12 +80,14 @@ def test_what_an_answer_has_to_be_is_told():
             ReplyForm.from_openai([NOW, ADD], "now"),
             ReplyForm.from_openai(response_format=OBJECT),
             ReplyForm.from_openai([NOW], response_format=OBJECT),
+            ReplyForm.from_openai([NOW], "any", response_format=OBJECT),
         )
     ]
     assert texts[0].endswith("Answer with function calls only.")
     assert texts[1].endswith('Call the function "now" now.')
     assert texts[2] == f"Answer with JSON that follows this schema: {json.dumps(SCHEMA)}"
-    assert texts[3].endswith(f"</tool_call>\n\n{texts[2]}")
+    assert texts[3].endswith(f"</tool_call>\n\nWhen you need no more functions, {texts[2][0].lower()}{texts[2][1:]}")
+    assert json.dumps(SCHEMA) not in texts[4]
 
 
 def test_an_empty_conversation_stays_empty():

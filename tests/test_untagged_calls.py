@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from reply_parts import NAMES, NOW, OBJECT, TOOLS
+from reply_parts import NAMES, NOW, TOOLS, call
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.replies import Call, Reply, ReplyForm, ReplyParser, parse_reply
@@ -90,10 +90,64 @@ def test_thousandfold_nesting_is_no_call():
     assert parse_reply(text, ReplyParser(NAMES)).calls == ()
 
 
-def test_an_object_that_an_answer_must_be_is_no_call():
-    """Even if it looks like one of a tool that may be called."""
-    form, said = ReplyForm.from_openai(TOOLS, "auto", response_format=OBJECT), '{"name": "now", "arguments": {}}'
-    assert parse_reply(said, form.parser(Thoughts())) == Reply(said, "", ())
+def object_of(properties, **more):
+    schema = {"type": "object", "properties": properties, "required": list(properties), **more}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "now", "arguments": {}}', Call("now", {})),
+        ('{"name":"add","arguments":{"x":3}}', Call("add", {"x": 3})),
+        (
+            '{"name": "plant", "arguments": {"tree": {"left": {"left": {}}}}}',
+            Call("plant", {"tree": {"left": {"left": {}}}}),
+        ),
+        ('{"name": "now", "age": 3}', None),
+        ('{"name": "nowhere", "age": 3}', None),
+        ('{"name": "Felix", "age": 3}', None),
+    ],
+)
+def test_where_an_object_is_wanted_a_call_may_lack_its_tag_as_well(verdict, text, expected):
+    form = ReplyForm.from_openai(TOOLS, "auto", response_format=object_of({"name": {"type": "string"}, "age": {}}))
+    assert verdict(form, text) == "whole"
+    whole, in_pieces = form.parser(Thoughts()), form.parser(Thoughts())
+    parts = [part for character in text for part in in_pieces.feed(character)]
+    assert [*parts, *in_pieces.finish()] == [expected] if expected else "".join(p.text for p in parts) == text
+    assert parse_reply(text, whole) == (Reply("", "", (expected,)) if expected else Reply(text, "", ()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "add", "arguments": {"x": "3"}}',
+        '{"name": "subtract", "arguments": {"x": 3}}',
+        '{"name": "add", "arguments": {"x": 3}, "age": 3}',
+        '```json\n{"name": "now"',
+        "Hello.",
+    ],
+)
+def test_where_an_object_is_wanted_nothing_else_is_let_through(verdict, text):
+    wanted = object_of({"name": {"type": "string"}, "age": {"type": "integer"}})
+    assert verdict(ReplyForm.from_openai(TOOLS, "auto", response_format=wanted), text) == "no"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "json_object"},
+        object_of({"name": {"type": "string"}, "arguments": {"type": "object"}}),
+        object_of({"name": {"enum": ["now"]}, "parameters": {"type": "object"}}),
+        object_of({"name": {"type": "string"}}, additionalProperties=True),
+    ],
+)
+def test_an_object_that_may_look_like_a_call_is_an_object(verdict, wanted):
+    form = ReplyForm.from_openai(TOOLS, "auto", response_format=wanted)
+    for field in ("arguments", "parameters"):
+        said = f'{{"name": "now", "{field}": {{}}}}'
+        assert parse_reply(said, form.parser(Thoughts())) == Reply(said, "", ())
+    assert verdict(form, call("now")) == "whole"
 
 
 @pytest.mark.parametrize("around", UNTAGGED)

@@ -33,7 +33,7 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
         count: Counts the tokens of a text, to measure the thoughts.
     """
     reply = parse_reply(answer.text, parser)
-    metadata = _metadata(answer, model_name, calls=bool(reply.calls))
+    metadata = _metadata(answer, model_name, parser, calls=bool(reply.calls))
     invalid = [_invalid(call, answer.finish_reason) for call in (*reply.broken, reply.cut) if call is not None]
     message = AIMessage(
         content=reply.text,
@@ -80,7 +80,7 @@ class ChatChunks:
             yield ChatGenerationChunk(message=self._message(part))
         last = AIMessageChunk(
             content="",
-            response_metadata=_metadata(piece.generation, self._model_name, calls=self._calls > 0),
+            response_metadata=_metadata(piece.generation, self._model_name, self._parser, calls=self._calls > 0),
             usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
             chunk_position="last",
         )
@@ -106,8 +106,9 @@ def _invalid(call: CutCall | BrokenCall, finish_reason: str) -> InvalidToolCall:
     return invalid_tool_call(name=call.name, args=call.text, id=new_call_id(), error=str(error))
 
 
-def _metadata(answer: Generation, model_name: str, *, calls: bool) -> dict[str, Any]:
-    reported = {name: value for name, value in report(answer, calls=calls).items() if name != "usage"}
+def _metadata(answer: Generation, model_name: str, parser: ReplyParser, *, calls: bool) -> dict[str, Any]:
+    told = report(answer, parser.warnings, calls=calls)
+    reported = {name: value for name, value in told.items() if name != "usage"}
     return {**reported, "model_name": model_name, "model_provider": PROVIDER}
 
 

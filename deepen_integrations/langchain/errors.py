@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from langchain_core.exceptions import ContextOverflowError
+from langchain_core.exceptions import ContextOverflowError, OutputParserException
 
 from deepen_core import errors
 from deepen_core.errors import DeepenError
@@ -19,7 +19,6 @@ from deepen_integrations.langchain.error_kinds import (
     ModelInvalidRequestError,
     ModelNotFoundError,
     ModelTimeoutError,
-    OutputParserException,
 )
 
 

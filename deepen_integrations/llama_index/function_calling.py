@@ -50,6 +50,8 @@ class DeepenToolLLM(DeepenLLM, FunctionCallingLLM):
         return super().metadata.model_copy(update={"is_function_calling_model": can_constrain()})
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
+        if not any(options.get(name) for name in ("tools", "response_format")):
+            options = self._held_options(messages, options)
         given = {"strict": self.strict, **options}
         return ChatRequest.from_options(check_messages(chat_messages(messages)), given, self.sampling)
 

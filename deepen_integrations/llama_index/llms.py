@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import Field
@@ -28,12 +28,14 @@ from typing_extensions import Self
 
 from deepen_core.chat.messages import check_messages
 from deepen_core.config import SamplingParams
+from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.chat import ChatRequest, PreparedChat
 from deepen_integrations.llama_index.callbacks import aobserved, observed
+from deepen_integrations.llama_index.held_answers import HeldMessages, HeldText, asked_schema, held_options
 from deepen_integrations.llama_index.messages import chat_messages, text_messages
-from deepen_integrations.llama_index.react import react_options, react_stop
+from deepen_integrations.llama_index.react import react_constraint, react_options, react_stop
 from deepen_integrations.llama_index.responses import ChatResponses, CompletionResponses
 from deepen_integrations.llama_index.structured import StructuredCall
 
@@ -129,27 +131,27 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        params, ensemble = self.sampling(kwargs), self.ensemble
+        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), self.ensemble
         responses = CompletionResponses(self.model_name)
         return responses.whole(ensemble.generate(self._read_prompt(prompt, formatted, params), params))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Like `complete`, without blocking the event loop. Cancelling the task ends the work."""
-        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), await self.aensemble()
         responses = CompletionResponses(self.model_name)
         return responses.whole(await ensemble.agenerate(self._read_prompt(prompt, formatted, params), params))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
-        params, ensemble = self.sampling(kwargs), self.ensemble
+        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), self.ensemble
         responses = CompletionResponses(self.model_name)
         pieces = responses.each(ensemble.stream(self._read_prompt(prompt, formatted, params), params))
         return observed(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Like `stream_complete`, for an event loop."""
-        params, ensemble = self.sampling(kwargs), await self.aensemble()
+        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), await self.aensemble()
         responses = CompletionResponses(self.model_name)
         pieces = responses.aeach(ensemble.astream(self._read_prompt(prompt, formatted, params), params))
         return await aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
@@ -254,13 +256,23 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
             return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         return await StructuredCall(self, output_cls, prompt, llm_kwargs, prompt_args).astream()
 
-    def for_react(self) -> Self:
+    def for_react(self, tools: Sequence[BaseTool] = (), *, can_handoff_to: Sequence[str] = ()) -> Self:
         """Returns a copy for `ReActAgent`, which sets no stop strings: it stops where a tool's observation would begin.
 
-        The copy shares the ensemble.
+        With tools, answers are also held to the form that the agent reads: a thought, and then the name of a tool and
+        an input that is valid for it, or the answer. The copy shares the ensemble.
+
+        Args:
+            tools: All tools of the agent; needs the extra `structured`. A constraint of the model takes precedence.
+            can_handoff_to: Names of the agents that it may hand off to in an `AgentWorkflow`.
+
+        Raises:
+            SamplingError: If decoding cannot follow a tool's schema, or if a name holds a blank or a bracket.
         """
         stop = react_stop(self.stop)
-        return self if stop == [*self.stop] else self.with_options(stop=stop)
+        options: dict[str, Any] = {} if stop == [*self.stop] else {"stop": stop}
+        options |= react_constraint(tools, can_handoff_to, self.sampling({}))
+        return self.with_options(**options) if options else self
 
     def predict_and_call(
         self,
@@ -282,7 +294,7 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Returns:
             The tools' results, or the error in their place.
         """
-        model, options = self.for_react(), react_options(kwargs)
+        model, options = self._for_step(tools), react_options(kwargs)
         return super(DeepenLLM, model).predict_and_call(tools, user_msg, chat_history, verbose, **options)
 
     async def apredict_and_call(
@@ -294,12 +306,39 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         **kwargs: Any,
     ) -> AgentChatResponse:
         """Like `predict_and_call`, for an event loop."""
-        model, options = self.for_react(), react_options(kwargs)
+        model, options = self._for_step(tools), react_options(kwargs)
         return await super(DeepenLLM, model).apredict_and_call(list(tools), user_msg, chat_history, verbose, **options)
+
+    def _for_step(self, tools: Sequence[BaseTool]) -> Self:
+        return self.for_react(tools if can_constrain() else ())
 
     def _request(self, messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""
-        return ChatRequest(check_messages(chat_messages(messages)), ReplyForm(), self.sampling(options))
+        sampling = self.sampling(self._held_options(messages, options))
+        return ChatRequest(check_messages(chat_messages(messages)), ReplyForm(), sampling)
+
+    # LlamaIndex's hooks for prompts: the only places that see which parser will read the answer.
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        messages = super()._get_messages(prompt, **prompt_args)
+        return HeldMessages(messages, held_options(self, prompt, prompt_args))
+
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        return HeldText(super()._get_prompt(prompt, **prompt_args), held_options(self, prompt, prompt_args))
+
+    def _extend_messages(self, messages: list[ChatMessage]) -> list[ChatMessage]:
+        # Programs call this on a prompt that a parser has formatted, whose instructions are its only trace.
+        asked = (asked_schema(message.content or "") for message in messages)
+        schema = next((schema for schema in asked if schema is not None), None)
+        return HeldMessages(super()._extend_messages(messages), {} if schema is None else {"json_schema": schema})
+
+    def _held_options(self, asked: str | Sequence[ChatMessage], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a call's options with the constraint of what will read the answer; the caller's takes precedence."""
+        held = getattr(asked, "held", {})
+        if isinstance(asked, str) and not isinstance(asked, HeldText):
+            schema = asked_schema(asked)
+            held = {} if schema is None else {"json_schema": schema}
+        return {**held, **options} if held and self.sampling(options).constraint is None else options
 
     def _read_prompt(self, prompt: str, formatted: bool, params: SamplingParams) -> Prompt:
         usual = self.completion_to_prompt is default_completion_to_prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Generic, TypeVar
 
@@ -64,10 +64,11 @@ class Responses(ABC, Generic[Response]):
                 if (response := self.response_for(piece)) is not None:
                     yield response
 
-    def _raw(self, piece: Chunk, *, calls: bool = False) -> dict[str, Any] | None:
+    def _raw(self, piece: Chunk, warnings: Sequence[str] = (), *, calls: bool = False) -> dict[str, Any] | None:
         """Plain data, because exporters write it as JSON. LlamaIndex's token counter reads its `usage`."""
-        answer = piece.generation
-        return None if answer is None else {**report(answer, calls=calls), "model": self._model_name}
+        if piece.generation is None:
+            return None
+        return {**report(piece.generation, warnings, calls=calls), "model": self._model_name}
 
 
 class CompletionResponses(Responses[CompletionResponse]):
@@ -122,7 +123,7 @@ class ChatResponses(Responses[ChatResponse]):
         self._text += said
         self._thoughts += thought
         self._calls += [_block(part) for part in parts if isinstance(part, Call)]
-        raw = self._raw(piece, calls=bool(self._calls))
+        raw = self._raw(piece, self._parser.warnings, calls=bool(self._calls))
         return ChatResponse(
             message=self._message(last=raw is not None),
             delta=said,

@@ -73,6 +73,11 @@ class SamplingParams(ConstraintOptions):
     partial answer."""
     on_timeout: Literal["return", "raise"] = "return"
     """"raise" ends a request whose timeout passes with a `TimedOutError` instead, so that a fallback can take over."""
+    max_argument_length: int | None = Field(default=None, ge=0)
+    """Maximum number of characters of a string in a tool call's arguments, where the tool's schema sets no `maxLength`.
+    By default twice `max_new_tokens`, so that a string takes about half of them: a model that is lost in a text can
+    still complete its call. Lists without `maxItems` have at most an eighth of `max_new_tokens` items. 0 lifts both
+    bounds."""
     ignore_eos: bool = False
     """Continue to `max_new_tokens` even if the ensemble would end the text. If a constraint allows nothing but the end,
     the text ends."""
@@ -189,6 +194,11 @@ class SamplingParams(ConstraintOptions):
             if any("\ud800" <= c <= "\udfff" for c in string):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
+
+    @property
+    def answer_tokens(self) -> int:
+        """`max_new_tokens`, or its default for an answer without thoughts."""
+        return ANSWER_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
 
 def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from deepen_core.config.constraints import ConstraintOptions
 from deepen_core.constraints.json_schema import checked_schema
@@ -127,6 +127,22 @@ def _followed(said: str, what: str, strict: bool) -> FollowedSchema:
     from deepen_core.constraints.validation import SchemaCheck  # noqa: PLC0415  slow, and seldom needed
 
     return FollowedSchema(schema, SchemaCheck(given))
+
+
+@lru_cache(maxsize=256)
+def _may_begin(schema: str, text: str) -> bool:
+    matcher = LLMatcher(LLTokenizer("byte"), f"start: {json_rule(json.loads(schema))}", log_level=0)
+    said = text.encode()
+    return matcher.try_consume_tokens(list(said)) == len(said)
+
+
+def json_may_begin(schema: Mapping[str, Any], text: str) -> bool:
+    """Whether JSON of a schema may begin with a text.
+
+    Raises:
+        SamplingError: As for `json_rule`.
+    """
+    return _may_begin(json.dumps(schema), text)
 
 
 def _start(regex: str) -> str:

@@ -6,6 +6,7 @@ the members are about to generate the same text. It is that of Hermes and Qwen: 
 
 from deepen_core.replies.form import ReplyForm
 from deepen_core.replies.parser import BrokenCall, Call, CutCall, Part, Reply, ReplyParser, Text, Thought, parse_reply
+from deepen_core.replies.react import react_rules
 from deepen_core.replies.system_prompt import instructed
 from deepen_core.replies.tools import Tool
 
@@ -22,4 +23,5 @@ __all__ = [
     "Tool",
     "instructed",
     "parse_reply",
+    "react_rules",
 ]

@@ -14,9 +14,11 @@ from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.constraints import can_constrain, plain_schema
 from deepen_core.errors import SamplingError
+from deepen_core.replies.argument_bounds import ArgumentBounds
 from deepen_core.replies.grammar import reply_rules
 from deepen_core.replies.parser import ReplyParser
 from deepen_core.replies.tools import CallPolicy, Tool, read_choice, read_tools
+from deepen_core.replies.untagged import ARGUMENTS, spelled
 
 if TYPE_CHECKING:
     from deepen_core.constraints.grammar import FollowedSchema
@@ -85,6 +87,18 @@ class ReplyForm:
         """Whether the answer may be a text, which stop strings may end."""
         return self.schema is None and self.calls != "must"
 
+    @cached_property
+    def has_untagged(self) -> bool:
+        """Whether calls may lack their tag: not where an object that the answer may be can look like one."""
+        if self.calls != "maybe":
+            return False
+        if self._object is None:
+            return True
+        from deepen_core.constraints.grammar import json_may_begin  # noqa: PLC0415  needs an extra
+
+        begins = (f'{{"name": {spelled(tool.name)}, "{field}":' for tool in self.callable for field in ARGUMENTS)
+        return not any(json_may_begin(self._object, begin) for begin in begins)
+
     def params(self, given: SamplingParams, thoughts: Thoughts) -> SamplingParams:
         """Returns sampling options that constrain an answer to this form.
 
@@ -100,21 +114,38 @@ class ReplyForm:
         if given.constraint is not None:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
-        followed = self._followed
-        tools = [replace(t, parameters=followed[t.name].schema) if followed else t for t in self.callable]
-        schema = followed[None].schema if None in followed else self.schema
-        rules = reply_rules(tools, self.calls, self.parallel, schema, thoughts)
+        followed, bounds = self._followed, ArgumentBounds.from_params(given)
+        schemas = {tool.name: followed[tool.name].schema if followed else tool.schema for tool in self.callable}
+        tools = [
+            replace(tool, parameters=bounds.bounded(schemas[tool.name]) if bounds else schemas[tool.name])
+            for tool in self.callable
+        ]
+        rules = reply_rules(tools, self.calls, self.parallel, self._object, thoughts, untagged=self.has_untagged)
         # Cut at a stop string, an answer would no longer be a call or an object.
         return resolve_sampling(given, {"grammar": rules} if self.has_text else {"grammar": rules, "stop": ()})
 
-    def parser(self, thoughts: Thoughts) -> ReplyParser:
+    def parser(self, thoughts: Thoughts, given: SamplingParams | None = None) -> ReplyParser:
         """Returns a parser that splits an answer into its parts.
 
         Args:
             thoughts: As for `params`.
+            given: The caller's options, if the parser is to warn of arguments as long as they may be.
         """
+        bounds = None if given is None else ArgumentBounds.from_params(given)
         checks = {t.name: f.check for t in self.callable if (f := self._followed.get(t.name)) and f.check}
-        return ReplyParser([tool.name for tool in self.callable], thoughts, has_text=self.has_text, checks=checks)
+        return ReplyParser(
+            [tool.name for tool in self.callable],
+            thoughts,
+            has_text=self.has_text,
+            untagged=self.has_untagged,
+            bounds=bounds,
+            checks=checks,
+        )
+
+    @property
+    def _object(self) -> Mapping[str, Any] | None:
+        """What decoding follows of the answer's own schema."""
+        return self._followed[None].schema if None in self._followed else self.schema
 
     @property
     def schema_check(self) -> SchemaCheck | None:

@@ -22,8 +22,17 @@ _CLOSE = r"/[ \n\r\t]?\}/"
 _BLANK = r"/\n{0,2}/"  # as models write between their thoughts and the answer
 
 
+_PLACE = "#/properties/arguments"  # of the schema of arguments in that of a call
+
+
 def reply_rules(
-    tools: Sequence[Tool], calls: CallPolicy, parallel: bool, schema: Mapping[str, Any] | None, thoughts: Thoughts
+    tools: Sequence[Tool],
+    calls: CallPolicy,
+    parallel: bool,
+    schema: Mapping[str, Any] | None,
+    thoughts: Thoughts,
+    *,
+    untagged: bool,
 ) -> str:
     """Returns the grammar of an answer.
 
@@ -33,6 +42,7 @@ def reply_rules(
         parallel: Whether there may be more than one call.
         schema: The schema that the answer follows instead of being a text.
         thoughts: Those that may come before.
+        untagged: Whether calls may lack their tag.
     """
     rules: dict[str, str] = {}
     apart = _without_thoughts(thoughts)
@@ -53,9 +63,9 @@ def reply_rules(
         if follows_text:
             rules["OPENING"] = _TEXT_AND_CALL + apart
         rules |= _call_rules(tools)
-        if follows_text:
+        if untagged:
             bodies.append("untagged")
-            rules |= _untagged_rules(tools)
+            rules |= _untagged_rules(tools) if follows_text else _bare_rules(tools)
     rules["body"] = " | ".join(bodies)
     start = "body"
     if thoughts.mode != "never":
@@ -121,6 +131,29 @@ def _untagged_rules(tools: Sequence[Tool]) -> dict[str, str]:
             closing = f' "\\n{end}"' if end else ""
             rules[name] = f"HEAD_{number}_{kind} {_FIELD} arguments_{number} {_CLOSE}{closing}"
     return {"untagged": " | ".join(kinds), **rules}
+
+
+def _bare_rules(tools: Sequence[Tool]) -> dict[str, str]:
+    """Rules for calls without their tag where the answer may be an object: all JSON, as the lexer cannot go back."""
+    rules = {"untagged": " | ".join(f"bare_{number}" for number in range(len(tools)))}
+    for number, tool in enumerate(tools):
+        inner = {key: value for key, value in _moved(tool.schema).items() if key not in {"$schema", "$id"}}
+        call = {"type": "object", "properties": {"name": {"const": tool.name}, "arguments": inner}}
+        rules[f"bare_{number}"] = f"%json {_json({**call, 'required': ['name', 'arguments']})}"
+    return rules
+
+
+def _moved(value: Any) -> Any:
+    """Returns a schema whose references lead into it where it stands in the schema of a call."""
+    if isinstance(value, list):
+        return [_moved(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _moved(part) for key, part in value.items()}
+    reference = value.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = _PLACE + reference.removeprefix("#")
+    return moved
 
 
 def _json(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import CALL, CALL_END, tool_call_text
+from deepen_core.replies.argument_bounds import ArgumentBounds
 from deepen_core.replies.untagged import ARGUMENTS, may_become_call, untagged_call
 
 
@@ -101,10 +102,14 @@ class ReplyParser:
     Args:
         names: The tools that may be called; without any, call tags are text.
         thoughts: Those with which the answer may begin.
-        has_text: Whether the answer may be a text. If not, calls have their tags, and the beginning of a tag at the end
-            is a call's.
+        has_text: Whether the answer may be a text. If not, the beginning of a tag at the end is a call's.
+        untagged: Whether calls may lack their tag.
+        bounds: Of arguments, for `warnings`.
         checks: What checks the arguments of a tool's calls, by its name, where decoding does not follow all of its
             schema.
+
+    Attributes:
+        warnings: Names the arguments so far that reached their bound, and may be incomplete.
     """
 
     def __init__(
@@ -113,11 +118,16 @@ class ReplyParser:
         thoughts: Thoughts = _NONE,
         *,
         has_text: bool = True,
+        untagged: bool = True,
+        bounds: ArgumentBounds | None = None,
         checks: Checks = MappingProxyType({}),
     ) -> None:
+        self.warnings: list[str] = []
+        self._bounds = bounds
+        self._checks = checks
         self._names = frozenset(names)
         self._has_text = has_text
-        self._checks = checks
+        self._untagged = untagged and bool(names)
         self._marks = thoughts.marks
         states: dict[str, _State] = {"optional": "start", "opened": "thoughts"}
         self._state: _State = states.get(thoughts.mode, "body")
@@ -195,7 +205,7 @@ class ReplyParser:
             self._state = "body"
 
     def _open(self, *, last: bool) -> None:
-        if not self._has_text or not self._names:
+        if not self._untagged:
             self._state = "text"
         elif untagged_call(self._held, self._names):
             self._state = "untagged"
@@ -273,6 +283,8 @@ class ReplyParser:
             return None
         name, arguments = said.get("name"), next((said[field] for field in ARGUMENTS if field in said), None)
         if isinstance(name, str) and name in self._names and isinstance(arguments, dict):
+            if self._bounds is not None:
+                self.warnings += self._bounds.warnings(name, arguments)
             return Call(name, arguments)
         return None
 

@@ -27,6 +27,7 @@ _EXAMPLE = """
 """
 # Small models that hear nothing but the result call the next tool that comes to mind.
 _AFTER_RESULTS = "\nAnswer my question in plain words if you can."
+_OBJECT_AFTER_RESULTS = "\n\nIf you can, answer my question as JSON now, such as "
 
 
 def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
@@ -43,8 +44,8 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
         PromptError: If the arguments of a call are not JSON.
     """
     spoken = _spoken(messages)
-    if messages and messages[-1]["role"] == "tool" and form.has_text and not _thought(messages):
-        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _AFTER_RESULTS]}
+    if messages and messages[-1]["role"] == "tool" and not _thought(messages):
+        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _after_results(form)]}
     told = _instructions(form)
     if not told:
         return spoken
@@ -63,6 +64,16 @@ def _thought(messages: Sequence[Message]) -> bool:
     return any(message.get("reasoning_content") for message in since)
 
 
+def _after_results(form: ReplyForm) -> str:
+    """Returns what to ask for after the result of a call."""
+    if form.has_text:
+        return _AFTER_RESULTS
+    if form.schema is None or form.calls != "maybe":
+        return ""
+    example = dict.fromkeys(form.schema.get("properties", ()), "...")
+    return f"{_OBJECT_AFTER_RESULTS}{json.dumps(example, ensure_ascii=False)}."
+
+
 def _instructions(form: ReplyForm) -> list[str]:
     """Returns the instructions as strings to be joined."""
     parts: list[str] = []
@@ -74,9 +85,9 @@ def _instructions(form: ReplyForm) -> list[str]:
             parts.append(f"\n\nCall the function {json.dumps(form.named, ensure_ascii=False)} now.")
         elif form.calls == "must":
             parts.append("\n\nAnswer with function calls only.")
-    if form.schema is not None:
-        parts += ["\n\n"] if parts else []
-        parts.append(f"Answer with JSON that follows this schema: {json.dumps(form.schema, ensure_ascii=False)}")
+    if form.schema is not None and form.calls != "must":
+        parts.append("\n\nWhen you need no more functions, answer" if parts else "Answer")
+        parts.append(f" with JSON that follows this schema: {json.dumps(form.schema, ensure_ascii=False)}")
     return parts
 
 

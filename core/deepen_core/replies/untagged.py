@@ -31,7 +31,7 @@ def untagged_call(text: str, names: Collection[str]) -> tuple[str, int] | None:
         place = _brace(text, begin)
         named = None if place is None else _NAMED.match(text, place)
         # As it is spelled, like the grammar: escapes in a name are not held, so it is not one of a tool.
-        if place is not None and named is not None and named[1] in map(_spelled, names):
+        if place is not None and named is not None and named[1] in map(spelled, names):
             return end, place
     return None
 
@@ -48,7 +48,7 @@ def may_become_call(text: str, names: Collection[str]) -> bool:
                 return True
             continue
         begun = "".join(text[place:].split())
-        if any((_BEGUN + "".join(_spelled(name).split())).startswith(begun) for name in names):
+        if any((_BEGUN + "".join(spelled(name).split())).startswith(begun) for name in names):
             return True
     return False
 
@@ -60,11 +60,12 @@ def untagged_rules(names: Collection[str], fences: Collection[str] = tuple(FENCE
         names: The tools' names.
         fences: Keys of `FENCES`.
     """
-    begins, spelled = ("|".join(map(_literal, texts)) for texts in (fences, map(_spelled, names)))
-    return rf'{_AROUND}({begins}){_AROUND}\{{{_SPACE}"name"{_SPACE}:{_SPACE}({spelled})'
+    begins, called = ("|".join(map(_literal, texts)) for texts in (fences, map(spelled, names)))
+    return rf'{_AROUND}({begins}){_AROUND}\{{{_SPACE}"name"{_SPACE}:{_SPACE}({called})'
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """Returns a name as calls spell it."""
     return json.dumps(name, ensure_ascii=False)
 
 
