@@ -1,15 +1,21 @@
-# Everything runs in .venv, or .venv-lowest, which each target makes itself; PYTHON says with which interpreter.
+# Everything runs in .venv, .venv-lowest or .venv-newest, which each target makes itself; PYTHON says with which interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 # What asks most of each dependency, in a few minutes.
-LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli constraint decoding excerpt kv_cache kv_schedules \
-	langchain_chat langchain_llm llama_index_agents llama_index_llm \
-	llama_index_rag llama_index_structured llama_index_tools loading members model_formats model_requirements \
-	packaging probe prompt recurrent scheduler scoring template transformers_parity vocabulary)
+FRAMEWORK_TESTS := $(patsubst %,tests/test_%.py,langchain_chat langchain_chat_agents langchain_chat_life \
+	langchain_chat_standard langchain_errors langchain_life langchain_llm langchain_llm_options llama_index_agents \
+	llama_index_ingestion llama_index_life llama_index_llm llama_index_rag llama_index_react llama_index_structured \
+	llama_index_tools packaging warm_up)
+LOWEST_TESTS := $(FRAMEWORK_TESTS) $(patsubst %,tests/test_%.py,attention cli constraint decoding excerpt kv_cache \
+	kv_schedules loading loading_progress members model_formats model_requirements probe prompt recurrent scheduler \
+	scoring template transformers_parity vocabulary)
+TESTS_NEED := filelock hypothesis jsonschema langchain langchain-tests langgraph pytest pytest-asyncio \
+	pytest-socket pytest-xdist
 BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
 ARGS ?=
 # The models of the tests are so small that threads cost more than they gain: the cores get a process each instead. Where
@@ -18,7 +24,7 @@ WORKERS = $(if $(findstring tests/,$(ARGS)),,-n auto --dist worksteal)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint format bench clean
+.PHONY: help demo test test-all test-lowest test-newest lint format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +42,10 @@ test-all: $(READY) ## run all tests, the slow ones too, with as many examples as
 test-lowest: BIN := $(LOWEST)/bin
 test-lowest: $(LOWEST)/.ready ## run tests of every dependency with the oldest versions that are allowed
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m 'not slow' -n auto --dist worksteal $(LOWEST_TESTS) $(ARGS)
+
+test-newest: BIN := $(NEWEST)/bin
+test-newest: $(NEWEST)/.ready ## run the adapters' tests with the newest LangChain and LlamaIndex that are allowed
+	$(PYTEST) -m 'not slow' -n auto --dist worksteal $(FRAMEWORK_TESTS) $(ARGS)
 
 lint: $(READY) ## check style, format, types and the layers
 	$(BIN)/ruff check
@@ -55,7 +65,7 @@ bench: $(READY) ## run every benchmark
 	done
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) $(LOWEST) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: its constraint takes a CPU build where one is offered.
@@ -73,6 +83,13 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
 	awk -F== 'NR == FNR { lowest[$$1]; print; next } !($$1 in lowest)' constraints-lowest.txt constraints.txt \
 		>$(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt torch==2.13.0
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' \
-		filelock hypothesis jsonschema langchain-tests langgraph pytest pytest-asyncio pytest-socket pytest-xdist
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' $(TESTS_NEED)
+	@touch $@
+
+# Only torch and transformers are those of .venv. Remove the folder to have releases that came later.
+$(NEWEST)/.ready: pyproject.toml constraints.txt
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	grep -E '^(torch|transformers)==' constraints.txt >$(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -c $(NEWEST)/constraints.txt torch
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -c $(NEWEST)/constraints.txt -e '.[all]' $(TESTS_NEED)
 	@touch $@
