@@ -7,6 +7,7 @@ import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index_parts import EIGHT, ENDPOINTS, QUESTION, USER, Counting, called, index_of, text_of
 from scheduler_parts import hook
 
@@ -159,23 +160,26 @@ def test_a_stream_that_is_left_ends_its_event(llm, endpoint):
     assert held[-1] == 0
 
 
+class Limiter(BaseRateLimiter):
+    """Counts how often it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def acquire(self, num_tokens=0):
+        self.asked.append("sync")
+
+    async def async_acquire(self, num_tokens=0):
+        self.asked.append("async")
+
+
 @pytest.mark.parametrize("endpoint", EIGHT)
 def test_the_rate_limiter_is_asked_once(llm, endpoint):
-    base = pytest.importorskip("llama_index.core.rate_limiter").BaseRateLimiter  # since LlamaIndex 0.14.15
-    asked = []
-
-    class Limiter(base):
-        def acquire(self, num_tokens=0):
-            asked.append("sync")
-
-        async def async_acquire(self, num_tokens=0):
-            asked.append("async")
-
-    llm.rate_limiter = Limiter()
+    llm.rate_limiter = limiter = Limiter()
     called(llm, endpoint)
-    assert len(asked) == 1
+    assert len(limiter.asked) == 1
     if endpoint in ("acomplete", "achat"):
-        assert asked == ["async"]
+        assert limiter.asked == ["async"]
 
 
 def test_text_of_all_eight_is_the_same(llm):

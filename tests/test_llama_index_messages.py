@@ -138,9 +138,6 @@ def test_each_member_reads_its_own_template(llm, folders):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(
-    "early_stopping_method" not in ReActAgent.model_fields, reason="this LlamaIndex does not stop early"
-)
 async def test_a_react_agent_retries_and_stops_early_on_strict_templates(llm):
     """Nothing that random members say is ReAct; a `Thought:` without an action makes the agent ask again."""
     thinking = llm.with_options(regex="Thought: [a-z]{1,8}", max_new_tokens=24)
