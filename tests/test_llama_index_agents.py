@@ -28,7 +28,8 @@ def settings(monkeypatch):
     """LlamaIndex's global settings, as they were again afterwards."""
     import llama_index.core
 
-    kept = ("_llm", "_prompt_helper", "_chat_prompt_helper", "_node_parser", "_transformations")
+    names = ("_llm", "_prompt_helper", "_chat_prompt_helper", "_node_parser", "_transformations")
+    kept = [name for name in names if hasattr(Settings, name)]
     for name in kept:
         monkeypatch.setattr(Settings, name, getattr(Settings, name))
     monkeypatch.setattr(llama_index.core, "global_tokenizer", llama_index.core.global_tokenizer)

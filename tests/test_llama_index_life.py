@@ -61,7 +61,7 @@ def test_stored_in_every_form_it_answers_the_same(options):
             "loader": load_llm(llm.to_dict()),
             "pickle": pickle.loads(pickle.dumps(llm)),
             "copy": copy.deepcopy(llm),
-            "model_copy": llm.model_copy(update={"stop": ["\1"]}),
+            "model_copy": llm.model_copy(update={"stop": ("\1",)}),
         }
         assert len(pickle.dumps(llm)) < 10_000
         for form, other in forms.items():

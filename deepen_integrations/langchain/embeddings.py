@@ -8,9 +8,10 @@ from deepen_integrations.hashing import DIMENSION, hashed_vector
 
 
 class HashingEmbeddings(Embeddings):
-    """Texts that share words have similar vectors. For demos, tests and small collections.
+    """A toy for demos and tests: texts that share words have similar vectors.
 
-    The same text has the same vector in every process. Word order and meaning are ignored.
+    The same text has the same vector in every process. Word order, word forms and meaning are ignored: to search texts
+    of your own, use an embedding model, such as by `HuggingFaceEmbeddings` of `langchain-huggingface`.
 
     Args:
         dimension: Length of a vector.

@@ -131,6 +131,8 @@ class StructuredCall(Generic[Model]):
         """Returns the object of an answer so far, and the objects for the next call."""
         if piece.raw is not None:
             return self._parsed(piece), previous
+        if isinstance(piece, CompletionResponse):  # LlamaIndex before 0.14.22 takes answers to chats only
+            piece = ChatResponse(message=ChatMessage(content=piece.text, role=MessageRole.ASSISTANT))
         found = process_streaming_objects(piece, self._class, cur_objects=previous, flexible_mode=True)
         return found, found if isinstance(found, list) else [found]
 
