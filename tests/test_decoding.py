@@ -130,8 +130,8 @@ def test_warming_up_leaves_nothing_for_the_first_request(load, monkeypatch):
     with load("alpha", "beta") as ensemble:
         assert ensemble.has_chat_template
         ensemble.warm_up()
-        for made_once in (matcher.Lexicon, template.TemplateCapabilities):
-            monkeypatch.setattr(made_once, "__init__", lambda *_, **__: pytest.fail("this was left to do"))
+        monkeypatch.setattr(matcher.Lexicon, "__init__", lambda *_, **__: pytest.fail("this was left to do"))
+        monkeypatch.setattr(template.ChatTemplate._takes, "func", lambda _: pytest.fail("this was left to do"))
         ensemble.generate([{"role": "user", "content": "Hi."}], choices=["yes", "no"])
 
 

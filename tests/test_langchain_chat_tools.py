@@ -49,13 +49,13 @@ def test_nothing_of_a_schema_is_lost(kind, right, wrong):
 
 
 def test_a_schema_is_read_once(terse, monkeypatch):
-    """Where it is bound, in each call and in the engine."""
+    """As it is and with bounds, wherever it is bound, called and decoded."""
     read, checked = [], grammar.checked_schema
     monkeypatch.setattr(grammar, "checked_schema", lambda schema, problem: read.append(1) or checked(schema, problem))
     once = {"title": "once", "type": "object", "properties": {"x": {"const": "read once"}}, "required": ["x"]}
     bound = ChatDeepen.from_ensemble(terse, max_tokens=100).bind_tools([once], tool_choice="once")
     assert [bound.invoke("hi").tool_calls[0]["args"] for _ in "12"] == [{"x": "read once"}] * 2
-    assert len(read) == 1
+    assert len(read) == 2
 
 
 def test_members_see_unicode_as_it_is(ensemble):

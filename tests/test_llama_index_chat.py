@@ -93,16 +93,17 @@ def test_a_window_of_256_or_less_is_told_before_anything_is_loaded():
     code = f"""
 from llama_index.core import Document, VectorStoreIndex
 from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding
-llm = DeepenLLM(models=["no/such", "folder"], context_window=256)
+llm = DeepenLLM.demo(context_window=256)
 index = VectorStoreIndex.from_documents([Document(text="a")], embed_model=HashingEmbedding())
 for mode in {ENGINES}:
     try:
         index.as_chat_engine(chat_mode=mode, llm=llm)
     except ValueError as error:
-        print(mode, error)
+        print(mode, error, llm._held()._loaded is None)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.count("Token limit must be set and greater than 0") == len(ENGINES), run.stdout
+    assert run.stdout.count("True\n") == len(ENGINES)
 
 
 def test_a_long_conversation_is_cut_by_the_memory_and_fits(reading_ensembles):

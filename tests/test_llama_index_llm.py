@@ -15,7 +15,7 @@ from llama_index.core.node_parser import SentenceSplitter
 
 from deepen_core import Ensemble
 from deepen_core.demo import documents, questions
-from deepen_core.errors import ClosedError, ContextWindowError, PromptError
+from deepen_core.errors import ClosedError, ContextWindowError, ModelFilesError, PromptError
 from deepen_integrations.llama_index import DeepenLLM, HashingEmbedding
 
 pytestmark = pytest.mark.usefixtures("loop_of_llama_index")
@@ -63,6 +63,7 @@ def test_the_class_is_what_llama_index_looks_for(llm):
 def test_an_answer_with_usage(chat_llm, endpoint):
     response = ENDPOINTS[endpoint](chat_llm, max_tokens=2)
     assert text_of(response) == " three long"
+    assert response.raw.pop("timings").keys() == {"queue_s", "prefill_s", "decode_s", "total_s"}
     assert response.raw == {
         "finish_reason": "length",
         "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
@@ -302,10 +303,17 @@ def test_metadata_is_the_ensembles(ensemble):
     assert DeepenLLM.from_ensemble(ensemble, context_window=99, max_tokens=5).metadata.context_window == 99
 
 
+@pytest.mark.usefixtures("needs_demo")
 def test_metadata_loads_nothing(loads):
-    metadata = DeepenLLM(models=["./a", "./b"], max_new_tokens=9).metadata
-    assert (metadata.model_name, metadata.num_output, metadata.is_chat_model) == ("a+b", 9, False)
-    assert metadata.context_window == 3900
+    metadata = DeepenLLM.demo(max_new_tokens=9).metadata
+    assert (metadata.num_output, metadata.is_chat_model) == (9, True)
+    assert metadata.context_window > 1000
+    assert not loads
+
+
+def test_metadata_of_models_that_are_not_there(loads):
+    with pytest.raises(ModelFilesError, match="There is no folder"):
+        _ = DeepenLLM(models=["./a", "./b"]).metadata
     assert not loads
 
 
@@ -362,11 +370,10 @@ def test_demo_streams_what_it_completes(demo):
 
 
 def test_demo_facts_from_files_are_the_loaded_ones(demo):
-    before = DeepenLLM.demo(device="cpu").metadata
+    before = DeepenLLM.demo(device="cpu", max_new_tokens=demo.max_new_tokens).metadata
     assert demo.complete("Mira lives in").text
-    guessed = {"num_output", "context_window"}
-    assert before.model_dump(exclude=guessed) == demo.metadata.model_dump(exclude=guessed)
-    assert 1000 < before.context_window < demo.metadata.context_window < demo.ensemble.context_window
+    assert before == demo.metadata
+    assert 1000 < before.context_window < demo.ensemble.context_window
 
 
 @pytest.mark.usefixtures("needs_demo")

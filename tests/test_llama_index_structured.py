@@ -95,7 +95,7 @@ def test_the_prompt_holds_the_schema_once_and_the_system_prompt_once(ensemble, t
     asked = str(prompt)
     assert "{{" not in asked
     assert asked.count("SYS") == asked.count("maxLength") == asked.count("Describe it.") == 1
-    assert params.json_schema == Part.model_json_schema()
+    assert params.json_schema == {**Part.model_json_schema(), "additionalProperties": False}
 
 
 def test_a_stream_grows_and_ends_with_the_whole(llm):

@@ -128,7 +128,7 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path):
     unique = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     odd = {"type": "function", "function": {"name": "odd", "parameters": {"properties": {"a": unique}}}}
     with pytest.raises(SamplingError, match=r"properties\.a"):
-        llm.chat(ASK, tools=[odd])
+        llm.chat(ASK, tools=[odd], strict=True)
     with pytest.raises(SamplingError, match="Unknown option 'tool'"):
         llm.chat(ASK, tool=TOOLS)
     with pytest.raises(SamplingError, match="Unknown option 'tools'"):
@@ -144,7 +144,7 @@ def test_a_schema_that_cannot_be_followed_is_told_before_anything_is_loaded(tmp_
         "response_format": {"type": "json_schema", "json_schema": form},
     }
     with pytest.raises(SamplingError, match="uniqueItems"):
-        DeepenToolLLM(models=[str(tmp_path)]).chat(ASK, **{where: given[where]})
+        DeepenToolLLM(models=[str(tmp_path)], strict=True).chat(ASK, **{where: given[where]})
 
 
 @pytest.mark.parametrize("way", ["predict", "apredict"])
@@ -205,7 +205,7 @@ def test_members_are_told_of_the_tools_and_of_what_they_said(llm, monkeypatch):
     assert texts[0].startswith("Be brief.\n\n# Tools")
     assert all(f'"name": "{tool.metadata.name}"' in texts[0] for tool in TOOLS)
     assert texts[2] == ('Let me see.\n<tool_call>\n{"name": "multiply", "arguments": {"a": 12, "b": 13}}\n</tool_call>')
-    assert texts[3] == "<tool_response>\n156\n</tool_response>\nAnswer my question in plain words if you can."
+    assert texts[3] == "<tool_response>\n156\n</tool_response>"  # after thoughts, more would look like a new question
 
 
 def test_members_without_templates_are_told_too(llm):

@@ -418,8 +418,8 @@ def test_options_name_their_strategy(given, expected):
         ({"strategy": ["union"]}, "Unknown fusion"),
         ({"strategy": "union", "steps": 3}, "Unknown option 'steps'"),
         ({"strategy": "product", "floor": 1.5}, "floor"),
-        ({"rows": "sharp", "search": "adamw", "steps": 9}, "with sharp rows there is no search and no steps"),
-        ({"power": 1.0, "exact": True}, "with soft rows there is no power"),
+        ({"rows": "sharp", "search": "adamw", "steps": 9}, "With sharp rows there is no search and no steps"),
+        ({"power": 1.0, "exact": True}, "With soft rows there is no power"),
         ({"power": 0.0}, "greater than 0"),
     ],
 )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from deepen_core.errors import DeepenError
 
@@ -50,7 +49,7 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     return told[0] if len(told) == 1 else "\n".join([f"{len(told)} options are wrong:", *(f"- {one}" for one in told)])
 
 
-def _sentence(fault: ErrorDetails, model: type[BaseModel]) -> str:
+def _sentence(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         cutoff = _NEAR_SHORT if len(name) <= _SHORT else _NEAR
