@@ -26,6 +26,7 @@ def pytest_collection_modifyitems(items):
 
 
 pytest_plugins = [
+    "fixtures_adapters",
     "fixtures_once",
     "fixtures_engine",
     "fixtures_llama_index",
