@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli constraint decoding excerpt kv_cache kv_schedules \
 	langchain_chat langchain_llm llama_index_agents llama_index_llm \
 	llama_index_rag llama_index_structured llama_index_tools loading members model_formats model_requirements \
-	packaging probe prompt recurrent scheduler scoring template transformers_parity vocabulary)
+	packaging probe prompt recurrent scheduler scoring template transformers_parity vocabulary wild_schemas)
 BENCHMARKS = $(shell grep -ls __main__ benchmarks/*.py)
 ARGS ?=
 # The models of the tests are so small that threads cost more than they gain: the cores get a process each instead. Where

@@ -13,6 +13,7 @@ from wild_schemas import WILD
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.constraints.grammar import followed_schema, grammar_of
+from deepen_core.constraints.json_schema import prepared
 from deepen_core.errors import NoToolCallError, SamplingError, SchemaWarning, StructuredAnswerError
 from deepen_core.replies import BrokenCall, Call, ReplyForm
 from deepen_integrations.langchain import ChatDeepen
@@ -164,3 +165,12 @@ def test_a_call_that_keeps_to_its_schema_is_a_call():
     with pytest.warns(SchemaWarning):
         parser = ReplyForm.from_openai([tagged("kept")], "any").parser(Thoughts())
     assert parser.feed(CALL % ("kept", '["a"]'))[0] == Call("kept", {"tags": ["a"]})
+
+
+@pytest.mark.parametrize(("name", "kept"), [("date", True), ("uri", False), ("path", False)])
+def test_formats_that_a_release_of_llguidance_lacks_are_annotations(name, kept):
+    def problem(schema):
+        return "Unknown format: uri" if schema.get("format") == "uri" else ""
+
+    text = {"type": "string", "format": name}
+    assert prepared(text, problem) == (text if kept else {"type": "string"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -42,7 +43,7 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
     Raises:
         SamplingError: If it cannot be followed, with the JSON path of the part at fault as far as it can be found.
     """
-    schema = prepared(schema)
+    schema = prepared(schema, problem)
     for path, part in parts_of(schema):
         if said := too_many_keys(part):
             raise SamplingError(f"The schema cannot be followed at {path}: {said}")
@@ -53,11 +54,21 @@ def checked_schema(schema: dict[str, Any], problem: Callable[[dict[str, Any]], s
     return schema if problem(closed) else closed
 
 
-def prepared(schema: dict[str, Any]) -> dict[str, Any]:
+@lru_cache
+def _follows_format(name: str, problem: Callable[[dict[str, Any]], str]) -> bool:
+    """Whether decoding can follow a format: not all releases of llguidance know every one of these."""
+    return name in _FORMATS and not problem({"type": "string", "format": name})
+
+
+def prepared(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Returns a copy with references as ASCII URIs, and without keywords that have no effect.
 
     By the standard, `format` is an annotation. Those that decoding knows it follows nevertheless, and all others, of
     which pydantic and OpenAPI have many (path, password, binary), have no effect.
+
+    Args:
+        schema: A JSON schema.
+        problem: As for `checked_schema`.
 
     Raises:
         SamplingError: For a reference to another document.
@@ -75,7 +86,7 @@ def prepared(schema: dict[str, Any]) -> dict[str, Any]:
                 del part[keyword]
         if isinstance(reference, str):
             part["$ref"] = quote(reference, safe=_OF_URIS)
-        if "format" in part and str(part["format"]) not in _FORMATS:
+        if "format" in part and not _follows_format(str(part["format"]), problem):
             found = _UUID.fullmatch(str(part.pop("format")))
             if found and "pattern" not in part:
                 part["pattern"] = _UUID_PATTERN.format(found[1])

@@ -39,7 +39,7 @@ class Relaxation:
     relaxed: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.schema = prepared(self.given)
+        self.schema = prepared(self.given, self.problem)
         for path, part in parts_of(self.schema):
             _state_keys(part, self.schema)
             self._leave_out(path, part, list(self._failing(part)))
