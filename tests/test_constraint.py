@@ -175,7 +175,7 @@ def test_many_threads(pair):
 def test_a_closed_ensemble_leaves_nothing(load):
     with load("beta", "alpha") as ensemble:
         ensemble.generate(["", PROMPT], choices=["the", "fox"])
-        lexicons = list(map(weakref.ref, ensemble._engine.decoder._constraints._lexicons.values()))
+        lexicons = list(map(weakref.ref, ensemble._engine.decoder.factory.constraints._lexicons.values()))
         tokens = [weakref.ref(t) for t in gc.get_objects() if type(t).__name__ == "_Tokens"]
     del ensemble
     gc.collect()
@@ -223,7 +223,7 @@ def test_the_end_is_allowed_just_where_the_answer_is_complete(pair):
     assert len(pair.generate(PROMPT, regex="[a-z]{1,30}", ignore_eos=True, max_new_tokens=60).text) == 30
     assert pair.generate(PROMPT, json_schema=PERSON, ignore_eos=True, max_new_tokens=150).finish_reason == "stop"
     decoder, vocabulary = pair._engine.decoder, pair._engine.members[0].tokenizer.vocabulary
-    constraint = decoder._constraints.start(SamplingParams(regex="ab?"), starts_text=False)
+    constraint = decoder.factory.constraints.start(SamplingParams(regex="ab?"), starts_text=False)
     stops = sorted(vocabulary.stop_ids)
     assert not constraint.allowed(500, torch.device("cpu"))[stops].any()
     constraint.advance(vocabulary.id_of(b"a"))
@@ -237,7 +237,9 @@ def test_a_mask_is_exactly_what_may_follow(load):
     """Every token that Python's re says may come first, and no other: no control token, no id beyond the vocabulary."""
     with load("beta", "alpha") as ensemble:
         vocabulary = ensemble._engine.members[0].tokenizer.vocabulary
-        start = functools.partial(ensemble._engine.decoder._constraints.start, SamplingParams(regex="[a-z]{3}[0-9]"))
+        start = functools.partial(
+            ensemble._engine.decoder.factory.constraints.start, SamplingParams(regex="[a-z]{3}[0-9]")
+        )
         for starts_text in (False, True):
             mask = start(starts_text=starts_text).allowed(vocabulary.size + 40, torch.device("cpu"))
             for token_id in range(vocabulary.size + 40):

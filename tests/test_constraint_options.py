@@ -300,7 +300,7 @@ def test_each_constraint_is_compiled_once(pair, monkeypatch):
     for expression in ("a{3}", "a{4}", "[abc]{3}"):
         pair.generate("a", regex=expression, max_new_tokens=4)
     assert [params.regex for params in compiled][2:] == ["a{3}", "a{4}", "[abc]{3}"]
-    assert len(pair._engine.decoder._constraints._compiled) == 2
+    assert len(pair._engine.decoder.factory.constraints._compiled) == 2
 
 
 def test_sampling_params_without_a_constraint_are_as_before():

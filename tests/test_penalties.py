@@ -64,6 +64,7 @@ def test_a_bias_rules_tokens_out_and_in(pair):
     [
         ({"Paris": 5}, "'Paris' is no token id: a text may be several tokens"),
         ({True: 5}, "True is no token id"),
+        ({-1: 5}, "-1 is no token id"),
         ({1: 101}, "the bias of token 1 is 101: give a number from -100 to 100"),
         ({1: float("nan")}, "the bias of token 1 is nan"),
         ([1], "give a mapping of token ids to numbers"),

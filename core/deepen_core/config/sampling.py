@@ -153,7 +153,7 @@ class SamplingParams(ConstraintOptions):
             raise ValueError("give a mapping of token ids to numbers, such as {42: -100}")
         for token, bias in value.items():
             if isinstance(token, bool) or not (
-                isinstance(token, int) or (isinstance(token, str) and token.isdecimal())
+                (isinstance(token, int) and token >= 0) or (isinstance(token, str) and token.isdecimal())
             ):
                 raise ValueError(
                     f"{token!r} is no token id: a text may be several tokens, or others after a space; look up the ids "

@@ -138,7 +138,7 @@ class EnsembleSequence:
 
     @property
     def chooses_freely(self) -> bool:
-        """Whether no constraint forces tokens."""
+        """Whether the answer has no constraint."""
         return self._constraint is None
 
     def remember(self, relative: Sequence[float], discount: float) -> None:

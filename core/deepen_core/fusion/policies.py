@@ -83,7 +83,8 @@ class AdaptiveWeights(StaticWeights):
 
     The exponentially weighted forecaster with discounted losses (Cesa-Bianchi and Lugosi, "Prediction, Learning, and
     Games", 2006, sections 2.2 and 2.11). The rate is small and the record short, some fifty tokens, so that no member
-    takes over an answer for good by agreeing with itself. Tokens that a constraint forces are not counted.
+    takes over an answer for good by agreeing with itself. An answer under a constraint keeps the shares: how probable a
+    member finds what it must say tells little of it.
 
     Args:
         weights: The members' shares s before anything is known, one per member, summing to one.

@@ -1,0 +1,139 @@
+"""Creates a request's sequence: the prompt as each member reads it, the room that it leaves, and the constraint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from deepen_core.chat.messages import Message
+from deepen_core.chat.prompt_encoder import MemberPrompt
+from deepen_core.chat.thoughts import Thoughts
+from deepen_core.config import SamplingParams
+from deepen_core.engine.sequence import EnsembleSequence
+from deepen_core.errors import ContextWindowError, SamplingError
+from deepen_core.members.base import Member, MemberSequence
+
+if TYPE_CHECKING:
+    from deepen_core.constraints.matcher import Constraints
+
+_log = logging.getLogger("deepen_core")
+
+
+class SequenceFactory:
+    """Creates sequences from prompts.
+
+    Args:
+        members: The models.
+        main: The number of the member whose vocabulary is used.
+        takes_part: For each member, whether it is run.
+    """
+
+    def __init__(self, members: Sequence[Member], main: int, takes_part: Sequence[bool]) -> None:
+        self._members = list(members)
+        self._main = main
+        self._takes_part = list(takes_part)
+        self._vocabulary = members[main].tokenizer.vocabulary
+        # Embeddings are often padded: nothing stops a model from choosing an id that its tokenizer does not have.
+        self._without_token = self._vocabulary.without_token(members[main].vocabulary_size)
+        self._warned = False
+
+    def create(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
+        """Creates a sequence from a prompt; nothing is run yet.
+
+        Raises:
+            PromptError: If the prompt is empty and a member cannot start from nothing.
+            ChatTemplateError: If a conversation is given and a member cannot read it.
+            ContextWindowError: If the prompt leaves no room in a member's context window.
+            SamplingError: If no answer can follow the constraint, or a bias is of a token that main does not have.
+        """
+        self._check_bias(params)
+        numbers = range(len(self._members))
+        prompts = [self._read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
+        member_sequences = [
+            None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
+            for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
+        ]
+        room = self._room(member_sequences)
+        most = self._members[self._main].tokenizer.reader.most_tokens(params, to_text=isinstance(prompt, str))
+        clamped = params.model_copy(update={"max_new_tokens": min(most, room)})
+        spoken = prompts[self._main]
+        assert spoken is not None
+        names = [m.name for m in self._members]
+        starts_text = not spoken.text
+        constraint = self.constraints.start(params, starts_text=starts_text) if params.constraint else None
+        sequence = EnsembleSequence(
+            member_sequences,
+            names,
+            self._main,
+            self._vocabulary,
+            clamped,
+            constraint,
+            never=self._without_token,
+            starts_text=starts_text,
+            continues_text=isinstance(prompt, str) and not spoken.inside,
+            thoughts=self._thoughts,
+        )
+        if isinstance(prompt, str) and not params.control_tokens:
+            sequence.warnings += self._rendered_already(prompt)
+        if params.max_new_tokens is not None and room < params.max_new_tokens:
+            sequence.warnings.append(
+                f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
+            )
+        return sequence
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        main = self._members[self._main]
+        if beyond := [token for token in params.logit_bias or () if token >= main.vocabulary_size]:
+            raise SamplingError(
+                f"logit_bias names token {beyond[0]}, but {main.name!r} has {main.vocabulary_size} tokens, from 0 to "
+                f"{main.vocabulary_size - 1}: look up the ids with Ensemble.tokenize."
+            )
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        """Constraints on answers in main's vocabulary."""
+        from deepen_core.constraints.matcher import Constraints  # noqa: PLC0415  needs an extra
+
+        return Constraints(self._vocabulary, self._thoughts.control)
+
+    @cached_property
+    def _thoughts(self) -> Thoughts:
+        """The marks of thoughts that main may write."""
+        return self._members[self._main].tokenizer.reader.thoughts()
+
+    def _read(self, member: int, prompt: str | Sequence[Message], params: SamplingParams) -> MemberPrompt:
+        reader = self._members[member].tokenizer.reader
+        if isinstance(prompt, str):
+            return reader.read_text(prompt, control_tokens=params.control_tokens)
+        return reader.read_messages(prompt, reader.variables(params, strict=member == self._main))
+
+    def _rendered_already(self, prompt: str) -> list[str]:
+        """Returns a warning if a text looks as if main's chat template had rendered it; the first one is logged too."""
+        main = self._members[self._main]
+        token = main.tokenizer.reader.turn_token(prompt)
+        if token is None:
+            return []
+        warning = (
+            f"The prompt holds {token!r}, which the chat template of {main.name!r} writes around turns; it was read as "
+            "plain text. Give messages instead, or control_tokens=True if the text was rendered by a template and "
+            "holds nothing from a user."
+        )
+        if not self._warned:
+            self._warned = True
+            _log.warning(warning)
+        return [warning]
+
+    def _room(self, member_sequences: Sequence[MemberSequence | None]) -> int:
+        """Returns how many tokens fit after the prompt in main's window; every member must have room for one."""
+        for member, part in zip(self._members, member_sequences, strict=True):
+            if part is not None and part.prompt_tokens >= member.context_window:
+                raise ContextWindowError(
+                    f"The prompt has {part.prompt_tokens} tokens for member {member.name!r}, whose context window is "
+                    f"{member.context_window}: shorten it by at least {part.prompt_tokens - member.context_window + 1} "
+                    "tokens, or use members with larger windows."
+                )
+        main = member_sequences[self._main]
+        assert main is not None
+        return self._members[self._main].context_window - main.prompt_tokens
