@@ -307,8 +307,13 @@ def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = Fa
     if warnings := [*answer.warnings, *warnings]:
         found["warnings"] = warnings
     if answer.logprobs is not None:
-        found["logprobs"] = {"content": [_token(chosen) for chosen in answer.logprobs]}
+        found["logprobs"] = openai_logprobs(answer.logprobs)
     return found
+
+
+def openai_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Returns the log-probabilities of chosen tokens and their alternatives in OpenAI's shape."""
+    return {"content": [_token(chosen) for chosen in tokens]}
 
 
 def _token(chosen: TokenLogprob) -> dict[str, Any]:

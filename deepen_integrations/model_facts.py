@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen_core.chat.template import default_template
+from deepen_core.chat.template import default_template, given_template
 from deepen_core.chat.thoughts import marks_of
 from deepen_core.config import MemberConfig
 from deepen_core.demo import member_paths
+from deepen_core.errors import ModelFilesError
 from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_integrations.load_options import DEMO, LoadOptions
 
@@ -48,11 +50,13 @@ def facts_from_files(options: LoadOptions) -> ModelFacts:
     templates: dict[str, bool | None] = {}
     for number, (member, name, weight) in enumerate(zip(members, options.names, weights, strict=True)):
         if number == main or weight > 0:
-            folder = _folder(member)
-            templates[name] = None if folder is None else _has_chat_template(folder, member)
+            folder = _folder(member.model, member.revision)
+            texts = folder if member.tokenizer is None else _folder(member.tokenizer, None)
+            templates[name] = _has_chat_template(texts, member)
             if number == main and folder is not None:
                 window = member.context_window or _context_window(folder)
-                thinks = marks_of(_chat_template(folder)) is not None
+            if number == main:
+                thinks = marks_of(_chat_template(texts, member)) is not None
     if window is not None and options.max_context_window is not None:
         window = min(window, options.max_context_window)
     without = tuple(name for name, has in templates.items() if has is False)
@@ -67,15 +71,15 @@ def _main(options: LoadOptions, members: list[MemberConfig]) -> int:
     return known.index(options.main) % len(members) if options.main in known else 0
 
 
-def _folder(member: MemberConfig) -> Path | None:
-    """Returns a member's folder, or None for a hub id that was never downloaded."""
-    if (folder := Path(member.model).expanduser()).is_dir():
+def _folder(model: str, revision: str | None) -> Path | None:
+    """Returns the folder of a model, or None for a hub id that was never downloaded."""
+    if (folder := Path(model).expanduser()).is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (only for hub ids)
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     try:
-        config = try_to_load_from_cache(member.model, "config.json", revision=member.revision)
+        config = try_to_load_from_cache(model, "config.json", revision=revision)
     except HFValidationError:  # neither a folder nor a hub id: loading raises the error
         return None
     return Path(config).parent if isinstance(config, str) else None
@@ -91,8 +95,18 @@ def _context_window(folder: Path) -> int | None:
     return _window_of_class(folder) or (tokens if isinstance(tokens, int) and 0 < tokens < 10**9 else None)
 
 
-def _chat_template(folder: Path) -> str:
-    """The template for plain conversations; empty if there is none in a form that can be read here."""
+def _chat_template(folder: Path | None, member: MemberConfig) -> str:
+    """The template for plain conversations; empty if there is none in a form that can be read here.
+
+    Args:
+        folder: That of the member's tokenizer, if it is on this machine.
+        member: The member.
+    """
+    if member.chat_template is not None:
+        with suppress(ModelFilesError):  # which loading reports
+            return given_template(member.chat_template)
+    if folder is None:
+        return ""
     try:
         return (folder / _TEMPLATE_FILES[0]).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -109,12 +123,16 @@ def _window_of_class(folder: Path) -> int | None:
     return declared_window(config.get_text_config().to_dict())
 
 
-def _has_chat_template(folder: Path, member: MemberConfig) -> bool | None:
-    """Whether a member has a chat template; None if that cannot be told from its files."""
+def _has_chat_template(folder: Path | None, member: MemberConfig) -> bool | None:
+    """Whether a member has a chat template; None if that cannot be told from its files. Arguments as above."""
+    if member.chat_template is not None:
+        return True
+    if folder is None:
+        return None
     tokenizer = _json(folder / "tokenizer_config.json")
     if tokenizer.get("chat_template") or (folder / _TEMPLATE_FILES[0]).is_file():
         return True
-    certain = tokenizer and not member.trust_remote_code and member.model == str(folder)
+    certain = tokenizer and not member.trust_remote_code and (member.tokenizer or member.model) == str(folder)
     return False if certain and not any((folder / name).exists() for name in _TEMPLATE_FILES) else None
 
 

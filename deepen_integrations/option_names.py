@@ -56,7 +56,10 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or (name == "n" and value == 1):
             continue
         if name == "n":
-            raise SamplingError(f"n is {value!r}: one answer is given. Ask as often, each time with another seed.")
+            raise SamplingError(
+                f"n is {value!r}: one answer is given here. Ask as often, each time with another seed; the models for "
+                "LangChain take n in generate."
+            )
         if name in _WITHOUT_EFFECT:
             _report(name)
             continue

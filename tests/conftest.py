@@ -74,13 +74,21 @@ class RuleEnsemble:
         return self.context_window
 
     def generate(self, prompt, params=None, *, return_exceptions=False, **options):
-        params = resolve_sampling(params, options)
-        self.requests.append((prompt, params))
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+            params = resolve_sampling(params, options)
+            self.requests.append((prompt, params))
+            if self.failure:
+                raise self.failure
+            return self._answer(prompt, params)
+        each = params if isinstance(params, list) else [params] * len(prompt)
+        each = [resolve_sampling(one, options) for one in each]
+        if prompt and isinstance(prompt[0], list):  # conversations
+            self.requests += zip(prompt, each, strict=True)
+        else:
+            self.requests.append((prompt, each[0] if each else None))
         if self.failure:
             raise self.failure
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
-            return self._answer(prompt, params)
-        outcomes = [self.failures.get(one) or self._answer(one, params) for one in prompt]
+        outcomes = [self.failures.get(str(p)) or self._answer(p, o) for p, o in zip(prompt, each, strict=True)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, DeepenError)]
         if failed and not return_exceptions:
             raise failed[0]

@@ -180,11 +180,6 @@ def test_options_of_other_models_are_translated(adapter, given, known):
     assert adapter(models=["a"], logprobs=4).sampling({"logprobs": False}).logprobs is None
 
 
-def test_several_answers_are_refused(adapter):
-    with pytest.raises(SamplingError, match=r"n is 3: one answer is given. Ask as often, each time with another seed"):
-        adapter(models=["a"]).sampling({"n": 3})
-
-
 def test_options_without_effect_are_reported_once(adapter, ensemble, caplog, monkeypatch):
     monkeypatch.setattr(option_names, "_reported", set())
     harmless = {"user": "me", "stream_usage": True, "service_tier": "auto", "max_retries": 3, "api_key": "secret"}

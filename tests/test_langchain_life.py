@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from adapter_parts import ENDINGS, check_constructing, check_the_last_frees
-from langchain_core.load import dumpd, dumps
+from langchain_core.load import dumpd, dumps, loads
 from langchain_parts import MODELS, Recorder, said
 
+from deepen_core.config import FusionConfig, MemberConfig, UnionConfig
 from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
@@ -131,7 +132,24 @@ def test_what_is_shown_is_small_and_plain(options, kind):
         assert "tensor" not in text
         assert "Ensemble object" not in text
     assert "hf_token" not in kind.model_fields
-    assert not kind.is_lc_serializable()
+
+
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
+def test_what_is_dumped_can_be_loaded_where_that_is_allowed(kind):
+    member = MemberConfig(model="/a/b", weight=2.0, model_kwargs={"attn_implementation": "eager"})
+    options = {"n": 3, "temperature": 0.5, "max_tokens": 7, "stop": ["x"], "reasoning": False, "strict": True}
+    shapes = {"json_schema": {"type": "object"}, "chat_template_kwargs": {"a": 1}, "weights": (1.0, 2.0), "main": "b"}
+    for fusion in ("product", FusionConfig(power=0.7), UnionConfig(top_k=3)):
+        model = kind(models=[member, "/a/c"], fusion=fusion, **options, **shapes)
+        dumped = dumps(model)
+        loaded = loads(dumped, allowed_objects=[kind], valid_namespaces=["deepen_integrations"])
+        assert type(loaded) is kind
+        assert loaded.loading() == model.loading()
+        assert loaded._shared is model._shared
+        assert loaded.sampling({}) == model.sampling({})
+        assert (loaded.n, loaded.strict) == (3, True)
+        with pytest.raises(ValueError, match="is not allowed"):
+            loads(dumped, allowed_objects="core")
 
 
 @pytest.mark.parametrize(("model", "name"), [(DeepenLLM, "llm"), (ChatDeepen, "chat")])

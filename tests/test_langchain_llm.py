@@ -53,7 +53,7 @@ def test_equal_prompts_and_no_prompts(llm):
 
 
 def test_a_short_answer_list_is_an_error_and_not_a_short_batch(llm, ensemble):
-    ensemble.generate = lambda prompts, params, **options: [ensemble._answer(prompts[0], params)]
+    ensemble.generate = lambda prompts, params, **options: [ensemble._answer(prompts[0], params[0])]
     with pytest.raises(ValueError, match="zip"):
         llm.batch(["a", "b"])
 
@@ -240,7 +240,7 @@ async def test_traces_show_the_options_of_the_call(llm):
     assert recorder.starts[0]["tags"] == ["t"]
     assert recorder.starts[0]["metadata"]["ls_model_name"] == "alpha+beta"
     assert recorder.starts[0]["metadata"]["ls_max_tokens"] == 3
-    assert "temperature=0.5" in json.dumps(llm.with_options(temperature=0.5)._serialized)
+    assert '"temperature": 0.5' in json.dumps(llm.with_options(temperature=0.5)._serialized)
 
 
 async def test_empty_callbacks_are_fine_in_async_code(llm):

@@ -168,7 +168,7 @@ async def test_traces_show_the_options_of_the_call(llm, way):
         "ls_model_name": "alpha+beta",
     }
     assert (told["ls_temperature"], told["ls_max_tokens"]) == (0.5, 3)
-    assert "temperature=0.5" in json.dumps(start["serialized"])
+    assert '"temperature": 0.5' in json.dumps(start["serialized"])
 
 
 @pytest.mark.parametrize("way", ["call", "async", "stream", "astream"])

@@ -24,11 +24,13 @@ from deepen_integrations.llama_index import DeepenToolLLM
 TALK = [{"role": "user", "content": "Hi"}]
 ONE = (
     "Member 'gamma' has no chat template, so it cannot read a conversation: give a plain text, use an "
-    "instruction-tuned model, or put a template into its folder (chat_template.jinja)."
+    "instruction-tuned model, or give it a template: chat_template.jinja in its folder, or "
+    "MemberConfig(chat_template=...)."
 )
 TWO = (
     "Members 'gamma' and 'gamma-2' have no chat template, so they cannot read a conversation: give a plain text, use "
-    "instruction-tuned models, or put a template into the folder of each (chat_template.jinja)."
+    "instruction-tuned models, or give each a template: chat_template.jinja in its folder, or "
+    "MemberConfig(chat_template=...)."
 )
 
 

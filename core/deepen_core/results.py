@@ -114,6 +114,8 @@ class Chunk:
     """Set on the last chunk only."""
     generation: Generation | None = None
     """The whole answer, on the last chunk only."""
+    logprobs: list[TokenLogprob] | None = None
+    """Those of `token_ids`, one entry each, if `SamplingParams.logprobs` asked for them."""
 
 
 @dataclass(frozen=True)

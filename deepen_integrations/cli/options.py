@@ -65,6 +65,14 @@ class EnsembleOptions:
             metavar="DTYPE", help="Torch dtype of all members, such as float32 or bfloat16.", show_default="auto"
         ),
     ] = None
+    max_context_window: Annotated[
+        int | None,
+        _ensemble(
+            metavar="TOKENS",
+            help="Cap the context window of every member, in its own tokens.",
+            show_default="what each declares",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,9 @@ class SamplingOptions:
     presence_penalty: Annotated[
         float | None,
         _sampling(help="Above 0, tokens that occurred in the answer become less likely.", show_default="0.0"),
+    ] = None
+    penalty_window: Annotated[
+        int | None, _sampling(help="Penalties look at this many last tokens.", show_default="all")
     ] = None
     seed: Annotated[int | None, _sampling(help="The same seed gives the same text.")] = None
     stop: Annotated[

@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables.utils import AnyConfigurableField
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from deepen_core.chat.messages import Prompt
-from deepen_core.errors import ConfigurationError
+from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.errors import ConfigurationError, SamplingError
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.langchain.errors import langchain_errors
 
 
 class LangChainAdapter(DeepenAdapter):
     """An ensemble's options under LangChain's names."""
+
+    n: int = Field(default=1, ge=1, strict=True)
+    """Number of answers that `generate` returns for each prompt, decoded together. Above 1 it needs a temperature above
+    0. With a `seed`, they take it and the numbers that follow it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -32,6 +38,45 @@ class LangChainAdapter(DeepenAdapter):
         """Returns configurable fields under the names that options have here: LangChain looks for these."""
         return {"max_new_tokens" if name == "max_tokens" else name: field for name, field in fields.items()}
 
+    def number_of_answers(self, options: Mapping[str, Any]) -> int:
+        """Returns `n` of a call, or else of this model.
+
+        Raises:
+            SamplingError: If it is not a number above 0.
+        """
+        n = self.n if options.get("n") is None else options["n"]
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise SamplingError(f"n is {n!r}: give the number of answers, 1 or more.")
+        return n
+
+    def check_streamed(self, options: Mapping[str, Any]) -> None:
+        """Checks that a stream's call wants one answer.
+
+        Raises:
+            SamplingError: If it wants several.
+        """
+        if (n := self.number_of_answers(options)) > 1:
+            raise SamplingError(f"n is {n}: a stream is one answer. Ask with generate, or without n.")
+
+    def each_answer(self, params: SamplingParams, n: int) -> list[SamplingParams]:
+        """Returns the options of each of `n` answers to one prompt.
+
+        Raises:
+            SamplingError: If all would be equal.
+        """
+        if n > 1 and params.temperature == 0:
+            raise SamplingError(f"n is {n}, but with temperature 0 all {n} answers are equal: set it above 0.")
+        if n == 1 or params.seed is None:
+            return [params] * n
+        return [resolve_sampling(params, {"seed": params.seed + number}) for number in range(n)]
+
+    def with_options(self, **options: Any) -> Self:
+        """Like `DeepenAdapter.with_options`, and takes `n`."""
+        n = self.number_of_answers(options)
+        copied = super().with_options(**{name: value for name, value in options.items() if name != "n"})
+        copied.n = n
+        return copied
+
     def warm_up(self) -> None:
         """See `DeepenAdapter.warm_up`; raises LangChain's errors."""
         with langchain_errors():
@@ -41,7 +86,18 @@ class LangChainAdapter(DeepenAdapter):
         """Returns everything that affects an answer, as plain JSON. `stop` is LangChain's name for a call's strings."""
         sampling = self.sampling({}).model_dump(mode="json")
         sampling["default_stop"] = sampling.pop("stop")
-        return {**self.loading().model_dump(mode="json"), **sampling}
+        return {**self.loading().model_dump(mode="json"), **sampling, "n": self.n}
+
+    def plain_attributes(self) -> dict[str, Any]:
+        """Returns the options that are objects as plain JSON, so that `loads(dumps(model))` can restore them."""
+        loading = self.loading()
+        models, fusion = loading.models, loading.fusion
+        return {
+            "models": models
+            if isinstance(models, str)
+            else [member.model_dump(mode="json", exclude_defaults=True) for member in models],
+            "fusion": fusion if isinstance(fusion, str) else fusion.model_dump(mode="json"),
+        }
 
     def stop_strings(self, stop: Sequence[str] | None) -> list[str]:
         """Returns the stop strings of a call for its trace: the call's own, or else the model's."""

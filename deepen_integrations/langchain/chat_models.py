@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
@@ -32,8 +33,9 @@ from deepen_integrations.langchain.profiles import model_profile
 from deepen_integrations.langchain.structured import Method, structured_output
 from deepen_integrations.langchain.tools import tool_definition
 
-_FOR_LANGCHAIN = frozenset({"stream", "ls_structured_output_format"})
-"""Keywords of a call that are not engine options: whether LangChain streams, and what it writes to traces."""
+_NOT_SAMPLING = frozenset({"n", "stream", "ls_structured_output_format"})
+"""Keywords of a call that are not engine options: the number of answers, whether LangChain streams, and what it writes
+to traces."""
 _MAX_THREADS = 64
 
 
@@ -165,6 +167,25 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
                 raise no_template(missing)
         return self
 
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain's `dumps` writes it: `loads(text, allowed_objects=[ChatDeepen])` reads it again."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where LangChain's `loads` finds the class."""
+        return ["deepen_integrations", "langchain"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The options that LangChain cannot write by itself."""
+        return self.plain_attributes()
+
+    @property
+    def _serialized(self) -> dict[str, Any]:  # BaseChatModel caches it, but options change
+        return cast("dict[str, Any]", dumpd(self))
+
     @property
     def _llm_type(self) -> str:
         return "deepen-chat"
@@ -175,6 +196,12 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=self.stop_strings(stop), **kwargs)
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """Adds the token counts of several conversations; LangChain's cache answered those without."""
+        usages = [output["token_usage"] for output in llm_outputs if output]
+        totals = {name: sum(usage[name] for usage in usages) for name in (usages[0] if usages else ())}
+        return {"token_usage": totals, "model_name": self.model_name}
 
     def _resolve_model_profile(self) -> ModelProfile:
         return model_profile(self)
@@ -295,11 +322,13 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         with langchain_errors():
-            request = self._request(messages, stop, kwargs)
+            request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
+            self.each_answer(request.sampling, n)
             ensemble = self.load_ensemble(chat=True)
-            call = request.prepare(ensemble)
-            answer = ensemble.generate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
+            calls = [request.prepare(ensemble) for _ in range(n)]
+            params = self.each_answer(calls[0].params, n)
+            answers = ensemble.generate([call.prompt for call in calls], params)
+            return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
 
     async def _agenerate(
         self,
@@ -309,11 +338,13 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         with langchain_errors():
-            request = self._request(messages, stop, kwargs)
+            request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
+            self.each_answer(request.sampling, n)
             ensemble = await self.aensemble(chat=True)
-            call = request.prepare(ensemble)
-            answer = await ensemble.agenerate(call.prompt, call.params)
-            return chat_result(answer, call.parser, self.model_name, ensemble.count_tokens)
+            calls = [request.prepare(ensemble) for _ in range(n)]
+            params = self.each_answer(calls[0].params, n)
+            answers = await ensemble.agenerate([call.prompt for call in calls], params)
+            return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
 
     def _stream(
         self,
@@ -324,6 +355,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
+            self.check_streamed(kwargs)
             ensemble = self.load_ensemble(chat=True)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
@@ -343,6 +375,7 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
+            self.check_streamed(kwargs)
             ensemble = await self.aensemble(chat=True)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
@@ -360,5 +393,6 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
 
     def _checked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""
-        given = {name: value for name, value in options.items() if name not in _FOR_LANGCHAIN}
+        self.number_of_answers(options)
+        given = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
         return ChatRequest.from_options(messages, {"strict": self.strict, **given}, self.sampling)

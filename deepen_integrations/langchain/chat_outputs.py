@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
@@ -13,25 +13,36 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, Part, ReplyParser, Text, Thought, parse_reply
-from deepen_integrations.adapter import report
+from deepen_integrations.adapter import openai_logprobs, report
 from deepen_integrations.chat import new_call_id
+from deepen_integrations.langchain.outputs import total_usage
 
 if TYPE_CHECKING:
-    from deepen_core.results import Chunk, Generation
+    from deepen_core.results import Chunk, Generation, TokenLogprob
 
 PROVIDER = "deepen"
 _Count = Callable[[str], int]
 
 
-def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count: _Count) -> ChatResult:
-    """Makes the result of a whole answer.
+def chat_result(
+    answers: Sequence[Generation], parsers: Sequence[ReplyParser], model_name: str, count: _Count
+) -> ChatResult:
+    """Makes the result of all whole answers to one conversation.
 
     Args:
-        answer: The engine's answer.
-        parser: A fresh parser, which splits the answer into its parts.
+        answers: The engine's answers.
+        parsers: A fresh parser for each, which splits the answer into its parts.
         model_name: The model's name, for the metadata.
         count: Counts the tokens of a text, to measure the thoughts.
     """
+    usages = [report(answer)["usage"] for answer in answers]
+    return ChatResult(
+        generations=[_generation(*each, model_name, count) for each in zip(answers, parsers, strict=True)],
+        llm_output={"token_usage": total_usage([usages]), "model_name": model_name},
+    )
+
+
+def _generation(answer: Generation, parser: ReplyParser, model_name: str, count: _Count) -> ChatGeneration:
     reply = parse_reply(answer.text, parser)
     metadata = _metadata(answer, model_name, parser, calls=bool(reply.calls))
     invalid = [_invalid(call, answer.finish_reason) for call in (*reply.broken, reply.cut) if call is not None]
@@ -43,17 +54,14 @@ def chat_result(answer: Generation, parser: ReplyParser, model_name: str, count:
         response_metadata=metadata,
         usage_metadata=_usage(answer, reply.thoughts, count),
     )
-    usage = report(answer)["usage"]
-    return ChatResult(
-        generations=[ChatGeneration(message=message, generation_info=metadata)],
-        llm_output={"token_usage": usage, "model_name": model_name},
-    )
+    return ChatGeneration(message=message, generation_info=metadata)
 
 
 class ChatChunks:
     """Makes message chunks from the pieces of one answer.
 
-    LangChain merges chunks by adding them, so only the last one has metadata. A tool call is one chunk, because
+    LangChain merges chunks by adding them, so only the last one has metadata, and each the logprobs of the tokens since
+    the one before it. A tool call is one chunk, because
     LangChain would complete a call that is cut off, and run it. One that is cut off, or breaks its schema, begins with
     its tag, so that it is no JSON and LangChain takes it for invalid.
 
@@ -69,33 +77,44 @@ class ChatChunks:
         self._count = count
         self._thoughts: list[str] = []
         self._calls = 0
+        self._logprobs: list[TokenLogprob] | None = None
 
     def chunks_for(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
         """Yields the chunks that this piece completes; after the last piece, also a chunk with the metadata."""
+        if piece.logprobs is not None:
+            self._logprobs = [*(self._logprobs or ()), *piece.logprobs]
         for part in self._parser.feed(piece.text):
             yield ChatGenerationChunk(message=self._message(part))
         if piece.generation is None:
             return
         for part in self._parser.finish():
             yield ChatGenerationChunk(message=self._message(part))
+        metadata = _metadata(piece.generation, self._model_name, self._parser, calls=self._calls > 0)
         last = AIMessageChunk(
             content="",
-            response_metadata=_metadata(piece.generation, self._model_name, self._parser, calls=self._calls > 0),
+            response_metadata={**metadata, **self._since_last()},
             usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
             chunk_position="last",
         )
         yield ChatGenerationChunk(message=last)
 
     def _message(self, part: Part) -> AIMessageChunk:
+        metadata = self._since_last()
         if isinstance(part, Text):
-            return AIMessageChunk(content=part.text)
+            return AIMessageChunk(content=part.text, response_metadata=metadata)
         if isinstance(part, Thought):
             self._thoughts.append(part.text)
-            return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
+            thought = {"reasoning_content": part.text}
+            return AIMessageChunk(content="", additional_kwargs=thought, response_metadata=metadata)
         arguments = json.dumps(part.arguments, ensure_ascii=False) if isinstance(part, Call) else part.text
         call = tool_call_chunk(name=part.name, args=arguments, id=new_call_id(), index=self._calls)
         self._calls += 1
-        return AIMessageChunk(content="", tool_call_chunks=[call])
+        return AIMessageChunk(content="", tool_call_chunks=[call], response_metadata=metadata)
+
+    def _since_last(self) -> dict[str, Any]:
+        """Returns the logprobs of the tokens since the last chunk, if they were requested."""
+        tokens, self._logprobs = self._logprobs, None if self._logprobs is None else []
+        return {} if tokens is None else {"logprobs": openai_logprobs(tokens)}
 
 
 def _invalid(call: CutCall | BrokenCall, finish_reason: str) -> InvalidToolCall:

@@ -23,6 +23,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from deepen_core import __version__
+from deepen_core.config import SamplingParams
 from deepen_integrations.langchain.base import LangChainAdapter
 from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import plain_messages
@@ -131,6 +132,21 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         if hasattr(self, "_add_version"):  # since langchain-core 1.4.6
             self._add_version("deepen", __version__)
         return self
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain's `dumps` writes it: `loads(text, allowed_objects=[DeepenLLM])` reads it again."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where LangChain's `loads` finds the class."""
+        return ["deepen_integrations", "langchain"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The options that LangChain cannot write by itself."""
+        return self.plain_attributes()
 
     @property
     def _llm_type(self) -> str:
@@ -312,6 +328,12 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
 
     # LangChain's hooks, which call the engine
 
+    def _each_answer(
+        self, options: Mapping[str, Any], stop: Sequence[str] | None, errors_apart: bool
+    ) -> list[SamplingParams]:
+        """Returns the options of each answer to a prompt; `errors_apart` is for batches, which return one."""
+        return self.each_answer(self.sampling({**options, "stop": stop}), 1 if errors_apart else self.n)
+
     def _generate(
         self,
         prompts: list[str],
@@ -324,12 +346,12 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         with langchain_errors():
             if (known := known_outcomes(prompts)) is not None:
                 return llm_result(prompts, known, self.model_name)
-            if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
+            if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
-            params = self.sampling({**kwargs, "stop": stop})
+            params = self._each_answer(kwargs, stop, errors_apart)
             ensemble = self.load_ensemble(chat=self._needs_templates(prompts))
-            read = [self._read(prompt, ensemble) for prompt in prompts]
-            outcomes = ensemble.generate(read, params, return_exceptions=errors_apart)
+            read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
+            outcomes = ensemble.generate(read, params * len(prompts), return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     async def _agenerate(
@@ -344,13 +366,13 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         with langchain_errors():
             if (known := known_outcomes(prompts)) is not None:
                 return llm_result(prompts, known, self.model_name)
-            if len(prompts) == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
+            if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                     return joined_chunks([chunk async for chunk in chunks])
-            params = self.sampling({**kwargs, "stop": stop})
+            params = self._each_answer(kwargs, stop, errors_apart)
             ensemble = await self.aensemble(chat=self._needs_templates(prompts))
-            read = [self._read(prompt, ensemble) for prompt in prompts]
-            outcomes = await ensemble.agenerate(read, params, return_exceptions=errors_apart)
+            read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
+            outcomes = await ensemble.agenerate(read, params * len(prompts), return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
 
     def _stream(
@@ -361,6 +383,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         with langchain_errors():
+            self.check_streamed({})
             params = self.sampling({**kwargs, "stop": stop})
             ensemble = self.load_ensemble(chat=self._needs_templates([prompt]))
             with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
@@ -378,6 +401,7 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncGenerator[GenerationChunk, None]:
         with langchain_errors():
+            self.check_streamed({})
             params = self.sampling({**kwargs, "stop": stop})
             ensemble = await self.aensemble(chat=self._needs_templates([prompt]))
             async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:

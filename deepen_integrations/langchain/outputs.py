@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from deepen_core.errors import DeepenError
-from deepen_integrations.adapter import report
+from deepen_integrations.adapter import openai_logprobs, report
 from deepen_integrations.langchain.partial_failures import PartialFailureError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def llm_result(
 
     Args:
         prompts: The prompts.
-        outcomes: An answer or an error for each.
+        outcomes: An answer or an error for each; several in a row if several answers to each prompt are wanted.
         model_name: The model's name, for the metadata.
         errors_apart: Raise an error that holds the outcome of each prompt, instead of the first error.
 
@@ -33,36 +33,57 @@ def llm_result(
     """
     if errors := [outcome for outcome in outcomes if isinstance(outcome, DeepenError)]:
         raise PartialFailureError(prompts, outcomes) if errors_apart else errors[0]
-    answers = zip(prompts, cast("Sequence[Answer]", outcomes), strict=True)
-    return _result([Generation(text=a.text, generation_info=_info(a, model_name)) for _, a in answers], model_name)
+    answers = [
+        Generation(text=answer.text, generation_info=_info(answer, model_name))
+        for answer in cast("Sequence[Answer]", outcomes)
+    ]
+    n = max(1, len(answers) // max(1, len(prompts)))
+    each = [answers[first : first + n] for first in range(0, len(answers), n)]
+    return _result([found for _, found in zip(prompts, each, strict=True)], model_name)
 
 
 def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
     """Makes the chunk of a piece of an answer.
 
-    LangChain merges chunks by adding them, so only the last one has metadata.
+    LangChain merges chunks by adding them, so only the last one has metadata, and each the logprobs of its own tokens.
     """
-    info = None if piece.generation is None else _info(piece.generation, model_name)
-    return GenerationChunk(text=piece.text, generation_info=info)
+    info = {} if piece.generation is None else _info(piece.generation, model_name)
+    if piece.logprobs is not None:
+        info["logprobs"] = openai_logprobs(piece.logprobs)
+    return GenerationChunk(text=piece.text, generation_info=info or None)
 
 
 def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:
     """Makes the result of all chunks of one answer."""
-    info = chunks[-1].generation_info
-    assert info is not None, "the last chunk of a stream has metadata"
+    infos = [chunk.generation_info or {} for chunk in chunks]
+    info = dict(infos[-1])
+    if "logprobs" in info:
+        info["logprobs"] = {"content": [token for each in infos for token in each["logprobs"]["content"]]}
     generation = Generation(text="".join(chunk.text for chunk in chunks), generation_info=info)
-    return _result([generation], info["model_name"])
+    return _result([[generation]], info["model_name"])
 
 
 def _info(answer: Answer, model_name: str) -> dict[str, Any]:
     return {**report(answer), "model_name": model_name}
 
 
-def _result(generations: Sequence[Generation], model_name: str) -> LLMResult:
-    """One candidate for each prompt, and the total token counts."""
-    usages = [(generation.generation_info or {})["usage"] for generation in generations]
-    totals = {key: sum(usage[key] for usage in usages) for key in (usages[0] if usages else ())}
+def _result(generations: Sequence[list[Generation]], model_name: str) -> LLMResult:
+    """The candidates for each prompt, and the total token counts."""
+    totals = total_usage([[(answer.generation_info or {})["usage"] for answer in each] for each in generations])
     return LLMResult(
-        generations=[[generation] for generation in generations],
+        generations=[*generations],
         llm_output={"token_usage": totals, "model_name": model_name},
     )
+
+
+def total_usage(usages: Sequence[Sequence[Mapping[str, int]]]) -> dict[str, int]:
+    """Adds the token counts of all answers; answers to one prompt share its tokens.
+
+    Args:
+        usages: For each prompt the counts of its answers.
+    """
+    if not usages:
+        return {}
+    prompts = sum(each[0]["prompt_tokens"] for each in usages)
+    answers = sum(usage["completion_tokens"] for each in usages for usage in each)
+    return {"prompt_tokens": prompts, "completion_tokens": answers, "total_tokens": prompts + answers}

@@ -22,15 +22,15 @@ from llama_index.core.base.llms.types import (
 
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, ReplyParser, Text, Thought
-from deepen_core.results import Chunk, Generation
-from deepen_integrations.adapter import report
+from deepen_core.results import Chunk, Generation, TokenLogprob
+from deepen_integrations.adapter import openai_logprobs, report
 from deepen_integrations.chat import new_call_id
 
 Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
 
 class Responses(ABC, Generic[Response]):
-    """Makes the responses of one answer, each with all the text so far.
+    """Makes the responses of one answer, each with all the text so far and the logprobs of what it adds.
 
     Args:
         model_name: The model's name, for the raw data.
@@ -48,6 +48,7 @@ class Responses(ABC, Generic[Response]):
         response = self.response_for(Chunk(answer.text, generation=answer))
         assert response is not None, "the last piece always has a response"
         response.delta = None
+        response.logprobs = None if answer.logprobs is None else _logprobs(answer.logprobs)
         return response
 
     def each(self, pieces: Generator[Chunk, None, None]) -> Generator[Response, None, None]:
@@ -81,8 +82,8 @@ class CompletionResponses(Responses[CompletionResponse]):
     def response_for(self, piece: Chunk) -> CompletionResponse:
         """Returns the response to a piece of the answer."""
         self._text += piece.text
-        raw = self._raw(piece)
-        return CompletionResponse(text=self._text, delta=piece.text, raw=raw, logprobs=_logprobs(raw))
+        logprobs = None if piece.logprobs is None else _logprobs(piece.logprobs)
+        return CompletionResponse(text=self._text, delta=piece.text, raw=self._raw(piece), logprobs=logprobs)
 
 
 class ChatResponses(Responses[ChatResponse]):
@@ -100,6 +101,7 @@ class ChatResponses(Responses[ChatResponse]):
         self._count = count
         self._thoughts = self._text = ""
         self._calls: list[ToolCallBlock] = []
+        self._logprobs: list[TokenLogprob] | None = None
 
     def response_for(self, piece: Chunk) -> ChatResponse | None:
         """Returns the response to a piece of the answer; None if the piece completes nothing yet.
@@ -108,6 +110,8 @@ class ChatResponses(Responses[ChatResponse]):
             NoToolCallError: If the answer ends inside a tool call, or a call breaks its tool's schema.
         """
         parts = self._parser.feed(piece.text)
+        if piece.logprobs is not None:
+            self._logprobs = [*(self._logprobs or ()), *piece.logprobs]
         if piece.generation is not None:
             parts += self._parser.finish()
             for part in parts:
@@ -124,11 +128,12 @@ class ChatResponses(Responses[ChatResponse]):
         self._thoughts += thought
         self._calls += [_block(part) for part in parts if isinstance(part, Call)]
         raw = self._raw(piece, self._parser.warnings, calls=bool(self._calls))
+        tokens, self._logprobs = self._logprobs, None
         return ChatResponse(
             message=self._message(last=raw is not None),
             delta=said,
             raw=raw,
-            logprobs=_logprobs(raw),
+            logprobs=None if tokens is None else _logprobs(tokens),
             additional_kwargs={"thinking_delta": thought} if thought else {},
         )
 
@@ -154,12 +159,10 @@ def _in_openai_form(call: ToolCallBlock) -> dict[str, Any]:
     return {"id": call.tool_call_id, "type": "function", "function": {"name": call.tool_name, "arguments": arguments}}
 
 
-def _logprobs(raw: dict[str, Any] | None) -> list[list[LogProb]] | None:
+def _logprobs(tokens: Sequence[TokenLogprob]) -> list[list[LogProb]]:
     """The chosen token at each position, followed by its alternatives."""
-    if raw is None or "logprobs" not in raw:
-        return None
     positions = []
-    for chosen in raw["logprobs"]["content"]:
+    for chosen in openai_logprobs(tokens)["content"]:
         others = [other for other in chosen["top_logprobs"] if other["bytes"] != chosen["bytes"]]
         pieces = [{key: piece[key] for key in ("token", "logprob", "bytes")} for piece in (chosen, *others)]
         positions.append([LogProb(**piece) for piece in pieces])

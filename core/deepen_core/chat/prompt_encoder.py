@@ -52,11 +52,13 @@ def no_template(names: Sequence[str]) -> ChatTemplateError:
     if len(names) == 1:
         return ChatTemplateError(
             f"Member {names[0]!r} has no chat template, so it cannot read a conversation: give a plain text, use an "
-            "instruction-tuned model, or put a template into its folder (chat_template.jinja)."
+            "instruction-tuned model, or give it a template: chat_template.jinja in its folder, or "
+            "MemberConfig(chat_template=...)."
         )
     return ChatTemplateError(
         f"Members {' and '.join(map(repr, names))} have no chat template, so they cannot read a conversation: give a "
-        "plain text, use instruction-tuned models, or put a template into the folder of each (chat_template.jinja)."
+        "plain text, use instruction-tuned models, or give each a template: chat_template.jinja in its folder, or "
+        "MemberConfig(chat_template=...)."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from deepen_core.chat.messages import Message
@@ -12,7 +13,7 @@ from deepen_core.chat.reasoning import ReasoningSwitch
 from deepen_core.chat.template_adapter import THOUGHT_FIELDS, TemplateCapabilities, adapted, is_text, written
 from deepen_core.chat.template_probe import TemplateProbe
 from deepen_core.chat.thoughts import Thinking, ThoughtMarks, begun_marks, marks_of
-from deepen_core.errors import ChatTemplateError
+from deepen_core.errors import ChatTemplateError, ModelFilesError, brief
 
 _SYSTEM, _USER, _ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
 _ID = "call00001"  # nine letters and digits, as Mistral's templates require
@@ -250,6 +251,22 @@ class ChatTemplate:
 def _calling(arguments: Mapping[str, Any] | str) -> Message:
     call = {"id": _ID, "type": "function", "function": {"name": "f", "arguments": arguments}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def given_template(given: str) -> str:
+    """Returns the text of a `MemberConfig.chat_template`, which may be the path of a file that holds it.
+
+    Raises:
+        ModelFilesError: If that cannot be read.
+    """
+    if "{" in given or "\n" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ModelFilesError(
+            f"The chat template {given!r} cannot be read ({brief(problem)}): give the path of a file, or Jinja."
+        ) from problem
 
 
 def default_template(template: Any) -> str | None:

@@ -6,13 +6,28 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, field_validator
 
 from deepen_core.config.base import Options
 from deepen_core.errors import ConfigurationError
 
 KINDS = {"transformers": "deepen_core.members.transformers.loader:describe"}
 """`module:function` that describes a member of each kind without its weights."""
+
+_FIELD = "has a field of its own: {}"
+_FIXED_KWARGS = {
+    "dtype": _FIELD.format("dtype"),
+    "torch_dtype": _FIELD.format("dtype"),
+    "device_map": "cannot be chosen: a member runs on one device, see device",
+    "revision": _FIELD.format("revision"),
+    "trust_remote_code": _FIELD.format("trust_remote_code"),
+    "use_safetensors": "is always True",
+    "output_loading_info": "is always True",
+    "ignore_mismatched_sizes": "cannot be chosen: such weights are refused",
+    "config": "is the model's own",
+    "state_dict": "is the model's own",
+}
+"""Arguments of `from_pretrained` that `model_kwargs` cannot set, and why."""
 
 
 class MemberConfig(Options):
@@ -36,6 +51,23 @@ class MemberConfig(Options):
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Leave it off unless you trust the author."""
+    tokenizer: str | None = Field(default=None, min_length=1)
+    """Folder or hub id of another tokenizer for the model, such as one whose files are complete."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A chat template in place of the tokenizer's own: Jinja, or the path of a file that holds it."""
+    model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """More arguments of `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
+    `quantization_config`; values of JSON."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _free(cls, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(_FIXED_KWARGS.keys() & given.keys()):
+            raise ValueError("; ".join(f"{name} {_FIXED_KWARGS[name]}" for name in taken))
+        return given
 
 
 def member_config(entry: object) -> MemberConfig:

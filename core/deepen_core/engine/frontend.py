@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -15,10 +15,12 @@ from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.handle import Handle
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.worker import Worker
-from deepen_core.errors import DeepenError, PromptError
+from deepen_core.errors import DeepenError, PromptError, SamplingError
 from deepen_core.results import Chunk, Generation
 
 T = TypeVar("T")
+Sampling = SamplingParams | Sequence[SamplingParams] | None
+"""The options of all prompts, or of each."""
 Outcome = Generation | DeepenError
 """The result of a prompt when errors are returned, so that one does not end the others."""
 
@@ -51,7 +53,7 @@ class GenerationAPI(ABC):
     def generate(
         self,
         prompt: Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Sampling = None,
         *,
         return_exceptions: bool,
         **options: Any,
@@ -63,17 +65,11 @@ class GenerationAPI(ABC):
         self, prompt: Sequence[Message], params: SamplingParams | None = None, **options: Any
     ) -> Generation: ...
     @overload
-    def generate(
-        self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> list[Generation]: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
-    ) -> list[Generation]: ...
+    def generate(self, prompt: Sequence[Prompt], params: Sampling = None, **options: Any) -> list[Generation]: ...
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Sampling = None,
         *,
         return_exceptions: bool = False,
         **options: Any,
@@ -83,7 +79,7 @@ class GenerationAPI(ABC):
         Args:
             prompt: A text, a conversation (a list of messages that each member renders with its own chat template), or
                 a list of either.
-            params: Options of the request.
+            params: Options of the request; for a list of prompts also a list, with the options of each.
             return_exceptions: Return the error of a prompt in place of its answer, as `asyncio.gather` does, so that
                 the other prompts of a list are still answered. Wrong options still raise, and so does a closed
                 ensemble.
@@ -93,16 +89,18 @@ class GenerationAPI(ABC):
             A `Generation`, or a list of them for a list of prompts; with `return_exceptions`, some may be errors.
 
         Raises:
-            SamplingError: For an unknown option or value.
+            SamplingError: For an unknown option or value, or if there are more or fewer options than prompts.
             PromptError: For an empty prompt or one of unknown shape.
             ContextWindowError: If a prompt is longer than a member's window.
             MemberError: If a member fails.
             ClosedError: If the ensemble is closed, before the call or during it.
         """
-        resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
+        each = _options_for(prompts, single, params, options)
         worker, decoder = self._serving()
-        sequences = [_kept(return_exceptions, partial(_start, decoder, p, resolved)) for p in prompts]
+        sequences = [
+            _kept(return_exceptions, partial(_start, decoder, p, o)) for p, o in zip(prompts, each, strict=True)
+        ]
         handles = worker.submit(_readable(sequences), self)
         try:
             answers = [_kept(return_exceptions, handle.result) for handle in handles]
@@ -124,7 +122,7 @@ class GenerationAPI(ABC):
     async def agenerate(
         self,
         prompt: Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Sampling = None,
         *,
         return_exceptions: bool,
         **options: Any,
@@ -137,26 +135,25 @@ class GenerationAPI(ABC):
     ) -> Generation: ...
     @overload
     async def agenerate(
-        self, prompt: Sequence[str], params: SamplingParams | None = None, **options: Any
-    ) -> list[Generation]: ...
-    @overload
-    async def agenerate(
-        self, prompt: Sequence[Sequence[Message]], params: SamplingParams | None = None, **options: Any
+        self, prompt: Sequence[Prompt], params: Sampling = None, **options: Any
     ) -> list[Generation]: ...
     async def agenerate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Sampling = None,
         *,
         return_exceptions: bool = False,
         **options: Any,
     ) -> Outcome | Sequence[Outcome]:
         """Like `generate`; cancelling the task ends the work."""
-        resolved = resolve_sampling(params, options)
         prompts, single = prompt_list(prompt)
+        each = _options_for(prompts, single, params, options)
         asked = time.perf_counter()
         worker, decoder = self._serving()
-        reads = [worker.call(partial(_kept, return_exceptions, partial(_start, decoder, p, resolved))) for p in prompts]
+        reads = [
+            worker.call(partial(_kept, return_exceptions, partial(_start, decoder, p, o)))
+            for p, o in zip(prompts, each, strict=True)
+        ]
         sequences = [await asyncio.wrap_future(read) for read in reads]
         handles = worker.submit(_readable(sequences), self, asked)
         try:
@@ -246,6 +243,19 @@ def _only(prompt: Prompt, way: str) -> Prompt:
     if not single:
         raise PromptError(f"{way} takes one prompt; for a list use generate, or {way} each of them.")
     return prompts[0]
+
+
+def _options_for(
+    prompts: Sequence[Prompt], single: bool, params: Sampling, options: Mapping[str, Any]
+) -> list[SamplingParams]:
+    """Returns the options of each prompt."""
+    if not isinstance(params, (list, tuple)):
+        return [resolve_sampling(params, options)] * len(prompts)  # type: ignore[arg-type]
+    if single:
+        raise SamplingError("params is a list: one prompt takes one SamplingParams.")
+    if len(params) != len(prompts):
+        raise SamplingError(f"{len(params)} SamplingParams for {len(prompts)} prompts: give one each, or one for all.")
+    return [resolve_sampling(each, options) for each in params]
 
 
 def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> EnsembleSequence:

@@ -134,4 +134,6 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 
 
 def _joined(first: Chunk, second: Chunk) -> Chunk:
-    return Chunk(first.text + second.text, first.token_ids + second.token_ids, second.finish_reason, second.generation)
+    logprobs = None if second.logprobs is None else [*(first.logprobs or ()), *second.logprobs]
+    ids = first.token_ids + second.token_ids
+    return Chunk(first.text + second.text, ids, second.finish_reason, second.generation, logprobs)

@@ -275,7 +275,8 @@ class EnsembleSequence:
         self._fresh_text, self._fresh_ids = "", []
         self._shown.append(text)
         whole = None if self.finish_reason is None else self.generation()
-        return Chunk(text, ids, self.finish_reason, whole)
+        logprobs = None if self.params.logprobs is None else self.logprobs[len(self.token_ids) - len(ids) :]
+        return Chunk(text, ids, self.finish_reason, whole, logprobs)
 
     def generation(self) -> Generation:
         """Returns the answer of a finished sequence."""

@@ -64,21 +64,35 @@ def check_description(folder: Path) -> None:
     Raises:
         ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.
     """
-    if not folder.is_dir():
-        check_file(folder)
-        problem = f"{folder} is not a folder" if folder.exists() else f"There is no folder {folder.absolute()}"
-        raise ModelFilesError(f"{problem}: give a model folder in transformers format, or a hub id.")
+    _check_folder(folder)
     config = folder / "config.json"
     if not config.is_file():
         inner = [str(path.parent) for pattern in _INNER for path in sorted(folder.glob(pattern))]
         way_out = f"give {' or '.join(inner[:3])}" if inner else _SAVE
         raise ModelFilesError(f"{folder} has no config.json: {way_out}.")
     read_object(config)
+    check_tokenizer(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Checks that a folder has the files of a tokenizer.
+
+    Raises:
+        ModelFilesError: If there is no such folder, or no tokenizer in it.
+    """
+    _check_folder(folder)
     if not any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ModelFilesError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): save it there with "
             "tokenizer.save_pretrained(folder)."
         )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        check_file(folder)
+        problem = f"{folder} is not a folder" if folder.exists() else f"There is no folder {folder.absolute()}"
+        raise ModelFilesError(f"{problem}: give a model folder in transformers format, or a hub id.")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -121,6 +121,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
                 trust_remote_code=described.config.trust_remote_code,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **described.config.model_kwargs,
             )
             model, report = loaded
             _check_complete(folder, model, report)
@@ -136,6 +137,11 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             ) from problem
         if isinstance(problem, ImportError):
             raise missing_package(str(folder), problem) from problem
+        if given := described.config.model_kwargs:
+            raise ConfigurationError(
+                f"{described.name} cannot be loaded with model_kwargs ({', '.join(given)}): {brief(problem)}. Leave "
+                "out what that names, or check it in config.json."
+            ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
             "or try the model alone with AutoModelForCausalLM.from_pretrained."

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
+from deepen_core.chat.template import given_template
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
 from deepen_core.members.transformers.checkpoint import read_object
@@ -27,7 +28,7 @@ from deepen_core.members.transformers.requirements import (
     missing_package,
     own_code,
 )
-from deepen_core.members.transformers.source import ModelSource
+from deepen_core.members.transformers.source import ModelSource, find_tokenizer
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
 _SHARE = 10  # a tokenizer with less than a tenth of its model's tokens has found none of them
@@ -59,7 +60,7 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
         ModelFilesError: If tokenizer.json is not JSON.
         TokenizerError: If it cannot be loaded, or `transformers` found no vocabulary for it.
     """
-    trusted = config.trust_remote_code
+    trusted, source = config.trust_remote_code, find_tokenizer(config, source)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trusted)
         if type(tokenizer).__name__ == "MistralCommonBackend":
@@ -74,6 +75,8 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
             f"The tokenizer of {source.place} has {tokens} tokens where its model has {wanted}: transformers found no "
             f"vocabulary for {type(tokenizer).__name__} in its files. Fetch its tokenizer.json as well."
         )
+    if config.chat_template is not None:
+        tokenizer.chat_template = given_template(config.chat_template)
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from deepen_core.config import MemberConfig
 from deepen_core.members.model_path import model_path
 from deepen_core.members.transformers.adapter import check_adapter
-from deepen_core.members.transformers.checkpoint import check_description
+from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer
 from deepen_core.members.transformers.formats import check_format, folder_names
 from deepen_core.members.transformers.hub import fetch_description
 
@@ -38,13 +38,29 @@ def find_source(config: MemberConfig) -> ModelSource:
         ModelFilesError: If files are missing, or it is recognised as something else than a model in transformers
             format.
     """
-    path = model_path(config.model)
-    if path.exists() or not _HUB_ID.fullmatch(config.model):
-        source = ModelSource(str(path), path, local=True, names=folder_names(path))
-    else:
-        folder, names = fetch_description(config)
-        source = ModelSource(config.model, folder, local=False, names=names)
+    source = _located(config)
     check_format(source.place, source.names)
     check_adapter(source.place, source.folder, source.names)
     check_description(source.folder)
     return source
+
+
+def find_tokenizer(config: MemberConfig, model: ModelSource) -> ModelSource:
+    """Finds a model's tokenizer, and fetches its files if it is another one on the hub.
+
+    Raises:
+        ModelFilesError: If they cannot be found.
+    """
+    if config.tokenizer is None:
+        return model
+    source = _located(config.model_copy(update={"model": config.tokenizer, "revision": None}))
+    check_tokenizer(source.folder)
+    return source
+
+
+def _located(config: MemberConfig) -> ModelSource:
+    path = model_path(config.model)
+    if path.exists() or not _HUB_ID.fullmatch(config.model):
+        return ModelSource(str(path), path, local=True, names=folder_names(path))
+    folder, names = fetch_description(config)
+    return ModelSource(config.model, folder, local=False, names=names)
