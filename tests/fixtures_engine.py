@@ -27,7 +27,7 @@ def terse_folders(made_once):
 
     def make(root):
         tiny.save_terse(root / "brief", tiny.byte_level())
-        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192)
+        tiny.save_llama(root / "wordy", tiny.sentencepiece_bpe(), window=8192, layers=1)
 
     root = made_once("terse", make)
     return [root / "brief", root / "wordy"]

@@ -4,6 +4,7 @@ import codecs
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from amounts import seeds
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -182,7 +183,7 @@ def test_characters_of_several_tokens_come_whole(terse, tools):
     """Random members speak single bytes; what becomes a character is shown once it is one."""
     hot = ChatDeepen.from_ensemble(terse, temperature=1.5, max_tokens=40).bind_tools(tools)
     broken = 0
-    for seed in range(10):
+    for seed in seeds(10):
         pieces = [chunk.text for chunk in hot.stream("你好，世界。", seed=seed, logprobs=0)]
         answer = hot.invoke("你好，世界。", seed=seed, logprobs=0)
         assert "".join(pieces) == answer.text

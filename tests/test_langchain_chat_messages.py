@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import chat_templates
 import pytest
 import tiny
+from amounts import seeds
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -322,10 +323,12 @@ def parted(text, opened):
 @pytest.mark.parametrize("way", WAYS)
 async def test_thoughts_are_a_block_of_their_own(thinker, way):
     chat = ChatDeepen.from_ensemble(thinker.ensemble, max_tokens=16, temperature=1.0)
-    both = 0
-    for seed in range(12):
-        raw = thinker.ensemble.generate([{"role": "user", "content": "hi"}], chat.sampling({"seed": seed})).text
-        thoughts, said = parted(raw, thinker.opened)
+    talk = [{"role": "user", "content": "hi"}]
+    answers = thinker.ensemble.generate([talk] * 12, [chat.sampling({"seed": seed}) for seed in range(12)])
+    parts = [parted(answer.text, thinker.opened) for answer in answers]
+    with_both = next(seed for seed, (thoughts, said) in enumerate(parts) if thoughts and said)
+    for seed in {*seeds(12), with_both}:
+        thoughts, said = parts[seed]
         answer = await asked(chat, way, "hi", seed=seed)
         assert answer.text == said
         assert answer.additional_kwargs.get("reasoning_content", "") == thoughts
@@ -333,8 +336,6 @@ async def test_thoughts_are_a_block_of_their_own(thinker, way):
         assert sorted(kinds) == sorted([("reasoning", thoughts)] * bool(thoughts) + [("text", said)] * bool(said))
         details = answer.usage_metadata.get("output_token_details", {})
         assert details.get("reasoning", 0) == len(thinker.ensemble.tokenize(thoughts))
-        both += bool(thoughts and said)
-    assert both
 
 
 @pytest.mark.filterwarnings("ignore:The method:langchain_core._api.LangChainBetaWarning")
@@ -365,7 +366,7 @@ async def test_thoughts_before_calls_and_objects(thinker, way):
     schema = {"title": "go", "type": "object", "properties": {"to": {"enum": ["Lima", "Oslo"]}}, "required": ["to"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "go", "schema": schema}}
     thought = 0
-    for seed in range(4):
+    for seed in seeds(4) if thinker.opened else range(4):
         called = await asked(chat.bind_tools([schema], tool_choice="go"), way, "hi", seed=seed)
         (call,) = called.tool_calls
         assert call["args"]["to"] in {"Lima", "Oslo"}

@@ -22,7 +22,7 @@ FREE_TEXT = {
     *("test_stream_events_v3", "test_astream_events_v3", "test_conversation", "test_double_messages_conversation"),
     *("test_usage_metadata", "test_usage_metadata_streaming", "test_stop_sequence"),
     *("test_tool_message_histories_string_content", "test_tool_message_histories_list_content"),
-    "test_tool_message_error_status",
+    *("test_tool_message_error_status", "test_anthropic_inputs", "test_message_with_name"),
 }
 
 # Random models fill in a string as it comes; the most probable one may be empty, which this test does not accept.
@@ -86,7 +86,7 @@ class TestChatDeepenIntegration(_OnMembers, ChatModelIntegrationTests):
     def _options(self, request):
         self.options = {"max_tokens": 60 if request.node.originalname in FREE_TEXT else 600}
         if request.node.originalname in FILLS_IN and not REAL:
-            self.options |= {"temperature": 1.0, "seed": 1}
+            self.options |= {"temperature": 1.0, "seed": 2}
 
     @property
     def chat_model_params(self):

@@ -10,13 +10,15 @@ from deepen_core.errors import SamplingError
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.langchain.tools import tool_definition
 
+SOME_WAYS = [pytest.param(way, marks=[] if way in ("invoke", "astream") else pytest.mark.slow) for way in WAYS]
+
 
 @pytest.fixture(scope="module")
 def chat(terse):
     return ChatDeepen.from_ensemble(terse, max_tokens=300)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SOME_WAYS)
 @pytest.mark.parametrize("kind", TOOLS)
 async def test_arguments_follow_schemas_of_every_kind(chat, kind, way):
     some = TOOLS[kind]
@@ -93,7 +95,7 @@ def named(name, style):
     }[style]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SOME_WAYS)
 @pytest.mark.parametrize("choice", CHOICES)
 async def test_a_choice_that_must_be_called(chat, choice, way):
     tools = [now, plain, Tree]

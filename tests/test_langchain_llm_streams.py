@@ -3,6 +3,7 @@
 import codecs
 
 import pytest
+from amounts import seeds
 from langchain_core.outputs import GenerationChunk
 from langchain_core.runnables import RunnableLambda
 from langchain_parts import Recorder, check_the_first_piece
@@ -177,7 +178,7 @@ def test_characters_of_several_tokens_come_whole(load):
     with load("alpha", "beta") as ensemble:
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=40, ignore_eos=True, temperature=1.5)
         split = 0
-        for seed in range(10):
+        for seed in seeds(10):
             _, chunks, recorder = chunks_of(llm, "你好，世界。", seed=seed)
             text = "".join(chunk.text for chunk in chunks)
             assert text == llm.invoke("你好，世界。", seed=seed) == recorder.ends[0].generations[0][0].text

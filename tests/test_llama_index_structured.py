@@ -7,6 +7,7 @@ from typing import Optional
 
 import pytest
 import tiny
+from amounts import seeds
 from llama_index.core import ChatPromptTemplate, Document, PromptTemplate, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.node_parser import SentenceSplitter
@@ -46,8 +47,8 @@ def llm(request, made_once):
     chat = request.param == "chats"
 
     def make(root):
-        tiny.save_gpt2(root / "one", tiny.byte_level(), window=4096, chat=chat)
-        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=4096, chat=chat)
+        tiny.save_gpt2(root / "one", tiny.byte_level(), window=4096, chat=chat, layers=1)
+        tiny.save_llama(root / "two", tiny.sentencepiece_bpe(), window=4096, chat=chat, layers=1)
 
     root = made_once(f"structured-{request.param}", make)
     with Ensemble.load([root / "one", root / "two"], progress=False) as ensemble:
@@ -70,7 +71,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_valid_objects_from_random_weights(llm, form):
-    for seed in range(3):
+    for seed in seeds(3):
         found = FORMS[form](llm, llm_kwargs={"seed": seed})
         assert isinstance(found, Thing)
         assert found == FORMS["predict"](llm, llm_kwargs={"seed": seed})

@@ -248,7 +248,7 @@ def save_fond(folder, tokenizer, pieces, *, window=8192, seed=3):
 
     Their logits are raised, by a direction that the last layer norm adds and their embeddings have.
     """
-    save_gpt2(folder, tokenizer, seed=seed, window=window)
+    save_gpt2(folder, tokenizer, seed=seed, window=window, layers=1)
     model = GPT2LMHeadModel.from_pretrained(folder)
     with torch.no_grad():
         norm, embeddings = model.transformer.ln_f, model.transformer.wte.weight
