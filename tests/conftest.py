@@ -158,7 +158,7 @@ class RuleBudget:
         self.context_window = self.main_window = self.planning_window = window
         self.has_chat_template = has_chat_template
 
-    def count(self, prompt, _variables=None):
+    def count(self, prompt, _params=None):
         return len(
             words(prompt if isinstance(prompt, str) else " ".join(f"{m['role']} {m['content']}" for m in prompt))
         )

@@ -6,6 +6,7 @@ import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 from thinking_templates import TEMPLATES
 
+from deepen_core import MemberConfig
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 from deepen_integrations.langchain.messages import chat_messages, plain_messages
 
@@ -82,3 +83,13 @@ def test_the_profile_after_loading_is_that_of_the_ensemble(ensemble):
     assert not ChatDeepen.from_ensemble(ensemble).profile["reasoning_output"]
     ensemble.thinking = "optional"
     assert ChatDeepen.from_ensemble(ensemble).profile["reasoning_output"]
+
+
+@pytest.mark.parametrize("reasoning", [None, True, False])
+def test_prompts_are_counted_as_the_switch_writes_them(folders, reasoning):
+    member = MemberConfig(model=str(folders["alpha"]), chat_template=TEMPLATES["smollm3"])
+    with ChatDeepen(models=[member], progress=False, device="cpu", max_tokens=1, reasoning=reasoning) as chat:
+        counted = chat.get_num_tokens_from_messages([ASK])
+        assert counted == chat.invoke([ASK]).usage_metadata["input_tokens"]
+        other = chat.model_copy(update={"reasoning": reasoning is False}).get_num_tokens_from_messages([ASK])
+        assert counted != other

@@ -5,6 +5,7 @@ Real models are not part of the repository. Put those of `benchmarks.given_text.
 `DEEPEN_REAL_DEVICE=cuda` another device.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -197,7 +198,10 @@ ASKED = [
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
 async def test_agents_call_the_right_tool_and_answer(names, dtype):
-    """Five times out of five, in both frameworks, where the members may choose to call or not."""
+    """Five times out of five, in both frameworks, where the members may choose to call or not.
+
+    The ten agents of a framework run at the same time, so that what is decoded together differs from one to the next.
+    """
     agents = pytest.importorskip("langchain.agents")
     workflow = pytest.importorskip("llama_index.core.agent.workflow")
     from deepen_integrations.langchain import ChatDeepen
@@ -206,13 +210,19 @@ async def test_agents_call_the_right_tool_and_answer(names, dtype):
     with opened(names, dtype) as ensemble:
         chain = agents.create_agent(ChatDeepen.from_ensemble(ensemble, max_tokens=96), [weather, multiply])
         llm = DeepenToolLLM.from_ensemble(ensemble, max_new_tokens=96)
-        for question, call, answer in ASKED * 5:
-            _, calls, _, last = chain.invoke({"messages": [("human", question)]})["messages"]
+        runs = await chain.abatch([{"messages": [("human", question)]} for question, _, _ in ASKED * 5])
+        for (_, call, answer), run in zip(ASKED * 5, runs, strict=True):
+            _, calls, _, last = run["messages"]
             assert [(one["name"], one["args"]) for one in calls.tool_calls] == [call]
             assert answer in last.text
-            told = await workflow.FunctionAgent(tools=[weather, multiply], llm=llm).run(question, max_iterations=4)
-            assert [(one.tool_name, one.tool_kwargs) for one in told.tool_calls] == [call]
-            assert answer in str(told)
+
+        async def run_of(question):
+            return await workflow.FunctionAgent(tools=[weather, multiply], llm=llm).run(question, max_iterations=4)
+
+        told = await asyncio.gather(*(run_of(question) for question, _, _ in ASKED * 5))
+        for (_, call, answer), run in zip(ASKED * 5, told, strict=True):
+            assert [(one.tool_name, one.tool_kwargs) for one in run.tool_calls] == [call]
+            assert answer in str(run)
 
 
 _OPENED = """

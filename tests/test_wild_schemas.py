@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import warnings
 
 import pytest
@@ -96,6 +97,26 @@ def test_langchain_has_a_broken_call_among_the_invalid_ones(ensemble):
         assert (broken["name"], message.content) == ("invalid", "")
         assert '{"tags": ["a", "a"]}' in broken["args"]
     assert "schema forbids: at $.tags" in answer.invalid_tool_calls[0]["error"]
+
+
+def test_an_answer_that_breaks_its_schema_says_so(ensemble):
+    """Where it is not parsed by `with_structured_output`, which raises."""
+    ensemble.has_chat_template = True
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "told", "schema": tagged("told")["function"]["parameters"]},
+    }
+    chat, llm = ChatDeepen.from_ensemble(ensemble), DeepenToolLLM.from_ensemble(ensemble)
+    for said, told in (('["a", "a"]', "The answer breaks its schema where .*: at \\$.tags"), ('["a", "b"]', None)):
+        ensemble.default = f'{{"tags": {said}}}'
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer = chat.invoke("hi", response_format=wanted)
+            chunks = list(chat.stream("hi", response_format=wanted))
+            response = llm.chat([ChatMessage(content="hi")], response_format=wanted)
+        for metadata in (answer.response_metadata, chunks[-1].response_metadata, response.raw):
+            (warning,) = metadata.get("warnings", []) if told else (None,)
+            assert re.match(told, warning) if told else "warnings" not in metadata
 
 
 def test_strict_refuses_in_langchain_for_a_model_or_for_a_call(ensemble):

@@ -115,4 +115,4 @@ class LangChainAdapter(DeepenAdapter):
         if tokenizer is not None and isinstance(prompt, str):
             return len(tokenizer(prompt))
         with langchain_errors():
-            return self.budget.count(prompt, self.sampling({}).chat_template_kwargs)
+            return self.budget.count(prompt, self.sampling({}))

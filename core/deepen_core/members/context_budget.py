@@ -7,11 +7,12 @@ window with allowances for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from deepen_core.chat.messages import Prompt, check_messages
+from deepen_core.config import SamplingParams
 from deepen_core.errors import ChatTemplateError
 from deepen_core.members.base import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -105,14 +106,14 @@ class ContextBudget:
         ]
         return max(1, int(min(rooms)))
 
-    def count(self, prompt: Prompt, variables: Mapping[str, Any] | None = None) -> int:
+    def count(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Counts a prompt by the member whose window it fills most, in the scale of main's window.
 
         A prompt whose count is below `main_window` fits into every member, with room for an answer.
 
         Args:
             prompt: A text, without BOS, or messages, as each member's chat template renders them.
-            variables: Variables for the chat templates.
+            params: Options of the request: `reasoning` and `chat_template_kwargs` change what chat templates write.
 
         Returns:
             The largest of the members' counts, each times main's window over the member's own: 300 tokens of a window
@@ -121,17 +122,24 @@ class ContextBudget:
         Raises:
             ChatTemplateError: If messages are given, and a member has no chat template or it refuses them.
             PromptError: If they are not a conversation.
+            SamplingError: If main's chat template cannot do what `reasoning` asks for.
         """
         if not isinstance(prompt, str):
             prompt = check_messages(prompt)
-        counts = ((_prompt_tokens(tokenizer, prompt, variables), window) for tokenizer, window in self._windows)
+        params = SamplingParams() if params is None else params
+        counts = (
+            (_prompt_tokens(tokenizer, prompt, params, strict=tokenizer is self._main), window)
+            for tokenizer, window in self._windows
+        )
         return max(-(-count * self.main_window // window) for count, window in counts)
 
 
-def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, variables: Mapping[str, Any] | None) -> int:
+def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, params: SamplingParams, *, strict: bool) -> int:
     if isinstance(prompt, str):
         return len(tokenizer.encode(prompt))
-    return MemberSequence(tokenizer.reader.read_messages(prompt, variables), tokenizer, is_main=True).prompt_tokens
+    reader = tokenizer.reader
+    read = reader.read_messages(prompt, reader.variables(params, strict=strict))
+    return MemberSequence(read, tokenizer, is_main=True).prompt_tokens
 
 
 def fertility(tokenizer: MemberTokenizer, spoken: MemberTokenizer) -> float:

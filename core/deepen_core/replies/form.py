@@ -132,7 +132,7 @@ class ReplyForm:
             given: The caller's options, if the parser is to warn of arguments as long as they may be.
         """
         bounds = None if given is None else ArgumentBounds.from_params(given)
-        checks = {t.name: f.check for t in self.callable if (f := self._followed.get(t.name)) and f.check}
+        checks = {name: followed.check for name, followed in self._followed.items() if followed.check}
         return ReplyParser(
             [tool.name for tool in self.callable],
             thoughts,

@@ -16,7 +16,7 @@ from deepen_core.replies.untagged import ARGUMENTS, may_become_call, untagged_ca
 
 
 class Check(Protocol):
-    """Checks the arguments of calls of one tool."""
+    """Checks the arguments of one tool's calls, or the object that an answer is."""
 
     def problem(self, value: Any) -> str:
         """Returns what is wrong, or an empty string."""
@@ -74,7 +74,7 @@ class BrokenCall:
 
 Part = Text | Thought | Call | CutCall | BrokenCall
 _NONE = Thoughts()
-Checks = Mapping[str, "Check"]
+Checks = Mapping[str | None, "Check"]
 _State = Literal["start", "thoughts", "body", "untagged", "text", "call"]
 _DECODER = json.JSONDecoder(strict=False)
 _NAMED = re.compile(rf'{CALL}\s*\{{\s*"name":\s*("(?:[^"\\]|\\.)*")')
@@ -106,10 +106,11 @@ class ReplyParser:
         untagged: Whether calls may lack their tag.
         bounds: Of arguments, for `warnings`.
         checks: What checks the arguments of a tool's calls, by its name, where decoding does not follow all of its
-            schema.
+            schema; and under None what checks the object that the answer is instead of a text.
 
     Attributes:
-        warnings: Names the arguments so far that reached their bound, and may be incomplete.
+        warnings: Names the arguments so far that reached their bound, and may be incomplete; at the end also what the
+            answer's object breaks of its schema.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class ReplyParser:
         self._gap = ""  # white space before the call that is being parsed
         self._searched = 0  # characters of the call that have been searched for its end
         self._fence = ""  # what may still end the text around a call
+        self._said: list[str] = []  # texts, where they are checked
 
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and returns the parts that are now certain."""
@@ -144,7 +146,11 @@ class ReplyParser:
 
     def finish(self) -> list[Part]:
         """Returns the rest, once there is no more to come."""
-        return list(self._parts(last=True))
+        parts = list(self._parts(last=True))
+        check = self._checks.get(None)
+        if check is not None and (problem := _broken("".join(self._said), check)):
+            self.warnings.append(f"The answer breaks its schema where decoding cannot follow it: {problem}")
+        return parts
 
     def _parts(self, *, last: bool) -> Iterator[Part]:
         while True:
@@ -155,6 +161,8 @@ class ReplyParser:
             if self._fence and self._held and not self._ended(last=last):
                 return
             part = self._next(last=last)
+            if isinstance(part, Text) and None in self._checks:
+                self._said.append(part.text)
             if part is not None:
                 yield self._checked(part) if isinstance(part, Call) else part
             if (self._state, len(self._held)) == before:
@@ -299,6 +307,14 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
         next((part for part in parts if isinstance(part, CutCall)), None),
         tuple(part for part in parts if isinstance(part, BrokenCall)),
     )
+
+
+def _broken(text: str, check: Check) -> str:
+    """Returns what an answer's object breaks, or an empty string; also for what is no object, or was cut off."""
+    try:
+        return check.problem(json.loads(text))
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _begun(text: str, tag: str) -> int:
