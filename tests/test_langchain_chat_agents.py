@@ -202,7 +202,8 @@ def test_tools_first_and_then_an_object(clever, strategy):
     # Where an object must follow, members are asked for it, and not for plain words.
     asked = '\n\nIf you can, answer my question as JSON now, such as {"name": "...", "color": "...", "people": "..."}.'
     told = result_message("Mira lives in Oslo.", plain=False)
-    clever.answers[told if strategy is ToolStrategy else told + asked] = final
+    another = '\n\nCall another function now: "Town".'
+    clever.answers[told + (another if strategy is ToolStrategy else asked)] = final
     agent = create_agent(ChatDeepen.from_ensemble(clever), [look_up], response_format=strategy(Town))
     told = agent.invoke(ASKED)
     assert told["structured_response"] == Town(name="Oslo", color=Color.RED, people=3)

@@ -58,6 +58,21 @@ def test_parallel_calls_have_ids_and_places_of_their_own(ensemble):
     assert {call["id"] for call in bound.invoke("hi").tool_calls}.isdisjoint(c["id"] for c in chunks)
 
 
+def test_whether_calls_are_parallel_is_a_field_and_an_option(ensemble):
+    chat = ChatDeepen.from_ensemble(ensemble, parallel_tool_calls=False)
+    grammars = []
+    for model in (
+        chat.bind_tools([plain], tool_choice="any"),
+        chat.bind_tools([plain], tool_choice="any", parallel_tool_calls=True),
+        chat.bind_tools([plain], tool_choice="any").bind(parallel_tool_calls=None),
+        ChatDeepen.from_ensemble(ensemble).bind_tools([plain], tool_choice="any"),
+    ):
+        model.invoke("hi")
+        grammars.append(ensemble.requests[-1][1].grammar)
+    one, several, unsaid, usual = grammars
+    assert one == unsaid != several == usual
+
+
 def test_calls_texts_and_objects_at_once(terse):
     """Each row has its own grammar, or none."""
     chat = ChatDeepen.from_ensemble(terse, max_tokens=80)

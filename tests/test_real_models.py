@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from accounting import accounts
+from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen_core import Ensemble, MemberConfig
@@ -223,6 +224,30 @@ async def test_agents_call_the_right_tool_and_answer(names, dtype):
         for (_, call, answer), run in zip(ASKED * 5, told, strict=True):
             assert [(one.tool_name, one.tool_kwargs) for one in run.tool_calls] == [call]
             assert answer in str(run)
+
+
+class Report(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    degrees: int
+
+
+@pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
+def test_agents_end_with_an_object(names):
+    """By their profile's own way the right one; through a tool at least one, in a few steps."""
+    agents = pytest.importorskip("langchain.agents")
+    structured = pytest.importorskip("langchain.agents.structured_output")
+    from deepen_integrations.langchain import ChatDeepen
+
+    with opened(names, "float32") as ensemble:
+        chat = ChatDeepen.from_ensemble(ensemble, max_tokens=96)
+        for strategy in (structured.ProviderStrategy, structured.ToolStrategy):
+            agent = agents.create_agent(chat, [weather, multiply], response_format=strategy(Report))
+            run = agent.invoke({"messages": [("human", ASKED[0][0])]}, {"recursion_limit": 12})
+            assert run["messages"][1].tool_calls[0]["name"] == "weather"
+            assert run["structured_response"].city == "Paris"
+            assert strategy is structured.ToolStrategy or run["structured_response"].degrees == 21
 
 
 _OPENED = """

@@ -123,6 +123,16 @@ def test_thoughts_are_no_text(thinking, text, thoughts, said):
     assert parse_reply(text, ReplyParser(NAMES, Thoughts(thinking))) == Reply(said, thoughts, ())
 
 
+def test_a_call_that_is_repeated_word_for_word_is_made_once():
+    parser = ReplyParser(NAMES)
+    text = "\n".join([call("add", x=1, y=2), call("add", y=2, x=1), call("now"), call("add", x=2, y=1), call("now")])
+    reply = parse_reply(text + "\n" + call("now"), parser)
+    assert reply.calls == (Call("add", {"x": 1, "y": 2}), Call("now", {}), Call("add", {"x": 2, "y": 1}))
+    assert reply.text == ""
+    assert [warning.split()[3] for warning in parser.warnings] == ["'add'", "'now'"]
+    assert "several times with equal arguments; one call is kept" in parser.warnings[0]
+
+
 def test_parts_come_as_soon_as_they_are_certain():
     parser = ReplyParser(NAMES, Thoughts("optional"))
     fed = ["<th", "ink>\nH", "m. ", "No", ".\n</th", "ink>\n", "\nHi", " <", "b ", "<tool_call>", call("now")[11:]]

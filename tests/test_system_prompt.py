@@ -62,9 +62,31 @@ def test_calls_and_results_are_told_as_text():
         ("assistant", "2, at noon."),
         ("user", "<tool_response>\n\n</tool_response>\nAnswer my question in plain words if you can."),
     ]
-    for form in (ReplyForm.from_openai(TOOLS, "any"), ReplyForm.from_openai(response_format=OBJECT)):
+    for form in (ReplyForm.from_openai([NOW, ADD], "any"), ReplyForm.from_openai(response_format=OBJECT)):
         assert joined(instructed(messages, form))[-1] == ("user", "<tool_response>\n\n</tool_response>")
     assert messages[3]["content"] == [{"type": "text", "text": "noon"}], "what was given stays as it is"
+
+
+def test_who_must_call_on_is_told_what_was_not_called():
+    """Or small models repeat their call for ever."""
+    called = {"function": {"name": "now", "arguments": "{}"}}
+    turn = [{"role": "assistant", "content": "", "tool_calls": [called]}, {"role": "tool", "content": "noon"}]
+    messages = [{"role": "user", "content": "When?"}, *turn]
+
+    def asked(tools, choice, talk=messages):
+        return joined(instructed(talk, ReplyForm.from_openai(tools, choice)))[-1][1].partition("</tool_response>")[2]
+
+    assert asked([NOW, ADD], "any") == '\n\nCall another function now: "add".'
+    assert asked(TOOLS[:3], "any").count(" or ") == 1
+    assert asked([NOW], "any") == asked([NOW, ADD], "add") == ""
+    again = [
+        *messages,
+        {"role": "assistant", "content": "", "tool_calls": None},
+        {"role": "user", "content": "x"},
+        *turn,
+    ]
+    again[-2] = {**again[-2], "tool_calls": [{"function": {"name": "add", "arguments": {"x": 1}}}]}
+    assert asked([NOW, ADD], "any", again) == '\n\nCall another function now: "now".'
 
 
 def test_results_that_are_no_text_are_refused():

@@ -150,6 +150,9 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     only_chats: ClassVar[bool] = True
     streaming: bool = False
     """Whether `invoke` streams internally, so that callbacks receive each piece even if nothing else asks for it."""
+    parallel_tool_calls: bool | None = None
+    """Whether an answer may contain several calls; by default unless one tool is named. A call's own comes before it.
+    Small models are surer of one: with False, agents call one tool at a time."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
@@ -222,7 +225,8 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
                 OpenAI's format.
             tool_choice: None or "auto" lets the models decide; "any", "required" or True requires a call; a name or a
                 mapping with a name requires a call of that tool; "none" forbids calls.
-            parallel_tool_calls: Whether an answer may contain several calls; by default unless one tool is named.
+            parallel_tool_calls: Whether an answer may contain several calls; see the field of this name, which is the
+                default.
             strict: Whether to refuse schemas that decoding cannot follow in full; see the field of this name, which
                 is the default.
             kwargs: Options of each call.
@@ -394,5 +398,6 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
     def _checked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatRequest:
         """Makes the request and checks it before anything is loaded."""
         self.number_of_answers(options)
-        given = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
-        return ChatRequest.from_options(messages, {"strict": self.strict, **given}, self.sampling)
+        given = {name: value for name, value in options.items() if name not in _NOT_SAMPLING and value is not None}
+        own = {"strict": self.strict, "parallel_tool_calls": self.parallel_tool_calls}
+        return ChatRequest.from_options(messages, {**own, **given}, self.sampling)

@@ -96,7 +96,8 @@ class ReplyParser:
 
     A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
     arguments. At the beginning of an answer it may lack its tag, alone, in a code fence or in `<tools>`. A call that is
-    not complete at the end is a part of its own, so that no half-written call is ever run or shown. Everything else is
+    not complete at the end is a part of its own, so that no half-written call is ever run or shown. A call that repeats
+    one of the same answer word for word, as small models do for ever, is dropped with a warning. Everything else is
     text. White space around tags belongs to no part.
 
     Args:
@@ -109,8 +110,8 @@ class ReplyParser:
             schema; and under None what checks the object that the answer is instead of a text.
 
     Attributes:
-        warnings: Names the arguments so far that reached their bound, and may be incomplete; at the end also what the
-            answer's object breaks of its schema.
+        warnings: Names the arguments so far that reached their bound, and may be incomplete, and the calls that were
+            repeated; at the end also what the answer's object breaks of its schema.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ReplyParser:
         self._searched = 0  # characters of the call that have been searched for its end
         self._fence = ""  # what may still end the text around a call
         self._said: list[str] = []  # texts, where they are checked
+        self._called: dict[str, bool] = {}  # by name and arguments, whether a repetition is among the warnings
 
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and returns the parts that are now certain."""
@@ -163,8 +165,10 @@ class ReplyParser:
             part = self._next(last=last)
             if isinstance(part, Text) and None in self._checks:
                 self._said.append(part.text)
+            if isinstance(part, Call):
+                part = None if self._repeats(part) else self._checked(part)
             if part is not None:
-                yield self._checked(part) if isinstance(part, Call) else part
+                yield part
             if (self._state, len(self._held)) == before:
                 return
 
@@ -277,6 +281,19 @@ class ReplyParser:
             return CutCall(said)
         self._searched = max(0, len(self._held) - len(CALL_END) + 1)
         return None
+
+    def _repeats(self, call: Call) -> bool:
+        """Whether the answer has called this tool with these arguments before."""
+        key = json.dumps([call.name, call.arguments], sort_keys=True)
+        if key not in self._called:
+            self._called[key] = False
+            return False
+        if not self._called[key]:
+            self._called[key] = True
+            self.warnings.append(
+                f"The answer calls {call.name!r} several times with equal arguments; one call is kept."
+            )
+        return True
 
     def _checked(self, call: Call) -> Call | BrokenCall:
         check = self._checks.get(call.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import cast
 
@@ -28,6 +28,7 @@ _EXAMPLE = """
 # Small models that hear nothing but the result call the next tool that comes to mind.
 _AFTER_RESULTS = "\nAnswer my question in plain words if you can."
 _OBJECT_AFTER_RESULTS = "\n\nIf you can, answer my question as JSON now, such as "
+_CALL_AFTER_RESULTS = "\n\nCall another function now: "
 
 
 def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
@@ -45,7 +46,7 @@ def instructed(messages: Sequence[Message], form: ReplyForm) -> list[Message]:
     """
     spoken = _spoken(messages)
     if messages and messages[-1]["role"] == "tool" and not _thought(messages):
-        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _after_results(form)]}
+        spoken[-1] = {**spoken[-1], "content": [*spoken[-1]["content"], _after_results(form, messages)]}
     told = _instructions(form)
     if not told:
         return spoken
@@ -60,14 +61,25 @@ def _thought(messages: Sequence[Message]) -> bool:
 
     With more than results in their message, templates would take it for a new question and leave the thoughts out.
     """
-    since = takewhile(lambda message: message["role"] != "user", reversed(messages))
-    return any(message.get("reasoning_content") for message in since)
+    return any(message.get("reasoning_content") for message in _since_question(messages))
 
 
-def _after_results(form: ReplyForm) -> str:
+def _since_question(messages: Sequence[Message]) -> Iterator[Message]:
+    """Yields the messages after the last question, the last one first."""
+    return takewhile(lambda message: message["role"] != "user", reversed(messages))
+
+
+def _after_results(form: ReplyForm, messages: Sequence[Message]) -> str:
     """Returns what to ask for after the result of a call."""
     if form.has_text:
         return _AFTER_RESULTS
+    if form.calls == "must" and form.named is None:
+        # Small models repeat their call for ever if they must call and are not told what else there is.
+        called = {
+            call["function"]["name"] for turn in _since_question(messages) for call in turn.get("tool_calls") or ()
+        }
+        others = [json.dumps(tool.name, ensure_ascii=False) for tool in form.callable if tool.name not in called]
+        return f"{_CALL_AFTER_RESULTS}{' or '.join(others)}." if others else ""
     if form.schema is None or form.calls != "maybe":
         return ""
     example = dict.fromkeys(form.schema.get("properties", ()), "...")
