@@ -5,31 +5,21 @@ Real models are not part of the repository. Put those of `benchmarks.given_text.
 `DEEPEN_REAL_DEVICE=cuda` another device.
 """
 
-import asyncio
 import json
-import os
 import subprocess
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from accounting import accounts
-from pydantic import BaseModel
+from real_parts import DEVICE, GEMMA, QWEN, REAL, SMOL, opened, real
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.errors import NonFiniteLogitsError
 
-FOLDER = os.environ.get("DEEPEN_REAL_MODELS")
-DEVICE = os.environ.get("DEEPEN_REAL_DEVICE", "cpu")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(FOLDER is None, reason="DEEPEN_REAL_MODELS does not name a folder with the real models"),
-]
+pytestmark = REAL
 
-SMOL, QWEN, GEMMA = "smollm2-135m", "qwen-coder-0.5b", "gemma3-270m"
 PAIRS = [(SMOL, QWEN), (QWEN, SMOL), (SMOL, GEMMA)]
 DTYPES = ["float32", "bfloat16", "float16"]
 PROSE = [
@@ -61,16 +51,6 @@ CHAT = [
         "Give me three tips for a good night's sleep.",
     )
 ]
-
-
-def real(name):
-    return str(Path(FOLDER) / name)
-
-
-def opened(names, dtype, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Ensemble.load([real(n) for n in names], dtype=dtype, device=DEVICE, progress=False, **options)
 
 
 def prompts_for(names):
@@ -177,77 +157,6 @@ def test_members_account_for_what_is_chosen(names):
         for prompt in (CHAT[0], CHAT[1], CODE[4], PROSE[1]):
             for step in accounts(ensemble, prompt, max_new_tokens=24):
                 assert step.fused <= step.covered + 0.1, (prompt, step.token, step.fused, step.members)
-
-
-def weather(city: str) -> str:
-    """Tell the current weather in a city."""
-    return f"It is sunny in {city}, 21 degrees."
-
-
-def multiply(a: int, b: int) -> int:
-    """Multiply two numbers."""
-    return a * b
-
-
-ASKED = [
-    ("What is the weather in Paris?", ("weather", {"city": "Paris"}), "21 degrees"),
-    ("What is 12 times 34?", ("multiply", {"a": 12, "b": 34}), "408"),
-]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LlamaIndex's own
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
-async def test_agents_call_the_right_tool_and_answer(names, dtype):
-    """Five times out of five, in both frameworks, where the members may choose to call or not.
-
-    The ten agents of a framework run at the same time, so that what is decoded together differs from one to the next.
-    """
-    agents = pytest.importorskip("langchain.agents")
-    workflow = pytest.importorskip("llama_index.core.agent.workflow")
-    from deepen_integrations.langchain import ChatDeepen
-    from deepen_integrations.llama_index import DeepenToolLLM
-
-    with opened(names, dtype) as ensemble:
-        chain = agents.create_agent(ChatDeepen.from_ensemble(ensemble, max_tokens=96), [weather, multiply])
-        llm = DeepenToolLLM.from_ensemble(ensemble, max_new_tokens=96)
-        runs = await chain.abatch([{"messages": [("human", question)]} for question, _, _ in ASKED * 5])
-        for (_, call, answer), run in zip(ASKED * 5, runs, strict=True):
-            _, calls, _, last = run["messages"]
-            assert [(one["name"], one["args"]) for one in calls.tool_calls] == [call]
-            assert answer in last.text
-
-        async def run_of(question):
-            return await workflow.FunctionAgent(tools=[weather, multiply], llm=llm).run(question, max_iterations=4)
-
-        told = await asyncio.gather(*(run_of(question) for question, _, _ in ASKED * 5))
-        for (_, call, answer), run in zip(ASKED * 5, told, strict=True):
-            assert [(one.tool_name, one.tool_kwargs) for one in run.tool_calls] == [call]
-            assert answer in str(run)
-
-
-class Report(BaseModel):
-    """The weather of a city."""
-
-    city: str
-    degrees: int
-
-
-@pytest.mark.parametrize("names", [(SMOL, QWEN), (QWEN, SMOL)], ids="-".join)
-def test_agents_end_with_an_object(names):
-    """By their profile's own way the right one; through a tool at least one, in a few steps."""
-    agents = pytest.importorskip("langchain.agents")
-    structured = pytest.importorskip("langchain.agents.structured_output")
-    from deepen_integrations.langchain import ChatDeepen
-
-    with opened(names, "float32") as ensemble:
-        chat = ChatDeepen.from_ensemble(ensemble, max_tokens=96)
-        for strategy in (structured.ProviderStrategy, structured.ToolStrategy):
-            agent = agents.create_agent(chat, [weather, multiply], response_format=strategy(Report))
-            run = agent.invoke({"messages": [("human", ASKED[0][0])]}, {"recursion_limit": 12})
-            assert run["messages"][1].tool_calls[0]["name"] == "weather"
-            assert run["structured_response"].city == "Paris"
-            assert strategy is structured.ToolStrategy or run["structured_response"].degrees == 21
 
 
 _OPENED = """
