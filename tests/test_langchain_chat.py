@@ -45,7 +45,9 @@ class TestBatches:
             member = hook(ensemble)
             yield ChatDeepen.from_ensemble(ensemble, max_new_tokens=12, ignore_eos=True), member
 
-    @pytest.mark.parametrize("way", ["batch", "abatch", "chain", "achain"])
+    @pytest.mark.parametrize(
+        "way", ["batch", "achain", *(pytest.param(way, marks=pytest.mark.slow) for way in ("abatch", "chain"))]
+    )
     async def test_twenty_conversations_are_one_decode_batch(self, watched, way):
         chat, member = watched
         texts = [f"{PROMPT} {n}" for n in range(20)]

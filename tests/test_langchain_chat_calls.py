@@ -22,7 +22,7 @@ def chat(terse):
 
 
 @ignores_beta
-@pytest.mark.parametrize("version", [None, "v1"])
+@pytest.mark.parametrize("version", [None, pytest.param("v1", marks=pytest.mark.slow)])
 async def test_every_way_calls_the_same(terse, version):
     own = {} if version is None else {"output_version": version}
     chat = ChatDeepen.from_ensemble(terse, max_tokens=300, temperature=1.0, **own)

@@ -28,7 +28,7 @@ ANSWER = "Thought: I know it now\\.\nAnswer: (Lisbon|Oslo)"
 NONSENSE = "Thought: hm"
 
 
-@pytest.fixture(scope="module", params=["texts", "chats", "strict"])
+@pytest.fixture(scope="module", params=["texts", "chats", pytest.param("strict", marks=pytest.mark.slow)])
 def ensemble(request, made_once):
     """Members without templates, with lenient ones, and with such as want roles to alternate and no system message.
 

@@ -52,7 +52,7 @@ def ensemble_params(**options):
 
 
 @pytest.mark.parametrize("tokens", [0, 4])
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 def test_the_failing_request_alone_is_told(ensemble, error, number, tokens):
     expected = ensemble.generate(list(PROMPTS), **OPTIONS)

@@ -103,7 +103,7 @@ def test_thoughts_are_told_from_the_answer(marks, special):
 
 
 @pytest.mark.parametrize(("marks", "special"), FAMILIES)
-@pytest.mark.parametrize("calls", [True, False])
+@pytest.mark.parametrize("calls", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_constrained_answers_may_come_after_thoughts(marks, special, calls):
     said = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' if calls else '{"city": "Lisbon"}'
     form = ReplyForm.from_openai(TOOLS, "any") if calls else ReplyForm.from_openai(response_format=OBJECT)
