@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from cli_parts import FakeEnsemble, member, run
@@ -58,6 +59,13 @@ def test_info_leaves_out_what_a_strategy_does_not_have(fake):
     assert result.exit_code == 0, result.output
     assert "union" in result.stdout
     assert not [row for row in (*SPACE_ROWS, "anchors", "None") if row in result.stdout]
+
+
+def test_info_names_weights_that_change(fake):
+    plain = of_strategy("product", 1500, member("general"))
+    for policy, told in (("static", False), ("adaptive", True)):
+        fake.info = replace(plain, weights=policy)
+        assert ("adaptive: those above are where an answer starts" in run("info").stdout) is told
 
 
 def test_info_marks_what_one_member_does_not_have(fake):

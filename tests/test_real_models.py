@@ -1,7 +1,7 @@
 """Real pairs answer: no nonsense, no crash, batches in every dtype.
 
 Real models are not part of the repository. Put those of `benchmarks.given_text.MODELS` into a folder, then run
-`DEEPEN_REAL_MODELS=FOLDER make test ARGS=tests/test_real_models.py`. `ARGS="... -k float32"` picks a part, and
+`DEEPEN_REAL_MODELS=FOLDER make test-all ARGS=tests/test_real_models.py`. `ARGS="... -k float32"` picks a part, and
 `DEEPEN_REAL_DEVICE=cuda` another device.
 """
 

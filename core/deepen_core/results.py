@@ -233,3 +233,5 @@ class EnsembleInfo:
     member that runs one sequence at a time)."""
     limits: list[str] = field(default_factory=list)
     """What fusion cannot do with these members, however well they fit; empty for a single one."""
+    weights: str = "static"
+    """The policy of the weights: "static", or "adaptive" where `MemberInfo.weight` is what they start with."""

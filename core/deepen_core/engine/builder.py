@@ -149,7 +149,8 @@ class EngineOptions:
         fusion = self.strategy.build(members, self.main, self.config, steps)
         decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
         worker = Worker(decoder, self.serving.max_batch_size)
-        return Engine(list(members), self.main, weights, fusion, self.config.label, decoder, worker)
+        label = self.policy.label
+        return Engine(list(members), self.main, weights, label, fusion, self.config.label, decoder, worker)
 
 
 def _policy(

@@ -21,6 +21,7 @@ class Engine:
         members: The members in their order.
         main: The number of the member whose vocabulary is used.
         weights: How much each member counts, for reports; they sum to one.
+        policy_name: The name of the policy that weighs them.
         fusion: The strategy.
         fusion_name: The strategy's name.
         decoder: Steps sequences.
@@ -30,6 +31,7 @@ class Engine:
     members: Sequence[Member]
     main: int
     weights: Sequence[float]
+    policy_name: str
     fusion: Fusion
     fusion_name: str
     decoder: Decoder

@@ -39,6 +39,12 @@ class WeightPolicy(ABC):
     """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it.
     With one, the strategy must compare members token by token (`Fusion.compares_tokens`)."""
 
+    @property
+    def label(self) -> str:
+        """Its name in `POLICIES`, or that of its class."""
+        path = f"{type(self).__module__}:{type(self).__name__}"
+        return next((name for name, place in POLICIES.items() if place == path), type(self).__name__)
+
     @abstractmethod
     def weights(self, step: WeighingInputs) -> torch.Tensor:
         """Returns how much each member counts in each sequence.
