@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from langchain_core.load.serializable import Serializable
 from langchain_core.runnables.utils import AnyConfigurableField
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -14,6 +15,36 @@ from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.errors import ConfigurationError, SamplingError
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.langchain.errors import langchain_errors
+from deepen_integrations.load_options import LoadOptions
+
+
+class DumpedModel(Serializable):
+    """What LangChain's `dumps` writes of a model; `loads(text, allowed_objects=[its class])` reads it again.
+
+    List it first among the bases: the framework's own classes refuse.
+    """
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumps` writes it."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where `loads` finds the class."""
+        return ["deepen_integrations", "langchain"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The options that are objects, as plain JSON."""
+        loading: LoadOptions = self.loading()  # type: ignore[attr-defined]  # of `DeepenAdapter`
+        models, fusion = loading.models, loading.fusion
+        return {
+            "models": models
+            if isinstance(models, str)
+            else [member.model_dump(mode="json", exclude_defaults=True) for member in models],
+            "fusion": fusion if isinstance(fusion, str) else fusion.model_dump(mode="json"),
+        }
 
 
 class LangChainAdapter(DeepenAdapter):
@@ -87,17 +118,6 @@ class LangChainAdapter(DeepenAdapter):
         sampling = self.sampling({}).model_dump(mode="json")
         sampling["default_stop"] = sampling.pop("stop")
         return {**self.loading().model_dump(mode="json"), **sampling, "n": self.n}
-
-    def plain_attributes(self) -> dict[str, Any]:
-        """Returns the options that are objects as plain JSON, so that `loads(dumps(model))` can restore them."""
-        loading = self.loading()
-        models, fusion = loading.models, loading.fusion
-        return {
-            "models": models
-            if isinstance(models, str)
-            else [member.model_dump(mode="json", exclude_defaults=True) for member in models],
-            "fusion": fusion if isinstance(fusion, str) else fusion.model_dump(mode="json"),
-        }
 
     def stop_strings(self, stop: Sequence[str] | None) -> list[str]:
         """Returns the stop strings of a call for its trace: the call's own, or else the model's."""

@@ -25,7 +25,7 @@ from deepen_core import __version__
 from deepen_core.chat.messages import Message, check_messages
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest
-from deepen_integrations.langchain.base import LangChainAdapter
+from deepen_integrations.langchain.base import DumpedModel, LangChainAdapter
 from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
 from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import chat_messages
@@ -39,7 +39,7 @@ to traces."""
 _MAX_THREADS = 64
 
 
-class ChatDeepen(BaseChatModel, LangChainAdapter):
+class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
     r"""Several local language models with different tokenizers that chat as one.
 
     Setup:
@@ -169,21 +169,6 @@ class ChatDeepen(BaseChatModel, LangChainAdapter):
             with langchain_errors():
                 raise no_template(missing)
         return self
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether LangChain's `dumps` writes it: `loads(text, allowed_objects=[ChatDeepen])` reads it again."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where LangChain's `loads` finds the class."""
-        return ["deepen_integrations", "langchain"]
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """The options that LangChain cannot write by itself."""
-        return self.plain_attributes()
 
     @property
     def _serialized(self) -> dict[str, Any]:  # BaseChatModel caches it, but options change

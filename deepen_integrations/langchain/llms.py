@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from deepen_core import __version__
 from deepen_core.config import SamplingParams
-from deepen_integrations.langchain.base import LangChainAdapter
+from deepen_integrations.langchain.base import DumpedModel, LangChainAdapter
 from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import plain_messages
 from deepen_integrations.langchain.outputs import generation_chunk, joined_chunks, llm_result
@@ -39,7 +39,7 @@ _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"
 """Keywords of `generate` that are not engine options: LangChain's callbacks use them, or `batch` sets them."""
 
 
-class DeepenLLM(BaseLLM, LangChainAdapter):
+class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
     r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
@@ -132,21 +132,6 @@ class DeepenLLM(BaseLLM, LangChainAdapter):
         if hasattr(self, "_add_version"):  # since langchain-core 1.4.6
             self._add_version("deepen", __version__)
         return self
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether LangChain's `dumps` writes it: `loads(text, allowed_objects=[DeepenLLM])` reads it again."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where LangChain's `loads` finds the class."""
-        return ["deepen_integrations", "langchain"]
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """The options that LangChain cannot write by itself."""
-        return self.plain_attributes()
 
     @property
     def _llm_type(self) -> str:
