@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _OWN = LoadOptions.model_fields.keys() | SamplingParams.model_fields.keys()
 """The options that are not the frameworks'."""
+_PACKAGE = __name__.partition(".")[0]
 
 
 class DeepenAdapter(LoadOptions, SamplingParams):
@@ -183,7 +184,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         """
         name = "max_new_tokens" if name == "max_tokens" else name
         if name not in _OWN:
-            super().__setattr__(name, value)
+            super().__setattr__(name, self._checked_field(name, value) if self._declares(name) else value)
             return
         given = {} if value is None else {name: value}
         if name in SamplingParams.model_fields:
@@ -194,9 +195,30 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         if value is None:
             self.model_fields_set.discard(name)
 
+    @classmethod
+    def _declares(cls, name: str) -> bool:
+        """Whether a field is neither one of the engine's options nor the framework's."""
+        kinds = (kind for kind in cls.__mro__ if kind.__module__.startswith(_PACKAGE))
+        return name in cls.model_fields and any(name in vars(kind).get("__annotations__", {}) for kind in kinds)
+
+    def _checked_field(self, name: str, value: Any) -> Any:
+        field = type(self).model_fields[name]
+        if value is None:
+            return field.get_default(call_default_factory=True)
+        kind: Any = Annotated[(field.annotation, *field.metadata, Field())]
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as problem:
+            said = problem.errors()[0]["msg"]
+            raise ConfigurationError(f"Option {name!r} is {value!r}: {said}") from problem
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Like pydantic's, but validates options and takes `max_tokens` as well."""
-        own = {name: value for name, value in (update or {}).items() if name in _OWN or name == "max_tokens"}
+        own = {
+            name: value
+            for name, value in (update or {}).items()
+            if name in _OWN or name == "max_tokens" or self._declares(name)
+        }
         others = {name: value for name, value in (update or {}).items() if name not in own}
         copied = super().model_copy(update=others, deep=deep)
         for name, value in own.items():

@@ -48,9 +48,8 @@ def test_facts_are_those_of_the_template_that_is_given(folders):
 def test_a_template_file_that_is_not_there_is_told_before_anything_is_loaded(folders):
     with pytest.raises(ModelFilesError, match=r"The chat template ./no/such\.jinja. cannot be read"):
         opened(model=str(folders["alpha"]), chat_template="/no/such.jinja")
-    assert facts_from_files(
-        LoadOptions(models=[MemberConfig(model=str(folders["alpha"]), chat_template="/no/such.jinja")])
-    )
+    options = LoadOptions(models=[MemberConfig(model=str(folders["alpha"]), chat_template="/no/such.jinja")])
+    assert facts_from_files(options).main_window == 256
 
 
 def test_a_tokenizer_of_another_folder(folders, tmp_path):
@@ -62,7 +61,8 @@ def test_a_tokenizer_of_another_folder(folders, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(folders["alpha"], bare)
     (bare / "chat_template.jinja").unlink(missing_ok=True)
-    (bare / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    for file in bare.glob("*token*"):
+        file.unlink()
     with opened(model=str(folders["alpha"])) as own, opened(model=str(bare), tokenizer=str(tokenizer)) as other:
         assert other.has_chat_template
         answers = [one.generate(ASKED, max_new_tokens=6, ignore_eos=True).token_ids for one in (own, other)]
@@ -96,6 +96,13 @@ def test_wrong_arguments_are_named(folders, given):
         opened(model=str(folders["beta"]), model_kwargs=given)
 
 
+@pytest.mark.parametrize("name", ["max_position_embeddings", "num_hidden_layers", "rope_parameters"])
+def test_what_is_of_the_configuration_is_refused_before_weights_are_loaded(folders, name):
+    """The window, the facts and the budget are read from config.json."""
+    with pytest.raises(ConfigurationError, match=f"model_kwargs cannot set {name} of .*beta: .* its config.json"):
+        Ensemble.read_budget([MemberConfig(model=str(folders["beta"]), model_kwargs={name: 32})])
+
+
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype", "device_map", "trust_remote_code", "use_safetensors"])
 def test_arguments_that_have_another_place_are_refused(name):
     with pytest.raises(ConfigurationError, match=f"model_kwargs.*{name} (has a field|cannot be chosen|is always)"):
@@ -108,4 +115,7 @@ def test_equal_overrides_share_an_ensemble():
 
     given = {"chat_template": TEMPLATE, "model_kwargs": {"attn_implementation": "eager"}}
     assert adapter(**given)._shared is adapter(**given)._shared
+    one, other = ({"a": 1, "b": {"c": 2}}, {"b": {"c": 2}, "a": 1})
+    assert hash(MemberConfig(model="a", model_kwargs=one)) == hash(MemberConfig(model="a", model_kwargs=other))
+    assert adapter(model_kwargs=one)._shared is adapter(model_kwargs=other)._shared
     assert adapter(**given)._shared is not adapter(**{**given, "model_kwargs": {}})._shared

@@ -123,14 +123,23 @@ def test_thoughts_are_no_text(thinking, text, thoughts, said):
     assert parse_reply(text, ReplyParser(NAMES, Thoughts(thinking))) == Reply(said, thoughts, ())
 
 
-def test_a_call_that_is_repeated_word_for_word_is_made_once():
+def test_a_call_that_is_repeated_with_equal_arguments_is_made_once():
     parser = ReplyParser(NAMES)
-    text = "\n".join([call("add", x=1, y=2), call("add", y=2, x=1), call("now"), call("add", x=2, y=1), call("now")])
-    reply = parse_reply(text + "\n" + call("now"), parser)
-    assert reply.calls == (Call("add", {"x": 1, "y": 2}), Call("now", {}), Call("add", {"x": 2, "y": 1}))
+    text = "\n".join([call("add", x=1, y=2), call("add", x=1, y=2), call("now"), call("add", x=2, y=1), call("now")])
+    reply = parse_reply(f"{text}\n{call('add', x=1, y=2)}", parser)
+    one, other = Call("add", {"x": 1, "y": 2}), Call("add", {"x": 2, "y": 1})
+    assert reply.calls == (one, Call("now", {}), other, Call("now", {}))  # without arguments it may be meant
     assert reply.text == ""
-    assert [warning.split()[3] for warning in parser.warnings] == ["'add'", "'now'"]
-    assert "several times with equal arguments; one call is kept" in parser.warnings[0]
+    (warning,) = parser.warnings
+    assert warning == "The answer calls 'add' several times with equal arguments; one call is kept."
+
+
+@pytest.mark.parametrize("length", [3, 14, 30])
+def test_a_loop_of_repeated_calls_that_is_cut_off_ends_with_the_call(length):
+    said = call("add", x="two words")
+    assert parse_reply(said * 3 + said[:length], ReplyParser(NAMES)).cut is None
+    assert parse_reply(said + said[:length], ReplyParser(NAMES)).cut is not None or length < 11
+    assert parse_reply(said * 3 + call("sub", x=1)[:30], ReplyParser(NAMES)).cut is not None
 
 
 def test_parts_come_as_soon_as_they_are_certain():

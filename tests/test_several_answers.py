@@ -11,7 +11,7 @@ from scheduler_parts import eventually
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.engine import output_queue
-from deepen_core.errors import SamplingError
+from deepen_core.errors import ConfigurationError, SamplingError
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 from deepen_integrations.llama_index import DeepenToolLLM
 
@@ -117,9 +117,44 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(kind, options, prob
         model.generate(asks(model, PROMPT), **options)
 
 
-def test_a_stream_is_one_answer(model):
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_stream_is_one_answer(model, asynchronous):
+    """A call that wants several is refused; a model that gives several in `generate` streams one."""
     with pytest.raises(SamplingError, match="n is 2: a stream is one answer"):
         next(model.stream(PROMPT, n=2))
+    several, expected = model.model_copy(update={"n": 2}), said(model.invoke(PROMPT))
+    stream = several.astream(PROMPT)
+    pieces = [piece async for piece in stream] if asynchronous else list(several.stream(PROMPT))
+    assert "".join(map(said, pieces)) == expected
+    if isinstance(model, ChatDeepen):
+        streaming = model.model_copy(update={"streaming": True})
+        assert len(texts(streaming.generate(asks(model, PROMPT), n=2))[0]) == 2
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "batch", "abatch"])
+async def test_other_ways_give_one_and_leave_nothing_wrong_in_the_cache(model, way):
+    several = model.model_copy(update={"n": 3, "cache": InMemoryCache()})
+    for options in ({}, {"return_exceptions": True}) if "batch" in way else ({},):
+        given = [PROMPT, "Mira lives in"] if "batch" in way else PROMPT
+        asked = getattr(several, way)(given, **options)
+        answers = await asked if way.startswith("a") else asked
+        assert said(answers[0] if "batch" in way else answers) == said(model.invoke(PROMPT))
+        assert [len(each) for each in texts(several.generate(asks(model, PROMPT, "Mira lives in")))] == [3, 3]
+    assert said(several.invoke(PROMPT, temperature=0)) == said(model.invoke(PROMPT, temperature=0))
+
+
+@pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
+def test_fields_of_the_adapters_are_validated_when_they_are_assigned(kind):
+    model = kind(models=["/nowhere"], n=None)
+    assert model.n == 1
+    for name, wrong in (("n", 0), ("n", "3"), ("strict", "perhaps"), ("progress", [])):
+        with pytest.raises(ConfigurationError, match=f"Option '{name}' is "):
+            setattr(model, name, wrong)
+        with pytest.raises(ConfigurationError, match=f"Option '{name}' is "):
+            model.model_copy(update={name: wrong})
+    model.n, model.strict = 3, True
+    model.n = model.strict = None
+    assert (model.n, model.strict) == (1, False)
 
 
 # Logprobs of each piece

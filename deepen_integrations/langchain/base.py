@@ -32,7 +32,8 @@ class DumpedModel(Serializable):
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
         """Where `loads` finds the class."""
-        return ["deepen_integrations", "langchain"]
+        ours = cls.__module__.startswith("deepen_integrations.")
+        return ["deepen_integrations", "langchain"] if ours else cls.__module__.split(".")
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
@@ -51,13 +52,15 @@ class LangChainAdapter(DeepenAdapter):
     """An ensemble's options under LangChain's names."""
 
     n: int = Field(default=1, ge=1, strict=True)
-    """Number of answers that `generate` returns for each prompt, decoded together. Above 1 it needs a temperature above
-    0. With a `seed`, they take it and the numbers that follow it."""
+    """Number of answers that `generate` returns for each prompt, decoded together; all other ways return one. Above 1
+    it needs a temperature above 0. With a `seed`, they take it and the numbers that follow it."""
 
     @model_validator(mode="before")
     @classmethod
     def _other_names(cls, values: Any) -> Any:
-        """Accepts what `save` writes."""
+        """Accepts what `save` writes, and None for what is not given."""
+        if isinstance(values, dict) and values.get("n", 1) is None:
+            values = {name: value for name, value in values.items() if name != "n"}
         if isinstance(values, dict) and "default_stop" in values:
             values = dict(values)
             if "stop" in values:
@@ -80,13 +83,17 @@ class LangChainAdapter(DeepenAdapter):
             raise SamplingError(f"n is {n!r}: give the number of answers, 1 or more.")
         return n
 
+    def for_one_answer(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a call's options for a way of asking that returns one answer, whatever `n` says."""
+        return {**options, "n": 1} if self.number_of_answers(options) > 1 else dict(options)
+
     def check_streamed(self, options: Mapping[str, Any]) -> None:
-        """Checks that a stream's call wants one answer.
+        """Checks that a stream's call does not ask for several answers.
 
         Raises:
-            SamplingError: If it wants several.
+            SamplingError: If it does.
         """
-        if (n := self.number_of_answers(options)) > 1:
+        if options.get("n") is not None and (n := self.number_of_answers(options)) > 1:
             raise SamplingError(f"n is {n}: a stream is one answer. Ask with generate, or without n.")
 
     def each_answer(self, params: SamplingParams, n: int) -> list[SamplingParams]:
@@ -99,7 +106,7 @@ class LangChainAdapter(DeepenAdapter):
             raise SamplingError(f"n is {n}, but with temperature 0 all {n} answers are equal: set it above 0.")
         if n == 1 or params.seed is None:
             return [params] * n
-        return [resolve_sampling(params, {"seed": params.seed + number}) for number in range(n)]
+        return [resolve_sampling(params, {"seed": (params.seed + number) % 2**63}) for number in range(n)]
 
     def with_options(self, **options: Any) -> Self:
         """Like `DeepenAdapter.with_options`, and takes `n`."""

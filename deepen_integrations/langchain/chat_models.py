@@ -288,6 +288,33 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
         form = ReplyForm.from_openai([tool_definition(tool) for tool in tools or ()])
         return self.token_count(instructed(chat_messages(messages), form), None)
 
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Like `BaseChatModel.invoke`, whatever `n` says."""
+        return super().invoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Like `BaseChatModel.ainvoke`, whatever `n` says."""
+        return await super().ainvoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+
+    def _should_stream(self, **options: Any) -> bool:
+        """Whether LangChain asks for an answer piece by piece; several answers are not streamed inside `generate`."""
+        several = not options.get("stream") and self.number_of_answers(options) > 1
+        return not several and super()._should_stream(**options)
+
     def batch(
         self,
         inputs: list[LanguageModelInput],

@@ -246,6 +246,28 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         # langchain-core 1.7.2 takes an empty list to mean one list of callbacks per prompt, and fails.
         return await super(DeepenLLM, llm).agenerate(prompts, stop, callbacks or None, **passed_on)
 
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Like `BaseLLM.invoke`, whatever `n` says."""
+        return super().invoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Like `BaseLLM.ainvoke`, whatever `n` says."""
+        return await super().ainvoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+
     def batch(
         self,
         inputs: list[LanguageModelInput],
@@ -255,6 +277,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> list[str]:
         """Like `BaseLLM.batch`, but with `return_exceptions` only the prompts that fail become exceptions."""
+        kwargs = self.for_one_answer(kwargs)
         kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
         if not return_exceptions or len(inputs) == 1:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
@@ -271,6 +294,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> list[str]:
         """Like `BaseLLM.abatch`, but with `return_exceptions` only the prompts that fail become exceptions."""
+        kwargs = self.for_one_answer(kwargs)
         kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
         if not return_exceptions or len(inputs) == 1:
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
@@ -287,6 +311,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> Iterator[str]:
         """Like `BaseLLM.stream`; the trace includes options given by keyword."""
+        self.check_streamed(kwargs)
         llm = self.with_options(**kwargs) if kwargs else self
         yield from super(DeepenLLM, llm).stream(input, config, stop=stop)
 
@@ -299,6 +324,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncIterator[str]:
         """Like `BaseLLM.astream`; the trace includes options given by keyword."""
+        self.check_streamed(kwargs)
         llm = self.with_options(**kwargs) if kwargs else self
         pieces = cast("AsyncGenerator[str, None]", super(DeepenLLM, llm).astream(input, config, stop=stop))
         async with aclosing(pieces):
@@ -313,11 +339,9 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
 
     # LangChain's hooks, which call the engine
 
-    def _each_answer(
-        self, options: Mapping[str, Any], stop: Sequence[str] | None, errors_apart: bool
-    ) -> list[SamplingParams]:
-        """Returns the options of each answer to a prompt; `errors_apart` is for batches, which return one."""
-        return self.each_answer(self.sampling({**options, "stop": stop}), 1 if errors_apart else self.n)
+    def _each_answer(self, options: Mapping[str, Any], stop: Sequence[str] | None) -> list[SamplingParams]:
+        """Returns the options of each answer to a prompt."""
+        return self.each_answer(self.sampling({**options, "stop": stop}), self.n)
 
     def _generate(
         self,
@@ -333,7 +357,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
                 return llm_result(prompts, known, self.model_name)
             if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
-            params = self._each_answer(kwargs, stop, errors_apart)
+            params = self._each_answer(kwargs, stop)
             ensemble = self.load_ensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = ensemble.generate(read, params * len(prompts), return_exceptions=errors_apart)
@@ -354,7 +378,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
             if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                     return joined_chunks([chunk async for chunk in chunks])
-            params = self._each_answer(kwargs, stop, errors_apart)
+            params = self._each_answer(kwargs, stop)
             ensemble = await self.aensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = await ensemble.agenerate(read, params * len(prompts), return_exceptions=errors_apart)
@@ -368,7 +392,6 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         with langchain_errors():
-            self.check_streamed({})
             params = self.sampling({**kwargs, "stop": stop})
             ensemble = self.load_ensemble(chat=self._needs_templates([prompt]))
             with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
@@ -386,7 +409,6 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncGenerator[GenerationChunk, None]:
         with langchain_errors():
-            self.check_streamed({})
             params = self.sampling({**kwargs, "stop": stop})
             ensemble = await self.aensemble(chat=self._needs_templates([prompt]))
             async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:

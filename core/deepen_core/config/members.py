@@ -60,7 +60,9 @@ class MemberConfig(Options):
     `quantization_config`; values of JSON."""
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())
+        """Equal for equal members; a mapping has no hash of its own."""
+        others = (value for name, value in self if name != "model_kwargs")
+        return hash((*others, frozenset(self.model_kwargs)))
 
     @field_validator("model_kwargs")
     @classmethod

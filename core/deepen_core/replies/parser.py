@@ -97,8 +97,8 @@ class ReplyParser:
     A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
     arguments. At the beginning of an answer it may lack its tag, alone, in a code fence or in `<tools>`. A call that is
     not complete at the end is a part of its own, so that no half-written call is ever run or shown. A call that repeats
-    one of the same answer word for word, as small models do for ever, is dropped with a warning. Everything else is
-    text. White space around tags belongs to no part.
+    one of the same answer, with the same arguments, as small models do for ever, is dropped with a warning. Everything
+    else is text. White space around tags belongs to no part.
 
     Args:
         names: The tools that may be called; without any, call tags are text.
@@ -139,7 +139,8 @@ class ReplyParser:
         self._searched = 0  # characters of the call that have been searched for its end
         self._fence = ""  # what may still end the text around a call
         self._said: list[str] = []  # texts, where they are checked
-        self._called: dict[str, bool] = {}  # by name and arguments, whether a repetition is among the warnings
+        self._called: set[str] = set()  # as calls are written, without white space
+        self._repeated: set[str] = set()  # those that were repeated
 
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and returns the parts that are now certain."""
@@ -167,6 +168,8 @@ class ReplyParser:
                 self._said.append(part.text)
             if isinstance(part, Call):
                 part = None if self._repeats(part) else self._checked(part)
+            elif isinstance(part, CutCall) and any(call.startswith(_dense(part.text)) for call in self._repeated):
+                part = None
             if part is not None:
                 yield part
             if (self._state, len(self._held)) == before:
@@ -283,13 +286,13 @@ class ReplyParser:
         return None
 
     def _repeats(self, call: Call) -> bool:
-        """Whether the answer has called this tool with these arguments before."""
-        key = json.dumps([call.name, call.arguments], sort_keys=True)
-        if key not in self._called:
-            self._called[key] = False
+        """Whether the answer has called this tool with these arguments before; without any it may, as for dice."""
+        said = _dense("".join(tool_call_text(call.name, call.arguments)))
+        if said not in self._called or not call.arguments:
+            self._called.add(said)
             return False
-        if not self._called[key]:
-            self._called[key] = True
+        if said not in self._repeated:
+            self._repeated.add(said)
             self.warnings.append(
                 f"The answer calls {call.name!r} several times with equal arguments; one call is kept."
             )
@@ -329,9 +332,15 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
 def _broken(text: str, check: Check) -> str:
     """Returns what an answer's object breaks, or an empty string; also for what is no object, or was cut off."""
     try:
-        return check.problem(json.loads(text))
+        said = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return ""
+    return check.problem(said)
+
+
+def _dense(call: str) -> str:
+    """Returns a call without white space, which models write in their own way."""
+    return "".join(call.split())
 
 
 def _begun(text: str, tag: str) -> int:

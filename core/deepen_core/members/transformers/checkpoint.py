@@ -47,19 +47,23 @@ def _rope_settings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*outer, *(inner for settings in outer for inner in settings.values() if isinstance(inner, Mapping))]
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
     """Checks that a folder contains a configuration, tokenizer files and complete safetensors weights.
+
+    Args:
+        folder: The folder.
+        tokenizer: Whether the tokenizer is there as well.
 
     Raises:
         ModelFilesError: Naming what is missing or damaged.
     """
-    check_description(folder)
+    check_description(folder, tokenizer=tokenizer)
     for shard in weight_files(folder):
         _check_safetensors(shard)
 
 
-def check_description(folder: Path) -> None:
-    """Checks the small files, ahead of the weights.
+def check_description(folder: Path, *, tokenizer: bool = True) -> None:
+    """Checks the small files, ahead of the weights. Arguments as above.
 
     Raises:
         ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.
@@ -71,7 +75,8 @@ def check_description(folder: Path) -> None:
         way_out = f"give {' or '.join(inner[:3])}" if inner else _SAVE
         raise ModelFilesError(f"{folder} has no config.json: {way_out}.")
     read_object(config)
-    check_tokenizer(folder)
+    if tokenizer:
+        check_tokenizer(folder)
 
 
 def check_tokenizer(folder: Path) -> None:

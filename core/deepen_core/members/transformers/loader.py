@@ -55,7 +55,7 @@ class Description:
     def check_files(self) -> None:
         """See `DescribedMember.check_files`."""
         if self.local:
-            check_model_folder(self.folder)
+            check_model_folder(self.folder, tokenizer=self.config.tokenizer is None)
 
     def load(self, *, progress: bool) -> CausalMember:
         """See `DescribedMember.load`."""
@@ -110,7 +110,7 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     """
     with hub_bars(progress):
         folder = described.folder if described.local else fetch_weights(described.config)
-    check_model_folder(folder)
+    check_model_folder(folder, tokenizer=described.config.tokenizer is None)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
         with weight_bars(progress), kept_random_state():

@@ -46,6 +46,11 @@ def load_config(config: MemberConfig, source: ModelSource) -> Any:
         model_config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trusted)
     except Exception as problem:  # a wrong value in it raises anything that the model's own checks raise
         raise _config_error(source.place, given, problem, trusted=trusted) from problem
+    if inside := sorted(config.model_kwargs.keys() & model_config.to_dict().keys() - {"quantization_config"}):
+        raise ConfigurationError(
+            f"model_kwargs cannot set {' or '.join(inside)} of {source.place}: that is part of its configuration. "
+            "Change it in a copy of its config.json."
+        )
     _check_causal(source.place, model_config, trusted=trusted)
     check_quantisation(source.place, given, model_config, trusted=trusted)
     check_packages(source.place, given, model_config, trusted=trusted)

@@ -41,7 +41,7 @@ def find_source(config: MemberConfig) -> ModelSource:
     source = _located(config)
     check_format(source.place, source.names)
     check_adapter(source.place, source.folder, source.names)
-    check_description(source.folder)
+    check_description(source.folder, tokenizer=config.tokenizer is None)
     return source
 
 
