@@ -69,7 +69,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["predict", "astream", *(pytest.param(form, marks=pytest.mark.slow) for form in ("apredict", "stream"))]
+)
 def test_valid_objects_from_random_weights(llm, form):
     for seed in seeds(3):
         found = FORMS[form](llm, llm_kwargs={"seed": seed})

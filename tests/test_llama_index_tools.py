@@ -223,7 +223,9 @@ def test_members_without_templates_are_told_too(llm):
     assert "multiply" in told
 
 
-@pytest.mark.parametrize("way", ["call", "acall", "stream", "astream"])
+@pytest.mark.parametrize(
+    "way", ["call", "astream", *(pytest.param(way, marks=pytest.mark.slow) for way in ("acall", "stream"))]
+)
 async def test_programs_get_objects_through_tools(llm, way):
     """LlamaIndex 0.14 requires the call where it does not stream; where it does, the choice is to be given."""
     choice = {"tool_choice": "City"} if "stream" in way else {}
