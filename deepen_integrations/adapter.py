@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OWN = LoadOptions.model_fields.keys() | SamplingParams.model_fields.keys()
 """The options that are not the frameworks'."""
 _PACKAGE = __name__.partition(".")[0]
+"""The package whose fields are validated when they are assigned."""
 
 
 class DeepenAdapter(LoadOptions, SamplingParams):
@@ -197,7 +198,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
     @classmethod
     def _declares(cls, name: str) -> bool:
-        """Whether a field is neither one of the engine's options nor the framework's."""
+        """Whether this package declares a field, rather than the framework."""
         kinds = (kind for kind in cls.__mro__ if kind.__module__.startswith(_PACKAGE))
         return name in cls.model_fields and any(name in vars(kind).get("__annotations__", {}) for kind in kinds)
 

@@ -57,8 +57,8 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name == "n":
             raise SamplingError(
-                f"n is {value!r}: one answer is given here. Ask as often, each time with another seed; the models for "
-                "LangChain take n in generate."
+                f"n is {value!r}, but a call returns one answer: make several calls, each with another seed. Only "
+                "generate of the models for LangChain accepts n."
             )
         if name in _WITHOUT_EFFECT:
             _report(name)

@@ -107,7 +107,7 @@ def test_shares_are_where_they_start(folders):
     members = [{"model": str(folders["alpha"]), "weight": 3}, {"model": str(folders["beta"]), "weight": 1}]
     with Ensemble.load(members, weights="adaptive", device="cpu", progress=False) as ensemble:
         assert [member.weight for member in ensemble.info.members] == [0.75, 0.25]
-        assert ensemble.info.weights == "adaptive"
+        assert ensemble.info.weight_policy == "adaptive"
         assert isinstance(ensemble._engine.decoder._weights, AdaptiveWeights)
     with Ensemble.load(members, weights="static", device="cpu", progress=False) as ensemble:
         assert type(ensemble._engine.decoder._weights) is StaticWeights

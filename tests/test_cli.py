@@ -42,20 +42,8 @@ def test_generate_passes_every_option_on(fake):
         *["generate", "text", "-m", "a", "--member", "b", "--main", "b", "--weights", "0.7,0.3"],
         *["--fusion", "deepen-paper", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "5"],
         *["--temperature", "0.5", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.1", "--seed", "4"],
-        *[
-            "--repetition-penalty",
-            "1.1",
-            "--penalty-window",
-            "64",
-            "--max-context-window",
-            "512",
-            "--stop",
-            r"\n\n",
-            "--stop",
-            "END",
-            "--timeout",
-            "2.5",
-        ],
+        *["--repetition-penalty", "1.1", "--stop", r"\n\n", "--stop", "END", "--timeout", "2.5"],
+        *["--penalty-window", "64", "--max-context-window", "512"],
     )
     assert result.exit_code == 0, result.output
     assert fake.opened == {

@@ -64,8 +64,8 @@ def test_info_leaves_out_what_a_strategy_does_not_have(fake):
 def test_info_names_weights_that_change(fake):
     plain = of_strategy("product", 1500, member("general"))
     for policy, told in (("static", False), ("adaptive", True)):
-        fake.info = replace(plain, weights=policy)
-        assert ("adaptive: those above are where an answer starts" in run("info").stdout) is told
+        fake.info = replace(plain, weight_policy=policy)
+        assert ("adaptive: an answer starts with those above" in run("info").stdout) is told
 
 
 def test_info_marks_what_one_member_does_not_have(fake):

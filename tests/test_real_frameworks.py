@@ -1,7 +1,6 @@
 """LangChain and LlamaIndex on a real pair: agents, long conversations, ingestion. See `test_real_models.py`.
 
-What is to come right five times out of five runs five times at the same time, so that what is decoded together differs
-from one to the next.
+What has to succeed five times out of five runs five times at the same time, so that the batches differ.
 """
 
 import asyncio
@@ -46,7 +45,7 @@ ASKED = [
 async def test_agents_call_the_right_tool_and_answer(names, dtype):
     """Five times out of five, in both frameworks, where the members may choose to call or not.
 
-    The ten agents of a framework run at the same time, so that what is decoded together differs from one to the next.
+    The ten agents of a framework run at the same time, so that the batches differ.
     """
     with opened(names, dtype) as ensemble:
         chain = create_agent(ChatDeepen.from_ensemble(ensemble, max_tokens=96), [weather, multiply])
@@ -87,10 +86,10 @@ def test_agents_end_with_an_object(names):
 
 
 async def test_conversations_of_200_turns_go_on():
-    """Under the middleware that summarises, in a window that holds about five turns: five at the same time."""
+    """Five conversations at the same time, under the middleware that summarises, in a small window."""
     with opened((SMOL, QWEN), "float32", max_context_window=384) as ensemble:
         chat = ChatDeepen.from_ensemble(ensemble, max_tokens=12)
-        # LangChain's own prompt has 450 tokens, which would take an hour here.
+        # LangChain's own prompt does not fit into so small a window, and a larger one takes long on a CPU.
         asked = "Sum this up in one sentence.\n{messages}"
         shorten = SummarizationMiddleware(
             chat, trigger=("tokens", 140), keep=("messages", 3), summary_prompt=asked, trim_tokens_to_summarize=None

@@ -67,8 +67,8 @@ def test_calls_and_results_are_told_as_text():
     assert messages[3]["content"] == [{"type": "text", "text": "noon"}], "what was given stays as it is"
 
 
-def test_who_must_call_on_is_told_what_was_not_called():
-    """Or small models repeat their call for ever."""
+def test_where_a_call_is_required_the_prompt_names_what_was_not_called_yet():
+    """Otherwise small models repeat the same call forever."""
     called = {"function": {"name": "now", "arguments": "{}"}}
     turn = [{"role": "assistant", "content": "", "tool_calls": [called]}, {"role": "tool", "content": "noon"}]
     messages = [{"role": "user", "content": "When?"}, *turn]

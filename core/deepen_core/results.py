@@ -115,7 +115,7 @@ class Chunk:
     generation: Generation | None = None
     """The whole answer, on the last chunk only."""
     logprobs: list[TokenLogprob] | None = None
-    """Those of `token_ids`, one entry each, if `SamplingParams.logprobs` asked for them."""
+    """One entry per token of `token_ids`, if `SamplingParams.logprobs` asked for them."""
 
 
 @dataclass(frozen=True)
@@ -233,5 +233,5 @@ class EnsembleInfo:
     member that runs one sequence at a time)."""
     limits: list[str] = field(default_factory=list)
     """What fusion cannot do with these members, however well they fit; empty for a single one."""
-    weights: str = "static"
-    """The policy of the weights: "static", or "adaptive" where `MemberInfo.weight` is what they start with."""
+    weight_policy: str = "static"
+    """How weights change: "static" if they do not; with "adaptive", `MemberInfo.weight` is the weight at the start."""

@@ -106,7 +106,7 @@ class SamplingOptions:
         _sampling(help="Above 0, tokens that occurred in the answer become less likely.", show_default="0.0"),
     ] = None
     penalty_window: Annotated[
-        int | None, _sampling(help="Penalties look at this many last tokens.", show_default="all")
+        int | None, _sampling(help="Apply penalties to this many of the last tokens.", show_default="all")
     ] = None
     seed: Annotated[int | None, _sampling(help="The same seed gives the same text.")] = None
     stop: Annotated[

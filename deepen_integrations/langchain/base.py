@@ -18,15 +18,15 @@ from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.load_options import LoadOptions
 
 
-class DumpedModel(Serializable):
-    """What LangChain's `dumps` writes of a model; `loads(text, allowed_objects=[its class])` reads it again.
+class SerializableModel(Serializable):
+    """A model that LangChain's `dumps` writes and `loads(text, allowed_objects=[its class])` restores.
 
-    List it first among the bases: the framework's own classes refuse.
+    List it first among the bases: LangChain's base classes are not serializable by default.
     """
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Whether `dumps` writes it."""
+        """Whether `dumps` writes the model."""
         return True
 
     @classmethod
@@ -37,7 +37,7 @@ class DumpedModel(Serializable):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """The options that are objects, as plain JSON."""
+        """The options that are objects, as JSON values."""
         loading: LoadOptions = self.loading()  # type: ignore[attr-defined]  # of `DeepenAdapter`
         models, fusion = loading.models, loading.fusion
         return {
@@ -52,8 +52,8 @@ class LangChainAdapter(DeepenAdapter):
     """An ensemble's options under LangChain's names."""
 
     n: int = Field(default=1, ge=1, strict=True)
-    """Number of answers that `generate` returns for each prompt, decoded together; all other ways return one. Above 1
-    it needs a temperature above 0. With a `seed`, they take it and the numbers that follow it."""
+    """Number of answers that `generate` returns for each prompt, decoded together; all other methods return one. More
+    than one requires a temperature above 0. With a `seed`, each further answer uses the next number as its seed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,12 +83,12 @@ class LangChainAdapter(DeepenAdapter):
             raise SamplingError(f"n is {n!r}: give the number of answers, 1 or more.")
         return n
 
-    def for_one_answer(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a call's options for a way of asking that returns one answer, whatever `n` says."""
+    def one_answer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a call's options for a method that returns one answer: the same, but with an `n` of 1."""
         return {**options, "n": 1} if self.number_of_answers(options) > 1 else dict(options)
 
     def check_streamed(self, options: Mapping[str, Any]) -> None:
-        """Checks that a stream's call does not ask for several answers.
+        """Checks that a stream is not asked for several answers.
 
         Raises:
             SamplingError: If it does.
@@ -96,11 +96,11 @@ class LangChainAdapter(DeepenAdapter):
         if options.get("n") is not None and (n := self.number_of_answers(options)) > 1:
             raise SamplingError(f"n is {n}: a stream is one answer. Ask with generate, or without n.")
 
-    def each_answer(self, params: SamplingParams, n: int) -> list[SamplingParams]:
+    def answer_params(self, params: SamplingParams, n: int) -> list[SamplingParams]:
         """Returns the options of each of `n` answers to one prompt.
 
         Raises:
-            SamplingError: If all would be equal.
+            SamplingError: If all answers would be equal.
         """
         if n > 1 and params.temperature == 0:
             raise SamplingError(f"n is {n}, but with temperature 0 all {n} answers are equal: set it above 0.")
@@ -109,7 +109,7 @@ class LangChainAdapter(DeepenAdapter):
         return [resolve_sampling(params, {"seed": (params.seed + number) % 2**63}) for number in range(n)]
 
     def with_options(self, **options: Any) -> Self:
-        """Like `DeepenAdapter.with_options`, and takes `n`."""
+        """Like `DeepenAdapter.with_options`, and accepts `n` as well."""
         n = self.number_of_answers(options)
         copied = super().with_options(**{name: value for name, value in options.items() if name != "n"})
         copied.n = n

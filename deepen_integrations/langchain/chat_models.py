@@ -25,10 +25,11 @@ from deepen_core import __version__
 from deepen_core.chat.messages import Message, check_messages
 from deepen_core.replies import ReplyForm, instructed
 from deepen_integrations.chat import ChatRequest
-from deepen_integrations.langchain.base import DumpedModel, LangChainAdapter
+from deepen_integrations.langchain.base import LangChainAdapter, SerializableModel
 from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
 from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import chat_messages
+from deepen_integrations.langchain.outputs import total_usage
 from deepen_integrations.langchain.profiles import model_profile
 from deepen_integrations.langchain.structured import Method, structured_output
 from deepen_integrations.langchain.tools import tool_definition
@@ -39,7 +40,7 @@ to traces."""
 _MAX_THREADS = 64
 
 
-class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
+class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
     r"""Several local language models with different tokenizers that chat as one.
 
     Setup:
@@ -152,7 +153,7 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
     """Whether `invoke` streams internally, so that callbacks receive each piece even if nothing else asks for it."""
     parallel_tool_calls: bool | None = None
     """Whether an answer may contain several calls; by default unless one tool is named. A call's own comes before it.
-    Small models are surer of one: with False, agents call one tool at a time."""
+    Set it to False for small models, which often make more calls than they need."""
 
     @model_validator(mode="after")
     def _set_deepen_version(self) -> Self:
@@ -186,10 +187,9 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
         return super()._get_ls_params(stop=self.stop_strings(stop), **kwargs)
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """Adds the token counts of several conversations; LangChain's cache answered those without."""
-        usages = [output["token_usage"] for output in llm_outputs if output]
-        totals = {name: sum(usage[name] for usage in usages) for name in (usages[0] if usages else ())}
-        return {"token_usage": totals, "model_name": self.model_name}
+        """Adds the token counts of several conversations; those answered by LangChain's cache have none."""
+        usages = [[output["token_usage"]] for output in llm_outputs if output]
+        return {"token_usage": total_usage(usages), "model_name": self.model_name}
 
     def _resolve_model_profile(self) -> ModelProfile:
         return model_profile(self)
@@ -296,8 +296,8 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        """Like `BaseChatModel.invoke`, whatever `n` says."""
-        return super().invoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+        """Like `BaseChatModel.invoke`; decodes one answer, whatever `n` is."""
+        return super().invoke(input, config, stop=stop, **self.one_answer_options(kwargs))
 
     async def ainvoke(
         self,
@@ -307,11 +307,11 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        """Like `BaseChatModel.ainvoke`, whatever `n` says."""
-        return await super().ainvoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+        """Like `BaseChatModel.ainvoke`; decodes one answer, whatever `n` is."""
+        return await super().ainvoke(input, config, stop=stop, **self.one_answer_options(kwargs))
 
     def _should_stream(self, **options: Any) -> bool:
-        """Whether LangChain asks for an answer piece by piece; several answers are not streamed inside `generate`."""
+        """Whether LangChain streams an answer internally; `generate` does not if it is asked for several."""
         several = not options.get("stream") and self.number_of_answers(options) > 1
         return not several and super()._should_stream(**options)
 
@@ -339,10 +339,10 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
     ) -> ChatResult:
         with langchain_errors():
             request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
-            self.each_answer(request.sampling, n)
+            self.answer_params(request.sampling, n)  # raises before anything is loaded
             ensemble = self.load_ensemble(chat=True)
             calls = [request.prepare(ensemble) for _ in range(n)]
-            params = self.each_answer(calls[0].params, n)
+            params = self.answer_params(calls[0].params, n)
             answers = ensemble.generate([call.prompt for call in calls], params)
             return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
 
@@ -355,10 +355,10 @@ class ChatDeepen(DumpedModel, BaseChatModel, LangChainAdapter):
     ) -> ChatResult:
         with langchain_errors():
             request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
-            self.each_answer(request.sampling, n)
+            self.answer_params(request.sampling, n)  # raises before anything is loaded
             ensemble = await self.aensemble(chat=True)
             calls = [request.prepare(ensemble) for _ in range(n)]
-            params = self.each_answer(calls[0].params, n)
+            params = self.answer_params(calls[0].params, n)
             answers = await ensemble.agenerate([call.prompt for call in calls], params)
             return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
 

@@ -60,10 +60,10 @@ def _generation(answer: Generation, parser: ReplyParser, model_name: str, count:
 class ChatChunks:
     """Makes message chunks from the pieces of one answer.
 
-    LangChain merges chunks by adding them, so only the last one has metadata, and each the logprobs of the tokens since
-    the one before it. A tool call is one chunk, because
-    LangChain would complete a call that is cut off, and run it. One that is cut off, or breaks its schema, begins with
-    its tag, so that it is no JSON and LangChain takes it for invalid.
+    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs of
+    the tokens since the previous one. A tool call is one chunk, because LangChain would complete a call that is cut
+    off, and run it. One that is cut off, or breaks its schema, begins with its tag, so that it is not JSON and
+    LangChain takes it for invalid.
 
     Args:
         parser: A fresh parser, which splits the answer into its parts.

@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from deepen_core import __version__
 from deepen_core.config import SamplingParams
-from deepen_integrations.langchain.base import DumpedModel, LangChainAdapter
+from deepen_integrations.langchain.base import LangChainAdapter, SerializableModel
 from deepen_integrations.langchain.errors import langchain_errors
 from deepen_integrations.langchain.messages import plain_messages
 from deepen_integrations.langchain.outputs import generation_chunk, joined_chunks, llm_result
@@ -39,7 +39,7 @@ _PASSED_ON = frozenset({"tags", "metadata", "run_name", "run_id", "errors_apart"
 """Keywords of `generate` that are not engine options: LangChain's callbacks use them, or `batch` sets them."""
 
 
-class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
+class DeepenLLM(SerializableModel, BaseLLM, LangChainAdapter):
     r"""Several local language models with different tokenizers that answer as one.
 
     Setup:
@@ -254,8 +254,8 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> str:
-        """Like `BaseLLM.invoke`, whatever `n` says."""
-        return super().invoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+        """Like `BaseLLM.invoke`; decodes one answer, whatever `n` is."""
+        return super().invoke(input, config, stop=stop, **self.one_answer_options(kwargs))
 
     async def ainvoke(
         self,
@@ -265,8 +265,8 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> str:
-        """Like `BaseLLM.ainvoke`, whatever `n` says."""
-        return await super().ainvoke(input, config, stop=stop, **self.for_one_answer(kwargs))
+        """Like `BaseLLM.ainvoke`; decodes one answer, whatever `n` is."""
+        return await super().ainvoke(input, config, stop=stop, **self.one_answer_options(kwargs))
 
     def batch(
         self,
@@ -277,7 +277,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> list[str]:
         """Like `BaseLLM.batch`, but with `return_exceptions` only the prompts that fail become exceptions."""
-        kwargs = self.for_one_answer(kwargs)
+        kwargs = self.one_answer_options(kwargs)
         kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
         if not return_exceptions or len(inputs) == 1:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
@@ -294,7 +294,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
         **kwargs: Any,
     ) -> list[str]:
         """Like `BaseLLM.abatch`, but with `return_exceptions` only the prompts that fail become exceptions."""
-        kwargs = self.for_one_answer(kwargs)
+        kwargs = self.one_answer_options(kwargs)
         kwargs.pop("errors_apart", None)  # set below, when LangChain splits a batch into slices
         if not return_exceptions or len(inputs) == 1:
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
@@ -339,9 +339,9 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
 
     # LangChain's hooks, which call the engine
 
-    def _each_answer(self, options: Mapping[str, Any], stop: Sequence[str] | None) -> list[SamplingParams]:
+    def _answer_params(self, options: Mapping[str, Any], stop: Sequence[str] | None) -> list[SamplingParams]:
         """Returns the options of each answer to a prompt."""
-        return self.each_answer(self.sampling({**options, "stop": stop}), self.n)
+        return self.answer_params(self.sampling({**options, "stop": stop}), self.n)
 
     def _generate(
         self,
@@ -357,7 +357,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
                 return llm_result(prompts, known, self.model_name)
             if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
-            params = self._each_answer(kwargs, stop)
+            params = self._answer_params(kwargs, stop)
             ensemble = self.load_ensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = ensemble.generate(read, params * len(prompts), return_exceptions=errors_apart)
@@ -378,7 +378,7 @@ class DeepenLLM(DumpedModel, BaseLLM, LangChainAdapter):
             if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                     return joined_chunks([chunk async for chunk in chunks])
-            params = self._each_answer(kwargs, stop)
+            params = self._answer_params(kwargs, stop)
             ensemble = await self.aensemble(chat=self._needs_templates(prompts))
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = await ensemble.agenerate(read, params * len(prompts), return_exceptions=errors_apart)

@@ -24,7 +24,7 @@ def llm_result(
 
     Args:
         prompts: The prompts.
-        outcomes: An answer or an error for each; several in a row if several answers to each prompt are wanted.
+        outcomes: An answer or an error for each prompt. Several answers to a prompt are adjacent.
         model_name: The model's name, for the metadata.
         errors_apart: Raise an error that holds the outcome of each prompt, instead of the first error.
 
@@ -45,7 +45,8 @@ def llm_result(
 def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
     """Makes the chunk of a piece of an answer.
 
-    LangChain merges chunks by adding them, so only the last one has metadata, and each the logprobs of its own tokens.
+    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs of
+    its own tokens.
     """
     info = {} if piece.generation is None else _info(piece.generation, model_name)
     if piece.logprobs is not None:
@@ -77,10 +78,10 @@ def _result(generations: Sequence[list[Generation]], model_name: str) -> LLMResu
 
 
 def total_usage(usages: Sequence[Sequence[Mapping[str, int]]]) -> dict[str, int]:
-    """Adds the token counts of all answers; answers to one prompt share its tokens.
+    """Adds the token counts of all answers. The tokens of a prompt count once, however many answers it has.
 
     Args:
-        usages: For each prompt the counts of its answers.
+        usages: For each prompt, the counts of each of its answers.
     """
     if not usages:
         return {}

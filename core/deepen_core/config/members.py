@@ -52,21 +52,21 @@ class MemberConfig(Options):
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Leave it off unless you trust the author."""
     tokenizer: str | None = Field(default=None, min_length=1)
-    """Folder or hub id of another tokenizer for the model, such as one whose files are complete."""
+    """Folder or hub id of a tokenizer to use instead of the model's own, for instance if that is incomplete."""
     chat_template: str | None = Field(default=None, min_length=1)
     """A chat template in place of the tokenizer's own: Jinja, or the path of a file that holds it."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
-    """More arguments of `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
-    `quantization_config`; values of JSON."""
+    """More arguments for `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
+    `quantization_config`, as JSON values."""
 
     def __hash__(self) -> int:
-        """Equal for equal members; a mapping has no hash of its own."""
+        """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""
         others = (value for name, value in self if name != "model_kwargs")
         return hash((*others, frozenset(self.model_kwargs)))
 
     @field_validator("model_kwargs")
     @classmethod
-    def _free(cls, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _without_fixed(cls, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if taken := sorted(_FIXED_KWARGS.keys() & given.keys()):
             raise ValueError("; ".join(f"{name} {_FIXED_KWARGS[name]}" for name in taken))
         return given

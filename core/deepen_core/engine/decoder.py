@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,11 +22,6 @@ from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
 from deepen_core.fusion.predictions import Predictions
 from deepen_core.members.base import Member
-
-if TYPE_CHECKING:
-    pass
-
-_log = logging.getLogger("deepen_core")
 
 
 class _Fused(NamedTuple):

@@ -42,7 +42,7 @@ def engine_info(engine: Engine, warnings: Sequence[str]) -> EnsembleInfo:
         bytes_held=fusion.bytes_held,
         warnings=list(warnings),
         limits=list(fusion.limits),
-        weights=engine.policy_name,
+        weight_policy=engine.policy_name,
     )
 
 

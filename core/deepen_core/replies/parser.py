@@ -96,9 +96,9 @@ class ReplyParser:
 
     A call is returned once its tag is closed and it is valid: JSON with the name of a known tool and an object of
     arguments. At the beginning of an answer it may lack its tag, alone, in a code fence or in `<tools>`. A call that is
-    not complete at the end is a part of its own, so that no half-written call is ever run or shown. A call that repeats
-    one of the same answer, with the same arguments, as small models do for ever, is dropped with a warning. Everything
-    else is text. White space around tags belongs to no part.
+    not complete at the end is a part of its own, so that no half-written call is ever run or shown. A call that the
+    answer has already made with the same arguments is dropped with a warning: small models often repeat themselves.
+    Everything else is text. White space around tags belongs to no part.
 
     Args:
         names: The tools that may be called; without any, call tags are text.
@@ -107,11 +107,11 @@ class ReplyParser:
         untagged: Whether calls may lack their tag.
         bounds: Of arguments, for `warnings`.
         checks: What checks the arguments of a tool's calls, by its name, where decoding does not follow all of its
-            schema; and under None what checks the object that the answer is instead of a text.
+            schema; under None, what checks an answer that is an object.
 
     Attributes:
-        warnings: Names the arguments so far that reached their bound, and may be incomplete, and the calls that were
-            repeated; at the end also what the answer's object breaks of its schema.
+        warnings: The arguments so far that reached their bound, and may be incomplete; the calls that were repeated;
+            and at the end, how an answer that is an object breaks its schema.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class ReplyParser:
         self._gap = ""  # white space before the call that is being parsed
         self._searched = 0  # characters of the call that have been searched for its end
         self._fence = ""  # what may still end the text around a call
-        self._said: list[str] = []  # texts, where they are checked
-        self._called: set[str] = set()  # as calls are written, without white space
-        self._repeated: set[str] = set()  # those that were repeated
+        self._said: list[str] = []  # the text, if it is checked at the end
+        self._called: set[str] = set()  # the text of each call, without white space
+        self._repeated: set[str] = set()  # the calls that were repeated
 
     def feed(self, piece: str) -> list[Part]:
         """Adds a piece and returns the parts that are now certain."""
@@ -168,7 +168,9 @@ class ReplyParser:
                 self._said.append(part.text)
             if isinstance(part, Call):
                 part = None if self._repeats(part) else self._checked(part)
-            elif isinstance(part, CutCall) and any(call.startswith(_dense(part.text)) for call in self._repeated):
+            elif isinstance(part, CutCall) and any(
+                call.startswith(_without_spaces(part.text)) for call in self._repeated
+            ):
                 part = None
             if part is not None:
                 yield part
@@ -286,8 +288,8 @@ class ReplyParser:
         return None
 
     def _repeats(self, call: Call) -> bool:
-        """Whether the answer has called this tool with these arguments before; without any it may, as for dice."""
-        said = _dense("".join(tool_call_text(call.name, call.arguments)))
+        """Whether the answer has already made this call. Calls without arguments may repeat, such as rolling dice."""
+        said = _without_spaces("".join(tool_call_text(call.name, call.arguments)))
         if said not in self._called or not call.arguments:
             self._called.add(said)
             return False
@@ -330,7 +332,7 @@ def parse_reply(text: str, parser: ReplyParser) -> Reply:
 
 
 def _broken(text: str, check: Check) -> str:
-    """Returns what an answer's object breaks, or an empty string; also for what is no object, or was cut off."""
+    """Returns how an answer breaks its schema, or an empty string; also if it is not JSON or was cut off."""
     try:
         said = json.loads(text, strict=False)
     except (ValueError, RecursionError):
@@ -338,8 +340,8 @@ def _broken(text: str, check: Check) -> str:
     return check.problem(said)
 
 
-def _dense(call: str) -> str:
-    """Returns a call without white space, which models write in their own way."""
+def _without_spaces(call: str) -> str:
+    """Returns a call without its white space, which differs between models."""
     return "".join(call.split())
 
 

@@ -74,7 +74,7 @@ def _after_results(form: ReplyForm, messages: Sequence[Message]) -> str:
     if form.has_text:
         return _AFTER_RESULTS
     if form.calls == "must" and form.named is None:
-        # Small models repeat their call for ever if they must call and are not told what else there is.
+        # Small models repeat the same call forever if a call is required and nothing names the other functions.
         called = {
             call["function"]["name"] for turn in _since_question(messages) for call in turn.get("tool_calls") or ()
         }

@@ -27,13 +27,13 @@ class ExactFusion(AveragingFusion):
     def _prepare(self) -> None:
         spaces = self._spaces
         check_room([len(s.fixed) for s in spaces], [s.device for s in spaces], spaces[self._main].anchors)
-        self._dense = [DenseRows(s.dense()) for s in spaces]
+        self._without_spaces = [DenseRows(s.dense()) for s in spaces]
 
     def _combine(
         self, logprobs: Sequence[torch.Tensor | None], shares: torch.Tensor, healing: Sequence[Healing | None]
     ) -> torch.Tensor:
-        main, config, rows = self._of_main(logprobs), self._config, self._dense[self._main]
-        projected = [None if p is None else self._dense[i].project(p.exp()) for i, p in enumerate(logprobs)]
+        main, config, rows = self._of_main(logprobs), self._config, self._without_spaces[self._main]
+        projected = [None if p is None else self._without_spaces[i].project(p.exp()) for i, p in enumerate(logprobs)]
         target = self._target(projected, shares, healing)
         found, _ = SEARCHES[config.search](main, main.exp(), rows, target, config)
         return normalised(found, main)

@@ -52,7 +52,7 @@ def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
 
     Args:
         folder: The folder.
-        tokenizer: Whether the tokenizer is there as well.
+        tokenizer: Whether to check for the tokenizer as well.
 
     Raises:
         ModelFilesError: Naming what is missing or damaged.
@@ -63,7 +63,7 @@ def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
 
 
 def check_description(folder: Path, *, tokenizer: bool = True) -> None:
-    """Checks the small files, ahead of the weights. Arguments as above.
+    """Checks the small files, ahead of the weights. Arguments as for `check_model_folder`.
 
     Raises:
         ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.

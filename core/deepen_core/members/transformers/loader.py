@@ -139,8 +139,8 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             raise missing_package(str(folder), problem) from problem
         if given := described.config.model_kwargs:
             raise ConfigurationError(
-                f"{described.name} cannot be loaded with model_kwargs ({', '.join(given)}): {brief(problem)}. Leave "
-                "out what that names, or check it in config.json."
+                f"{described.name} cannot be loaded with model_kwargs ({', '.join(given)}): {brief(problem)}. "
+                "Remove or correct the argument that this names, or try without model_kwargs."
             ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "

@@ -38,7 +38,8 @@ def load_config(config: MemberConfig, source: ModelSource) -> Any:
     """Loads a model's configuration, and checks that the model can be a member on this machine.
 
     Raises:
-        ConfigurationError: If the model does not predict the next token, or lacks something to be loaded.
+        ConfigurationError: If the model does not predict the next token, lacks something to be loaded, or is given
+            `model_kwargs` that are part of its configuration.
         ModelFilesError: If the configuration cannot be used, or the weights are in another format.
     """
     given, trusted = read_object(source.folder / "config.json"), config.trust_remote_code

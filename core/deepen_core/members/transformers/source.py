@@ -38,7 +38,7 @@ def find_source(config: MemberConfig) -> ModelSource:
         ModelFilesError: If files are missing, or it is recognised as something else than a model in transformers
             format.
     """
-    source = _located(config)
+    source = _locate(config)
     check_format(source.place, source.names)
     check_adapter(source.place, source.folder, source.names)
     check_description(source.folder, tokenizer=config.tokenizer is None)
@@ -53,12 +53,12 @@ def find_tokenizer(config: MemberConfig, model: ModelSource) -> ModelSource:
     """
     if config.tokenizer is None:
         return model
-    source = _located(config.model_copy(update={"model": config.tokenizer, "revision": None}))
+    source = _locate(config.model_copy(update={"model": config.tokenizer, "revision": None}))
     check_tokenizer(source.folder)
     return source
 
 
-def _located(config: MemberConfig) -> ModelSource:
+def _locate(config: MemberConfig) -> ModelSource:
     path = model_path(config.model)
     if path.exists() or not _HUB_ID.fullmatch(config.model):
         return ModelSource(str(path), path, local=True, names=folder_names(path))
