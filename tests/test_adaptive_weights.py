@@ -10,8 +10,8 @@ from tiny import CORPUS, byte_level, sentencepiece_bpe
 from deepen_core import Ensemble
 from deepen_core.config import PRESETS
 from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.policies import AdaptiveWeights, StaticWeights
-from deepen_core.fusion.predictions import Predictions
 from deepen_integrations.langchain import DeepenLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
 
@@ -108,22 +108,24 @@ def test_shares_are_where_they_start(folders):
     with Ensemble.load(members, weights="adaptive", device="cpu", progress=False) as ensemble:
         assert [member.weight for member in ensemble.info.members] == [0.75, 0.25]
         assert ensemble.info.weight_policy == "adaptive"
-        assert isinstance(ensemble._engine.decoder._weights, AdaptiveWeights)
+        assert isinstance(ensemble._engine.decoder._mixer._policy, AdaptiveWeights)
     with Ensemble.load(members, weights="static", device="cpu", progress=False) as ensemble:
-        assert type(ensemble._engine.decoder._weights) is StaticWeights
+        assert type(ensemble._engine.decoder._mixer._policy) is StaticWeights
 
 
 def test_relative_predictions():
     """Against the definition, with an unknown token, a member that abstains, and sequences that are not looked at."""
-    predictions = Predictions(0, sequences=4, members=3)
-    part = predictions.only(torch.tensor([3, 1, 0])).only(torch.tensor([0, 1]))  # the sequences 3 and 1
     own = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
     other = torch.tensor([[0.25, 0.5, 0.25], [1e-9, 0.8, 0.2]])
-    part.add([own, other, None], torch.tensor([0, 1, 2, 3]), known=3)
-    found = predictions.relative([0, 0, 0, 1])
+    told, column_of = [own, other, None], torch.tensor([0, 1, 2, 3])
+    comparison = Comparison(0, told, torch.tensor([-1, 1, -1, 0]), column_of)
+    found = comparison.relative([0, 0, 0, 1])
     expected = [[0, 0, 0], [0, -5, 0], [0, 0, 0], [0, math.log(2), 0]]
     assert found.tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
-    assert not predictions.relative([3, 3, 3, 3]).any()
+    assert not comparison.relative([3, 3, 3, 3]).any()
+    part = comparison.only(torch.tensor([1]))
+    assert part.relative([0]).tolist() == [expected[1]]
+    assert torch.equal(part.own, own[1:])
 
 
 def test_strategies_that_compare_otherwise_refuse(tables):

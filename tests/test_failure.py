@@ -102,12 +102,8 @@ def test_fusing_with_nobody_left_but_main(ensemble, monkeypatch):
 
 
 def test_fusing_while_a_text_is_scored(ensemble, monkeypatch):
-    monkeypatch.setattr(
-        ensemble._engine.fusion,
-        "fuse",
-        raises(IndexError("a sequence too many"), after=1)(ensemble._engine.fusion.fuse),
-    )
-    with pytest.raises(DecodingError, match=r"Fusing alpha and beta \(deepen\) failed at token 2 of the answer"):
+    monkeypatch.setattr(ensemble._engine.fusion, "fuse", raises(IndexError("a sequence too many"))(None))
+    with pytest.raises(DecodingError, match=r"Fusing alpha and beta \(deepen\) failed over a given text: IndexError"):
         ensemble.score(FAILING, " lie and the dog")
 
 

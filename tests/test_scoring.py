@@ -111,22 +111,34 @@ def test_score_ends_at_the_window(pair):
 def test_a_member_that_fails_to_score(pair, monkeypatch, number, problem, advice):
     """Main has a score whatever its weight; only a lack of memory has to do with the length of the texts."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise problem
 
-    monkeypatch.setattr(pair._engine.members[number], "token_logprobs", fail)
-    name = pair._engine.members[number].name
-    with pytest.raises(MemberError, match=rf"'{name}' failed to score \d+ tokens: {advice}"):
+    member = pair._engine.members[number]
+    pair.score(PROMPT, " the dog")  # it is tried once how the member reads texts
+    monkeypatch.setattr(member.model, "forward", fail)
+    with pytest.raises(MemberError, match=rf"'{member.name}' failed to score \d+ tokens: {advice}"):
         pair.score(PROMPT, " the dog")
     monkeypatch.undo()
     assert pair.score(PROMPT, " the dog").logprobs
 
 
 @pytest.mark.parametrize(
-    "texts", [(None, "x"), ("x", 5), ([{"role": "user", "content": "x"}], "y"), ("x", ""), ("x", "\ud800")]
+    ("texts", "message"),
+    [
+        ((None, "x"), "holds texts or conversations"),
+        (("x", 5), "The continuation is a int: give a text, or a list of texts"),
+        (("x", ""), "The continuation is empty"),
+        (("x", "\ud800"), "The continuation holds a lone surrogate"),
+        (("\ud800", "x"), "The prompt holds a lone surrogate"),
+        (([], "x"), "The conversation is empty"),
+        (("x", ["y", ""]), "The continuation is empty"),
+        ((["x"], ["y", "z"]), "There are 1 prompts for 2 continuations: give one for each, or one for all"),
+        (({"x": 1}, ["y"]), "A prompt is a text or a list of messages, not a dict"),
+    ],
 )
-def test_score_takes_two_texts(pair, texts):
-    with pytest.raises(PromptError, match=r"score takes two texts|nothing to score|lone surrogate"):
+def test_what_can_be_scored(pair, texts, message):
+    with pytest.raises(PromptError, match=message):
         pair.score(*texts)
 
 
@@ -136,5 +148,86 @@ def test_score_takes_two_texts(pair, texts):
 )
 @settings(max_examples=examples(40), deadline=None)
 def test_scored_ids_spell_the_continuation(pair, prompt, text):
-    ids = continuation_ids(pair._engine.members[0].tokenizer, prompt, text)
-    assert pair._engine.members[0].tokenizer.vocabulary.join(ids) == text.encode()
+    member = pair._engine.members[0]
+    ids = continuation_ids(member.tokenizer, member.tokenizer.reader.read_text(prompt), text)
+    assert member.tokenizer.vocabulary.join(ids) == text.encode()
+
+
+def stepwise(monkeypatch):
+    """From now on, members that read a text run it step by step, as an answer."""
+    monkeypatch.setattr("deepen_core.engine.reading.tree_run_of", lambda *_: None)
+
+
+def assert_alike(found, expected):
+    assert found.token_ids == expected.token_ids
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert [m.token_ids for m in found.members] == [m.token_ids for m in expected.members]
+    for one, other in zip(found.members, expected.members, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+TEXTS = [" jumps over the lazy dog. The dog sleeps;", " 你好，世界! naïve café 🙂🙃 end", "x\n\n    return  1\t", "er"]
+
+
+@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "deepen-paper"])
+@pytest.mark.parametrize("main", [0, 1])
+def test_at_once_is_step_by_step(load, monkeypatch, fusion, main):
+    """All states of a text in one forward, for texts whose tokens do not line up and whose characters are cut."""
+    with load("alpha", "beta", main=main, fusion=fusion) as ensemble:
+        together = [ensemble.score(PROMPT, text) for text in TEXTS]
+        stepwise(monkeypatch)
+        for found, text in zip(together, TEXTS, strict=True):
+            assert_alike(found, ensemble.score(PROMPT, text))
+
+
+@given(prompt=st.sampled_from(["The do", "x", "你", "a."]), text=st.text("thedogn's \n你🙂", min_size=1, max_size=40))
+@settings(max_examples=examples(30), deadline=None)
+def test_any_text_at_once_is_step_by_step(pair, prompt, text):
+    together = pair.score(prompt, text)
+    with pytest.MonkeyPatch.context() as patched:
+        stepwise(patched)
+        assert_alike(together, pair.score(prompt, text))
+
+
+@pytest.mark.parametrize("weights", [None, "adaptive"])
+def test_several_are_what_each_is(load, weights):
+    with load("alpha", "beta", weights=weights) as ensemble:
+        singles = [ensemble.score(PROMPT, text) for text in TEXTS]
+        for found, expected in zip(ensemble.score(PROMPT, TEXTS), singles, strict=True):
+            assert_alike(found, expected)
+        prompts = ["The quick", "x", PROMPT, ""]
+        singles = [ensemble.score(*pair) for pair in zip(prompts, TEXTS, strict=True)]
+        for found, expected in zip(ensemble.score(prompts, TEXTS), singles, strict=True):
+            assert_alike(found, expected)
+        assert ensemble.score(PROMPT, []) == []
+
+
+def test_a_long_text_is_read_in_few_forwards(pair):
+    """Ids run at most a quarter more often than there are, in forwards of up to 256."""
+    text = " ".join(TEXTS[0] for _ in range(12))
+    pair.score(PROMPT, "x")
+    before = [(m.work.forwards, m.work.ids_run) for m in pair._engine.members]
+    score = pair.score(PROMPT, text)
+    steps = len(score.token_ids)
+    for (forwards, run), member, own in zip(before, pair._engine.members, score.members, strict=True):
+        assert member.work.forwards - forwards <= steps / 64 + 2
+        assert member.work.ids_run - run <= 1.25 * (len(own.token_ids) + 10)
+
+
+def test_choices_share_their_prompt(pair):
+    prompt = " ".join(TEXTS[0] for _ in range(5))
+    pair.score(prompt, "x")
+    before = [m.work.ids_run for m in pair._engine.members]
+    pair.score(prompt, [" the dog", " the fox", " a girl", " 12"])
+    for run, member in zip(before, pair._engine.members, strict=True):
+        assert member.work.ids_run - run <= len(member.tokenizer.encode(prompt)) + 60
+
+
+def test_a_conversation_before_the_text(pair, monkeypatch):
+    asked = [{"role": "user", "content": "Where does the fox live?"}]
+    answer = pair.generate(asked, max_new_tokens=8, logprobs=1, ignore_eos=True)
+    scored = pair.score(asked, answer.text)
+    if scored.token_ids == answer.token_ids:
+        assert scored.logprobs == pytest.approx([t.logprob for t in answer.logprobs], abs=1e-4)
+    stepwise(monkeypatch)
+    assert_alike(scored, pair.score(asked, answer.text))

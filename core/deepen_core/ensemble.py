@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 from typing_extensions import Self
 
@@ -22,7 +22,7 @@ from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.report import engine_info, engine_warnings
-from deepen_core.engine.scoring import score
+from deepen_core.engine.scoring import paired, score
 from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ChatTemplateError, CompatibilityWarning, ConfigurationError
 from deepen_core.fusion.policies import WeightPolicy
@@ -207,19 +207,34 @@ class Ensemble(GenerationAPI):
         """
         return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
 
-    def score(self, prompt: str, continuation: str) -> Score:
-        """Returns the log-probabilities of a given continuation, fused and under each member alone.
+    @overload
+    def score(self, prompt: Prompt, continuation: str) -> Score: ...
+    @overload
+    def score(self, prompt: Prompt | Sequence[Prompt], continuation: list[str]) -> list[Score]: ...
+    def score(self, prompt: Any, continuation: str | list[str]) -> Score | list[Score]:
+        """Returns the log-probabilities of given continuations, fused and under each member alone.
+
+        Every member reads a text once, at the speed of a prompt. Several continuations are read together; those of one
+        prompt share it.
 
         Args:
-            prompt: The text before the continuation; may be empty if every member has a BOS token.
-            continuation: The text to score, not empty.
+            prompt: The text or conversation before the continuation; a text may be empty if every member has a BOS
+                token. Or, with several continuations, one prompt for each, or one for all of them.
+            continuation: The text to score, not empty, or several.
+
+        Returns:
+            One score for one continuation, and a list for several.
 
         Raises:
-            PromptError: If the continuation is empty.
+            ChatTemplateError: If a conversation is given and a member cannot read it.
+            PromptError: If a continuation is empty, or there is not one prompt for each.
             ContextWindowError: If the two together are longer than a member's window.
             MemberError: If a member fails.
         """
-        return score(self._opened(), prompt, continuation)
+        engine = self._opened()
+        if isinstance(continuation, str):
+            return score(engine, paired([prompt], [continuation]))[0]
+        return score(engine, paired(prompt, continuation))
 
     def tokenize(self, text: str) -> list[int]:
         """Returns main's ids of a text, without BOS; control tokens in it are read as plain text."""

@@ -79,7 +79,7 @@ class EngineOptions:
         config = resolve_fusion(fusion)
         strategy = strategy_of(config)
         policy = _policy(weights, [1.0] * len(names) if shares is None else shares, names)
-        if policy.discount is not None and not strategy.compares_tokens:
+        if policy.compares and not strategy.compares_tokens:
             raise ConfigurationError(
                 f"weights={weights!r} needs a strategy that compares members token by token, and fusion="
                 f"{config.label!r} does not: use 'deepen' or 'product', or give one number per member."

@@ -18,9 +18,10 @@ from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.errors import DecodingError, DeepenError
 from deepen_core.fusion.anchors.token_healing import Heard
-from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.base import Fusion
+from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
-from deepen_core.fusion.predictions import Predictions
 from deepen_core.members.base import Member
 
 
@@ -34,8 +35,8 @@ class _Fused(NamedTuple):
     """Fused log-probabilities [sequences, main's vocabulary]."""
     own: list[torch.Tensor | None]
     """Each member's own log-probabilities [sequences, vocabulary]."""
-    predictions: Predictions | None
-    """For a policy that learns from them."""
+    comparison: Comparison | None
+    """For a policy that learns from it."""
 
 
 class Decoder:
@@ -64,10 +65,9 @@ class Decoder:
     ) -> None:
         self._members = list(members)
         self._main = main
-        self._weights = weights
+        self._mixer = Mixer(fusion, weights, main)
         self._takes_part = [i == main or weight > 0 for i, weight in enumerate(weights.describe())]
         self.factory = SequenceFactory(members, main, self._takes_part)
-        self._fusion = fusion
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
         self._reporter = TokenReporter(members, main)
@@ -125,19 +125,19 @@ class Decoder:
                 sequence.fail(error)
             except Exception as problem:  # noqa: BLE001 (a failure in one sequence must not end the others)
                 sequence.fail(step_failed(problem, token=token))
-        self._learn(sequences, together.predictions)
+        self._learn(sequences, together.comparison)
 
-    def _learn(self, sequences: Sequence[EnsembleSequence], predictions: Predictions | None) -> None:
+    def _learn(self, sequences: Sequence[EnsembleSequence], comparison: Comparison | None) -> None:
         """Records how well each member predicted the tokens that were just chosen."""
-        if predictions is None:
+        discount = self._mixer.discount
+        if comparison is None or discount is None:
             return
-        assert self._weights.discount is not None, "else there are no predictions"
         learning = [not sequence.ended and sequence.chooses_freely for sequence in sequences]
         tokens = [sequence.token_ids[-1] if learns else 0 for sequence, learns in zip(sequences, learning, strict=True)]
-        relative = predictions.relative(tokens).tolist()
+        relative = comparison.relative(tokens).tolist()
         for sequence, learns, nats in zip(sequences, learning, relative, strict=True):
             if learns:
-                sequence.remember(nats, self._weights.discount)
+                sequence.remember(nats, discount)
 
     def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
         """Returns the fused distributions, or None if fusing fails; a sequence that is alone then ends."""
@@ -146,16 +146,16 @@ class Decoder:
         except Exception as problem:  # noqa: BLE001 (the request reports it)
             traceback.clear_frames(problem.__traceback__)  # their tensors may be what exhausts the memory
             if len(sequences) == 1:
-                sequences[0].fail(self._fusion_failed(problem, sequences[0]))
+                takes_part = [part is not None for part in sequences[0].member_sequences]
+                where = f"at token {sequences[0].next_token} of the answer"
+                sequences[0].fail(self._fusion_failed(problem, where, takes_part))
             return None
 
-    def _fusion_failed(self, problem: Exception, sequence: EnsembleSequence) -> DecodingError:
+    def _fusion_failed(self, problem: Exception, where: str, members: Sequence[bool]) -> DecodingError:
         return fusion_failed(
             problem,
-            token=sequence.next_token,
-            members=[
-                m.name for m, part in zip(self._members, sequence.member_sequences, strict=True) if part is not None
-            ],
+            where=where,
+            members=[m.name for m, takes_part in zip(self._members, members, strict=True) if takes_part],
             strategy=self._strategy,
             main_alone=[float(number == self._main) for number in range(len(self._members))],
         )
@@ -178,26 +178,20 @@ class Decoder:
         sequence.accept(token_id)
 
     @torch.inference_mode()
-    def force(self, sequence: EnsembleSequence, token_ids: Sequence[int]) -> list[float]:
-        """Appends given tokens and returns the fused log-probability (nats) of each.
+    def logprobs_of(self, steps: GivenSteps, known: dict[int, list[float]]) -> list[float]:
+        """Returns the fused log-probability (nats) of the token that follows in each step of given texts.
+
+        Args:
+            steps: The steps.
+            known: The record of each text before them (`WeighingInputs.record`); afterwards, after them.
 
         Raises:
-            MemberError: If a member fails.
             DecodingError: If fusion fails.
         """
-        found = []
-        for token_id in token_ids:
-            said = [forward.run([sequence]) for forward in self._forwards]
-            if sequence.error is not None:
-                raise sequence.error
-            try:
-                together = self._fuse([sequence], said)
-            except Exception as problem:
-                raise self._fusion_failed(problem, sequence) from problem
-            found.append(float(together.logprobs[0, token_id]))
-            sequence.speak(token_id)
-            self._learn([sequence], together.predictions)
-        return found
+        try:
+            return self._mixer.logprobs_of(steps, known)
+        except Exception as problem:
+            raise self._fusion_failed(problem, "over a given text", self._takes_part) from problem
 
     def _fills_window(self, sequence: EnsembleSequence) -> bool:
         for member, part in zip(self._members, sequence.member_sequences, strict=True):
@@ -213,8 +207,7 @@ class Decoder:
     def _fuse(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused:
         """Fuses the members' logits into one distribution.
 
-        A member without logits in a sequence (it waits for the rest of a character, or was dropped) abstains there: the
-        others' weights are scaled up.
+        A member without logits in a sequence (it waits for the rest of a character, or was dropped) abstains there.
         """
         main_logits = said[self._main].logits
         assert main_logits is not None, "main has logits in every sequence that continues"
@@ -222,16 +215,13 @@ class Decoder:
         for number, one in enumerate(said):
             speaking[one.at, number] = True
         logprobs = [_spread(one, len(sequences)) for one in said]
+        heard = partial(self._heard, sequences)
+        comparison = self._mixer.compare(logprobs, speaking, heard)
         record = torch.tensor([sequence.record for sequence in sequences])
-        weights = self._weights.weights(WeighingInputs(logprobs, speaking, record)) * speaking  # [sequences, members]
-        weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
-        predictions = None
-        if self._weights.discount is not None:
-            predictions = Predictions(self._main, len(sequences), len(self._members))
-        fused = self._fusion.fuse(StepInputs(logprobs, weights, partial(self._heard, sequences), predictions))
+        fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison), heard)
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
-        return _Fused(torch.where(alone[:, None], main_logits, shifted), fused, logprobs, predictions)
+        return _Fused(torch.where(alone[:, None], main_logits, shifted), fused, logprobs, comparison)
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:

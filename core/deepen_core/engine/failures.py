@@ -36,13 +36,13 @@ def forget_frames(error: BaseException) -> None:
 
 
 def fusion_failed(
-    problem: Exception, *, token: int, members: Sequence[str], strategy: str, main_alone: Sequence[float]
+    problem: Exception, *, where: str, members: Sequence[str], strategy: str, main_alone: Sequence[float]
 ) -> DecodingError:
     """Returns the error of a sequence in which the members' distributions could not be fused.
 
     Args:
         problem: The exception.
-        token: Number of the answer's token, counted from 1.
+        where: Where it happened, such as "at token 3 of the answer".
         members: Names of the members that took part.
         strategy: Name of the fusion.
         main_alone: Weights with which there is nothing to fuse.
@@ -54,7 +54,7 @@ def fusion_failed(
         "is fused."
     )
     return _failed(
-        f"Fusing {' and '.join(members)} ({strategy}) failed at token {token} of the answer",
+        f"Fusing {' and '.join(members)} ({strategy}) failed {where}",
         problem,
         around if len(members) > 1 else "",
     )

@@ -135,15 +135,9 @@ class MemberRunner:
             return MemberLogits(at, logits)
         for place, value, fine in zip(at, best.tolist(), finite.tolist(), strict=True):
             if not fine:
-                self._fail(sequences[place], NonFiniteLogitsError(self._non_finite(value)))
+                self._fail(sequences[place], NonFiniteLogitsError(non_finite(self.member, value) + self._way_out()))
         kept = finite.nonzero()[:, 0]
         return MemberLogits([at[i] for i in kept.tolist()], logits[kept])
-
-    def _non_finite(self, value: float) -> str:
-        why = "its weights are damaged, or its code fails on this text (run it alone in transformers to see)"
-        if self.member.dtype == torch.float16:  # the other dtypes have the range of float32
-            why = "its dtype float16 overflows (load it with dtype='bfloat16' or 'float32'), or its weights are damaged"
-        return f"Member {self.member.name!r} returned logits whose largest is {value}: {why}.{self._way_out()}"
 
     def _fail(self, sequence: EnsembleSequence, problem: Exception) -> None:
         traceback.clear_frames(problem.__traceback__)  # they hold everything that the forward had computed
@@ -171,6 +165,19 @@ class MemberRunner:
         if self._is_main:
             return " It is the main member, without which no answer can continue."
         return " With on_member_error='drop' requests continue without it."
+
+
+def non_finite(member: Member, value: float) -> str:
+    """Returns what to say about logits whose largest is not a finite number.
+
+    Args:
+        member: The member that returned them.
+        value: The largest of them.
+    """
+    why = "its weights are damaged, or its code fails on this text (run it alone in transformers to see)"
+    if member.dtype == torch.float16:  # the other dtypes have the range of float32
+        why = "its dtype float16 overflows (load it with dtype='bfloat16' or 'float32'), or its weights are damaged"
+    return f"Member {member.name!r} returned logits whose largest is {value}: {why}."
 
 
 def _joined(parts: Sequence[MemberLogits]) -> MemberLogits:

@@ -2,84 +2,152 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
-import torch
-
-from deepen_core.chat.messages import check_unicode
+from deepen_core.chat.messages import Prompt, check_messages, check_unicode, prompt_list
+from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
-from deepen_core.engine.member_runner import PREFILL_CHUNK
-from deepen_core.errors import ClosedError, ContextWindowError, MemberError, PromptError, brief
-from deepen_core.members.base import Member
-from deepen_core.members.memory import is_memory
+from deepen_core.engine.reading import GivenText, TextReading, given_text
+from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.members.base import MemberSequence
+from deepen_core.members.text_tree import common_length
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import MemberScore, Score
 from deepen_core.tokenization.vocabulary import Vocabulary
 
+T = TypeVar("T")
 
-def score(engine: Engine, prompt: str, continuation: str) -> Score:
-    """Scores a given continuation, see `Ensemble.score`; other requests continue to decode meanwhile.
+_PACKED = {"cpu": 512, "cuda": 4096}
+"""Most of main's ids that are read together: what several texts share is read once, and a GPU has room for many."""
+
+
+def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
+    """Scores given continuations, see `Ensemble.score`; other requests continue to decode meanwhile.
 
     Args:
         engine: The engine.
-        prompt: The text before the continuation.
-        continuation: The text to score.
+        asked: For each, the prompt before it, and the continuation.
 
     Raises:
-        PromptError: If the continuation is empty.
+        PromptError: If a continuation is empty.
         ContextWindowError: If the two together are longer than a member's window.
         MemberError: If a member fails.
     """
-    counted, main, worker, decoder = engine.members_counted, engine.main_member, engine.worker, engine.decoder
-    check_texts(prompt, continuation, counted)
-    ids = continuation_ids(main.tokenizer, prompt, continuation)
-    sequence = decoder.start(prompt, SamplingParams())
-    logprobs: list[float] = []
-    try:
-        # In small pieces, between which the worker decodes other requests.
-        while worker.call(partial(decoder.prefill, sequence, PREFILL_CHUNK)).result():
-            pass
-        for token_id in ids:
-            logprobs += worker.call(partial(decoder.force, sequence, [token_id])).result()
-        whole = prompt + continuation
-        tasks = [partial(member_score, m, prompt, whole, is_main=m is main) for m in counted]
-        scores = [worker.call(task).result() for task in tasks]
-    finally:
-        with contextlib.suppress(ClosedError):  # then the caches are gone already
-            worker.call(sequence.release)
-    return Score(ids, logprobs, len(continuation.encode()), scores)
+    for prompt, continuation in asked:
+        _check(continuation)
+        if isinstance(prompt, str):
+            check_unicode(prompt, "The prompt")
+        else:
+            check_messages(prompt)
+    texts = [_given(engine, prompt, continuation) for prompt, continuation in asked]
+    found: list[Score] = []
+    for start, stop in packs(texts, engine.main, _PACKED.get(engine.main_member.device.type, _PACKED["cuda"])):
+        continuations = [continuation for _, continuation in asked[start:stop]]
+        found += _score_together(engine, texts[start:stop], continuations)
+    return found
 
 
-def check_texts(prompt: object, continuation: object, members: Sequence[Member]) -> None:
-    """Checks the texts to be scored.
+def paired(prompt: Prompt | Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[Prompt, str]]:
+    """Returns the prompt of each continuation.
+
+    Args:
+        prompt: One for all, or a list of one for each.
+        continuations: Several.
 
     Raises:
-        PromptError: If one is not a text, or the continuation is empty.
-        ContextWindowError: If the two together are longer than a member's window.
+        PromptError: If there is not one prompt for each.
     """
-    wrong = [type(text).__name__ for text in (prompt, continuation) if not isinstance(text, str)]
-    if wrong:
-        raise PromptError(f"score takes two texts, not {' and '.join(wrong)}.")
-    assert isinstance(prompt, str)
-    assert isinstance(continuation, str)
+    if not isinstance(continuations, Sequence):
+        raise PromptError(f"The continuation is a {type(continuations).__name__}: give a text, or a list of texts.")
+    prompts, single = prompt_list(prompt)
+    if single:
+        prompts *= len(continuations)
+    if len(prompts) != len(continuations):
+        raise PromptError(
+            f"There are {len(prompts)} prompts for {len(continuations)} continuations: give one for each, or one for "
+            "all of them."
+        )
+    return list(zip(prompts, continuations, strict=True))
+
+
+def _score_together(engine: Engine, texts: Sequence[GivenText], continuations: Sequence[str]) -> list[Score]:
+    """Scores some texts, whose beginnings are shared."""
+    call = partial(_in_worker, engine)
+    reading = TextReading(engine.members, engine.main, engine.decoder.factory, texts, call)
+    known: dict[int, list[float]] = {}
+    logprobs: list[list[float]] = [[] for _ in texts]
+    for steps in reading:
+        fused = call(partial(engine.decoder.logprobs_of, steps, known))
+        for text, value in zip(steps.texts, fused, strict=True):
+            logprobs[text].append(value)
+    members = [
+        [
+            MemberScore(engine.members[number].name, text.own_ids[number][text.own_start[number] :], own[place])
+            for number, own in reading.own().items()
+        ]
+        for place, text in enumerate(texts)
+    ]
+    return [
+        Score(text.token_ids, values, len(continuation.encode()), of_members)
+        for text, values, continuation, of_members in zip(texts, logprobs, continuations, members, strict=True)
+    ]
+
+
+def _in_worker(engine: Engine, work: Callable[[], T]) -> T:
+    return engine.worker.call(work).result()
+
+
+def packs(texts: Sequence[GivenText], main: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yields where texts that are read together start and stop.
+
+    Args:
+        texts: The texts; those with a common beginning share it if they follow one another.
+        main: The number of the main member.
+        most: Most of main's ids that are read together, unless a single text has more.
+    """
+    start, count = 0, 0
+    before: list[int] = []
+    for place, text in enumerate(texts):
+        ids = text.own_ids[main]
+        new = len(ids) - common_length(before, ids)
+        if place > start and count + new > most:
+            yield start, place
+            start, count, new = place, 0, len(ids)
+        count, before = count + new, ids
+    if texts:
+        yield start, len(texts)
+
+
+def _given(engine: Engine, prompt: Prompt, continuation: str) -> GivenText:
+    """Prepares a text to be read by every member that takes part."""
+    main = engine.main_member
+    read = {number: engine.decoder.factory.read(number, prompt, SamplingParams()) for number in engine.counted}
+    text = given_text(
+        engine.members, read, prompt, continuation, continuation_ids(main.tokenizer, read[engine.main], continuation)
+    )
+    for number, ids in text.own_ids.items():
+        member = engine.members[number]
+        if len(ids) > member.context_window:
+            raise ContextWindowError(
+                f"Prompt and continuation have {len(ids)} tokens for member {member.name!r}, whose context window is "
+                f"{member.context_window}: shorten them by at least {len(ids) - member.context_window} tokens."
+            )
+    return text
+
+
+def _check(continuation: object) -> None:
+    """Rejects what is not a text to score."""
+    if not isinstance(continuation, str):
+        raise PromptError(f"The continuation is a {type(continuation).__name__}: give a text, or a list of texts.")
     if not continuation:
         raise PromptError("The continuation is empty: there is nothing to score.")
-    check_unicode(prompt, "The prompt")
     check_unicode(continuation, "The continuation")
-    for member in members:
-        start = member.tokenizer.reader.read_text(prompt + continuation)
-        needed = len(start.ids) + len(member.tokenizer.encode(prompt + continuation))
-        if needed > member.context_window:
-            raise ContextWindowError(
-                f"Prompt and continuation have {needed} tokens for member {member.name!r}, whose context window is "
-                f"{member.context_window}: shorten them by at least {needed - member.context_window} tokens."
-            )
 
 
-def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str) -> list[int]:
+def continuation_ids(tokenizer: MemberTokenizer, prompt: MemberPrompt, continuation: str) -> list[int]:
     """Returns main's ids of a continuation, such that they follow the prompt's own ids.
 
     If the prompt's ids are the beginning of the whole text's, they are the remaining ones. If a token spans the two
@@ -88,8 +156,10 @@ def continuation_ids(tokenizer: MemberTokenizer, prompt: str, continuation: str)
     Raises:
         PromptError: If the tokenizer drops the whole continuation.
     """
-    before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
-    ids = whole[len(before) :] if whole[: len(before)] == before else _on_its_own(tokenizer, continuation)
+    part = MemberSequence(prompt, tokenizer, is_main=False)
+    before = list(part.ids)
+    part.append_text(continuation)
+    ids = part.ids[len(before) :] if part.ids[: len(before)] == before else _on_its_own(tokenizer, continuation)
     if not ids:
         raise PromptError(f"The main member's tokenizer has no tokens for {continuation!r} after this prompt.")
     return ids
@@ -114,42 +184,3 @@ def _longest_match(vocabulary: Vocabulary, data: bytes) -> list[int]:
             ids.append(vocabulary.tokens[data[place : place + length]])
         place += length or 1
     return ids
-
-
-@torch.inference_mode()
-def member_score(member: Member, prompt: str, whole: str, *, is_main: bool) -> MemberScore:
-    """Returns one member's own log-probabilities of the text after the prompt, from the first id that differs.
-
-    Args:
-        member: The member.
-        prompt: The text before the continuation.
-        whole: The prompt and the continuation.
-        is_main: Whether it is the main member, which is always scored.
-
-    Raises:
-        PromptError: If the very first id differs and the member has no BOS token to condition it on.
-        MemberError: If the member fails.
-    """
-    start = member.tokenizer.reader.read_text(prompt).ids
-    before, ids = start + member.tokenizer.encode(prompt), start + member.tokenizer.encode(whole)
-    same = 0
-    while same < min(len(before), len(ids)) and before[same] == ids[same]:
-        same += 1
-    if same == 0:
-        bos = member.tokenizer.vocabulary.bos_id
-        if bos is None:
-            raise PromptError(
-                f"Member {member.name!r} has no BOS token, and its first token spans prompt and continuation: give a "
-                "longer prompt."
-            )
-        ids, same = [bos, *ids], 1
-    try:
-        logprobs = member.token_logprobs(ids, same)
-    except Exception as problem:
-        advice = " Shorten the texts." if is_memory(problem) else ""
-        if not is_main:
-            advice += " With weight 0 it is not scored, and the others are."
-        raise MemberError(
-            f"Member {member.name!r} failed to score {len(ids)} tokens: {brief(problem)}.{advice}"
-        ) from problem
-    return MemberScore(member.name, ids[same:], logprobs)

@@ -50,7 +50,7 @@ class SequenceFactory:
         """
         self._check_bias(params)
         numbers = range(len(self._members))
-        prompts = [self._read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
+        prompts = [self.read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
         member_sequences = [
             None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
             for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
@@ -103,7 +103,18 @@ class SequenceFactory:
         """The marks of thoughts that main may write."""
         return self._members[self._main].tokenizer.reader.thoughts()
 
-    def _read(self, member: int, prompt: str | Sequence[Message], params: SamplingParams) -> MemberPrompt:
+    def read(self, member: int, prompt: str | Sequence[Message], params: SamplingParams) -> MemberPrompt:
+        """Returns where a member starts.
+
+        Args:
+            member: Its number.
+            prompt: The prompt.
+            params: The request's options.
+
+        Raises:
+            PromptError: If the prompt is empty and the member cannot start from nothing.
+            ChatTemplateError: If a conversation is given and the member cannot read it.
+        """
         reader = self._members[member].tokenizer.reader
         if isinstance(prompt, str):
             return reader.read_text(prompt, control_tokens=params.control_tokens)

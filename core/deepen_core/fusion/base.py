@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.fusion.anchors.token_healing import Heard
-from deepen_core.fusion.predictions import Predictions
+from deepen_core.fusion.comparison import Comparison
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
@@ -31,13 +31,13 @@ class StepInputs:
             abstains in every sequence. The values of a sequence in which its weight is zero are meaningless.
         weights: float32 [sequences, members] on the CPU. `Fusion.fuse` scales them to sum to one in each sequence.
         heard: Given a member's number, returns the end of its text in each sequence; for strategies that heal tokens.
-        predictions: If given, filled by strategies that compare members token by token.
+        comparison: As `Fusion.compare` returned it for the same outputs, where it was asked for.
     """
 
     logprobs: Sequence[torch.Tensor | None]
     weights: torch.Tensor
     heard: Callable[[int], Sequence[Heard]] = _nothing_heard
-    predictions: Predictions | None = None
+    comparison: Comparison | None = None
 
     def of(self, member: int) -> torch.Tensor:
         """Returns the log-probabilities of a member that does not abstain."""
@@ -58,8 +58,8 @@ class StepInputs:
             every = self.heard(member)
             return [every[place] for place in wanted] if every else ()
 
-        predictions = None if self.predictions is None else self.predictions.only(places)
-        return StepInputs(chosen, self.weights[places], heard, predictions)
+        comparison = None if self.comparison is None else self.comparison.only(places)
+        return StepInputs(chosen, self.weights[places], heard, comparison)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Fusion(ABC):
     steps_of_member: ClassVar[int] = 0
     """Number of progress steps that `build` takes for each member."""
     compares_tokens: ClassVar[bool] = False
-    """Whether `fuse` fills `StepInputs.predictions`."""
+    """Whether `compare` can be used."""
 
     def __init__(self, main: int) -> None:
         self._main = main
@@ -124,6 +124,14 @@ class Fusion(ABC):
         """
         ...
 
+    def compare(self, inputs: StepInputs) -> Comparison:
+        """Compares what the members say, token by token, before it is known how much each of them counts.
+
+        Args:
+            inputs: The outputs; weights are zero for members that abstain, and any other number else.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not compare members token by token")
+
     @torch.inference_mode()
     def fuse(self, inputs: StepInputs) -> torch.Tensor:
         """Fuses the members' distributions in a step.
@@ -137,7 +145,7 @@ class Fusion(ABC):
         mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
         if len(mixed) == 0:
             return main
-        scaled = StepInputs(inputs.logprobs, shares, inputs.heard, inputs.predictions)
+        scaled = StepInputs(inputs.logprobs, shares, inputs.heard, inputs.comparison)
         if len(mixed) == len(main):
             return self._combine(scaled)
         return main.index_copy(0, mixed.to(main.device), self._combine(scaled.only(mixed)))

@@ -27,6 +27,7 @@ from deepen_core.fusion.anchors.columns import TokenColumns
 from deepen_core.fusion.anchors.shared_tokens import Anchors, check_common_tokens
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
 from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
+from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.diagnostics import shared_token_limits
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
@@ -82,24 +83,38 @@ class ColumnFusion(Fusion):
             healers = healers_of(members, main, anchors) if config.healing else []
             return cls(columns, main, config, healers, members=members, anchors=anchors)
 
-    def _combine(self, inputs: StepInputs) -> torch.Tensor:
-        main, known = inputs.of(self._main), self._columns[self._main].columns.unknown
-        # 1) Main's mass on the columns that all members can know, the anchors and stop: [sequences, known].
-        own = self._mass(self._main, main)[:, :known]
+    @torch.inference_mode()
+    def compare(self, inputs: StepInputs) -> Comparison:
+        """See `Fusion.compare`."""
+        several = (inputs.weights[:, self._main] < inputs.weights.sum(-1)).nonzero()[:, 0]
+        line_of = torch.full((len(inputs.weights),), -1)
+        line_of[several] = torch.arange(len(several))
+        part = inputs if len(several) == len(line_of) else inputs.only(several)
+        return Comparison(self._main, self._told(part), line_of, self._columns[self._main].of)
+
+    def _told(self, inputs: StepInputs) -> list[torch.Tensor | None]:
+        """Returns each member's mass on the columns that all can know; see `Comparison.told`."""
+        # 1) Main's mass, [sequences, known].
+        known = self._columns[self._main].columns.unknown
+        own = self._mass(self._main, inputs.of(self._main))[:, :known]
         own = own / own.sum(-1, keepdim=True).clamp_min(TINY)
-        possible = own > 0
-        # 2) The others' mass, and 3) the logarithm of the target.
-        told = [
-            own if member == self._main else None if logprobs is None else self._told(member, logprobs, inputs, own)
+        # 2) The others'.
+        return [
+            own if member == self._main else None if logprobs is None else self._others(member, logprobs, inputs, own)
             for member, logprobs in enumerate(inputs.logprobs)
         ]
-        if inputs.predictions is not None:
-            inputs.predictions.add(told, self._columns[self._main].of, known)
+
+    def _combine(self, inputs: StepInputs) -> torch.Tensor:
+        told = self._told(inputs) if inputs.comparison is None else inputs.comparison.told
+        main, own = inputs.of(self._main), told[self._main]
+        assert own is not None, "main never abstains"
+        # 3) The logarithm of the target.
+        possible = own > 0
         mean = self._log_mean(told, own, inputs.weights.to(main.device))
         target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
         # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
         factor = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
-        factor[:, :known] = torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
+        factor[:, : own.shape[1]] = torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
         return torch.log_softmax(main + self._columns[self._main].scatter_back(factor), dim=-1)
 
     @abstractmethod
@@ -121,7 +136,7 @@ class ColumnFusion(Fusion):
         columns.sum_by_column(logprobs.exp(), into=mass)
         return mass
 
-    def _told(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
+    def _others(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
         """Returns another member's mass on the columns that all can know, [sequences, known], summing to one."""
         columns, healer = self._columns[member].columns, self._healers[member]
         told = self._mass(member, logprobs)[:, : columns.width].to(own.device)

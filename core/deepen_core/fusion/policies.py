@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 
 from deepen_core.config.weights import POLICIES
+from deepen_core.fusion.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,22 @@ class WeighingInputs:
         record: float32 [sequences, members] on the CPU: how well each member has predicted the answer so far, as the
             log-likelihood of its tokens relative to main's, in nats; a token counts `WeightPolicy.discount` times as
             much after each further one. Zeros at the start of an answer, and if the policy has no discount.
+        comparison: What the members say token by token; only for a policy with `compares`.
     """
 
     logprobs: Sequence[torch.Tensor | None]
     speaking: torch.Tensor
     record: torch.Tensor
+    comparison: Comparison | None = None
 
 
 class WeightPolicy(ABC):
     """Computes new weights of the members in each step."""
 
     discount: ClassVar[float | None] = None
-    """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it.
-    With one, the strategy must compare members token by token (`Fusion.compares_tokens`)."""
+    """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it."""
+    compares: ClassVar[bool] = False
+    """Whether it uses `WeighingInputs.comparison` or `record`: the strategy must compare members token by token."""
 
     @property
     def label(self) -> str:
@@ -98,6 +102,7 @@ class AdaptiveWeights(StaticWeights):
     """
 
     discount: ClassVar[float | None] = 0.98
+    compares: ClassVar[bool] = True
 
     def __init__(self, weights: Sequence[float], rate: float = 0.05) -> None:
         super().__init__(weights)

@@ -9,6 +9,7 @@ from typing import Protocol, TypeGuard
 import torch
 
 from deepen_core.chat.prompt_encoder import MemberPrompt
+from deepen_core.members.text_tree import TextTree
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import ONE_AT_A_TIME
 from deepen_core.tokenization.retokenizer import AlignedText
@@ -208,6 +209,38 @@ class Member(Protocol):
     def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
         ...
+
+
+class TreeRun(Protocol):
+    """Runs the ids of one tree of texts."""
+
+    def run(self, tree: TextTree, stop: int, wanted: Sequence[int]) -> torch.Tensor:
+        """Runs the nodes of a tree that were not run before, up to `stop`.
+
+        Args:
+            tree: The tree, the same in each call; it may have grown.
+            stop: Runs the nodes before this one, at least one.
+            wanted: Nodes among those that are run now.
+
+        Returns:
+            Logits of the token after each wanted node, float32 [wanted, vocabulary].
+        """
+        ...
+
+
+class TreeReader(Member, Protocol):
+    """A member that can run several texts with a common beginning, or all states of a growing one, at once."""
+
+    def tree_run(self, longest: int) -> TreeRun | None:
+        """Returns what runs a tree of texts of at most `longest` ids; None if this model cannot."""
+        ...
+
+
+def tree_run_of(member: Member, longest: int) -> TreeRun | None:
+    """Returns what runs a tree of a member's texts; None for a member that cannot, see `TreeReader`."""
+    make = getattr(member, "tree_run", None)
+    found: TreeRun | None = None if make is None else make(longest)
+    return found
 
 
 class Embedded(Member, Protocol):

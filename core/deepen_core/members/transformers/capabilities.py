@@ -56,6 +56,22 @@ def probe(model: Any, context_window: int) -> Findings:
         return _try(model, context_window)
 
 
+@torch.inference_mode()
+def probe_trees(model: Any, context_window: int, masks: Masks) -> bool:
+    """Returns whether a model can run the ids of a tree of texts, changing neither it nor any random state.
+
+    One that goes by an id's place in the cache, where positions are given, can run ragged batches but no trees.
+
+    Args:
+        model: In evaluation mode.
+        context_window: The longest text, in ids.
+        masks: With which it can run a ragged batch.
+    """
+    with excerpt(model):
+        trial = Trial(model, context_window)
+        return not trial.fault(partial(trial.tree, masks))
+
+
 def is_stateful(model: Any) -> bool:
     """Whether `transformers` says that a model keeps a state beside or in place of keys and values."""
     return bool(getattr(model, "_is_stateful", False))

@@ -11,10 +11,11 @@ import torch
 from deepen_core.members.base import MemberDescription, MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
-from deepen_core.members.transformers.capabilities import is_stateful, probe
+from deepen_core.members.transformers.capabilities import is_stateful, probe, probe_trees
 from deepen_core.members.transformers.ragged import RaggedRunner
 from deepen_core.members.transformers.recurrent import RecurrentRunner
 from deepen_core.members.transformers.sequential import SequentialRunner
+from deepen_core.members.transformers.tree import TreeForward
 from deepen_core.results import ONE_AT_A_TIME
 
 
@@ -61,6 +62,7 @@ class CausalMember:
         self.context_window = context_window
         self.work = Work()
         self._found: _Ways | None = None
+        self._reads_trees: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +153,17 @@ class CausalMember:
         """See `Member.prefill`."""
         way = self._ways.long if self._is_long(sequence) else self._ways.short
         return way.prefill(sequence, limit)
+
+    def tree_run(self, longest: int) -> TreeForward | None:
+        """See `TreeReader.tree_run`."""
+        ways = self._ways
+        fits = ways.max_stable_length is None or longest <= ways.max_stable_length
+        if not (isinstance(ways.short, RaggedRunner) and fits):
+            return None
+        masks = ways.short.masks
+        if self._reads_trees is None:  # found out only here: few ensembles ever read a given text
+            self._reads_trees = probe_trees(self.model, self.context_window, masks)
+        return TreeForward(self.model, masks, self.vocabulary_size, self.work) if self._reads_trees else None
 
     def _is_long(self, sequence: MemberSequence) -> bool:
         return self._ways.max_stable_length is not None and len(sequence.ids) > self._ways.max_stable_length

@@ -56,22 +56,38 @@ class Masks:
         Returns:
             Numbers to add to attention scores, [sequences, 1, ids, positions]; by layer type if the model wants that.
         """
+        here, keys = places[:, None, :, None], torch.arange(length, device=places.device)
+        return self._by_kind(here, keys, keys > here)
+
+    def of_tree(
+        self, visible: torch.Tensor, here: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns the masks of ids that follow others in a tree, in the form that the model takes.
+
+        Args:
+            visible: Which cached ids each new id follows, itself included, bool [ids, cached].
+            here: Positions of the new ids, [ids].
+            keys: Positions of the cached ids, [cached].
+        """
+        return self._by_kind(here[None, None, :, None], keys, ~visible[None, None])
+
+    def _by_kind(
+        self, here: torch.Tensor, keys: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         made: dict[Reach, torch.Tensor] = {}
         kinds = {"": self._reach} if isinstance(self._reach, Reach) else self._reach
         for kind in kinds.values():
             if kind not in made:
-                made[kind] = self._make(kind, places, length)
+                made[kind] = self._make(kind, here, keys, hidden)
         return made[self._reach] if isinstance(self._reach, Reach) else {n: made[k] for n, k in kinds.items()}
 
-    def _make(self, reach: Reach, places: torch.Tensor, length: int) -> torch.Tensor:
-        here = places[:, None, :, None]
-        keys = torch.arange(length, device=places.device)
-        hidden = keys > here  # [sequences, 1, ids, positions]
-        if reach.window is not None and length > reach.window:
-            hidden |= keys <= here - reach.window
-        if reach.chunk is not None and length > reach.chunk:
-            hidden |= keys < here - here % reach.chunk
-        return torch.zeros(hidden.shape, dtype=self._dtype, device=places.device).masked_fill_(hidden, self._lowest)
+    def _make(self, reach: Reach, here: torch.Tensor, keys: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns one mask [sequences, 1, ids, positions]; `hidden` has the shape of it."""
+        if reach.window is not None and len(keys) > reach.window:
+            hidden = hidden | (keys <= here - reach.window)
+        if reach.chunk is not None and len(keys) > reach.chunk:
+            hidden = hidden | (keys < here - here % reach.chunk)
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=keys.device).masked_fill_(hidden, self._lowest)
 
 
 def likely_masks(model: Any) -> list[Masks]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberSequence, Work
+from deepen_core.members.text_tree import common_length
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
@@ -94,6 +95,7 @@ class RaggedRunner:
 
     def __init__(self, model: Any, masks: Masks, vocabulary_size: int, work: Work) -> None:
         self.cache = RaggedCache()
+        self.masks = masks
         self._forward = RaggedForward(model, self.cache, masks)
         self._size = vocabulary_size
         self._work = work
@@ -139,7 +141,7 @@ class RaggedRunner:
 
     def _share(self, sequence: MemberSequence, slot: Slot) -> None:
         wanted = sequence.ids[:-KEPT_TAIL]
-        shared = {_common(other.ids, wanted): other for other in self.cache.slots if other is not slot}
+        shared = {common_length(other.ids, wanted): other for other in self.cache.slots if other is not slot}
         length = max(shared, default=0)
         if length >= WORTH_SHARING:
             self.cache.copy(shared[length], slot, length)
@@ -197,9 +199,3 @@ def _kept(keep: int, count: int, batch: torch.Tensor) -> int | torch.Tensor:
     if keep == count or batch.shape[1] == 1:
         return keep
     return torch.arange(count - keep, count, device=batch.device)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Returns the length of the common beginning of two texts, in ids."""
-    same = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(same, min(len(one), len(other)))

@@ -11,7 +11,8 @@ import torch
 from transformers import Cache, DynamicCache
 
 from deepen_core.errors import brief
-from deepen_core.members.base import KEPT_TAIL
+from deepen_core.members.base import KEPT_TAIL, Work
+from deepen_core.members.text_tree import TextPath, TextTree
 from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 from deepen_core.members.transformers.made_up_past import MadeUpPast
 from deepen_core.members.transformers.masks import Masks
@@ -19,6 +20,7 @@ from deepen_core.members.transformers.ragged import RaggedForward
 from deepen_core.members.transformers.recurrent_state import State, StateCopy, attributes_with_states
 from deepen_core.members.transformers.rounding import Layers, Rounding, States
 from deepen_core.members.transformers.sequential import shortened
+from deepen_core.members.transformers.tree import TreeForward
 
 PIECE = 16
 """Ids of one trial of positions."""
@@ -168,6 +170,27 @@ class Trial:
             raise _DisagreementError(f"a window of {self._window} ids is too short to try it")
         self._short(masks, length, seed)
         self._long(masks, seed)
+
+    def tree(self, masks: Masks, seed: int) -> None:
+        """Checks that the ids of a tree can be run: each branch as if it were the only text."""
+        length = min(max((n for n in masks.limits if n <= _SHORT_WINDOW), default=0) + 12, self._window - 1)
+        texts = [self._text(length, seed), *(self._text(length - 1, seed, other_from=length - n) for n in (6, 3))]
+        tree = TextTree()
+        forward = TreeForward(self._model, masks, None, Work())
+        for text in texts:
+            self._whole(text)
+        done = 0
+        for size in (length - 4, length):
+            paths = [TextPath(tree) for _ in texts]
+            for path, text in zip(paths, texts, strict=True):
+                path.move(text[:size])
+            with self._layers.listening() as heard:
+                logits = forward.run(tree, len(tree), range(done, len(tree)))
+            for path, text in zip(paths, texts, strict=True):
+                new = [node - done for node in path.nodes if node >= done]
+                if new:
+                    self._compare([state[:, new] for state in (*heard, logits[None])], 0, text[:size], len(new))
+            done = len(tree)
 
     def _short(self, masks: Masks, length: int, seed: int) -> None:
         cache = RaggedCache()

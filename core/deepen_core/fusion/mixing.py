@@ -1,0 +1,118 @@
+"""A strategy together with the policy that weighs the members for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepen_core.fusion.anchors.token_healing import Heard
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+
+
+@dataclass(frozen=True)
+class GivenSteps:
+    """What the members say at some places of given texts, each before one of main's tokens.
+
+    Attributes:
+        texts: The number of the text that each step belongs to; the steps of a text are in order.
+        token_ids: Main's token that follows in it.
+        logprobs: Each member's log-probabilities [steps, vocabulary of the member], float32; None for a member that
+            abstains in all steps. The values of a step in which it abstains are meaningless.
+        speaking: Which members do not abstain, bool [steps, members] on the CPU.
+        ends: For each member, the end of its text in each step.
+    """
+
+    texts: list[int]
+    token_ids: list[int]
+    logprobs: list[torch.Tensor | None]
+    speaking: torch.Tensor
+    ends: list[list[Heard]]
+
+    def heard(self, member: int) -> Sequence[Heard]:
+        """See `StepInputs.heard`."""
+        return self.ends[member]
+
+
+class Mixer:
+    """Weighs members and fuses what they say.
+
+    Args:
+        fusion: The strategy.
+        policy: Weighs the members.
+        main: The number of the member whose vocabulary is used.
+    """
+
+    def __init__(self, fusion: Fusion, policy: WeightPolicy, main: int) -> None:
+        self._fusion = fusion
+        self._policy = policy
+        self._main = main
+
+    @property
+    def discount(self) -> float | None:
+        """See `WeightPolicy.discount`."""
+        return self._policy.discount
+
+    def compare(
+        self,
+        logprobs: Sequence[torch.Tensor | None],
+        speaking: torch.Tensor,
+        heard: Callable[[int], Sequence[Heard]],
+    ) -> Comparison | None:
+        """Compares what the members say, if the policy asks for that.
+
+        Args:
+            logprobs: As in `StepInputs`.
+            speaking: As in `WeighingInputs`.
+            heard: As in `StepInputs`.
+        """
+        return self._fusion.compare(StepInputs(logprobs, speaking.float(), heard)) if self._policy.compares else None
+
+    def mix(self, step: WeighingInputs, heard: Callable[[int], Sequence[Heard]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighs and fuses.
+
+        A member that abstains in a sequence has no weight there: the others' weights are scaled up.
+
+        Args:
+            step: What the members say, compared if the policy asks for that.
+            heard: As in `StepInputs`.
+
+        Returns:
+            Fused log-probabilities [sequences, main's vocabulary], and the weights [sequences, members].
+        """
+        weights = self._policy.weights(step) * step.speaking
+        weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
+        return self._fusion.fuse(StepInputs(step.logprobs, weights, heard, step.comparison)), weights
+
+    @torch.inference_mode()
+    def logprobs_of(self, steps: GivenSteps, known: dict[int, list[float]]) -> list[float]:
+        """Returns the fused log-probability (nats) of the token that follows in each step of given texts.
+
+        Args:
+            steps: The steps.
+            known: The record of each text before them (`WeighingInputs.record`); afterwards, after them.
+        """
+        comparison = self.compare(steps.logprobs, steps.speaking, steps.heard)
+        record = torch.zeros(steps.speaking.shape)
+        if comparison is not None and self.discount is not None:
+            gained = comparison.relative(steps.token_ids).tolist()
+            record = torch.tensor(_records(gained, steps.texts, known, self.discount))
+        fused, _ = self.mix(WeighingInputs(steps.logprobs, steps.speaking, record, comparison), steps.heard)
+        chosen = torch.tensor(steps.token_ids, device=fused.device)
+        found: list[float] = fused.gather(1, chosen[:, None])[:, 0].tolist()
+        return found
+
+
+def _records(
+    gained: Sequence[Sequence[float]], texts: Sequence[int], known: dict[int, list[float]], discount: float
+) -> list[list[float]]:
+    """Returns the record before each step, and updates those of the texts; `gained` is what each step adds."""
+    found = []
+    for text, new in zip(texts, gained, strict=True):
+        record = known.get(text, [0.0] * len(new))
+        found.append(record)
+        known[text] = [discount * old + nats for old, nats in zip(record, new, strict=True)]
+    return found
