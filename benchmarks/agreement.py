@@ -67,7 +67,7 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
             fast = ensemble._engine.fusion
             exact = DeepenStrategy(fast.spaces, main, config, fast._average._healers)
             both = Comparing(fast, exact)
-            ensemble._engine.decoder._fusion = both
+            ensemble._engine.decoder._mixer._fusion = both
             for place in range(0, len(prompts), 8):
                 if both.steps >= steps:
                     break

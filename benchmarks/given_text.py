@@ -1,8 +1,7 @@
-"""Given texts, and what the members of a real pair predict at each of main's tokens of them, not fused yet.
+"""Texts of several kinds, and readings of them in a real pair, to be fused in as many ways as are to be compared.
 
-Both models run each text once; their predictions are then fused in as many ways as are to be compared. `MODELS` names
-the model folders, which are not in this repository. Texts come from public test sets, JSON lines in a folder `shared`
-beside it; without them benchmarks say so and end.
+`MODELS` names the model folders, which are not in this repository. Texts come from public test sets, JSON lines in a
+folder `shared` beside it; without them benchmarks say so and end.
 """
 
 from __future__ import annotations
@@ -11,18 +10,14 @@ import json
 import random
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import DynamicCache
-
-from deepen_core import Ensemble, SamplingParams
-from deepen_core.engine.scoring import continuation_ids
-from deepen_core.fusion.anchors.token_healing import Heard
-from deepen_core.members.transformers.kv_cache import cache_option
+from deepen_core import Ensemble
+from deepen_core.engine.reading import TextReading
+from deepen_core.engine.scoring import readings
 
 SHARED = Path(__file__).parents[2] / "shared"
 SETS = SHARED / "data" / "benchmarks"
@@ -50,23 +45,6 @@ class Given:
 
     prompt: str | list[dict[str, str]]
     text: str
-
-
-@dataclass(frozen=True)
-class SaidStep:
-    """What both members say for one of main's tokens.
-
-    Attributes:
-        token_id: Main's token that is given.
-        main: Main's log-probabilities [vocabulary].
-        other: The other member's; None where bytes of an unfinished character wait.
-        heard: What the other member has heard last.
-    """
-
-    token_id: int
-    main: torch.Tensor
-    other: torch.Tensor | None
-    heard: Heard
 
 
 def opened(models: Path, names: Sequence[str], dtype: str, device: str = "cpu") -> Ensemble:
@@ -129,53 +107,14 @@ def answers(count: int, size: int) -> list[Given]:
     return [Given([{"role": "user", "content": item["question"]}], item["solution"][:size]) for item in chosen]
 
 
-def said_of(ensemble: Ensemble, given: Given, limit: int | None = None) -> Iterator[SaidStep]:
-    """Runs a text through both members of a pair.
+def read(ensemble: Ensemble, given: Given, limit: int | None = None) -> TextReading:
+    """Returns the reading of a text in the members of a pair, to iterate over once.
 
     Args:
-        ensemble: Of two members, the first one main.
+        ensemble: The pair.
         given: The text.
-        limit: At most so many of its tokens.
+        limit: At most so many of main's tokens of it.
     """
-    main, other = ensemble._engine.members
-    if isinstance(given.prompt, str):
-        ids = continuation_ids(main.tokenizer, given.prompt, given.text)[:limit]
-    else:
-        ids = main.tokenizer.encode(given.text)[:limit]
-    row = ensemble._engine.decoder.start(given.prompt, SamplingParams())
-    held: tuple[list[list[int]], list[list[int]]] = ([], [])
-    waiting, spoken = [], []
-    for token_id in ids:
-        for side, states in zip(row.member_sequences, held, strict=True):
-            states.append(list(side.ids))
-        waiting.append(row.others_behind)
-        spoken.append(list(row.token_ids))
-        row.speak(token_id)
-    logits = [_logits(m.model, states) for m, states in zip((main, other), held, strict=True)]
-    for place, token_id in enumerate(ids):
-        (own, _), (theirs, before) = logits[0][place], logits[1][place]
-        heard = Heard(held[1][place][-1], before, spoken[place], cut=row.continues_text)
-        told = None if waiting[place] else torch.log_softmax(theirs, -1)
-        yield SaidStep(token_id, torch.log_softmax(own, -1), told, heard)
-
-
-@torch.inference_mode()
-def _logits(model: Any, states: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Logits behind the last id of each state of a growing text, and before it; from the last state back to the first.
-
-    Nearly all of each state is the beginning of the last one, so only what is not is run again.
-    """
-    whole, cache = states[-1], DynamicCache()
-    held: dict[str, Any] = {cache_option(model): cache, "use_cache": True}
-    base = model(torch.tensor([whole], device=model.device), **held).logits[0].float()
-    found: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    for ids in reversed(states):
-        same = next((n for n, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
-        if same == len(ids):
-            found.append((base[same - 1], base[same - 2] if same > 1 else None))
-            continue
-        if cache.get_seq_length() > same:
-            cache.crop(same - cache.get_seq_length())
-        tail = model(torch.tensor([ids[same:]], device=model.device), **held).logits[0].float()
-        found.append((tail[-1], tail[-2] if len(tail) > 1 else base[same - 1]))
-    return found[::-1]
+    reading = next(readings(ensemble._engine, [(given.prompt, given.text)]))
+    reading.texts[0] = replace(reading.texts[0], token_ids=reading.texts[0].token_ids[:limit])
+    return reading

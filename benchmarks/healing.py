@@ -10,10 +10,10 @@ import argparse
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -24,22 +24,24 @@ from benchmarks.given_text import (
     PAIRS,
     SETS,
     Given,
-    SaidStep,
     answers,
     beginnings,
     opened,
-    said_of,
+    read,
     whole_texts,
 )
 from benchmarks.report import publish
 from deepen_core import Ensemble
+from deepen_core.engine.reading import TextReading
 from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.token_healing import Healer, Heard
-from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
+from deepen_core.fusion.mixing import Mixer
+from deepen_core.fusion.policies import StaticWeights
+
+K = TypeVar("K", bound=Hashable)
 
 _FIRST = 3  # tokens behind the end of a prompt
-_TOGETHER = 32  # steps that are fused at once
 
 
 class NextTokenHealer(Healer):
@@ -52,40 +54,29 @@ class NextTokenHealer(Healer):
         return mass
 
 
-def ways_to_heal(ensemble: Ensemble) -> dict[str, SharpFusion]:
-    """Strategies that differ in how they heal the other member of a pair."""
+def ways_to_heal(ensemble: Ensemble) -> dict[str, Mixer]:
+    """Main alone, and at equal weights, strategies that differ in how they heal the other member of a pair."""
     now = ensemble._engine.fusion
     main, other = (m.tokenizer for m in ensemble._engine.members)
     cut = [Segmentation(t.vocabulary, t.backend) for t in (other, main)]
     size = ensemble._engine.members[1].vocabulary_size
     next_token = NextTokenHealer(*cut, now._anchors, size)
+    equal = StaticWeights([0.5, 0.5])
     return {
-        "no healing": SharpFusion(now._columns, 0, now._config),
-        "next token": SharpFusion(now._columns, 0, now._config, [None, next_token]),
-        "as it is": now,
+        "main alone": Mixer(now, StaticWeights([1.0, 0.0]), 0),
+        "no healing": Mixer(SharpFusion(now._columns, 0, now._config), equal, 0),
+        "next token": Mixer(SharpFusion(now._columns, 0, now._config, [None, next_token]), equal, 0),
+        "as it is": Mixer(now, equal, 0),
     }
 
 
-@torch.inference_mode()
-def nats(
-    steps: Sequence[SaidStep], ways: Mapping[str, Fusion], weight: float | Sequence[float] = 0.5
-) -> dict[str, float]:
-    """Surprise of main alone, and of both where main has this weight (one for all steps, or one each), in all."""
-    of_main = [weight] * len(steps) if isinstance(weight, float) else list(weight)
-    found = {"main alone": -sum(float(step.main[step.token_id]) for step in steps), **dict.fromkeys(ways, 0.0)}
-    for start in range(0, len(steps), _TOGETHER):
-        places = [n for n in range(start, min(start + _TOGETHER, len(steps))) if steps[n].other is not None]
-        part = [steps[n] for n in places]
-        quiet = [step for step in steps[start : start + _TOGETHER] if step.other is None]
-        for name, fusion in ways.items():
-            found[name] -= sum(float(step.main[step.token_id]) for step in quiet)
-            if not part:
-                continue
-            said = [torch.stack([step.main for step in part]), torch.stack([step.other for step in part])]  # type: ignore[misc]
-            weights = torch.tensor([[of_main[n], 1.0 - of_main[n]] for n in places])
-            heard = [step.heard for step in part]
-            fused = fusion.fuse(StepInputs(said, weights, lambda _, heard=heard: heard))  # type: ignore[misc]
-            found[name] -= sum(float(line[step.token_id]) for line, step in zip(fused, part, strict=True))
+def nats(reading: TextReading, ways: Mapping[K, Mixer]) -> dict[K, float]:
+    """Surprise at a text, fused in several ways, of steps that are read once."""
+    found = dict.fromkeys(ways, 0.0)
+    known: dict[K, dict[int, list[float]]] = {name: {} for name in ways}
+    for steps in reading:
+        for name, mixer in ways.items():
+            found[name] -= sum(mixer.logprobs_of(steps, known[name]))
     return found
 
 
@@ -121,7 +112,7 @@ def bits_a_byte(ensemble: Ensemble, count: int, size: int) -> Iterable[dict[str,
     for kind, texts in given.items():
         total: dict[str, float] = defaultdict(float)
         for text in tqdm(texts, desc=kind, leave=False):
-            for name, value in nats(list(said_of(ensemble, text)), ways).items():
+            for name, value in nats(read(ensemble, text), ways).items():
                 total[name] += value
         scale = log(2) * sum(len(text.text.encode()) for text in texts)
         yield {"text": kind, **{name: value / scale for name, value in total.items()}}
@@ -135,7 +126,7 @@ def ends_of_prompts(ensemble: Ensemble, count: int) -> Iterable[dict[str, Any]]:
         for text in tqdm(whole_texts(kind, count), desc=f"ends of {kind}", leave=False):
             for place, cut in cuts(text, chosen).items():
                 given = Given(text[max(0, cut - 120) : cut], text[cut : cut + 40])
-                found[place].append(nats(list(said_of(ensemble, given, limit=_FIRST)), ways))
+                found[place].append(nats(read(ensemble, given, limit=_FIRST), ways))
     for place, texts in sorted(found.items()):
         means = {name: sum(values[name] for values in texts) / len(texts) for name in texts[0]}
         yield {"prompt ends": place, "prompts": len(texts), **means}

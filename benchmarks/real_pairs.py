@@ -21,20 +21,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from benchmarks.given_text import MODELS, PAIRS, SETS, Given, SaidStep, beginnings, opened, said_of
+from benchmarks.given_text import MODELS, PAIRS, SETS, Given, beginnings, opened, read
 from benchmarks.healing import nats
-from benchmarks.report import publish, read
+from benchmarks.report import publish
+from benchmarks.report import read as published
 from deepen_core import Ensemble, FusionConfig
 from deepen_core.config import PRESETS, StrategyOptions
-from deepen_core.engine.scoring import continuation_ids
 from deepen_core.fusion import strategy_of
-from deepen_core.fusion.base import Fusion, StepInputs
-from deepen_core.fusion.policies import AdaptiveWeights, WeighingInputs
-from deepen_core.fusion.predictions import Predictions
-from deepen_core.members.base import Member, MemberSequence
+from deepen_core.fusion.base import Fusion
+from deepen_core.fusion.mixing import Mixer
+from deepen_core.fusion.policies import AdaptiveWeights, StaticWeights
 from deepen_core.progress import Steps
 
 KINDS = {"code": "other code", "story": "advice"}
@@ -62,37 +60,6 @@ def built(ensemble: Ensemble, strategies: Mapping[str, StrategyOptions]) -> dict
         }
 
 
-@torch.inference_mode()
-def alone(member: Member, given: Given) -> float:
-    """Surprise of a member alone at a text, in nats, by its own tokens."""
-    assert isinstance(given.prompt, str)
-    start = MemberSequence(member.tokenizer.reader.read_text(given.prompt), member.tokenizer, is_main=True).ids
-    ids = continuation_ids(member.tokenizer, given.prompt, given.text)
-    return -sum(member.token_logprobs(start + ids, len(start)))
-
-
-@torch.inference_mode()
-def adapted(steps: Sequence[SaidStep], fusion: Fusion) -> list[float]:
-    """Main's weight at each step of an answer under adaptive weights.
-
-    What members make of a token does not depend on their weights, so it is known before these are.
-    """
-    policy, record, weights = AdaptiveWeights([0.5, 0.5]), [0.0, 0.0], []
-    for step in steps:
-        speaking = torch.tensor([[True, step.other is not None]])
-        found = policy.weights(WeighingInputs([], speaking, torch.tensor([record])))
-        weights.append(float(found[0, 0]))
-        relative = [0.0, 0.0]
-        if step.other is not None:
-            predictions = Predictions(0, 1, 2)
-            heard = [step.heard]
-            said = [step.main[None], step.other[None]]
-            fusion.fuse(StepInputs(said, found, lambda _, heard=heard: heard, predictions))  # type: ignore[misc]
-            relative = predictions.relative([step.token_id])[0].tolist()
-        record = [policy.discount * old + new for old, new in zip(record, relative, strict=True)]
-    return weights
-
-
 def bits(
     ensemble: Ensemble,
     texts: Sequence[Given],
@@ -107,17 +74,20 @@ def bits(
         ways: For each weight of main, the strategies.
         adaptive: The strategies with adaptive weights; their weight of main is `ADAPTIVE`.
     """
+    mixers = {
+        (name, weight): Mixer(fusion, StaticWeights([weight, 1.0 - weight]), 0)
+        for weight, strategies in ways.items()
+        for name, fusion in strategies.items()
+    }
+    mixers |= {(name, ADAPTIVE): Mixer(fusion, AdaptiveWeights([0.5, 0.5]), 0) for name, fusion in adaptive.items()}
+    mixers["main", 1.0] = Mixer(ensemble._engine.fusion, StaticWeights([1.0, 0.0]), 0)
     total: dict[tuple[str, float], float] = defaultdict(float)
     for text in tqdm(texts, leave=False):
-        steps = list(said_of(ensemble, text))
-        total["other", 0.0] += alone(ensemble._engine.members[1], text)
-        for name, fusion in adaptive.items():
-            total[name, ADAPTIVE] += nats(steps, {name: fusion}, adapted(steps, fusion))[name]
-        for weight, strategies in ways.items():
-            found = nats(steps, strategies, weight)
-            total["main", 1.0] += found["main alone"] / len(ways)
-            for name in strategies:
-                total[name, weight] += found[name]
+        reading = read(ensemble, text)
+        for way, value in nats(reading, mixers).items():
+            total[way] += value
+        [[_, other]] = reading.member_scores()
+        total["other", 0.0] -= other.total
     scale = log(2) * sum(len(text.text.encode()) for text in texts)
     return {key: value / scale for key, value in total.items()}
 
@@ -179,7 +149,7 @@ def main() -> None:
         pairs = [(PAIRS[number], dtype) for dtype in given.dtypes for number in given.pairs]
         rows = [found.result() for found in [pool.submit(of_pair, given, *pair) for pair in pairs]]
     new = [(row["main"], row["other"], row["dtype"]) for row in rows]
-    kept = [row for row in read("real_pairs")["rows"] if (row["main"], row["other"], row["dtype"]) not in new]
+    kept = [row for row in published("real_pairs")["rows"] if (row["main"], row["other"], row["dtype"]) not in new]
     publish("real_pairs", "Bits a byte of given text on real pairs", [*kept, *rows])
 
 

@@ -128,16 +128,11 @@ def test_relative_predictions():
     assert torch.equal(part.own, own[1:])
 
 
-def test_strategies_that_compare_otherwise_refuse(tables):
-    with pytest.raises(ConfigurationError, match=r"weights='adaptive' needs .* fusion='union' does not: use 'deepen'"):
-        Ensemble.from_members(tables, fusion="union", weights="adaptive")
-
-
 @pytest.mark.parametrize("model", [DeepenLLM, LlamaIndexLLM])
 def test_from_the_adapters(model, needs_demo):
     llm = model.demo(weights="adaptive", max_new_tokens=8)
     assert llm.weights == "adaptive"
     said = llm.invoke("Question: Where does Felix live?\nAnswer:") if model is DeepenLLM else llm.complete("One").text
     assert said
-    with pytest.raises(ConfigurationError, match="the name of a policy: static, adaptive"):
+    with pytest.raises(ConfigurationError, match="the name of a policy: static, adaptive, confidence"):
         model.demo(weights="adaptve")

@@ -109,10 +109,9 @@ GIVEN = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuf
 
 @pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
 def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
-    """With models that run a text once, and one fusion after the other: the very sum that `score` comes to."""
+    """One fusion after the other, of a text that is read once: the very sum that `score` comes to."""
     with load(*names) as ensemble:
-        steps = list(given_text.said_of(ensemble, GIVEN))
-        found = healing.nats(steps, healing.ways_to_heal(ensemble))
+        found = healing.nats(given_text.read(ensemble, GIVEN), healing.ways_to_heal(ensemble))
         score = ensemble.score(GIVEN.prompt, GIVEN.text)
     assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)
     assert len({round(value, 6) for value in found.values()}) == 4
@@ -144,9 +143,9 @@ def test_commits_are_measured_alike(tmp_path):
 
 def test_conversations_are_given_too(pair):
     given = given_text.Given([{"role": "user", "content": "Hello"}], "Good day.")
-    steps = list(given_text.said_of(pair, given, limit=2))
-    assert len(steps) == 2
-    assert not steps[0].heard.cut
+    [steps] = given_text.read(pair, given, limit=2)
+    assert len(steps.token_ids) == 2
+    assert not steps.heard(1)[0].cut
 
 
 def test_places_at_which_a_prompt_may_end():

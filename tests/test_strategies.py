@@ -268,6 +268,18 @@ class TestEveryStrategy:
             spoiled = [logprobs[0][2:3], torch.full_like(logprobs[1][2:3], meaningless), logprobs[2][2:3]]
             torch.testing.assert_close(fusion.fuse(StepInputs(spoiled, weights[2:3]))[0], together[2])
 
+    def test_the_logprob_of_one_token_is_that_of_the_whole(self, name):
+        vocabularies = members(3)
+        logprobs = distributions(vocabularies, rows=4)
+        weights = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5], [0.0, 0.8, 0.2]])
+        fusion = strategies(vocabularies)[name]
+        whole = fusion.fuse(StepInputs(logprobs, weights))
+        comparison = fusion.compare(StepInputs(logprobs, torch.ones(4, 3))) if fusion.compares_tokens else None
+        for token in range(vocabularies[0].size):
+            for compared in (None, comparison):
+                found = fusion.logprobs_of(StepInputs(logprobs, weights, comparison=compared), [token] * 4)
+                torch.testing.assert_close(found, whole[:, token], atol=1e-5, rtol=1e-5)
+
     def test_control_tokens_are_for_main_to_decide(self, name):
         """However sure another member is of one of its own."""
         vocabularies = members()

@@ -5,5 +5,7 @@ from __future__ import annotations
 POLICIES: dict[str, str] = {
     "static": "deepen_core.fusion.policies:StaticWeights",
     "adaptive": "deepen_core.fusion.policies:AdaptiveWeights",
+    "confidence": "deepen_core.fusion.policies:ConfidenceWeights",
+    "consistency": "deepen_core.fusion.policies:ConsistencyWeights",
 }
 """`module:class` of each policy that takes the members' shares; imported when an ensemble needs it."""

@@ -27,6 +27,7 @@ from deepen_core.fusion.mixing import GivenSteps
 from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
 from deepen_core.members.memory import is_memory
 from deepen_core.members.text_tree import TextPath, TextTree, common_length
+from deepen_core.results import MemberScore
 
 T = TypeVar("T")
 
@@ -44,12 +45,14 @@ class GivenText:
     Attributes:
         prompt: The text or conversation before it.
         token_ids: Main's ids of the text.
+        bytes: Its length in UTF-8 bytes.
         own_ids: For each member that takes part, by its number, its ids of the prompt and the text together.
         own_start: For each of these, the number of ids before the first that is its own score's.
     """
 
     prompt: str | Sequence[Message]
     token_ids: list[int]
+    bytes: int
     own_ids: dict[int, list[int]]
     own_start: dict[int, int]
 
@@ -218,6 +221,9 @@ class TextReading:
         factory: Creates the sequences of the texts.
         texts: The texts. Those with the same prompt share its ids if they follow one another.
         call: Runs a piece of work where models may be run.
+
+    Attributes:
+        texts: As given.
     """
 
     def __init__(
@@ -226,24 +232,31 @@ class TextReading:
         self._members = list(members)
         self._main = main
         self._factory = factory
-        self._texts = list(texts)
+        self.texts = list(texts)
         self._readers = {number: self._reader(number, call) for number in texts[0].own_ids}
 
     def _reader(self, number: int, call: Call) -> _Reader:
         member = self._members[number]
-        count = sum(len(text.own_ids[number]) for text in self._texts)
+        count = sum(len(text.own_ids[number]) for text in self.texts)
         guarded = _Caller(call, member, count, is_main=number == self._main)
-        longest = max(len(text.own_ids[number]) for text in self._texts)
+        longest = max(len(text.own_ids[number]) for text in self.texts)
         run = guarded(partial(tree_run_of, member, longest))
         return _StepReader(guarded) if run is None else _TreeReader(run, guarded)
 
-    def own(self) -> dict[int, list[list[float]]]:
-        """Returns the log-probabilities of each member's own ids of each text, once all have been read."""
-        return {number: reader.own() for number, reader in self._readers.items()}
+    def member_scores(self) -> list[list[MemberScore]]:
+        """Returns the members' own scores of each text, once all have been read."""
+        own = {number: reader.own() for number, reader in self._readers.items()}
+        return [
+            [
+                MemberScore(self._members[number].name, text.own_ids[number][text.own_start[number] :], found[place])
+                for number, found in own.items()
+            ]
+            for place, text in enumerate(self.texts)
+        ]
 
     def __iter__(self) -> Iterator[GivenSteps]:
         steps = _Steps(self._members, self._main)
-        for place, text in enumerate(self._texts):
+        for place, text in enumerate(self.texts):
             sequence = self._factory.create(text.prompt, SamplingParams())
             try:
                 yield from self._read(place, text, sequence, steps)
@@ -286,7 +299,7 @@ class _Steps:
         self._last: list[dict[int, int]] = []  # the last id of each member that speaks, for each step
         self._now: dict[int, int] = {}
         self._said: list[tuple[list[int], bool]] = []
-        self._texts: list[int] = []
+        self.texts: list[int] = []
         self.token_ids: list[int] = []
 
     def note(self, number: int, last: int) -> None:
@@ -298,7 +311,7 @@ class _Steps:
         self._last.append(self._now)
         self._now = {}
         self._said.append((list(sequence.token_ids), sequence.continues_text))
-        self._texts.append(text)
+        self.texts.append(text)
         self.token_ids.append(token_id)
 
     def taken(self, readers: dict[int, _Reader]) -> GivenSteps:
@@ -320,7 +333,7 @@ class _Steps:
             for place, early in zip(at, before, strict=True):
                 said, cut = self._said[place]
                 ends[number][place] = Heard(self._last[place][number], early, said, cut=cut)
-        found = GivenSteps(self._texts, self.token_ids, logprobs, speaking, ends)
+        found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends)
         self._clear()
         return found
 
@@ -407,4 +420,4 @@ def given_text(
                     "a longer prompt."
                 )
             own_ids[number], own_start[number] = [bos, *part.ids], 1
-    return GivenText(prompt, token_ids, own_ids, own_start)
+    return GivenText(prompt, token_ids, len(text.encode()), own_ids, own_start)

@@ -15,7 +15,7 @@ from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.members.base import MemberSequence
 from deepen_core.members.text_tree import common_length
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.results import MemberScore, Score
+from deepen_core.results import Score
 from deepen_core.tokenization.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -36,6 +36,32 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
         ContextWindowError: If the two together are longer than a member's window.
         MemberError: If a member fails.
     """
+    found: list[Score] = []
+    for reading in readings(engine, asked):
+        known: dict[int, list[float]] = {}
+        logprobs: list[list[float]] = [[] for _ in reading.texts]
+        for steps in reading:
+            fused = _in_worker(engine, partial(engine.decoder.logprobs_of, steps, known))
+            for text, value in zip(steps.texts, fused, strict=True):
+                logprobs[text].append(value)
+        found += [
+            Score(text.token_ids, values, text.bytes, of_members)
+            for text, values, of_members in zip(reading.texts, logprobs, reading.member_scores(), strict=True)
+        ]
+    return found
+
+
+def readings(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> Iterator[TextReading]:
+    """Yields readings of given continuations in their order, each of some that are read together.
+
+    Args:
+        engine: The engine; its worker runs the members.
+        asked: For each, the prompt before it, and the continuation.
+
+    Raises:
+        PromptError: If a continuation is empty.
+        ContextWindowError: If the two together are longer than a member's window.
+    """
     for prompt, continuation in asked:
         _check(continuation)
         if isinstance(prompt, str):
@@ -43,11 +69,10 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
         else:
             check_messages(prompt)
     texts = [_given(engine, prompt, continuation) for prompt, continuation in asked]
-    found: list[Score] = []
-    for start, stop in packs(texts, engine.main, _PACKED.get(engine.main_member.device.type, _PACKED["cuda"])):
-        continuations = [continuation for _, continuation in asked[start:stop]]
-        found += _score_together(engine, texts[start:stop], continuations)
-    return found
+    most = _PACKED.get(engine.main_member.device.type, _PACKED["cuda"])
+    call = partial(_in_worker, engine)
+    for pack in _packs(texts, engine.main, most):
+        yield TextReading(engine.members, engine.main, engine.decoder.factory, pack, call)
 
 
 def paired(prompt: Prompt | Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[Prompt, str]]:
@@ -73,52 +98,24 @@ def paired(prompt: Prompt | Sequence[Prompt], continuations: Sequence[str]) -> l
     return list(zip(prompts, continuations, strict=True))
 
 
-def _score_together(engine: Engine, texts: Sequence[GivenText], continuations: Sequence[str]) -> list[Score]:
-    """Scores some texts, whose beginnings are shared."""
-    call = partial(_in_worker, engine)
-    reading = TextReading(engine.members, engine.main, engine.decoder.factory, texts, call)
-    known: dict[int, list[float]] = {}
-    logprobs: list[list[float]] = [[] for _ in texts]
-    for steps in reading:
-        fused = call(partial(engine.decoder.logprobs_of, steps, known))
-        for text, value in zip(steps.texts, fused, strict=True):
-            logprobs[text].append(value)
-    members = [
-        [
-            MemberScore(engine.members[number].name, text.own_ids[number][text.own_start[number] :], own[place])
-            for number, own in reading.own().items()
-        ]
-        for place, text in enumerate(texts)
-    ]
-    return [
-        Score(text.token_ids, values, len(continuation.encode()), of_members)
-        for text, values, continuation, of_members in zip(texts, logprobs, continuations, members, strict=True)
-    ]
-
-
 def _in_worker(engine: Engine, work: Callable[[], T]) -> T:
     return engine.worker.call(work).result()
 
 
-def packs(texts: Sequence[GivenText], main: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yields where texts that are read together start and stop.
-
-    Args:
-        texts: The texts; those with a common beginning share it if they follow one another.
-        main: The number of the main member.
-        most: Most of main's ids that are read together, unless a single text has more.
-    """
-    start, count = 0, 0
-    before: list[int] = []
-    for place, text in enumerate(texts):
+def _packs(texts: Sequence[GivenText], main: int, most: int) -> Iterator[list[GivenText]]:
+    """Yields texts that are read together, in order: at most so many of main's ids, unless a single text has more."""
+    pack: list[GivenText] = []
+    count = 0
+    for text in texts:
         ids = text.own_ids[main]
-        new = len(ids) - common_length(before, ids)
-        if place > start and count + new > most:
-            yield start, place
-            start, count, new = place, 0, len(ids)
-        count, before = count + new, ids
-    if texts:
-        yield start, len(texts)
+        new = len(ids) - (common_length(pack[-1].own_ids[main], ids) if pack else 0)
+        if pack and count + new > most:
+            yield pack
+            pack, count, new = [], 0, len(ids)
+        pack.append(text)
+        count += new
+    if pack:
+        yield pack
 
 
 def _given(engine: Engine, prompt: Prompt, continuation: str) -> GivenText:

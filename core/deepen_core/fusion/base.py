@@ -150,6 +150,19 @@ class Fusion(ABC):
             return self._combine(scaled)
         return main.index_copy(0, mixed.to(main.device), self._combine(scaled.only(mixed)))
 
+    def logprobs_of(self, inputs: StepInputs, token_ids: Sequence[int]) -> torch.Tensor:
+        """Returns the fused log-probability of one of main's tokens in each sequence: that of `fuse`, up to rounding.
+
+        Args:
+            inputs: The members' outputs.
+            token_ids: A token for each sequence.
+
+        Returns:
+            float32 [sequences].
+        """
+        fused = self.fuse(inputs)
+        return fused.gather(1, torch.tensor(list(token_ids), device=fused.device)[:, None])[:, 0]
+
     @abstractmethod
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
         """Fuses sequences in which members other than main have weight too; weights sum to one in each."""

@@ -106,16 +106,42 @@ class ColumnFusion(Fusion):
 
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
         told = self._told(inputs) if inputs.comparison is None else inputs.comparison.told
-        main, own = inputs.of(self._main), told[self._main]
+        main, factor = inputs.of(self._main), self._factor(told, inputs.weights)
+        # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
+        every = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
+        every[:, : factor.shape[1]] = factor
+        return torch.log_softmax(main + self._columns[self._main].scatter_back(every), dim=-1)
+
+    def _factor(self, told: Sequence[torch.Tensor | None], weights: torch.Tensor) -> torch.Tensor:
+        """Returns the logarithm by which main's probability of each column changes, [sequences, known]."""
+        own = told[self._main]
         assert own is not None, "main never abstains"
         # 3) The logarithm of the target.
         possible = own > 0
-        mean = self._log_mean(told, own, inputs.weights.to(main.device))
+        mean = self._log_mean(told, own, weights.to(own.device))
         target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
-        # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
-        factor = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
-        factor[:, : own.shape[1]] = torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
-        return torch.log_softmax(main + self._columns[self._main].scatter_back(factor), dim=-1)
+        return torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
+
+    @torch.inference_mode()
+    def logprobs_of(self, inputs: StepInputs, token_ids: Sequence[int]) -> torch.Tensor:
+        """See `Fusion.logprobs_of`.
+
+        All columns together keep the mass that main gives them, so nothing is summed over main's vocabulary.
+        """
+        main = inputs.of(self._main)
+        found = main.gather(1, torch.tensor(list(token_ids), device=main.device)[:, None])[:, 0]
+        shares = inputs.weights / inputs.weights.sum(-1, keepdim=True)
+        mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
+        if not len(mixed):
+            return found
+        part = StepInputs(inputs.logprobs, shares, inputs.heard, inputs.comparison).only(mixed)
+        told = self._told(part) if part.comparison is None else part.comparison.told
+        factor = self._factor(told, part.weights)
+        at = mixed.to(main.device)
+        columns = self._columns[self._main].of[torch.tensor(list(token_ids), device=main.device)[at]]
+        inside = columns.clamp_max(factor.shape[1] - 1)[:, None]
+        gained = torch.where(columns < factor.shape[1], factor.gather(1, inside)[:, 0], 0.0)
+        return found.index_add(0, at, gained)
 
     @abstractmethod
     def _log_mean(self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

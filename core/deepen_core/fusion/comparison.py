@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,22 @@ class Comparison:
         own = self.told[self.main]
         assert own is not None, "main never abstains"
         return own
+
+    def by_member(self, measure: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Returns a number for each member in each sequence: 0 where main speaks alone, or the member never speaks.
+
+        Args:
+            measure: From a member's mass by column [lines, known] to numbers [lines].
+
+        Returns:
+            float32 [sequences, members] on the CPU.
+        """
+        found = torch.zeros(len(self.line_of), len(self.told))
+        places = (self.line_of >= 0).nonzero()[:, 0]
+        for member, mass in enumerate(self.told):
+            if mass is not None and len(places):
+                found[places, member] = measure(mass).cpu()[self.line_of[places]]
+        return found
 
     def only(self, places: torch.Tensor) -> Comparison:
         """Returns the comparison for some of the sequences, in all of which several members speak.

@@ -74,8 +74,6 @@ class Mixer:
     def mix(self, step: WeighingInputs, heard: Callable[[int], Sequence[Heard]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighs and fuses.
 
-        A member that abstains in a sequence has no weight there: the others' weights are scaled up.
-
         Args:
             step: What the members say, compared if the policy asks for that.
             heard: As in `StepInputs`.
@@ -83,26 +81,34 @@ class Mixer:
         Returns:
             Fused log-probabilities [sequences, main's vocabulary], and the weights [sequences, members].
         """
+        weighed = self._weighed(step, heard)
+        return self._fusion.fuse(weighed), weighed.weights
+
+    def _weighed(self, step: WeighingInputs, heard: Callable[[int], Sequence[Heard]]) -> StepInputs:
+        """Returns what to fuse. The weights of members other than one that abstains are scaled up."""
         weights = self._policy.weights(step) * step.speaking
         weights[weights.sum(-1) == 0, self._main] = 1.0  # main has weight zero and all others abstain
-        return self._fusion.fuse(StepInputs(step.logprobs, weights, heard, step.comparison)), weights
+        return StepInputs(step.logprobs, weights, heard, step.comparison)
 
     @torch.inference_mode()
-    def logprobs_of(self, steps: GivenSteps, known: dict[int, list[float]]) -> list[float]:
+    def logprobs_of(
+        self, steps: GivenSteps, known: dict[int, list[float]], comparison: Comparison | None = None
+    ) -> list[float]:
         """Returns the fused log-probability (nats) of the token that follows in each step of given texts.
 
         Args:
             steps: The steps.
             known: The record of each text before them (`WeighingInputs.record`); afterwards, after them.
+            comparison: Of the same steps by the same strategy, if there is one already.
         """
-        comparison = self.compare(steps.logprobs, steps.speaking, steps.heard)
+        if comparison is None:
+            comparison = self.compare(steps.logprobs, steps.speaking, steps.heard)
         record = torch.zeros(steps.speaking.shape)
         if comparison is not None and self.discount is not None:
             gained = comparison.relative(steps.token_ids).tolist()
             record = torch.tensor(_records(gained, steps.texts, known, self.discount))
-        fused, _ = self.mix(WeighingInputs(steps.logprobs, steps.speaking, record, comparison), steps.heard)
-        chosen = torch.tensor(steps.token_ids, device=fused.device)
-        found: list[float] = fused.gather(1, chosen[:, None])[:, 0].tolist()
+        weighed = self._weighed(WeighingInputs(steps.logprobs, steps.speaking, record, comparison), steps.heard)
+        found: list[float] = self._fusion.logprobs_of(weighed, steps.token_ids).tolist()
         return found
 
 

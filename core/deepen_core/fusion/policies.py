@@ -113,6 +113,69 @@ class AdaptiveWeights(StaticWeights):
         return torch.softmax(self._weights.log() + self._rate * step.record, dim=-1)
 
 
+class ConfidenceWeights(StaticWeights):
+    """Weights that follow which member is surer of the next token, `w_i ~ s_i exp(-H_i)`, H its entropy in nats.
+
+    The entropy is that over the columns that all members can know, since members with longer tokens choose among more
+    of them.
+    """
+
+    compares: ClassVar[bool] = True
+
+    def weights(self, step: WeighingInputs) -> torch.Tensor:
+        """See `WeightPolicy.weights`."""
+        assert step.comparison is not None, "it compares"
+        return torch.softmax(self._weights.log() - step.comparison.by_member(entropy), dim=-1)
+
+
+class ConsistencyWeights(StaticWeights):
+    """Weights that follow which member agrees with the others and is sure, `w_i ~ s_i A_i / H_i`.
+
+    After CoRE (arXiv 2510.13855): the agreement `A_i = sum_a c_i(a) exp(-2 |c_i(a) - m(a)|)` is that of its
+    distribution c_i over shared tokens with the mean m of all members', and H its entropy in nats. Main counts at least
+    as much as the others together.
+
+    """
+
+    compares: ClassVar[bool] = True
+
+    def weights(self, step: WeighingInputs) -> torch.Tensor:
+        """See `WeightPolicy.weights`."""
+        comparison = step.comparison
+        assert comparison is not None, "it compares"
+        speaking = step.speaking.float()
+        places = comparison.line_of >= 0
+        lines = torch.empty(int(places.sum()), speaking.shape[1])
+        lines[comparison.line_of[places]] = speaking[places]
+        mean = _mean(comparison, lines)
+        agreement = comparison.by_member(lambda mass: (mass * torch.exp(-2 * (mass - mean).abs())).sum(-1))
+        ratio = self._weights * speaking * agreement / comparison.by_member(entropy).clamp_min(_LEAST_ENTROPY)
+        ratio = torch.where(ratio.sum(-1, keepdim=True) > 0, ratio, self._weights)  # main speaks alone
+        ratio = ratio / ratio.sum(-1, keepdim=True)
+        main = comparison.main
+        others = ratio.sum(-1) - ratio[:, main]
+        ratio[:, main] = torch.maximum(ratio[:, main], others)
+        return ratio
+
+
+_LEAST_ENTROPY = 1e-3  # nats: a member that is sure is not infinitely sure
+
+
+def entropy(mass: torch.Tensor) -> torch.Tensor:
+    """Returns the entropy in nats of distributions [lines, columns]."""
+    terms: torch.Tensor = torch.special.entr(mass)
+    return terms.sum(-1)
+
+
+def _mean(comparison: Comparison, speaking: torch.Tensor) -> torch.Tensor:
+    """Returns the mean over the members that speak, [lines, known]; `speaking` is float32 [lines, members]."""
+    total = torch.zeros_like(comparison.own)
+    for member, mass in enumerate(comparison.told):
+        if mass is not None:
+            total += speaking[:, member, None].to(mass.device) * mass
+    return total / speaking.sum(-1, keepdim=True).to(total.device)
+
+
 def policy_named(name: str, shares: Sequence[float]) -> WeightPolicy:
     """Returns a policy of `deepen_core.config.weights.POLICIES`.
 

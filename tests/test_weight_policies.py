@@ -1,0 +1,94 @@
+"""Weights that change from step to step with what the members say, against their equations."""
+
+import math
+
+import pytest
+import torch
+from table_member import TableMember
+from tiny import CORPUS, byte_level, sentencepiece_bpe
+
+from deepen_core import Ensemble
+from deepen_core.config.weights import POLICIES
+from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.policies import WeighingInputs, policy_named
+
+TOLD = [
+    torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]),
+    torch.tensor([[0.25, 0.5, 0.25], [0.0, 1.0, 0.0]]),
+    torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]),  # abstains in the first line, where it has main's
+]
+SHARES = [0.2, 0.3, 0.5]
+SPEAKING = torch.tensor([[True, False, False], [True, True, True], [True, True, False]])
+
+
+def inputs(told=TOLD):
+    comparison = Comparison(0, told, torch.tensor([-1, 1, 0]), torch.tensor([0, 1, 2, 3]))
+    return WeighingInputs([], SPEAKING, torch.zeros(3, 3), comparison)
+
+
+def entropy(row):
+    return -sum(p * math.log(p) for p in row if p > 0)
+
+
+def scaled(weights):
+    return [w / sum(weights) for w in weights]
+
+
+def weighed(name, told=TOLD):
+    """As they are used: members that abstain have none, and the rest is scaled."""
+    found = policy_named(name, SHARES).weights(inputs(told)) * SPEAKING
+    return [scaled(row) for row in found.tolist()]
+
+
+def test_confidence():
+    found = weighed("confidence")
+    assert found[0] == [1, 0, 0]
+    for place, line, speaking in ((1, 1, [0, 1, 2]), (2, 0, [0, 1])):
+        raised = [SHARES[n] * math.exp(-entropy(TOLD[n][line].tolist())) for n in speaking]
+        assert found[place][: len(speaking)] == pytest.approx(scaled(raised), abs=1e-6)
+
+
+def test_consistency():
+    found = weighed("consistency")
+    assert found[0] == [1, 0, 0]
+    for place, line, speaking in ((1, 1, [0, 1, 2]), (2, 0, [0, 1])):
+        rows = [TOLD[n][line].tolist() for n in speaking]
+        mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        agreement = [sum(p * math.exp(-2 * abs(p - m)) for p, m in zip(row, mean, strict=True)) for row in rows]
+        ratio = [SHARES[n] * a / max(entropy(row), 1e-3) for n, a, row in zip(speaking, agreement, rows, strict=True)]
+        ratio[0] = max(ratio[0], sum(ratio[1:]))
+        assert found[place][: len(speaking)] == pytest.approx(scaled(ratio), abs=1e-5)
+        assert found[place][0] >= 0.5 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["confidence", "consistency"])
+def test_a_member_that_never_speaks(name):
+    assert weighed(name, [TOLD[0], TOLD[1], None])[2][:2] == pytest.approx(weighed(name)[2][:2], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Each has met half of the texts; their tokenizers differ."""
+    return TableMember("first", byte_level(), CORPUS[:4]), TableMember("second", sentencepiece_bpe(), CORPUS[4:7])
+
+
+@pytest.mark.parametrize("fusion", ["deepen", "product"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_answers_and_scores_agree(tables, fusion, name):
+    options = {"max_new_tokens": 16, "ignore_eos": True}
+    prompts = ["Once upon a time", "The quick brown", "def mean"]
+    with Ensemble.from_members(tables, fusion=fusion, weights=name) as ensemble:
+        assert ensemble.info.weight_policy == name
+        answers = ensemble.generate(prompts, logprobs=1, **options)
+        scores = ensemble.score(prompts, [answer.text for answer in answers])
+    compared = [pair for pair in zip(answers, scores, strict=True) if pair[0].token_ids == pair[1].token_ids]
+    assert compared
+    for answer, score in compared:
+        assert score.logprobs == pytest.approx([token.logprob for token in answer.logprobs], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
+def test_strategies_that_compare_otherwise_refuse(tables, name):
+    with pytest.raises(ConfigurationError, match=rf"weights={name!r} needs .* fusion='union' does not: use 'deepen'"):
+        Ensemble.from_members(tables, fusion="union", weights=name)
