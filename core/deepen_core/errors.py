@@ -149,6 +149,10 @@ class TimedOutError(DeepenError, TimeoutError):
     """The request's timeout passed before its answer was complete, and it asked for an error then."""
 
 
+class EvaluationError(DeepenError):
+    """A task or an output folder of an evaluation cannot be used."""
+
+
 class ClosedError(DeepenError):
     """The ensemble was closed and its models released."""
 

@@ -1,0 +1,109 @@
+"""What is compared: strategies, each with the weights of the members."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepen_core.config import PRESETS, StrategyOptions
+from deepen_core.fusion import strategy_of
+from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.mixing import GivenSteps, Mixer
+from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
+from deepen_core.members.base import Member
+from deepen_core.progress import Steps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A strategy with weights.
+
+    Attributes:
+        fusion: The name of the strategy, in `PRESETS`.
+        weights: One number per member, summing to one, or the name of a policy that starts with equal ones.
+    """
+
+    fusion: str
+    weights: tuple[float, ...] | str
+
+    @property
+    def label(self) -> str:
+        """Its name in tables, which nothing else has."""
+        weights = self.weights if isinstance(self.weights, str) else " ".join(f"{w:.3g}" for w in self.weights)
+        return f"{self.fusion} {weights}"
+
+
+def equal(members: int) -> tuple[float, ...]:
+    """Returns equal weights."""
+    return (1.0 / members,) * members
+
+
+def settings_for(fusions: Sequence[str], policies: Sequence[str], members: int) -> list[Setting]:
+    """Returns equal weights and all policies that a strategy can use, for each strategy.
+
+    Args:
+        fusions: Names of strategies.
+        policies: Names of policies.
+        members: Number of members.
+    """
+    found = []
+    for fusion in fusions:
+        found.append(Setting(fusion, equal(members)))
+        if strategy_of(PRESETS[fusion]).compares_tokens:
+            found += [Setting(fusion, policy) for policy in policies if policy != "static"]
+    return found
+
+
+def grid_of_weights(members: int, parts: int) -> list[tuple[float, ...]]:
+    """Returns all weights that are multiples of a part of one, positive for at least two members.
+
+    Args:
+        members: Number of members.
+        parts: Number of parts that one is divided into.
+    """
+    counts = (c for c in itertools.product(range(parts + 1), repeat=members) if sum(c) == parts)
+    return [tuple(n / parts for n in count) for count in counts if sum(n > 0 for n in count) > 1]
+
+
+class Settings:
+    """Settings for the members of an open ensemble, with one strategy object for all that share it.
+
+    Args:
+        members: The members.
+        main: The number of the member whose vocabulary is used.
+        settings: The settings.
+    """
+
+    def __init__(self, members: Sequence[Member], main: int, settings: Sequence[Setting]) -> None:
+        names = list(dict.fromkeys(setting.fusion for setting in settings))
+        self.fusions = {name: _built(PRESETS[name], members, main) for name in names}
+        self.mixers = {
+            name: {s: Mixer(fusion, _policy(s, len(members)), main) for s in settings if s.fusion == name}
+            for name, fusion in self.fusions.items()
+        }
+
+    def comparison(self, name: str, steps: GivenSteps) -> Comparison | None:
+        """Compares what the members say, once for all settings of a strategy; None if it does not compare tokens.
+
+        Args:
+            name: Of the strategy.
+            steps: The steps.
+        """
+        fusion = self.fusions[name]
+        if not fusion.compares_tokens:
+            return None
+        return fusion.compare(StepInputs(steps.logprobs, steps.speaking.float(), steps.heard))
+
+
+def _built(config: StrategyOptions, members: Sequence[Member], main: int) -> Fusion:
+    strategy = strategy_of(config)
+    with Steps("Preparing", config.label, 1 + strategy.steps_of_member * len(members), shown=False) as steps:
+        return strategy.build(members, main, config, steps)
+
+
+def _policy(setting: Setting, members: int) -> WeightPolicy:
+    if isinstance(setting.weights, str):
+        return policy_named(setting.weights, equal(members))
+    return StaticWeights(setting.weights)
