@@ -17,7 +17,7 @@ from typing import Any
 
 from deepen_core import Ensemble
 from deepen_core.engine.reading import TextReading
-from deepen_core.engine.scoring import readings
+from deepen_core.engine.scoring import TextReader
 
 SHARED = Path(__file__).parents[2] / "shared"
 SETS = SHARED / "data" / "benchmarks"
@@ -115,6 +115,6 @@ def read(ensemble: Ensemble, given: Given, limit: int | None = None) -> TextRead
         given: The text.
         limit: At most so many of main's tokens of it.
     """
-    reading = next(readings(ensemble._engine, [(given.prompt, given.text)]))
+    reading = next(TextReader(ensemble._engine).readings([(given.prompt, given.text)]))
     reading.texts[0] = replace(reading.texts[0], token_ids=reading.texts[0].token_ids[:limit])
     return reading

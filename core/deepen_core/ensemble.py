@@ -25,6 +25,9 @@ from deepen_core.engine.report import engine_info, engine_warnings
 from deepen_core.engine.scoring import paired, score
 from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ChatTemplateError, CompatibilityWarning, ConfigurationError
+from deepen_core.evaluation.fitting import By, FittedWeights
+from deepen_core.evaluation.items import read_task
+from deepen_core.evaluation.run import Outcome, Plan, fit, run
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
@@ -235,6 +238,55 @@ class Ensemble(GenerationAPI):
         if isinstance(continuation, str):
             return score(engine, paired([prompt], [continuation]))[0]
         return score(engine, paired(prompt, continuation))
+
+    def evaluate(self, plan: Plan, *, output: str | Path | None = None, progress: bool = True) -> Outcome:
+        """Measures what an ensemble of these members is worth against each of them, on questions with choices.
+
+        The ensemble's own main member, weights and strategy are not looked at, and do not change.
+
+        Args:
+            plan: Tasks and what is compared on them.
+            output: A folder that keeps what is measured: an evaluation in the same folder goes on from there.
+            progress: Show bars, if stderr is a terminal.
+
+        Raises:
+            ChatTemplateError: If the plan asks for conversations, and a member cannot read them.
+            EvaluationError: If the plan or the folder cannot be used.
+            MemberError: If a member fails.
+            NoCommonTokensError: If a strategy needs shared tokens, and there are none.
+        """
+        return run(self._opened(), plan, None if output is None else Path(output), progress=progress)
+
+    def fit_weights(
+        self,
+        examples: str | Path | Sequence[str | Path],
+        *,
+        by: By = "score",
+        limit: int | None = None,
+        output: str | Path | None = None,
+        progress: bool = True,
+    ) -> FittedWeights:
+        """Returns the weights with which this ensemble, with its main member and strategy, does best on examples.
+
+        Give `weights` of the result to `load`. The ensemble's own weights are not looked at, and do not change.
+
+        Args:
+            examples: Files of JSON lines: questions with `question`, `choices` and `answer` (the number of the right
+                choice), or texts with `prompt` and `text`.
+            by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
+                right answers and texts become.
+            limit: At most so many items of each file.
+            output: A folder that keeps what is measured: fitting again goes on from there.
+            progress: Show a bar, if stderr is a terminal.
+
+        Raises:
+            ConfigurationError: If the ensemble has a strategy of its own kind.
+            EvaluationError: If a file or the folder cannot be used.
+            MemberError: If a member fails.
+        """
+        paths = [examples] if isinstance(examples, (str, Path)) else examples
+        tasks = [read_task(path, limit) for path in paths]
+        return fit(self._opened(), tasks, None if output is None else Path(output), by=by, progress=progress)
 
     def tokenize(self, text: str) -> list[int]:
         """Returns main's ids of a text, without BOS; control tokens in it are read as plain text."""

@@ -182,3 +182,111 @@ def demo(
 
     with clear_errors(debug):
         print_answers(Console(highlight=False), ask_all(questions, fusion))
+
+
+@commands.command(
+    name="eval",
+    epilog=_examples(
+        "deepen eval arc-test.jsonl piqa-test.jsonl -m ./general -m ./specialist --output results",
+        "deepen eval arc-test.jsonl -m ./general -m ./specialist --fit arc-dev.jsonl --each-main --limit 200",
+    ),
+)
+@opt.spread(without=["main", "weights", "fusion"])
+def evaluate(
+    task: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...",
+            help="Files of JSON lines, each with `question`, `choices` (a list) and `answer` (the number of the right "
+            "one, from 0).",
+        ),
+    ],
+    *,
+    load: opt.EnsembleOptions,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Fit weights on these questions, which are not among the tasks."),
+    ] = None,
+    by: Annotated[str, typer.Option(metavar="score|likelihood", help="What fitted weights are best at.")] = "score",
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fusion",
+            metavar="NAME",
+            help="Compare this strategy; repeat it for several.",
+            show_default="all but soft",
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Compare these weights that change by step; repeat it.", show_default="all"),
+    ] = None,
+    main: Annotated[
+        str, typer.Option(metavar="MEMBER", help="The model whose tokens are chosen: index or name of a member.")
+    ] = "0",
+    each_main: Annotated[bool, typer.Option("--each-main", help="Compare with each member as main.")] = False,
+    as_chat: Annotated[bool, typer.Option("--chat", help="Ask by the members' chat templates.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each file.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Keep scores, table, plot and weights here; the same command goes on where it stopped."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Measure what the ensemble is worth against each of its members, and say what to run.
+
+    Questions with choices are answered by likelihood a byte. Every member reads each text once, and all settings are
+    compared on that: each member alone, their vote, and each strategy at equal, fitted and changing weights.
+    """
+    from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
+
+    with clear_errors(debug):
+        plan = ev.plan_of(task, fit or [], by, strategy, policy, limit, chat=as_chat)
+        with open_ensemble(load, chat=as_chat) as ensemble:
+            outcome = ensemble.evaluate(ev.with_mains(plan, ensemble, main, each=each_main), output=output)
+        if as_json:
+            typer.echo(ev.to_json(outcome), nl=False)
+        else:
+            ev.print_outcome(Console(highlight=False), outcome)
+        if output is not None:
+            notice(f"Written to {output}: {', '.join(ev.save_outcome(outcome, output))}", style="dim")
+
+
+@commands.command(
+    epilog=_examples(
+        "deepen fit arc-dev.jsonl -m ./general -m ./specialist --output weights.json",
+        "deepen fit texts.jsonl --by likelihood -m ./general -m ./specialist",
+    ),
+)
+@opt.spread(without=["weights"])
+def fit(
+    examples: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Files of JSON lines: questions with `question`, `choices` and `answer`, or texts with `prompt` and "
+            "`text`.",
+        ),
+    ],
+    *,
+    load: opt.EnsembleOptions,
+    by: Annotated[str, typer.Option(metavar="score|likelihood", help="What to be best at.")] = "score",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each file.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Save the weights here, as JSON.")] = None,
+    debug: opt.Debug = False,
+) -> None:
+    """Find the weights with which the ensemble does best on examples, and print them for `--weights`."""
+    from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
+
+    with clear_errors(debug):
+        paths = ev.files(examples, "FILE")
+        chosen = ev.checked_by(by)
+        with open_ensemble(load) as ensemble:
+            found = ensemble.fit_weights(paths, by=chosen, limit=limit)
+        if output is not None:
+            found.save(output)
+        typer.echo(",".join(f"{weight:g}" for weight in found.weights))
+        notice(ev.told(found), style="dim")

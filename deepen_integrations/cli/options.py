@@ -162,7 +162,8 @@ def spread(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], 
         def run(**given: Any) -> None:
             collected = {}
             for name, group in groups.items():
-                collected[name] = group(**{f.name: given.pop(f.name) for f in fields(group) if f.name in given})
+                offered = [f.name for f in fields(group) if f.name not in without]
+                collected[name] = group(**{field: given.pop(field) for field in offered})
             command(**given, **collected)
 
         # Typer reads a command's options from these.

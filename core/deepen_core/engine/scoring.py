@@ -11,6 +11,7 @@ from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.reading import GivenText, TextReading, given_text
+from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.members.base import MemberSequence
 from deepen_core.members.text_tree import common_length
@@ -24,8 +25,65 @@ _PACKED = {"cpu": 512, "cuda": 4096}
 """Most of main's ids that are read together: what several texts share is read once, and a GPU has room for many."""
 
 
+class TextReader:
+    """Reads given continuations with one of the members as main; other requests continue to decode meanwhile.
+
+    Args:
+        engine: The engine, whose worker runs the members.
+        main: The number of the main member; the engine's own if None.
+        counted: Numbers of the members that take part; those of the engine if None.
+    """
+
+    def __init__(self, engine: Engine, main: int | None = None, counted: Sequence[int] | None = None) -> None:
+        self.members = engine.members
+        self.main = engine.main if main is None else main
+        self.counted = list(engine.counted if counted is None else counted)
+        takes_part = [number in self.counted for number in range(len(self.members))]
+        self._factory = SequenceFactory(self.members, self.main, takes_part)
+        self._worker = engine.worker
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs a piece of work where models may be run."""
+        return self._worker.call(work).result()
+
+    def readings(self, asked: Sequence[tuple[Prompt, str]]) -> Iterator[TextReading]:
+        """Yields readings of given continuations in their order, each of some that are read together.
+
+        Args:
+            asked: For each, the prompt before it, and the continuation.
+
+        Raises:
+            PromptError: If a continuation is empty.
+            ContextWindowError: If the two together are longer than a member's window.
+        """
+        for prompt, continuation in asked:
+            _check(continuation)
+            if isinstance(prompt, str):
+                check_unicode(prompt, "The prompt")
+            else:
+                check_messages(prompt)
+        texts = [self._given(prompt, continuation) for prompt, continuation in asked]
+        most = _PACKED.get(self.members[self.main].device.type, _PACKED["cuda"])
+        for pack in _packs(texts, self.main, most):
+            yield TextReading(self.members, self.main, self._factory, pack, self.call)
+
+    def _given(self, prompt: Prompt, continuation: str) -> GivenText:
+        """Prepares a text to be read by every member that takes part."""
+        read = {number: self._factory.read(number, prompt, SamplingParams()) for number in self.counted}
+        ids = continuation_ids(self.members[self.main].tokenizer, read[self.main], continuation)
+        text = given_text(self.members, read, prompt, continuation, ids)
+        for number, own in text.own_ids.items():
+            member = self.members[number]
+            if len(own) > member.context_window:
+                raise ContextWindowError(
+                    f"Prompt and continuation have {len(own)} tokens for member {member.name!r}, whose context window "
+                    f"is {member.context_window}: shorten them by at least {len(own) - member.context_window} tokens."
+                )
+        return text
+
+
 def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
-    """Scores given continuations, see `Ensemble.score`; other requests continue to decode meanwhile.
+    """Scores given continuations, see `Ensemble.score`.
 
     Args:
         engine: The engine.
@@ -37,11 +95,12 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
         MemberError: If a member fails.
     """
     found: list[Score] = []
-    for reading in readings(engine, asked):
+    reader = TextReader(engine)
+    for reading in reader.readings(asked):
         known: dict[int, list[float]] = {}
         logprobs: list[list[float]] = [[] for _ in reading.texts]
         for steps in reading:
-            fused = _in_worker(engine, partial(engine.decoder.logprobs_of, steps, known))
+            fused = reader.call(partial(engine.decoder.logprobs_of, steps, known))
             for text, value in zip(steps.texts, fused, strict=True):
                 logprobs[text].append(value)
         found += [
@@ -49,30 +108,6 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
             for text, values, of_members in zip(reading.texts, logprobs, reading.member_scores(), strict=True)
         ]
     return found
-
-
-def readings(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> Iterator[TextReading]:
-    """Yields readings of given continuations in their order, each of some that are read together.
-
-    Args:
-        engine: The engine; its worker runs the members.
-        asked: For each, the prompt before it, and the continuation.
-
-    Raises:
-        PromptError: If a continuation is empty.
-        ContextWindowError: If the two together are longer than a member's window.
-    """
-    for prompt, continuation in asked:
-        _check(continuation)
-        if isinstance(prompt, str):
-            check_unicode(prompt, "The prompt")
-        else:
-            check_messages(prompt)
-    texts = [_given(engine, prompt, continuation) for prompt, continuation in asked]
-    most = _PACKED.get(engine.main_member.device.type, _PACKED["cuda"])
-    call = partial(_in_worker, engine)
-    for pack in _packs(texts, engine.main, most):
-        yield TextReading(engine.members, engine.main, engine.decoder.factory, pack, call)
 
 
 def paired(prompt: Prompt | Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[Prompt, str]]:
@@ -98,10 +133,6 @@ def paired(prompt: Prompt | Sequence[Prompt], continuations: Sequence[str]) -> l
     return list(zip(prompts, continuations, strict=True))
 
 
-def _in_worker(engine: Engine, work: Callable[[], T]) -> T:
-    return engine.worker.call(work).result()
-
-
 def _packs(texts: Sequence[GivenText], main: int, most: int) -> Iterator[list[GivenText]]:
     """Yields texts that are read together, in order: at most so many of main's ids, unless a single text has more."""
     pack: list[GivenText] = []
@@ -116,23 +147,6 @@ def _packs(texts: Sequence[GivenText], main: int, most: int) -> Iterator[list[Gi
         count += new
     if pack:
         yield pack
-
-
-def _given(engine: Engine, prompt: Prompt, continuation: str) -> GivenText:
-    """Prepares a text to be read by every member that takes part."""
-    main = engine.main_member
-    read = {number: engine.decoder.factory.read(number, prompt, SamplingParams()) for number in engine.counted}
-    text = given_text(
-        engine.members, read, prompt, continuation, continuation_ids(main.tokenizer, read[engine.main], continuation)
-    )
-    for number, ids in text.own_ids.items():
-        member = engine.members[number]
-        if len(ids) > member.context_window:
-            raise ContextWindowError(
-                f"Prompt and continuation have {len(ids)} tokens for member {member.name!r}, whose context window is "
-                f"{member.context_window}: shorten them by at least {len(ids) - member.context_window} tokens."
-            )
-    return text
 
 
 def _check(continuation: object) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepen_core.chat.messages import Prompt
 from deepen_core.errors import EvaluationError
 
 
@@ -25,6 +26,39 @@ class ChoiceItem:
     choices: tuple[str, ...]
     answer: int
 
+    def asked(self, *, chat: bool) -> list[tuple[Prompt, str]]:
+        """Returns the prompt before each text to score, and that text.
+
+        Args:
+            chat: Ask in a conversation rather than in plain text.
+        """
+        if chat:
+            return [([{"role": "user", "content": self.question}], choice) for choice in self.choices]
+        return [(f"Question: {self.question}\nAnswer:", f" {choice}") for choice in self.choices]
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """A text that should be likely after a prompt.
+
+    Attributes:
+        prompt: The text before it.
+        text: The text.
+    """
+
+    prompt: str
+    text: str
+
+    choices = ("",)
+    answer = 0
+
+    def asked(self, *, chat: bool) -> list[tuple[Prompt, str]]:
+        """See `ChoiceItem.asked`."""
+        return [([{"role": "user", "content": self.prompt}] if chat else self.prompt, self.text)]
+
+
+Item = ChoiceItem | TextItem
+
 
 @dataclass(frozen=True)
 class Task:
@@ -36,14 +70,19 @@ class Task:
     """
 
     name: str
-    items: tuple[ChoiceItem, ...]
+    items: tuple[Item, ...]
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether its items can be answered right or wrong."""
+        return all(isinstance(item, ChoiceItem) for item in self.items)
 
 
 def read_task(path: str | Path, limit: int | None = None) -> Task:
     """Reads a task.
 
-    Each line is a JSON object with `question`, `choices` (a list of texts) and `answer` (the number of the right one,
-    from 0).
+    Each line is a JSON object: with `question`, `choices` (a list of texts) and `answer` (the number of the right one,
+    from 0), or with `prompt` and `text`, a text that should be likely after the prompt. All are of one kind.
 
     Args:
         path: The file.
@@ -61,16 +100,21 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     items = tuple(_item(path, number, line) for number, line in places[:limit])
     if not items:
         raise EvaluationError(f"{path} has no items: give a file with a JSON object in each line.")
+    if len({type(item) for item in items}) > 1:
+        raise EvaluationError(f"{path} has questions with choices and texts: give them in two files.")
     return Task(path.stem, items)
 
 
-def _item(path: Path, number: int, line: str) -> ChoiceItem:
+def _item(path: Path, number: int, line: str) -> Item:
     try:
         found = json.loads(line)
     except ValueError as problem:
         raise EvaluationError(f"{path}, line {number}: it is not JSON ({problem}).") from problem
     if not isinstance(found, Mapping):
         raise EvaluationError(f"{path}, line {number}: it is a {type(found).__name__}, not an object.")
+    texts = [found.get("prompt"), found.get("text")]
+    if all(isinstance(text, str) for text in texts) and found["text"]:
+        return TextItem(found["prompt"], found["text"])
     wrong = _what_is_wrong(found)
     if wrong:
         raise EvaluationError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.items import ChoiceItem
+from deepen_core.evaluation.items import Item
 from deepen_core.evaluation.likelihood import ChoiceScores
 
 Key = tuple[str, str, str]
@@ -82,6 +82,7 @@ class Ledger:
                 file.write(f"\n{line}\n")  # a line of its own even after one that was cut off
 
 
-def digest(item: ChoiceItem) -> str:
+def digest(item: Item) -> str:
     """Returns what tells an item from all others."""
-    return hashlib.sha256(json.dumps([item.question, item.choices, item.answer]).encode()).hexdigest()[:16]
+    fields = list(asdict(item).values())
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from deepen_core.engine.engine import Engine
 from deepen_core.engine.reading import TextReading
-from deepen_core.engine.scoring import readings
-from deepen_core.evaluation.items import ChoiceItem
+from deepen_core.engine.scoring import TextReader
+from deepen_core.evaluation.items import Item
 from deepen_core.evaluation.settings import Setting, Settings
 
 
@@ -33,26 +32,28 @@ class ChoiceScores:
 _TOGETHER = 16  # items that are prepared at once; several may share a forward
 
 
-def score_items(engine: Engine, items: Sequence[ChoiceItem], settings: Settings) -> Iterator[ChoiceScores]:
+def score_items(reader: TextReader, items: Sequence[Item], settings: Settings, *, chat: bool) -> Iterator[ChoiceScores]:
     """Yields the scores of each item, in order.
 
     Args:
-        engine: The engine.
+        reader: Reads texts.
         items: The items.
         settings: What is compared.
+        chat: Ask in conversations rather than in plain text.
 
     Raises:
+        ChatTemplateError: With `chat`, if a member cannot read a conversation.
         ContextWindowError: If an item is longer than a member's window.
         MemberError: If a member fails.
     """
-    names = [engine.members[number].name for number in engine.counted]
+    names = [reader.members[number].name for number in reader.counted]
     for start in range(0, len(items), _TOGETHER):
         part = items[start : start + _TOGETHER]
-        asked = [(f"Question: {item.question}\nAnswer:", f" {choice}") for item in part for choice in item.choices]
+        asked = [pair for item in part for pair in item.asked(chat=chat)]
         lengths: list[int] = []
         alone: dict[str, list[float]] = {name: [] for name in names}
         together: dict[str, list[float]] = {}
-        for reading in readings(engine, asked):
+        for reading in reader.readings(asked):
             for label, found in _fused(reading, settings).items():
                 together.setdefault(label, []).extend(found)
             for scores in reading.member_scores():

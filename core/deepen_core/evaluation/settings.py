@@ -40,22 +40,6 @@ def equal(members: int) -> tuple[float, ...]:
     return (1.0 / members,) * members
 
 
-def settings_for(fusions: Sequence[str], policies: Sequence[str], members: int) -> list[Setting]:
-    """Returns equal weights and all policies that a strategy can use, for each strategy.
-
-    Args:
-        fusions: Names of strategies.
-        policies: Names of policies.
-        members: Number of members.
-    """
-    found = []
-    for fusion in fusions:
-        found.append(Setting(fusion, equal(members)))
-        if strategy_of(PRESETS[fusion]).compares_tokens:
-            found += [Setting(fusion, policy) for policy in policies if policy != "static"]
-    return found
-
-
 def grid_of_weights(members: int, parts: int) -> list[tuple[float, ...]]:
     """Returns all weights that are multiples of a part of one, positive for at least two members.
 

@@ -1,0 +1,170 @@
+"""A whole evaluation: every main member, weights fitted on some tasks, and everything compared on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepen_core.chat.prompt_encoder import no_template
+from deepen_core.config import PRESETS
+from deepen_core.engine.engine import Engine
+from deepen_core.engine.scoring import TextReader
+from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, rights, rights_of_members
+from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
+from deepen_core.evaluation.items import Task
+from deepen_core.evaluation.ledger import digest
+from deepen_core.evaluation.settings import Setting, equal
+from deepen_core.evaluation.summary import Summary, summarised
+from deepen_core.fusion import strategy_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate.
+
+    Attributes:
+        tasks: Compared on these, which have choices.
+        fitted_on: Weights are fitted on these; none for no fitted weights.
+        fusions: Names of strategies.
+        policies: Names of policies that weigh members, beside equal weights.
+        mains: Numbers of the members that are main in turn.
+        by: What fitted weights are best at.
+        chat: Ask in conversations rather than in plain text.
+    """
+
+    tasks: Sequence[Task]
+    fitted_on: Sequence[Task] = ()
+    fusions: Sequence[str] = ("deepen", "product", "union")
+    policies: Sequence[str] = ("adaptive", "confidence", "consistency")
+    mains: Sequence[int] = (0,)
+    by: By = "score"
+    chat: bool = False
+
+    def check(self) -> None:
+        """Rejects what cannot be evaluated.
+
+        Raises:
+            EvaluationError: If a task has no choices, or an item is both fitted on and compared on.
+        """
+        for task in self.tasks:
+            if not task.has_choices:
+                raise EvaluationError(f"{task.name} has texts without choices: they can be fitted on, not compared on.")
+        seen = {digest(item) for task in self.fitted_on for item in task.items}
+        both = sum(digest(item) in seen for task in self.tasks for item in task.items)
+        if both:
+            raise EvaluationError(
+                f"{both} of the items are in the tasks to fit on too: fitted weights would look better than they are. "
+                "Give other items to fit on."
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation has found.
+
+    Attributes:
+        summary: The table.
+        weights: The fitted weights, for each main member and strategy.
+    """
+
+    summary: Summary
+    weights: list[FittedWeights]
+
+
+def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> Outcome:
+    """Evaluates an ensemble; other requests continue to decode meanwhile.
+
+    Args:
+        engine: The engine, of which only the members count.
+        plan: What to evaluate.
+        folder: Keeps what is measured: an evaluation in the same folder goes on from there. None keeps nothing.
+        progress: Show bars.
+
+    Raises:
+        ChatTemplateError: If a member cannot read a conversation, and the plan asks for some.
+        ConfigurationError: If a strategy cannot fuse these members.
+        EvaluationError: If the plan or the folder cannot be used.
+        MemberError: If a member fails.
+    """
+    plan.check()
+    members = engine.members
+    names = [member.name for member in members]
+    if plan.chat and (without := [m.name for m in members if not m.tokenizer.reader.has_chat_template]):
+        raise no_template(without)
+    evaluation = Evaluation(folder, _facts(engine), chat=plan.chat, progress=progress)
+    weights: list[FittedWeights] = []
+    alone: dict[str, Rights] = {}
+    together: dict[tuple[str, str], Rights] = {}
+    for main in plan.mains:
+        reader = TextReader(engine, main, range(len(members)))
+        fits = _fits(evaluation, reader, plan)
+        settings = _settings(plan, fits, len(members))
+        for task in plan.tasks:
+            scores = evaluation.measure(reader, task, list(settings.values()))
+            for label, found in rights_of_members(task, scores).items():
+                alone.setdefault(label, {})[task.name] = found
+            for label, found in rights(task, scores, settings).items():
+                together.setdefault((label, names[main]), {})[task.name] = found
+        weights += fits
+    vote = {(VOTE, ""): alone.pop(VOTE)}
+    return Outcome(summarised(alone, vote | together), weights)
+
+
+def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, progress: bool) -> FittedWeights:
+    """Fits the weights of an open ensemble with its main member and strategy, see `Ensemble.fit_weights`.
+
+    Args:
+        engine: The engine.
+        tasks: The examples.
+        folder: As for `run`.
+        by: What to be best at.
+        progress: Show a bar.
+
+    Raises:
+        ConfigurationError: If the ensemble's strategy has no name.
+        EvaluationError: If a task or the folder cannot be used.
+        MemberError: If a member fails.
+    """
+    if engine.fusion_name not in PRESETS:
+        raise ConfigurationError(
+            f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
+            f"({engine.fusion_name})."
+        )
+    plan = Plan((), tasks, fusions=(engine.fusion_name,), by=by)
+    evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
+    [found] = _fits(evaluation, TextReader(engine, counted=range(len(engine.members))), plan)
+    return found
+
+
+def _facts(engine: Engine) -> dict[str, list[str]]:
+    """Returns what must be the same for all scores in a folder."""
+    return {
+        "members": [member.name for member in engine.members],
+        "dtypes": [str(member.dtype).removeprefix("torch.") for member in engine.members],
+    }
+
+
+def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[FittedWeights]:
+    if not plan.fitted_on:
+        return []
+    names = [member.name for member in reader.members]
+    settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
+    scored = [(task, evaluation.measure(reader, task, settings)) for task in plan.fitted_on]
+    return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
+
+
+def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[str, Setting]:
+    """Returns all settings by their labels in the table."""
+    found = {}
+    for fusion in plan.fusions:
+        found[fusion] = Setting(fusion, equal(members))
+        for fit in fits:
+            if fit.fusion == fusion:
+                found[f"{fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"] = Setting(
+                    fusion, tuple(fit.weights)
+                )
+        if strategy_of(PRESETS[fusion]).compares_tokens:
+            found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in plan.policies}
+    return found

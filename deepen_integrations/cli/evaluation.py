@@ -1,0 +1,203 @@
+"""What `deepen eval` and `deepen fit` do: plans from options, tables, and files beside the scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepen_core.config import PRESETS
+from deepen_core.config.weights import POLICIES
+
+if TYPE_CHECKING:
+    from deepen_core import Ensemble
+    from deepen_core.evaluation.fitting import By, FittedWeights
+    from deepen_core.evaluation.run import Outcome, Plan
+    from deepen_core.evaluation.summary import Row, Summary
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Prints the table of an evaluation, the fitted weights, and what to run."""
+    summary = outcome.summary
+    several = len({row.main for row in summary.rows if row.main}) > 1
+    caption = "points: against the best member alone, with 95 % intervals"
+    table = Table(title="Right answers, %", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("", overflow="fold")
+    if several:
+        table.add_column("main", overflow="fold")
+    for task, count in summary.items.items():
+        table.add_column(f"{task} ({count})", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("points", justify="right", no_wrap=True)
+    for row in summary.rows:
+        marked = (
+            "bold" if row is summary.recommended or (summary.recommended is None and row.difference is None) else ""
+        )
+        cells = [row.label, *([row.main] if several else []), *(f"{100 * s:.1f}" for s in row.shares.values())]
+        table.add_row(*(Text(cell) for cell in (*cells, f"{100 * row.mean:.1f}", _difference(row))), style=marked)
+    console.print(table)
+    for fit in outcome.weights:
+        found = ",".join(f"{weight:g}" for weight in fit.weights)
+        console.print(
+            f"Fitted on {', '.join(fit.tasks)}: --fusion {fit.fusion} --main {fit.main} --weights {found}",
+            soft_wrap=True,
+        )
+    console.print(Text(summary.advice, style="bold"), soft_wrap=True)
+
+
+def _difference(row: Row) -> str:
+    off = row.difference
+    if off is None:
+        return "best member"
+    return f"{100 * off.mean:+.1f} ({100 * off.low:+.1f} to {100 * off.high:+.1f})"
+
+
+def save_outcome(outcome: Outcome, output: str) -> list[str]:
+    """Writes `summary.json`, the fitted weights and, where matplotlib is installed, a plot.
+
+    Args:
+        outcome: What was found.
+        output: The folder.
+
+    Returns:
+        The names of the files.
+    """
+    folder = Path(output)
+    written = ["summary.json"]
+    (folder / "summary.json").write_text(to_json(outcome), encoding="utf-8")
+    for fit in outcome.weights:
+        name = f"weights-{fit.fusion}-{_in_a_file_name(fit.main)}.json"
+        fit.save(folder / name)
+        written.append(name)
+    if _plot(outcome.summary, folder / "summary.svg"):
+        written.append("summary.svg")
+    return written
+
+
+def _in_a_file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in text)
+
+
+def to_json(outcome: Outcome) -> str:
+    """Returns everything that was found, as JSON."""
+    return json.dumps({**asdict(outcome), "advice": outcome.summary.advice}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _plot(summary: Summary, path: Path) -> bool:
+    """Draws how much better each way to answer is than the best member; returns whether that was possible."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
+    except ImportError:
+        return False
+    rows = [(row, row.difference) for row in reversed(summary.rows) if row.difference is not None]
+    figure = Figure(figsize=(7.2, 1.2 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (row, off) in enumerate(rows):
+        colour = "#4477aa" if row.main else "#888888"
+        spread = [[100 * (off.mean - off.low)], [100 * (off.high - off.mean)]]
+        axes.errorbar([100 * off.mean], [place], xerr=spread, fmt="o", color=colour, markersize=4)
+    labels = [f"{row.label}, main {row.main}" if row.main else row.label for row, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(
+        f"points against {summary.best_member.label} ({100 * summary.best_member.mean:.1f} %), 95 % intervals"
+    )
+    figure.savefig(path)
+    return True
+
+
+def plan_of(
+    tasks: Sequence[str],
+    fitted_on: Sequence[str],
+    by: str,
+    fusions: Sequence[str] | None,
+    policies: Sequence[str] | None,
+    limit: int | None,
+    *,
+    chat: bool,
+) -> Plan:
+    """Returns the plan that options ask for; None stands for what `Plan` has.
+
+    Raises:
+        typer.BadParameter: For unknown names and files that are not there.
+        EvaluationError: If a file holds no task, or the tasks do not fit together.
+    """
+    from deepen_core.evaluation.items import read_task  # noqa: PLC0415 (slow)
+    from deepen_core.evaluation.run import Plan  # noqa: PLC0415
+
+    plan = Plan(
+        [read_task(path, limit) for path in files(tasks, "TASK")],
+        [read_task(path, limit) for path in files(fitted_on, "--fit")],
+        fusions=_known(fusions, PRESETS, "--fusion") or Plan.fusions,
+        policies=_known(policies, POLICIES, "--policy") or Plan.policies,
+        by=checked_by(by),
+        chat=chat,
+    )
+    plan.check()
+    return plan
+
+
+def with_mains(plan: Plan, ensemble: Ensemble, main: str, *, each: bool) -> Plan:
+    """Returns a plan with the main members that options ask for.
+
+    Args:
+        plan: The plan.
+        ensemble: The ensemble.
+        main: Index or name of the main member.
+        each: Each member in turn instead.
+
+    Raises:
+        ConfigurationError: If there is no such member.
+    """
+    from deepen_core.members.loading import main_index  # noqa: PLC0415 (slow)
+
+    names = [member.name for member in ensemble.info.members]
+    place = int(main) if main.removeprefix("-").isdecimal() else main
+    return replace(plan, mains=range(len(names)) if each else (main_index(place, names, ()),))
+
+
+def _known(given: Sequence[str] | None, names: Collection[str], hint: str) -> list[str]:
+    unknown = [name for name in given or () if name not in names]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(names)}.", param_hint=hint)
+    return list(given or ())
+
+
+def checked_by(text: str) -> By:
+    """Returns what fitted weights are best at.
+
+    Raises:
+        typer.BadParameter: If it is neither "score" nor "likelihood".
+    """
+    found: dict[str, By] = {"score": "score", "likelihood": "likelihood"}
+    if text in found:
+        return found[text]
+    raise typer.BadParameter(f"{text!r} is neither score nor likelihood.", param_hint="--by")
+
+
+def told(fit: FittedWeights) -> str:
+    """Returns what fitted weights come to, in a sentence."""
+    if fit.by == "score":
+        values = f"{100 * fit.value:.1f} % right, {100 * fit.equal_value:.1f} % at equal weights"
+    else:
+        values = f"{fit.value:.3f} bits a byte of right answers, {fit.equal_value:.3f} at equal weights"
+    return f"{' and '.join(fit.members)}, main {fit.main}, fusion {fit.fusion}: {values}."
+
+
+def files(given: Sequence[str], hint: str) -> list[Path]:
+    """Returns the files of an option.
+
+    Raises:
+        typer.BadParameter: If one is not there.
+    """
+    found = [Path(path) for path in given]
+    if missing := [str(path) for path in found if not path.is_file()]:
+        raise typer.BadParameter(f"There is no file {' and no file '.join(missing)}.", param_hint=hint)
+    return found
