@@ -48,6 +48,9 @@ class LoadOptions(BaseModel):
     predict the text better gain weight as it goes on."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
+    gate: float | None = Field(default=None, ge=0, le=1)
+    """The other members are asked only where main gives its most probable token less than this probability; by default
+    everywhere."""
     device: str | None = None
     """Torch device of members without one of their own, such as "cpu" or "cuda:0"; by default the engine chooses."""
     dtype: str = "auto"

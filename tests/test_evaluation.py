@@ -48,7 +48,7 @@ def scores_of(ensemble, plan, folder=None):
 
 def test_scores_are_those_of_ensembles(pair, load, tmp_path):
     """Each setting of each main, against an ensemble that was loaded with it."""
-    plan = Plan([TASK], mains=[0, 1])
+    plan = Plan([TASK], gates=[], mains=[0, 1])
     outcome, held = scores_of(pair, plan, tmp_path / "out")
     assert [line["main"] for line in held] == ["alpha"] * 3 + ["beta"] * 3
     items = {item.question: item for item in ITEMS}
@@ -97,7 +97,7 @@ def test_other_requests_go_on_meanwhile(load):
 
 class TestAFolder:
     def test_goes_on_where_it_was_stopped(self, pair, tmp_path, monkeypatch):
-        plan = Plan([TASK], policies=[])
+        plan = Plan([TASK], policies=[], gates=[])
         whole, _ = scores_of(pair, plan, tmp_path / "whole")
         score = likelihood.score_items
 
@@ -333,9 +333,28 @@ class TestTheCommands:
             "summary.svg",
             "weights-deepen-beta.json",
         }
-        result = deepen("eval", str(tasks), "--fusion", "product", "--policy", "adaptive", "--json", "--main", "beta")
+        result = deepen(
+            "eval",
+            str(tasks),
+            "--fusion",
+            "product",
+            "--policy",
+            "adaptive",
+            "--gate",
+            "0.5",
+            "--json",
+            "--main",
+            "beta",
+        )
         rows = json.loads(result.stdout)["summary"]["rows"]
-        assert {row["label"] for row in rows} == {"alpha alone", "beta alone", "vote", "product", "product, adaptive"}
+        assert {row["label"] for row in rows} == {
+            "alpha alone",
+            "beta alone",
+            "vote",
+            "product",
+            "product, adaptive",
+            "product, gate 0.5",
+        }
         assert {row["main"] for row in rows} == {"", "beta"}
 
     @pytest.mark.usefixtures("opened")

@@ -28,6 +28,7 @@ from deepen_core.errors import ChatTemplateError, CompatibilityWarning, Configur
 from deepen_core.evaluation.fitting import By, FittedWeights
 from deepen_core.evaluation.items import read_task
 from deepen_core.evaluation.run import Outcome, Plan, fit, run
+from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
@@ -63,6 +64,7 @@ class Ensemble(GenerationAPI):
         main: int | str = 0,
         weights: Sequence[float] | str | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
+        gate: float | Gate | None = None,
         device: str | None = None,
         dtype: str = "auto",
         max_batch_size: int = 32,
@@ -83,6 +85,8 @@ class Ensemble(GenerationAPI):
                 goes on. Or a `WeightPolicy` of your own.
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", or the options of one
                 (`FusionConfig`, `ProductConfig`, `UnionConfig`).
+            gate: Saves time: the other members are asked only where main gives its most probable token less than this
+                probability, and catch up when they are. Or a `Gate` of your own. By default they are always asked.
             device: For members that do not set their own; a GPU if there is one, else the CPU.
             dtype: For members that do not set their own; "auto" uses the checkpoint's.
             max_batch_size: Maximum number of requests decoded together; the others wait, first come, first served.
@@ -115,6 +119,7 @@ class Ensemble(GenerationAPI):
             models=[c.model for c in configs],
             shares=[c.weight for c in configs],
             max_context_window=max_context_window,
+            gate=gate,
         )
         with options.steps("Loading", progress=progress, described=True) as steps:
             described = []
@@ -171,6 +176,7 @@ class Ensemble(GenerationAPI):
         main: int | str = 0,
         weights: Sequence[float] | str | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
+        gate: float | Gate | None = None,
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",
         progress: bool = False,
@@ -183,6 +189,7 @@ class Ensemble(GenerationAPI):
             main: Index or name of the member whose vocabulary is used.
             weights: As for `load`; equal if not given.
             fusion: As for `load`.
+            gate: As for `load`.
             max_batch_size: As for `load`.
             on_member_error: As for `load`.
             progress: As for `load`.
@@ -195,7 +202,7 @@ class Ensemble(GenerationAPI):
         names = [m.name for m in members]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"The members are {names}: give at least one, and each a name of its own.")
-        options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error)
+        options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error, gate=gate)
         with options.steps("Preparing", progress=progress, described=False) as steps:
             options.check_members(members, steps)
             engine = options.build(members, steps)

@@ -81,6 +81,8 @@ class MemberWork:
     """Tokens of the generated text in this member's tokenizer."""
     tokens_run: int
     """Tokens run through the model after the prompt; re-tokenised ones count each time."""
+    steps: int = 0
+    """Steps of the answer in which it was asked: fewer than main where a gate let main decide alone."""
 
 
 @dataclass(frozen=True)
@@ -235,3 +237,5 @@ class EnsembleInfo:
     """What fusion cannot do with these members, however well they fit; empty for a single one."""
     weight_policy: str = "static"
     """How weights change: "static" if they do not; with "adaptive", `MemberInfo.weight` is the weight at the start."""
+    gate: str | None = None
+    """Where the other members are asked; None for everywhere."""

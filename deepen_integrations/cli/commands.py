@@ -191,7 +191,7 @@ def demo(
         "deepen eval arc-test.jsonl -m ./general -m ./specialist --fit arc-dev.jsonl --each-main --limit 200",
     ),
 )
-@opt.spread(without=["main", "weights", "fusion"])
+@opt.spread(without=["main", "weights", "fusion", "gate"])
 def evaluate(
     task: Annotated[
         list[str],
@@ -221,6 +221,17 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME", help="Compare these weights that change by step; repeat it.", show_default="all"),
     ] = None,
+    gate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            help="Compare asking the other members only where main's best token has less than this probability; repeat "
+            "it.",
+            show_default="0.5 and 0.9",
+        ),
+    ] = None,
     main: Annotated[
         str, typer.Option(metavar="MEMBER", help="The model whose tokens are chosen: index or name of a member.")
     ] = "0",
@@ -244,7 +255,7 @@ def evaluate(
     from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
 
     with clear_errors(debug):
-        plan = ev.plan_of(task, fit or [], by, strategy, policy, limit, chat=as_chat)
+        plan = ev.plan_of(task, fit or [], by, strategy, policy, gate, limit, chat=as_chat)
         with open_ensemble(load, chat=as_chat) as ensemble:
             outcome = ensemble.evaluate(ev.with_mains(plan, ensemble, main, each=each_main), output=output)
         if as_json:

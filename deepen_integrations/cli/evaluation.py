@@ -49,6 +49,10 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
             f"Fitted on {', '.join(fit.tasks)}: --fusion {fit.fusion} --main {fit.main} --weights {found}",
             soft_wrap=True,
         )
+    for main, shares in outcome.asked.items():
+        told = ", ".join(f"{threshold}: {100 * share:.0f} %" for threshold, share in shares.items())
+        if told:
+            console.print(f"Steps in which a gate asks others than {main}: {told}", soft_wrap=True)
     console.print(Text(summary.advice, style="bold"), soft_wrap=True)
 
 
@@ -119,6 +123,7 @@ def plan_of(
     by: str,
     fusions: Sequence[str] | None,
     policies: Sequence[str] | None,
+    gates: Sequence[float] | None,
     limit: int | None,
     *,
     chat: bool,
@@ -137,6 +142,7 @@ def plan_of(
         [read_task(path, limit) for path in files(fitted_on, "--fit")],
         fusions=_known(fusions, PRESETS, "--fusion") or Plan.fusions,
         policies=_known(policies, POLICIES, "--policy") or Plan.policies,
+        gates=gates or Plan.gates,
         by=checked_by(by),
         chat=chat,
     )

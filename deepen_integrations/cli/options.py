@@ -51,6 +51,14 @@ class EnsembleOptions:
         ),
     ] = None
     fusion: Fusion = "deepen"
+    gate: Annotated[
+        float | None,
+        _ensemble(
+            metavar="P",
+            help="Ask the other members only where the main model gives its best token less than this probability.",
+            show_default="always ask",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         _ensemble(

@@ -16,6 +16,7 @@ from deepen_core.engine.worker import Worker
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, MemberFacts
+from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_name
 from deepen_core.members.base import Member
@@ -37,6 +38,7 @@ class EngineOptions:
         config: The options of the strategy.
         strategy: The strategy's class.
         serving: How requests are served.
+        gate: Decides where the members other than main are asked; None for everywhere.
     """
 
     names: list[str]
@@ -45,6 +47,7 @@ class EngineOptions:
     config: StrategyOptions
     strategy: type[Fusion]
     serving: ServingConfig
+    gate: Gate | None
 
     @classmethod
     def checked(
@@ -58,6 +61,7 @@ class EngineOptions:
         models: Sequence[str] = (),
         shares: Sequence[float] | None = None,
         max_context_window: int | None = None,
+        gate: float | Gate | None = None,
     ) -> Self:
         """Checks the options in the form that `Ensemble.load` takes.
 
@@ -71,6 +75,7 @@ class EngineOptions:
             models: What each member was loaded from, if known.
             shares: The weights that the members themselves ask for; equal if None.
             max_context_window: Caps every member's window.
+            gate: A threshold of main's top probability, or a rule.
 
         Raises:
             ConfigurationError: For options that contradict each other or the members.
@@ -89,10 +94,12 @@ class EngineOptions:
                 "max_batch_size": max_batch_size,
                 "max_context_window": max_context_window,
                 "on_member_error": on_member_error,
+                "gate": None if isinstance(gate, Gate) else gate,
             },
             ConfigurationError,
         )
-        return cls(names, place, policy, config, strategy, serving)
+        rule = gate if isinstance(gate, Gate) else gate_of(serving.gate)
+        return cls(names, place, policy, config, strategy, serving, rule)
 
     def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
         """Returns the steps of loading: two per described member, one per member that is tried, and those of fusion.
@@ -147,10 +154,12 @@ class EngineOptions:
             with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
                 try_member(members[number])
         fusion = self.strategy.build(members, self.main, self.config, steps)
-        decoder = Decoder(members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error)
+        decoder = Decoder(
+            members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error, self.gate
+        )
         worker = Worker(decoder, self.serving.max_batch_size)
         label = self.policy.label
-        return Engine(list(members), self.main, weights, label, fusion, self.config.label, decoder, worker)
+        return Engine(list(members), self.main, weights, label, self.gate, fusion, self.config.label, decoder, worker)
 
 
 def _policy(

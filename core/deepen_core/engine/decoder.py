@@ -20,6 +20,7 @@ from deepen_core.errors import DecodingError, DeepenError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion
 from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
 from deepen_core.members.base import Member
@@ -49,6 +50,7 @@ class Decoder:
         fusion: Fuses several distributions into one.
         strategy: Name of the fusion, for error messages.
         on_member_error: What a failing member does to requests without a policy of their own.
+        gate: Decides where the other members are asked; None for everywhere.
 
     Attributes:
         factory: Creates sequences.
@@ -62,10 +64,12 @@ class Decoder:
         fusion: Fusion,
         strategy: str,
         on_member_error: MemberErrorPolicy = "raise",
+        gate: Gate | None = None,
     ) -> None:
         self._members = list(members)
         self._main = main
-        self._mixer = Mixer(fusion, weights, main)
+        self._mixer = Mixer(fusion, weights, main, gate)
+        self._gate = gate
         self._takes_part = [i == main or weight > 0 for i, weight in enumerate(weights.describe())]
         self.factory = SequenceFactory(members, main, self._takes_part)
         self._strategy = strategy
@@ -98,7 +102,7 @@ class Decoder:
         """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
         going = [sequence for sequence in sequences if not self._fills_window(sequence)]
-        said = [forward.run(going) for forward in self._forwards]
+        said = self._run(going)
         alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
@@ -106,6 +110,17 @@ class Decoder:
         for sequence in sequences:
             if sequence.error is not None:
                 forget_frames(sequence.error)
+
+    def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
+        """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""
+        if self._gate is None:
+            return [forward.run(sequences) for forward in self._forwards]
+        own = self._forwards[self._main].run(sequences)
+        asked: set[int] = set()
+        if own.logits is not None:
+            opened = self._gate.opens(torch.log_softmax(own.logits, dim=-1)).tolist()
+            asked = {place for place, is_open in zip(own.at, opened, strict=True) if is_open}
+        return [own if n == self._main else forward.run(sequences, asked) for n, forward in enumerate(self._forwards)]
 
     def _conclude(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> None:
         """Chooses each sequence's next token from the members' logits."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.worker import Worker
 from deepen_core.fusion.base import Fusion
+from deepen_core.fusion.gates import Gate
 from deepen_core.members.base import Member
 from deepen_core.members.context_budget import ContextBudget
 
@@ -22,6 +23,7 @@ class Engine:
         main: The number of the member whose vocabulary is used.
         weights: How much each member counts, for reports; they sum to one.
         policy_name: The name of the policy that weighs them.
+        gate: Decides where the members other than main are asked; None for everywhere.
         fusion: The strategy.
         fusion_name: The strategy's name.
         decoder: Steps sequences.
@@ -32,6 +34,7 @@ class Engine:
     main: int
     weights: Sequence[float]
     policy_name: str
+    gate: Gate | None
     fusion: Fusion
     fusion_name: str
     decoder: Decoder

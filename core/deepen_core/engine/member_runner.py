@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +60,23 @@ class MemberRunner:
         self._policy = on_member_error
         self._width: int | None = None  # number of sequences that were found to fit into memory at once
 
-    def run(self, sequences: Sequence[EnsembleSequence]) -> MemberLogits:
-        """Returns logits for the next token of each sequence in which the member takes part and does not fail."""
-        at = [place for place, sequence in enumerate(sequences) if self._takes_part(sequence)]
-        width = self._width or max(1, len(at))
+    def run(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> MemberLogits:
+        """Returns logits for the next token of each sequence in which the member takes part and does not fail.
+
+        Args:
+            sequences: The sequences.
+            asked: Places of those in which it is asked; all if None.
+        """
+        wanted = range(len(sequences)) if asked is None else sorted(asked)
+        at = [place for place in wanted if self._takes_part(sequences[place])]
+        if not at:
+            return MemberLogits([], None)
+        width = self._width or len(at)
         parts = [self._run_together(sequences, at[start : start + width]) for start in range(0, len(at), width)]
-        return _joined(parts)
+        found = _joined(parts)
+        for place in found.at:
+            self._part(sequences[place]).steps += 1
+        return found
 
     def _run_together(self, sequences: Sequence[EnsembleSequence], at: list[int]) -> MemberLogits:
         try:

@@ -297,6 +297,7 @@ class EnsembleSequence:
                     part.prompt_tokens,
                     len(part.ids) - part.prompt_tokens,
                     part.tokens_run,
+                    part.steps,
                 )
                 for name, part in zip(self._names, self._all_parts, strict=True)
                 if part is not None

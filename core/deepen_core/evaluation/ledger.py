@@ -57,7 +57,7 @@ class Ledger:
         try:
             held = json.loads(line)
             key = (held["task"], held["main"], held["item"])
-            scores = ChoiceScores(held["bytes"], held["alone"], held["together"])
+            scores = ChoiceScores(held["bytes"], held["alone"], held["together"], held.get("asked", {}))
         except (ValueError, KeyError, TypeError):
             return  # the end of a line that was being written when the process ended
         self._merge(key, scores)
@@ -65,7 +65,8 @@ class Ledger:
     def _merge(self, key: Key, scores: ChoiceScores) -> None:
         before = self._known.get(key)
         if before is not None:
-            scores = ChoiceScores(scores.bytes, scores.alone, before.together | scores.together)
+            together, asked = before.together | scores.together, before.asked | scores.asked
+            scores = ChoiceScores(scores.bytes, scores.alone, together, asked)
         self._known[key] = scores
 
     def get(self, key: Key) -> ChoiceScores | None:

@@ -6,7 +6,7 @@ The choice is the one with the most likely text a byte, so that long choices hav
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deepen_core.engine.reading import TextReading
 from deepen_core.engine.scoring import TextReader
@@ -22,11 +22,13 @@ class ChoiceScores:
         bytes: Length of each choice in UTF-8 bytes.
         alone: For each member by its name, the log-probability (nats) of each choice.
         together: The same for each setting by its label.
+        asked: For each gate by its threshold, in how many of its steps the other members are asked, and of how many.
     """
 
     bytes: list[int]
     alone: dict[str, list[float]]
     together: dict[str, list[float]]
+    asked: dict[str, list[int]] = field(default_factory=dict)
 
 
 _TOGETHER = 16  # items that are prepared at once; several may share a forward
@@ -46,44 +48,58 @@ def score_items(reader: TextReader, items: Sequence[Item], settings: Settings, *
         ContextWindowError: If an item is longer than a member's window.
         MemberError: If a member fails.
     """
-    names = [reader.members[number].name for number in reader.counted]
     for start in range(0, len(items), _TOGETHER):
         part = items[start : start + _TOGETHER]
         asked = [pair for item in part for pair in item.asked(chat=chat)]
-        lengths: list[int] = []
-        alone: dict[str, list[float]] = {name: [] for name in names}
-        together: dict[str, list[float]] = {}
-        for reading in reader.readings(asked):
-            for label, found in _fused(reading, settings).items():
-                together.setdefault(label, []).extend(found)
-            for scores in reading.member_scores():
-                for score in scores:
-                    alone[score.name].append(score.total)
-            lengths += [text.bytes for text in reading.texts]
+        texts = [text for reading in reader.readings(asked) for text in _scored(reading, settings)]
         place = 0
         for item in part:
-            own = slice(place, place + len(item.choices))
-            yield ChoiceScores(
-                lengths[own],
-                {name: found[own] for name, found in alone.items()},
-                {label: found[own] for label, found in together.items()},
-            )
-            place = own.stop
+            yield _joined(texts[place : place + len(item.choices)])
+            place += len(item.choices)
 
 
-def _fused(reading: TextReading, settings: Settings) -> dict[str, list[float]]:
-    """Returns the log-probability of each text in each setting, by its label."""
+@dataclass
+class _Text:
+    """What is known of one text: its length in bytes, and nats and steps as in `ChoiceScores`."""
+
+    bytes: int
+    alone: dict[str, float]
+    together: dict[str, float] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+
+
+def _scored(reading: TextReading, settings: Settings) -> list[_Text]:
+    """Reads some texts, and fuses every step in all settings."""
+    texts = [_Text(text.bytes, {}) for text in reading.texts]
     known: dict[Setting, dict[int, list[float]]] = {}
-    found: dict[str, list[float]] = {}
     for steps in reading:
         for name, mixers in settings.mixers.items():
             comparison = settings.comparison(name, steps)
             for setting, mixer in mixers.items():
-                totals = found.setdefault(setting.label, [0.0] * len(reading.texts))
                 nats = mixer.logprobs_of(steps, known.setdefault(setting, {}), comparison)
-                for text, value in zip(steps.texts, nats, strict=True):
-                    totals[text] += value
-    return found
+                for place, value in zip(steps.texts, nats, strict=True):
+                    together = texts[place].together
+                    together[setting.label] = together.get(setting.label, 0.0) + value
+        for place in steps.texts:
+            texts[place].steps += 1
+        for label, is_open in settings.opened(steps).items():
+            for place, one in zip(steps.texts, is_open, strict=True):
+                texts[place].asked[label] = texts[place].asked.get(label, 0) + one
+    for text, scores in zip(texts, reading.member_scores(), strict=True):
+        text.alone = {score.name: score.total for score in scores}
+    return texts
+
+
+def _joined(texts: Sequence[_Text]) -> ChoiceScores:
+    """Joins the choices of an item."""
+    steps = sum(text.steps for text in texts)
+    return ChoiceScores(
+        [text.bytes for text in texts],
+        {name: [text.alone[name] for text in texts] for name in texts[0].alone},
+        {label: [text.together[label] for text in texts] for label in texts[0].together},
+        {label: [sum(text.asked[label] for text in texts), steps] for label in texts[0].asked},
+    )
 
 
 def chosen(nats: Sequence[float], lengths: Sequence[int]) -> int:
@@ -101,3 +117,16 @@ def voted(alone: Mapping[str, Sequence[float]], weights: Sequence[float]) -> lis
     """
     every = zip(*alone.values(), strict=True)
     return [sum(w * value for w, value in zip(weights, values, strict=True)) for values in every]
+
+
+def shares_asked(scores: Sequence[ChoiceScores]) -> dict[str, float]:
+    """Returns for each gate, by its threshold, the share of steps in which the other members are asked.
+
+    Args:
+        scores: Of items that were scored with the same gates.
+    """
+    labels = scores[0].asked if scores else {}
+    return {
+        label: sum(held.asked[label][0] for held in scores) / max(1, sum(held.asked[label][1] for held in scores))
+        for label in labels
+    }

@@ -15,6 +15,7 @@ from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, rights, 
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
 from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.ledger import digest
+from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.fusion import strategy_of
@@ -29,6 +30,7 @@ class Plan:
         fitted_on: Weights are fitted on these; none for no fitted weights.
         fusions: Names of strategies.
         policies: Names of policies that weigh members, beside equal weights.
+        gates: Thresholds of main's top probability from which on main decides alone, at equal weights.
         mains: Numbers of the members that are main in turn.
         by: What fitted weights are best at.
         chat: Ask in conversations rather than in plain text.
@@ -38,6 +40,7 @@ class Plan:
     fitted_on: Sequence[Task] = ()
     fusions: Sequence[str] = ("deepen", "product", "union")
     policies: Sequence[str] = ("adaptive", "confidence", "consistency")
+    gates: Sequence[float] = (0.5, 0.9)
     mains: Sequence[int] = (0,)
     by: By = "score"
     chat: bool = False
@@ -66,10 +69,12 @@ class Outcome:
 
     Attributes:
         summary: The table.
+        asked: For each main member and each gate by its threshold, the share of steps in which others are asked.
         weights: The fitted weights, for each main member and strategy.
     """
 
     summary: Summary
+    asked: dict[str, dict[str, float]]
     weights: list[FittedWeights]
 
 
@@ -97,19 +102,23 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     weights: list[FittedWeights] = []
     alone: dict[str, Rights] = {}
     together: dict[tuple[str, str], Rights] = {}
+    asked: dict[str, dict[str, float]] = {}
     for main in plan.mains:
         reader = TextReader(engine, main, range(len(members)))
         fits = _fits(evaluation, reader, plan)
         settings = _settings(plan, fits, len(members))
+        every: list[ChoiceScores] = []
         for task in plan.tasks:
             scores = evaluation.measure(reader, task, list(settings.values()))
             for label, found in rights_of_members(task, scores).items():
                 alone.setdefault(label, {})[task.name] = found
             for label, found in rights(task, scores, settings).items():
                 together.setdefault((label, names[main]), {})[task.name] = found
+            every += scores
         weights += fits
+        asked[names[main]] = shares_asked(every)
     vote = {(VOTE, ""): alone.pop(VOTE)}
-    return Outcome(summarised(alone, vote | together), weights)
+    return Outcome(summarised(alone, vote | together), asked, weights)
 
 
 def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, progress: bool) -> FittedWeights:
@@ -165,6 +174,7 @@ def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[s
                 found[f"{fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"] = Setting(
                     fusion, tuple(fit.weights)
                 )
+        found |= {f"{fusion}, gate {gate:g}": Setting(fusion, equal(members), gate) for gate in plan.gates}
         if strategy_of(PRESETS[fusion]).compares_tokens:
             found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in plan.policies}
     return found

@@ -10,6 +10,7 @@ from deepen_core.config import PRESETS, StrategyOptions
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.gates import gate_of
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.members.base import Member
@@ -23,16 +24,19 @@ class Setting:
     Attributes:
         fusion: The name of the strategy, in `PRESETS`.
         weights: One number per member, summing to one, or the name of a policy that starts with equal ones.
+        gate: Asks the other members only where main's top probability is below this; None for everywhere.
     """
 
     fusion: str
     weights: tuple[float, ...] | str
+    gate: float | None = None
 
     @property
     def label(self) -> str:
         """Its name in tables, which nothing else has."""
         weights = self.weights if isinstance(self.weights, str) else " ".join(f"{w:.3g}" for w in self.weights)
-        return f"{self.fusion} {weights}"
+        gate = "" if self.gate is None else f" gate {self.gate:g}"
+        return f"{self.fusion} {weights}{gate}"
 
 
 def equal(members: int) -> tuple[float, ...]:
@@ -61,12 +65,17 @@ class Settings:
     """
 
     def __init__(self, members: Sequence[Member], main: int, settings: Sequence[Setting]) -> None:
+        self._main = main
         names = list(dict.fromkeys(setting.fusion for setting in settings))
         self.fusions = {name: _built(PRESETS[name], members, main) for name in names}
         self.mixers = {
-            name: {s: Mixer(fusion, _policy(s, len(members)), main) for s in settings if s.fusion == name}
+            name: {
+                s: Mixer(fusion, _policy(s, len(members)), main, gate_of(s.gate)) for s in settings if s.fusion == name
+            }
             for name, fusion in self.fusions.items()
         }
+        thresholds = dict.fromkeys(s.gate for s in settings if s.gate is not None)
+        self.gates = {f"{value:g}": gate for value in thresholds if (gate := gate_of(value)) is not None}
 
     def comparison(self, name: str, steps: GivenSteps) -> Comparison | None:
         """Compares what the members say, once for all settings of a strategy; None if it does not compare tokens.
@@ -79,6 +88,12 @@ class Settings:
         if not fusion.compares_tokens:
             return None
         return fusion.compare(StepInputs(steps.logprobs, steps.speaking.float(), steps.heard))
+
+    def opened(self, steps: GivenSteps) -> dict[str, list[bool]]:
+        """Returns for each gate, by its threshold, in which steps the other members are asked."""
+        main = steps.logprobs[self._main]
+        assert main is not None, "main never abstains"
+        return {label: gate.opens(main).tolist() for label, gate in self.gates.items()}
 
 
 def _built(config: StrategyOptions, members: Sequence[Member], main: int) -> Fusion:

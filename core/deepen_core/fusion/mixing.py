@@ -10,6 +10,7 @@ import torch
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
 
 
@@ -44,12 +45,14 @@ class Mixer:
         fusion: The strategy.
         policy: Weighs the members.
         main: The number of the member whose vocabulary is used.
+        gate: Decides where the other members are asked; None for everywhere.
     """
 
-    def __init__(self, fusion: Fusion, policy: WeightPolicy, main: int) -> None:
+    def __init__(self, fusion: Fusion, policy: WeightPolicy, main: int, gate: Gate | None = None) -> None:
         self._fusion = fusion
         self._policy = policy
         self._main = main
+        self._gate = gate
 
     @property
     def discount(self) -> float | None:
@@ -101,15 +104,25 @@ class Mixer:
             known: The record of each text before them (`WeighingInputs.record`); afterwards, after them.
             comparison: Of the same steps by the same strategy, if there is one already.
         """
+        speaking = self._heard_in(steps)
         if comparison is None:
-            comparison = self.compare(steps.logprobs, steps.speaking, steps.heard)
+            comparison = self.compare(steps.logprobs, speaking, steps.heard)
         record = torch.zeros(steps.speaking.shape)
         if comparison is not None and self.discount is not None:
-            gained = comparison.relative(steps.token_ids).tolist()
+            gained = (comparison.relative(steps.token_ids) * speaking).tolist()
             record = torch.tensor(_records(gained, steps.texts, known, self.discount))
-        weighed = self._weighed(WeighingInputs(steps.logprobs, steps.speaking, record, comparison), steps.heard)
+        weighed = self._weighed(WeighingInputs(steps.logprobs, speaking, record, comparison), steps.heard)
         found: list[float] = self._fusion.logprobs_of(weighed, steps.token_ids).tolist()
         return found
+
+    def _heard_in(self, steps: GivenSteps) -> torch.Tensor:
+        """Returns which members speak and are asked, bool [steps, members]."""
+        main = steps.logprobs[self._main]
+        if self._gate is None or main is None:
+            return steps.speaking
+        asked = self._gate.opens(main)[:, None].expand_as(steps.speaking).clone()
+        asked[:, self._main] = True
+        return steps.speaking & asked
 
 
 def _records(

@@ -43,6 +43,7 @@ class MemberSequence:
         cache: The member's cache of the sequence; only the member looks into it, and `release` frees it.
         prompt_tokens: Number of ids of the prompt.
         tokens_run: Number of ids that were run through the model after the prompt.
+        steps: Number of steps in which its logits were asked for.
         started: Whether the whole prompt has been run.
     """
 
@@ -56,6 +57,7 @@ class MemberSequence:
         self.cache: SequenceCache | None = None
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
+        self.steps = 0
         self.started = False
         self._recent: dict[int, torch.Tensor] = {}
 
