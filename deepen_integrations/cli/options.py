@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from deepen_core.config import PRESETS
+from deepen_core.config.weights import POLICIES
 
 _ensemble = functools.partial(typer.Option, rich_help_panel="Ensemble")
 _sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
@@ -45,8 +46,8 @@ class EnsembleOptions:
         str | None,
         _ensemble(
             metavar="W,W...|POLICY",
-            help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or adaptive: members that "
-            "predict the text better gain weight as it goes on.",
+            help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or a policy by which "
+            f"weights change: {', '.join(POLICIES)}.",
             show_default="equal",
         ),
     ] = None
