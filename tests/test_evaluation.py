@@ -18,12 +18,13 @@ from deepen_core.errors import ChatTemplateError, ConfigurationError, Evaluation
 from deepen_core.evaluation import likelihood
 from deepen_core.evaluation.evaluation import rights, rights_of_members
 from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates
-from deepen_core.evaluation.items import ChoiceItem, Task, TextItem, read_task
+from deepen_core.evaluation.items import ChoiceItem, OpenItem, Task, TextItem
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, voted
 from deepen_core.evaluation.run import Plan
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 from deepen_core.evaluation.statistics import paired_difference
 from deepen_core.evaluation.summary import summarised
+from deepen_core.evaluation.task_file import read_task
 
 ITEMS = (
     ChoiceItem("What jumps?", ("the fox", "the lazy dog", "a girl"), 0),
@@ -31,6 +32,7 @@ ITEMS = (
     ChoiceItem("你好?", ("世界", "hello there", "x"), 2),
 )
 TASK = Task("animals", ITEMS)
+QUESTIONS = (OpenItem("Who sleeps?", ("The dog",)), OpenItem("What jumps?", ("fox", "a fox")))
 
 
 def written(place, items):
@@ -50,10 +52,10 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
     """Each setting of each main, against an ensemble that was loaded with it."""
     plan = Plan([TASK], gates=[], mains=[0, 1])
     outcome, held = scores_of(pair, plan, tmp_path / "out")
-    assert [line["main"] for line in held] == ["alpha"] * 3 + ["beta"] * 3
+    assert [line["by"] for line in held] == ["alpha"] * 3 + ["beta"] * 3
     items = {item.question: item for item in ITEMS}
     for main in (0, 1):
-        found = [line for line in held if line["main"] == ("alpha", "beta")[main]]
+        found = [line for line in held if line["by"] == ("alpha", "beta")[main]]
         for fusion, weights in (("deepen", None), ("product", "adaptive"), ("union", None), ("deepen", "consistency")):
             label = Setting(fusion, weights or equal(2)).label
             with load("alpha", "beta", main=main, fusion=fusion, weights=weights) as ensemble:
@@ -111,7 +113,7 @@ class TestAFolder:
                 pair.evaluate(plan, output=tmp_path / "part", progress=False)
         place = tmp_path / "part" / "scores.jsonl"
         with place.open("a", encoding="utf-8") as file:
-            file.write('\n{"task": "animals", "main": "al')  # the process was killed while it wrote
+            file.write('\n{"task": "animals", "by": "al')  # the process was killed while it wrote
         seen = []
         monkeypatch.setattr(
             "deepen_core.evaluation.evaluation.score_items",
@@ -274,7 +276,20 @@ class TestTasks:
             ("", "has no items"),
             ("{", "line 1: it is not JSON"),
             ("\n[]", "line 2: it is a list, not an object"),
-            ('{"question": "x"}', "line 1: it has no choices and no answer. An item is an object such as"),
+            (
+                '{"question": "x"}',
+                "line 1: it has question, but no choices, answers, test or text. An item is an object",
+            ),
+            ('{"question": "x", "choices": ["a", "b"]}', "it has no answer"),
+            ('{"choices": ["a", "b"], "answer": 0}', "it has no question"),
+            ('{"question": "x", "answers": []}', "its answers are not a list of at least one text"),
+            ('{"question": "x", "answers": ["1"], "solution": 1}', "its solution is not a text"),
+            ('{"prompt": "x", "test": "y"}', "it has no entry_point"),
+            ('{"prompt": "x", "text": ""}', "its text is empty"),
+            (
+                '{"question": "x", "answers": ["1"], "solution": "1"}\n{"question": "x", "answers": ["1"]}',
+                "several kinds",
+            ),
             ('{"question": 1, "choices": ["a", "b"], "answer": 0}', "its question is not a text"),
             ('{"question": "x", "choices": ["a"], "answer": 0}', "its choices are not a list of at least two texts"),
             (
@@ -283,7 +298,7 @@ class TestTasks:
             ),
             ('{"question": "x", "choices": ["a", "b"], "answer": 2}', "its answer is 2, not a number from 0 to 1"),
             ('{"question": "x", "choices": ["a", "b"], "answer": true}', "its answer is True, not a number"),
-            ('{"question": "x", "choices": ["a", "b"], "answer": 1}\n{"prompt": "a", "text": "b"}', "in two files"),
+            ('{"question": "x", "choices": ["a", "b"], "answer": 1}\n{"prompt": "a", "text": "b"}', "several kinds"),
         ],
     )
     def test_that_are_none(self, tmp_path, text, message):
@@ -298,10 +313,17 @@ class TestTasks:
                 read_task(tmp_path / name)
 
     def test_to_fit_on_and_to_compare_on_share_no_item(self):
-        with pytest.raises(EvaluationError, match="1 of the items are in the tasks to fit on too"):
-            Plan([TASK], [Task("other", ITEMS[:1])]).check()
-        with pytest.raises(EvaluationError, match="texts has texts without choices"):
-            Plan([Task("texts", (TextItem("a", "b"),))]).check()
+        texts, questions = Task("texts", (TextItem("a", "b"),)), Task("questions", QUESTIONS)
+        for plan, message in (
+            (Plan([TASK], [Task("other", ITEMS[:1])]), "1 of the items are fitted on or shown too"),
+            (Plan([questions], shots=[questions]), "2 of the items are fitted on or shown too"),
+            (Plan([texts]), "texts has texts to fit on"),
+            (Plan([TASK], [questions]), "questions has open questions: weights are fitted on choices or texts"),
+            (Plan([questions], shots=[TASK]), "animals has no open questions"),
+        ):
+            with pytest.raises(EvaluationError, match=message):
+                plan.check()
+        Plan([TASK, questions], [texts]).check()
 
 
 class TestTheCommands:
@@ -372,7 +394,8 @@ class TestTheCommands:
             (["{task}", "--by", "luck"], "'luck' is neither score nor likelihood"),
             (["{task}", "--fusion", "x"], "'x' is none of deepen"),
             (["{task}", "--policy", "x"], "'x' is none of static"),
-            (["{task}", "--fit", "{task}"], "3 of the items are in the tasks to fit on too"),
+            (["{task}", "--fit", "{task}"], "3 of the items are fitted on or shown too"),
+            (["{task}", "--shots", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
         ],
     )
     def test_mistakes_are_told_before_anything_is_loaded(self, files, options, message):

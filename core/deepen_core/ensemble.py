@@ -26,8 +26,8 @@ from deepen_core.engine.scoring import paired, score
 from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ChatTemplateError, CompatibilityWarning, ConfigurationError
 from deepen_core.evaluation.fitting import By, FittedWeights
-from deepen_core.evaluation.items import read_task
 from deepen_core.evaluation.run import Outcome, Plan, fit, run
+from deepen_core.evaluation.task_file import read_task
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
@@ -84,8 +84,8 @@ class Ensemble(GenerationAPI):
                 a policy by which they change from step to step: "adaptive" (members that predict the text better gain
                 weight), "confidence" (members that are surer count more) or "consistency" (members that agree with the
                 others and are sure count more); or a `WeightPolicy` of your own.
-            fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", or the options of one
-                (`FusionConfig`, `ProductConfig`, `UnionConfig`).
+            fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", or the
+                options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`).
             gate: Saves time: the other members are asked only where main gives its most probable token less than this
                 probability, and catch up when they are. Or a `Gate` of your own. By default they are always asked.
             device: For members that do not set their own; a GPU if there is one, else the CPU.

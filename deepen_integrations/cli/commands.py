@@ -197,8 +197,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="Files of JSON lines, each with `question`, `choices` (a list) and `answer` (the number of the right "
-            "one, from 0).",
+            help="Files of JSON lines: `question`, `choices` (a list) and `answer` (the number of the right one, from "
+            "0); or `question` and `answers`; or `prompt`, `test` and `entry_point`.",
         ),
     ],
     *,
@@ -237,6 +237,13 @@ def evaluate(
     ] = "0",
     each_main: Annotated[bool, typer.Option("--each-main", help="Compare with each member as main.")] = False,
     as_chat: Annotated[bool, typer.Option("--chat", help="Ask by the members' chat templates.")] = False,
+    shots: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Show all of these open questions, with their answers, before those of their kind."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="At most so many open questions at once.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each file.")] = None,
     output: Annotated[
         str | None,
@@ -250,12 +257,25 @@ def evaluate(
     """Measure what the ensemble is worth against each of its members, and say what to run.
 
     Questions with choices are answered by likelihood a byte. Every member reads each text once, and all settings are
-    compared on that: each member alone, their vote, and each strategy at equal, fitted and changing weights.
+    compared on that: each member alone, their vote, and each strategy at equal, fitted and changing weights. Open
+    questions and exercises are answered in each setting by itself; programs that are written are run, so use a
+    container for models that you do not trust.
     """
     from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
 
     with clear_errors(debug):
-        plan = ev.plan_of(task, fit or [], by, strategy, policy, gate, limit, chat=as_chat)
+        plan = ev.plan_of(
+            task,
+            fit or [],
+            limit,
+            shots=shots or [],
+            by=by,
+            fusions=strategy,
+            policies=policy,
+            gates=gate,
+            chat=as_chat,
+            together=batch,
+        )
         with open_ensemble(load, chat=as_chat) as ensemble:
             outcome = ensemble.evaluate(ev.with_mains(plan, ensemble, main, each=each_main), output=output)
         if as_json:

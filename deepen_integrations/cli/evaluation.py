@@ -120,13 +120,15 @@ def _plot(summary: Summary, path: Path) -> bool:
 def plan_of(
     tasks: Sequence[str],
     fitted_on: Sequence[str],
+    limit: int | None,
+    *,
+    shots: Sequence[str],
     by: str,
     fusions: Sequence[str] | None,
     policies: Sequence[str] | None,
     gates: Sequence[float] | None,
-    limit: int | None,
-    *,
     chat: bool,
+    together: int,
 ) -> Plan:
     """Returns the plan that options ask for; None stands for what `Plan` has.
 
@@ -134,8 +136,8 @@ def plan_of(
         typer.BadParameter: For unknown names and files that are not there.
         EvaluationError: If a file holds no task, or the tasks do not fit together.
     """
-    from deepen_core.evaluation.items import read_task  # noqa: PLC0415 (slow)
-    from deepen_core.evaluation.run import Plan  # noqa: PLC0415
+    from deepen_core.evaluation.run import Plan  # noqa: PLC0415 (slow)
+    from deepen_core.evaluation.task_file import read_task  # noqa: PLC0415
 
     plan = Plan(
         [read_task(path, limit) for path in files(tasks, "TASK")],
@@ -145,6 +147,8 @@ def plan_of(
         gates=gates or Plan.gates,
         by=checked_by(by),
         chat=chat,
+        shots=[read_task(path) for path in files(shots, "--shots")],
+        together=together,
     )
     plan.check()
     return plan

@@ -1,21 +1,28 @@
-"""An evaluation: tasks, settings and mains, and what was found so far."""
+"""Measures tasks in settings, and keeps what was found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from deepen_core.config import PRESETS
+from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
+from deepen_core.evaluation.generation import Answer, answer_items
 from deepen_core.evaluation.items import Task
-from deepen_core.evaluation.ledger import Ledger, digest
+from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
-from deepen_core.evaluation.settings import Setting, Settings
+from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
 
 VOTE = "vote"
 """The label of the choice that is likeliest by the sum of the members' own log-probabilities."""
+
+Rights = dict[str, list[float]]
+"""For each way to answer, by its label: 1 or 0 for each item."""
 
 
 class Evaluation:
@@ -25,19 +32,36 @@ class Evaluation:
         folder: Keeps what is measured; an evaluation in the same folder goes on from there. None keeps nothing.
         facts: What must be the same for all that is in the folder.
         chat: Ask in conversations rather than in plain text.
+        shots: All of their items are shown with their answers before each open question of their kind.
+        together: Most items that are answered at once.
         progress: Show a bar.
 
     Raises:
         EvaluationError: If the folder holds another evaluation, or cannot be written.
     """
 
-    def __init__(self, folder: Path | None, facts: Mapping[str, Any], *, chat: bool, progress: bool) -> None:
-        self._ledger = Ledger(folder, {**facts, "chat": chat})
+    def __init__(
+        self,
+        folder: Path | None,
+        facts: Mapping[str, Any],
+        *,
+        chat: bool,
+        shots: Sequence[Task] = (),
+        together: int = 16,
+        progress: bool,
+    ) -> None:
+        self._shots = [item for task in shots for item in task.answered]
+        shown = [digest(shot) for shot in self._shots]
+        if folder is not None:
+            open_folder(folder, {**facts, "chat": chat, "shots": shown})
+        self._scores = Ledger(None if folder is None else folder / "scores.jsonl")
+        self._answers = Ledger(None if folder is None else folder / "answers.jsonl")
         self._chat = chat
+        self._together = together
         self._progress = progress
 
-    def measure(self, reader: TextReader, task: Task, settings: Sequence[Setting]) -> list[ChoiceScores]:
-        """Measures a task in some settings.
+    def scores(self, reader: TextReader, task: Task, settings: Sequence[Setting]) -> list[ChoiceScores]:
+        """Scores the items of a task by likelihood, in all settings at once.
 
         Args:
             reader: Reads texts with the main member.
@@ -49,26 +73,50 @@ class Evaluation:
             MemberError: If a member fails.
         """
         main = reader.members[reader.main].name
-        keys = [(task.name, main, digest(item)) for item in task.items]
+        items = {(task.name, main, digest(item)): item for item in task.scored}
         labels = {setting.label for setting in settings}
-        missing = []
-        for place, key in enumerate(keys):
-            held = self._ledger.get(key)
-            if held is None or not labels <= held.together.keys():
-                missing.append(place)
+        held = {key: self._scores.get(key) for key in items}
+        missing = [key for key, found in held.items() if found is None or not labels <= found["together"].keys()]
         if missing:
             built = Settings(reader.members, reader.main, settings)
-            found = score_items(reader, [task.items[place] for place in missing], built, chat=self._chat)
-            shown = tqdm(
-                missing, desc=f"{task.name}, main {main}", unit="item", disable=None if self._progress else True
-            )
-            for place in shown:
-                self._ledger.add(keys[place], next(found))
-        return [held for key in keys if (held := self._ledger.get(key)) is not None]
+            scored = score_items(reader, [items[key] for key in missing], built, chat=self._chat)
+            for key in self._shown(missing, f"{task.name}, main {main}"):
+                self._scores.add(key, asdict(next(scored)))
+        return [ChoiceScores(**found) for key in items if (found := self._scores.get(key)) is not None]
 
+    def answers(self, reader: TextReader, task: Task, setting: Setting, settings: Settings, by: str) -> list[Answer]:
+        """Answers the items of a task in one setting.
 
-Rights = dict[str, list[float]]
-"""For each way to answer, by its label: 1 or 0 for each item."""
+        Args:
+            reader: Has the members and runs them.
+            task: The task.
+            setting: The setting.
+            settings: Has the setting's strategy.
+            by: What answers, in a few words that nothing else has.
+
+        Raises:
+            ContextWindowError: If a question is longer than a member's window.
+            DecodingError: If fusion fails.
+            MemberError: If a member fails.
+        """
+        items = {(task.name, by, digest(item)): item for item in task.answered}
+        missing = [key for key in items if self._answers.get(key) is None]
+        if missing:
+            policy = policy_for(setting, len(reader.members))
+            fusion = settings.fusions[setting.fusion]
+            label = PRESETS[setting.fusion].label
+            decoder = Decoder(reader.members, reader.main, policy, fusion, label, gate=gate_for(setting))
+            wanted = [items[key] for key in missing]
+            answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
+            for key in self._shown(missing, f"{task.name}, {by}"):
+                self._answers.add(key, asdict(next(answered)))
+        return [Answer(**found) for key in items if (found := self._answers.get(key)) is not None]
+
+    def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
+        shown: Sequence[tuple[str, str, str]] = tqdm(
+            keys, desc=what, unit="item", disable=None if self._progress else True
+        )
+        return shown
 
 
 def rights(task: Task, scores: Sequence[ChoiceScores], settings: Mapping[str, Setting]) -> Rights:
@@ -80,7 +128,7 @@ def rights(task: Task, scores: Sequence[ChoiceScores], settings: Mapping[str, Se
         settings: The settings by their labels.
     """
     found: Rights = {label: [] for label in settings}
-    for item, held in zip(task.items, scores, strict=True):
+    for item, held in zip(task.scored, scores, strict=True):
         for label, setting in settings.items():
             found[label].append(float(chosen(held.together[setting.label], held.bytes) == item.answer))
     return found
@@ -94,7 +142,7 @@ def rights_of_members(task: Task, scores: Sequence[ChoiceScores]) -> Rights:
         scores: Of its items.
     """
     found: Rights = {}
-    for item, held in zip(task.items, scores, strict=True):
+    for item, held in zip(task.scored, scores, strict=True):
         nats = {alone_label(name): values for name, values in held.alone.items()}
         nats[VOTE] = voted(held.alone, [1.0] * len(held.alone))
         for label, values in nats.items():

@@ -94,7 +94,7 @@ def best(
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    without = [task.name for task, _ in tasks if not task.has_choices]
+    without = [task.name for task, _ in tasks if not task.is_right_or_wrong]
     if without:
         raise EvaluationError(f"{' and '.join(without)} has texts without choices: fit by likelihood.")
     every = [rights(task, scores, {s.label: s for s in settings}) for task, scores in tasks]
@@ -128,6 +128,6 @@ def fitted(
 
 def bits_a_byte(task: Task, scores: Sequence[ChoiceScores], setting: Setting) -> float:
     """Returns the mean over items of the bits that a byte of the right answer takes."""
-    nats = [held.together[setting.label][item.answer] for item, held in zip(task.items, scores, strict=True)]
-    lengths = [held.bytes[item.answer] for item, held in zip(task.items, scores, strict=True)]
+    nats = [held.together[setting.label][item.answer] for item, held in zip(task.scored, scores, strict=True)]
+    lengths = [held.bytes[item.answer] for item, held in zip(task.scored, scores, strict=True)]
     return -sum(n / length for n, length in zip(nats, lengths, strict=True)) / len(nats) / log(2)

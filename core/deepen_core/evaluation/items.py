@@ -1,15 +1,14 @@
-"""Tasks: items that are read from files of JSON lines."""
+"""Items of tasks: questions with choices, questions with open answers, programming exercises, and texts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from deepen_core.chat.messages import Prompt
-from deepen_core.errors import EvaluationError
+from deepen_core.chat.messages import Message, Prompt
+
+_BRIEF = "Answer in a few words, without a sentence."
+_STEPS = "Think step by step, and end with: Therefore, the answer is NUMBER."
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,92 @@ class TextItem:
         return [([{"role": "user", "content": self.prompt}] if chat else self.prompt, self.text)]
 
 
-Item = ChoiceItem | TextItem
+@dataclass(frozen=True)
+class OpenItem:
+    """A question to answer.
+
+    Attributes:
+        question: The question.
+        answers: All ways to write the right answer; numbers, if there is a solution.
+        solution: A solution in steps, for questions whose answer is a number; empty for those answered at once.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    solution: str = ""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Where an answer in plain text ends."""
+        return ("\nQuestion:",) if self.solution else ("\n",)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of an answer."""
+        return 256 if self.solution else 32
+
+    def prompt(self, shots: Sequence[OpenItem | CodeItem], *, chat: bool) -> Prompt:
+        """Returns the prompt.
+
+        Args:
+            shots: Other items, shown with their answers.
+            chat: Ask in a conversation rather than in plain text.
+        """
+        examples = [shot for shot in shots if isinstance(shot, OpenItem)]
+        if not chat:
+            return "".join(f"{one.asked} {one.shown}\n\n" for one in examples) + self.asked
+        messages: list[Message] = []
+        for one in examples:
+            messages += [{"role": "user", "content": one.told}, {"role": "assistant", "content": one.shown}]
+        return [*messages, {"role": "user", "content": self.told}]
+
+    @property
+    def asked(self) -> str:
+        """The question in plain text."""
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def told(self) -> str:
+        """The question in a conversation."""
+        return f"{self.question}\n{_STEPS if self.solution else _BRIEF}"
+
+    @property
+    def shown(self) -> str:
+        """The answer, as an example."""
+        return self.solution or self.answers[0]
+
+
+@dataclass(frozen=True)
+class CodeItem:
+    """A function to complete.
+
+    Attributes:
+        start: The beginning of the program, up to the function's body.
+        test: A program that defines `check(candidate)`, which fails if the function is wrong.
+        entry_point: The name of the function.
+    """
+
+    start: str
+    test: str
+    entry_point: str
+
+    stop = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\nassert ")
+    max_new_tokens = 256
+
+    def prompt(self, shots: Sequence[OpenItem | CodeItem], *, chat: bool) -> Prompt:  # noqa: ARG002  it needs no examples
+        """Returns the beginning of the program, which is continued as it is."""
+        return self.start
+
+    def program(self, text: str) -> str:
+        """Returns the program that fails unless a continuation is right."""
+        return f"{self.start}{text}\n\n{self.test}\n\ncheck({self.entry_point})\n"
+
+
+ScoredItem = ChoiceItem | TextItem
+"""Items that are scored by likelihood."""
+AnsweredItem = OpenItem | CodeItem
+"""Items that are answered by a text."""
+Item = ScoredItem | AnsweredItem
 
 
 @dataclass(frozen=True)
@@ -73,66 +157,16 @@ class Task:
     items: tuple[Item, ...]
 
     @property
-    def has_choices(self) -> bool:
+    def scored(self) -> list[ScoredItem]:
+        """Its items, if they are scored by likelihood."""
+        return [item for item in self.items if isinstance(item, (ChoiceItem, TextItem))]
+
+    @property
+    def answered(self) -> list[AnsweredItem]:
+        """Its items, if they are answered by a text."""
+        return [item for item in self.items if isinstance(item, (OpenItem, CodeItem))]
+
+    @property
+    def is_right_or_wrong(self) -> bool:
         """Whether its items can be answered right or wrong."""
-        return all(isinstance(item, ChoiceItem) for item in self.items)
-
-
-def read_task(path: str | Path, limit: int | None = None) -> Task:
-    """Reads a task.
-
-    Each line is a JSON object: with `question`, `choices` (a list of texts) and `answer` (the number of the right one,
-    from 0), or with `prompt` and `text`, a text that should be likely after the prompt. All are of one kind.
-
-    Args:
-        path: The file.
-        limit: At most so many items, the first ones.
-
-    Raises:
-        EvaluationError: If the file cannot be read, or a line is not an item.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise EvaluationError(f"{path} cannot be read: {problem}") from problem
-    places = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    items = tuple(_item(path, number, line) for number, line in places[:limit])
-    if not items:
-        raise EvaluationError(f"{path} has no items: give a file with a JSON object in each line.")
-    if len({type(item) for item in items}) > 1:
-        raise EvaluationError(f"{path} has questions with choices and texts: give them in two files.")
-    return Task(path.stem, items)
-
-
-def _item(path: Path, number: int, line: str) -> Item:
-    try:
-        found = json.loads(line)
-    except ValueError as problem:
-        raise EvaluationError(f"{path}, line {number}: it is not JSON ({problem}).") from problem
-    if not isinstance(found, Mapping):
-        raise EvaluationError(f"{path}, line {number}: it is a {type(found).__name__}, not an object.")
-    texts = [found.get("prompt"), found.get("text")]
-    if all(isinstance(text, str) for text in texts) and found["text"]:
-        return TextItem(found["prompt"], found["text"])
-    wrong = _what_is_wrong(found)
-    if wrong:
-        raise EvaluationError(
-            f"{path}, line {number}: {wrong}. An item is an object such as "
-            '{"question": "What is wet?", "choices": ["water", "sand"], "answer": 0}.'
-        )
-    return ChoiceItem(found["question"], tuple(found["choices"]), found["answer"])
-
-
-def _what_is_wrong(found: Mapping[str, Any]) -> str:
-    missing = [name for name in ("question", "choices", "answer") if name not in found]
-    if missing:
-        return f"it has no {' and no '.join(missing)}"
-    choices, answer = found["choices"], found["answer"]
-    if not isinstance(found["question"], str):
-        return "its question is not a text"
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        return "its choices are not a list of at least two texts"
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        return f"its answer is {answer!r}, not a number from 0 to {len(choices) - 1}"
-    return ""
+        return not any(isinstance(item, TextItem) for item in self.items)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from deepen_core.engine.reading import TextReading
 from deepen_core.engine.scoring import TextReader
-from deepen_core.evaluation.items import Item
+from deepen_core.evaluation.items import ScoredItem
 from deepen_core.evaluation.settings import Setting, Settings
 
 
@@ -34,7 +34,9 @@ class ChoiceScores:
 _TOGETHER = 16  # items that are prepared at once; several may share a forward
 
 
-def score_items(reader: TextReader, items: Sequence[Item], settings: Settings, *, chat: bool) -> Iterator[ChoiceScores]:
+def score_items(
+    reader: TextReader, items: Sequence[ScoredItem], settings: Settings, *, chat: bool
+) -> Iterator[ChoiceScores]:
     """Yields the scores of each item, in order.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from deepen_core.config import PRESETS
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
-from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, rights, rights_of_members
+from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
 from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
-from deepen_core.evaluation.settings import Setting, equal
+from deepen_core.evaluation.settings import Setting, Settings, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.fusion import strategy_of
 
@@ -34,6 +34,8 @@ class Plan:
         mains: Numbers of the members that are main in turn.
         by: What fitted weights are best at.
         chat: Ask in conversations rather than in plain text.
+        shots: All of their items are shown with their answers before each open question of their kind.
+        together: Most items that are answered at once.
     """
 
     tasks: Sequence[Task]
@@ -44,22 +46,31 @@ class Plan:
     mains: Sequence[int] = (0,)
     by: By = "score"
     chat: bool = False
+    shots: Sequence[Task] = ()
+    together: int = 16
 
     def check(self) -> None:
         """Rejects what cannot be evaluated.
 
         Raises:
-            EvaluationError: If a task has no choices, or an item is both fitted on and compared on.
+            EvaluationError: If a task cannot be answered right or wrong, weights are to be fitted on open answers, or
+                an item is both fitted on or shown, and compared on.
         """
         for task in self.tasks:
-            if not task.has_choices:
-                raise EvaluationError(f"{task.name} has texts without choices: they can be fitted on, not compared on.")
-        seen = {digest(item) for task in self.fitted_on for item in task.items}
+            if not task.is_right_or_wrong:
+                raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
+        for task in self.fitted_on:
+            if not task.scored:
+                raise EvaluationError(f"{task.name} has open questions: weights are fitted on choices or texts.")
+        for task in self.shots:
+            if not task.answered:
+                raise EvaluationError(f"{task.name} has no open questions: only these are shown with their answers.")
+        seen = {digest(item) for task in (*self.fitted_on, *self.shots) for item in task.items}
         both = sum(digest(item) in seen for task in self.tasks for item in task.items)
         if both:
             raise EvaluationError(
-                f"{both} of the items are in the tasks to fit on too: fitted weights would look better than they are. "
-                "Give other items to fit on."
+                f"{both} of the items are fitted on or shown too: results would look better than they are. Give other "
+                "items."
             )
 
 
@@ -94,31 +105,74 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
         MemberError: If a member fails.
     """
     plan.check()
-    members = engine.members
-    names = [member.name for member in members]
-    if plan.chat and (without := [m.name for m in members if not m.tokenizer.reader.has_chat_template]):
+    if plan.chat and (without := [m.name for m in engine.members if not m.tokenizer.reader.has_chat_template]):
         raise no_template(without)
-    evaluation = Evaluation(folder, _facts(engine), chat=plan.chat, progress=progress)
-    weights: list[FittedWeights] = []
-    alone: dict[str, Rights] = {}
-    together: dict[tuple[str, str], Rights] = {}
-    asked: dict[str, dict[str, float]] = {}
+    evaluation = Evaluation(
+        folder, _facts(engine), chat=plan.chat, shots=plan.shots, together=plan.together, progress=progress
+    )
+    found = _Found({}, {}, {}, [])
+    _answer_alone(evaluation, engine, plan, found)
     for main in plan.mains:
-        reader = TextReader(engine, main, range(len(members)))
-        fits = _fits(evaluation, reader, plan)
-        settings = _settings(plan, fits, len(members))
-        every: list[ChoiceScores] = []
-        for task in plan.tasks:
-            scores = evaluation.measure(reader, task, list(settings.values()))
-            for label, found in rights_of_members(task, scores).items():
-                alone.setdefault(label, {})[task.name] = found
-            for label, found in rights(task, scores, settings).items():
-                together.setdefault((label, names[main]), {})[task.name] = found
+        _compare(evaluation, TextReader(engine, main, range(len(engine.members))), plan, found)
+    vote = found.alone.pop(VOTE, {})
+    every = vote.keys() == {task.name for task in plan.tasks}
+    ways = {(VOTE, ""): vote} | found.together if every else found.together
+    return Outcome(summarised(found.alone, ways), found.asked, found.weights)
+
+
+@dataclass
+class _Found:
+    """What is known so far: by label, or label and main; and as in `Outcome`."""
+
+    alone: dict[str, Rights]
+    together: dict[tuple[str, str], Rights]
+    asked: dict[str, dict[str, float]]
+    weights: list[FittedWeights]
+
+
+def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Found) -> None:
+    """Compares all settings with one main member on all tasks."""
+    count, main = len(reader.members), reader.members[reader.main].name
+    fits = _fits(evaluation, reader, plan)
+    settings = _settings(plan, fits, count)
+    every: list[ChoiceScores] = []
+    for task in plan.tasks:
+        if task.scored:
+            scores = evaluation.scores(reader, task, list(settings.values()))
             every += scores
-        weights += fits
-        asked[names[main]] = shares_asked(every)
-    vote = {(VOTE, ""): alone.pop(VOTE)}
-    return Outcome(summarised(alone, vote | together), asked, weights)
+            alone, together = rights_of_members(task, scores), rights(task, scores, settings)
+        else:
+            alone, together = {}, _answered(evaluation, reader, task, settings)
+        for label, right in alone.items():
+            found.alone.setdefault(label, {})[task.name] = right
+        for label, right in together.items():
+            found.together.setdefault((label, main), {})[task.name] = right
+    found.weights += fits
+    found.asked[main] = shares_asked(every)
+
+
+def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Found) -> None:
+    """Lets each member answer the open questions alone."""
+    tasks = [task for task in plan.tasks if task.answered]
+    for number, member in enumerate(engine.members if tasks else ()):
+        reader = TextReader(engine, number, [number])
+        alone = Setting(plan.fusions[0], tuple(float(n == number) for n in range(len(engine.members))))
+        built, label = Settings(engine.members, number, [alone]), alone_label(member.name)
+        for task in tasks:
+            answers = evaluation.answers(reader, task, alone, built, label)
+            found.alone.setdefault(label, {})[task.name] = [float(answer.right) for answer in answers]
+
+
+def _answered(evaluation: Evaluation, reader: TextReader, task: Task, settings: Mapping[str, Setting]) -> Rights:
+    """Returns whether each open question is answered right in each setting."""
+    built, main = Settings(reader.members, reader.main, list(settings.values())), reader.members[reader.main].name
+    return {
+        label: [
+            float(answer.right)
+            for answer in evaluation.answers(reader, task, setting, built, f"{setting.label}, main {main}")
+        ]
+        for label, setting in settings.items()
+    }
 
 
 def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, progress: bool) -> FittedWeights:
@@ -160,7 +214,7 @@ def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[Fitted
         return []
     names = [member.name for member in reader.members]
     settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
-    scored = [(task, evaluation.measure(reader, task, settings)) for task in plan.fitted_on]
+    scored = [(task, evaluation.scores(reader, task, settings)) for task in plan.fitted_on]
     return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
 
 

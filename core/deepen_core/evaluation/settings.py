@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from deepen_core.config import PRESETS, StrategyOptions
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
-from deepen_core.fusion.gates import gate_of
+from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.members.base import Member
@@ -65,17 +66,26 @@ class Settings:
     """
 
     def __init__(self, members: Sequence[Member], main: int, settings: Sequence[Setting]) -> None:
+        self._members = members
         self._main = main
-        names = list(dict.fromkeys(setting.fusion for setting in settings))
-        self.fusions = {name: _built(PRESETS[name], members, main) for name in names}
-        self.mixers = {
-            name: {
-                s: Mixer(fusion, _policy(s, len(members)), main, gate_of(s.gate)) for s in settings if s.fusion == name
-            }
-            for name, fusion in self.fusions.items()
-        }
+        self._settings = list(settings)
         thresholds = dict.fromkeys(s.gate for s in settings if s.gate is not None)
         self.gates = {f"{value:g}": gate for value in thresholds if (gate := gate_of(value)) is not None}
+
+    @cached_property
+    def fusions(self) -> dict[str, Fusion]:
+        """The strategies by their names."""
+        names = dict.fromkeys(setting.fusion for setting in self._settings)
+        return {name: _built(PRESETS[name], self._members, self._main) for name in names}
+
+    @cached_property
+    def mixers(self) -> dict[str, dict[Setting, Mixer]]:
+        """For each strategy by its name, what fuses in each of its settings."""
+        return {name: {s: self._mixer(s) for s in self._settings if s.fusion == name} for name in self.fusions}
+
+    def _mixer(self, setting: Setting) -> Mixer:
+        policy = policy_for(setting, len(self._members))
+        return Mixer(self.fusions[setting.fusion], policy, self._main, gate_for(setting))
 
     def comparison(self, name: str, steps: GivenSteps) -> Comparison | None:
         """Compares what the members say, once for all settings of a strategy; None if it does not compare tokens.
@@ -102,7 +112,18 @@ def _built(config: StrategyOptions, members: Sequence[Member], main: int) -> Fus
         return strategy.build(members, main, config, steps)
 
 
-def _policy(setting: Setting, members: int) -> WeightPolicy:
+def gate_for(setting: Setting) -> Gate | None:
+    """Returns the gate of a setting."""
+    return gate_of(setting.gate)
+
+
+def policy_for(setting: Setting, members: int) -> WeightPolicy:
+    """Returns what weighs the members in a setting.
+
+    Args:
+        setting: The setting.
+        members: Number of members.
+    """
     if isinstance(setting.weights, str):
         return policy_named(setting.weights, equal(members))
     return StaticWeights(setting.weights)

@@ -1,0 +1,174 @@
+"""Open questions and exercises: how they are asked, answered and judged."""
+
+import json
+import sys
+
+import pytest
+from tiny import CORPUS
+
+from deepen_core.evaluation.code_run import passes
+from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task
+from deepen_core.evaluation.judging import is_right, last_number, plain
+from deepen_core.evaluation.run import Plan
+
+QUESTIONS = (OpenItem("Who sleeps?", ("The dog",)), OpenItem("What jumps?", ("fox", "a fox")))
+MATHS = OpenItem("What is 1 + 1?", ("2",), "1 + 1 = 2.\nTherefore, the answer is 2")
+CODE = CodeItem("def double(x):\n", "def check(candidate):\n    assert candidate(2) == 4\n", "double")
+
+
+@pytest.mark.parametrize(
+    ("item", "text", "right"),
+    [
+        (QUESTIONS[0], " the dog.", True),
+        (QUESTIONS[0], " the dogs", False),
+        (QUESTIONS[0], " THE DOG!", True),
+        (QUESTIONS[1], "a fox", True),
+        (QUESTIONS[1], "", False),
+        (MATHS, "1 + 1 = 2, so the answer is 2.", True),
+        (MATHS, "the answer is 3", False),
+        (MATHS, "two", False),
+        (OpenItem("?", ("1,200.50",), "x"), "It is $1200.5", True),
+        (OpenItem("?", ("-3",), "x"), "-3.", True),
+        (CODE, "    return 2 * x\n", True),
+        (CODE, "    return x\n", False),
+        (CODE, "    return 2 *", False),
+    ],
+)
+def test_right_and_wrong(item, text, right):
+    assert is_right(item, text) is right
+
+
+def test_plain_texts_and_numbers():
+    assert plain(' The  U.S.A., an "island" ') == "usa island"
+    assert last_number("no") is None
+    assert last_number("1,000 and 2,500.75 in all") == 2500.75
+
+
+class TestPrograms:
+    @pytest.mark.parametrize(
+        "program",
+        [
+            "import sys; sys.exit(0)",
+            "import os; os._exit(0)",
+            "raise SystemExit",
+            "x = [0] * 10**10",
+            "open('x', 'wb').write(bytes(2**22))",
+            "assert False",
+            "def",
+        ],
+    )
+    def test_that_do_not_reach_their_end(self, program):
+        if sys.platform == "win32" and "10**10" in program:
+            pytest.skip("Windows has no limits of resources")
+        assert not passes(program)
+
+    def test_that_never_end(self):
+        assert not passes("while True: pass", timeout=1)
+
+    def test_run_by_themselves(self, monkeypatch):
+        """In an empty directory, without this process's environment and modules, reading nothing."""
+        monkeypatch.setenv("SECRET", "x")
+        assert passes(
+            "import os, sys\n"
+            "assert os.listdir('.') == []\n"
+            "assert 'SECRET' not in os.environ\n"
+            "assert 'torch' not in sys.modules\n"
+            "assert sys.stdin.read() == ''\n"
+            "print('anything')\n"
+            "open('x', 'w').write('y')\n"
+        )
+        assert passes("x = 'läuft 你好'")
+
+
+class TestPrompts:
+    def test_in_plain_text(self):
+        one, other = QUESTIONS
+        assert one.prompt([], chat=False) == "Question: Who sleeps?\nAnswer:"
+        assert one.prompt([other], chat=False) == "Question: What jumps?\nAnswer: fox\n\nQuestion: Who sleeps?\nAnswer:"
+        assert MATHS.shown == MATHS.solution
+        assert CODE.prompt([one], chat=True) == CODE.start
+        assert CODE.program("    return x").startswith("def double(x):\n    return x\n\ndef check")
+        assert CODE.program("").endswith("\n\ncheck(double)\n")
+
+    def test_in_a_conversation(self):
+        one, other = QUESTIONS
+        asked = one.prompt([other], chat=True)
+        assert [message["role"] for message in asked] == ["user", "assistant", "user"]
+        assert asked[1]["content"] == "fox"
+        assert asked[0]["content"].startswith("What jumps?\n")
+        assert "step by step" in MATHS.prompt([], chat=True)[0]["content"]
+
+
+def answers_of(ensemble, plan, folder):
+    outcome = ensemble.evaluate(plan, output=folder, progress=False)
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+    return outcome, [json.loads(line) for line in lines if line]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
+    """Each setting of each main, and each member alone, against an ensemble that was loaded with it."""
+    shots = Task("shots", (OpenItem("Who runs?", ("the cat",)),))
+    others = Task("maths", (MATHS,))
+    plan = Plan(
+        [Task("questions", QUESTIONS)],
+        fusions=["deepen", "union"],
+        policies=["adaptive"],
+        gates=[0.02],
+        mains=[0, 1],
+        shots=[others, shots],
+        chat=chat,
+    )
+    outcome, held = answers_of(pair, plan, tmp_path / "out")
+    found = {}
+    for line in held:
+        found.setdefault(line["by"], []).append(line)
+    ways = {"alpha alone": {"weights": [1, 0]}, "beta alone": {"weights": [0, 1], "main": 1}}
+    for main, name in enumerate(("alpha", "beta")):
+        ways |= {
+            f"deepen 0.5 0.5, main {name}": {"main": main},
+            f"deepen 0.5 0.5 gate 0.02, main {name}": {"main": main, "gate": 0.02},
+            f"deepen adaptive, main {name}": {"main": main, "weights": "adaptive"},
+            f"union 0.5 0.5, main {name}": {"main": main, "fusion": "union"},
+            f"union 0.5 0.5 gate 0.02, main {name}": {"main": main, "fusion": "union", "gate": 0.02},
+        }
+    assert found.keys() == ways.keys()
+    for by, options in ways.items():
+        with load("alpha", "beta", **options) as ensemble:
+            prompts = [item.prompt(shots.items, chat=chat) for item in QUESTIONS]
+            expected = ensemble.generate(prompts, max_new_tokens=32, stop=[] if chat else ["\n"])
+        assert [line["text"] for line in found[by]] == [answer.text for answer in expected]
+        for line, answer in zip(found[by], expected, strict=True):
+            assert line["steps"] == {work.name: work.steps for work in answer.member_work}
+    rows = {(row.label, row.main) for row in outcome.summary.rows}
+    assert rows == {("alpha alone", ""), ("beta alone", "")} | {
+        (label, main)
+        for main in ("alpha", "beta")
+        for label in ("deepen", "deepen, gate 0.02", "deepen, adaptive", "union", "union, gate 0.02")
+    }
+
+
+def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
+    """And what is answered once is not answered again."""
+    animals = Task("animals", (ChoiceItem("What jumps?", ("the fox", "the lazy dog"), 0),))
+    plan = Plan([animals, Task("questions", QUESTIONS)], fusions=["product"], policies=[], gates=[])
+    monkeypatch.setattr("deepen_core.evaluation.generation.is_right", lambda item, _: item is QUESTIONS[1])
+    outcome = pair.evaluate(plan, output=tmp_path, progress=False)
+    rows = {row.label: row.shares for row in outcome.summary.rows}
+    assert {label: shares["questions"] for label, shares in rows.items()} == dict.fromkeys(rows, 0.5)
+    assert rows.keys() == {"alpha alone", "beta alone", "product"}, "a vote needs choices"
+    assert outcome.summary.items == {"animals": 1, "questions": 2}
+    monkeypatch.setattr("deepen_core.evaluation.evaluation.answer_items", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("deepen_core.evaluation.evaluation.score_items", lambda *_, **__: pytest.fail("read again"))
+    assert pair.evaluate(plan, output=tmp_path, progress=False) == outcome
+
+
+def test_many_questions_are_answered_in_batches(pair, tmp_path):
+    task = Task("questions", tuple(OpenItem(f"{text[:12]} {n}", ("x",)) for n, text in enumerate(CORPUS)))
+    found = []
+    for together in (1, 3, 16):
+        plan = Plan([task], fusions=["product"], policies=[], gates=[], together=together)
+        _, held = answers_of(pair, plan, tmp_path / str(together))
+        found.append([(line["by"], line["item"], line["text"]) for line in held])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3 * len(CORPUS)
