@@ -155,7 +155,7 @@ def test_scored_ids_spell_the_continuation(pair, prompt, text):
 
 def stepwise(monkeypatch):
     """From now on, members that read a text run it step by step, as an answer."""
-    monkeypatch.setattr("deepen_core.engine.reading.tree_run_of", lambda *_: None)
+    monkeypatch.setattr("deepen_core.engine.state_reader.tree_run_of", lambda *_: None)
 
 
 def assert_alike(found, expected):
@@ -169,7 +169,7 @@ def assert_alike(found, expected):
 TEXTS = [" jumps over the lazy dog. The dog sleeps;", " 你好，世界! naïve café 🙂🙃 end", "x\n\n    return  1\t", "er"]
 
 
-@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "deepen-paper"])
+@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "translate", "deepen-paper"])
 @pytest.mark.parametrize("main", [0, 1])
 def test_at_once_is_step_by_step(load, monkeypatch, fusion, main):
     """All states of a text in one forward, for texts whose tokens do not line up and whose characters are cut."""

@@ -3,39 +3,31 @@
 A text grows by main's tokens, as in an answer, and each member holds its own ids of what there is so far. All these
 states of all texts are one tree of ids for each member (`members.text_tree`), so an id is run once, not once a step.
 Each member's own log-probabilities of a text, by its own tokens, come from the same forwards. A member that cannot run
-trees is run step by step.
+trees is run step by step (`engine.state_reader`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
-from deepen_core.engine.member_runner import PREFILL_CHUNK, non_finite
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
-from deepen_core.errors import DeepenError, MemberError, NonFiniteLogitsError, PromptError, brief
+from deepen_core.engine.state_reader import Call, MemberCaller, StateReader, state_reader
+from deepen_core.errors import PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
-from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
-from deepen_core.members.memory import is_memory
-from deepen_core.members.text_tree import TextPath, TextTree, common_length
+from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.text_tree import common_length
 from deepen_core.results import MemberScore
-
-T = TypeVar("T")
 
 STEPS = 64
 """Most steps whose distributions are held at once."""
-
-Call = Callable[[Callable[[], Any]], Any]
-"""Runs a piece of work where models may be run, and returns its result."""
 
 
 @dataclass(frozen=True)
@@ -55,161 +47,6 @@ class GivenText:
     bytes: int
     own_ids: dict[int, list[int]]
     own_start: dict[int, int]
-
-
-class _Reader(Protocol):
-    """Reads the texts in one member."""
-
-    def begin(self, part: MemberSequence, own_ids: list[int], own_start: int) -> None:
-        """Starts the next text."""
-        ...
-
-    def note(self, part: MemberSequence) -> None:
-        """Takes down the state of the text before a step."""
-        ...
-
-    def end(self) -> None:
-        """Ends the text."""
-        ...
-
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """Runs what is pending.
-
-        Returns:
-            Log-probabilities [states, vocabulary] after each state that was noted since the last call, and those
-            before its last id.
-        """
-        ...
-
-    def own(self) -> list[list[float]]:
-        """Returns the log-probabilities of the member's own ids of each text."""
-        ...
-
-
-class _TreeReader:
-    """Reads all states of all texts as one tree.
-
-    Args:
-        run: Runs the tree.
-        call: Runs pieces of the member's work.
-    """
-
-    def __init__(self, run: TreeRun, call: _Caller) -> None:
-        self._run = run
-        self._call = call
-        self._tree = TextTree()
-        self._path = TextPath(self._tree)
-        self._start: list[int] = []  # nodes at the end of the prompt
-        self._done = 0  # nodes that were run
-        self._held: dict[int, torch.Tensor] = {}  # log-probabilities after nodes that were run
-        self._copies: dict[int, int] = {}  # nodes that are run again, since theirs are not held
-        self._states: list[tuple[int, int | None]] = []
-        self._own_ids: list[int] = []
-        self._place = 0  # of the next own id in the text
-        self._asked: list[tuple[int, int, int]] = []  # node, own id after it, text
-        self._found: list[list[float]] = []
-
-    def begin(self, part: MemberSequence, own_ids: list[int], own_start: int) -> None:
-        self._own_ids, self._place = own_ids, own_start
-        self._found.append([])
-        self._path.move(part.ids)
-        self._start = self._path.nodes[-2:]
-
-    def note(self, part: MemberSequence) -> None:
-        self._path.move(part.ids)
-        self._ask()
-        nodes = self._path.nodes
-        self._states.append((self._wanted(nodes[-1]), self._wanted(nodes[-2]) if len(nodes) > 1 else None))
-
-    def end(self) -> None:
-        self._path.move(self._own_ids)
-        self._ask()
-
-    def _ask(self) -> None:
-        """Asks for the own ids that follow nodes of the text as it is now."""
-        ids, own = self._path.ids, self._own_ids
-        if ids[: self._place] != own[: self._place]:
-            return
-        while self._place < len(own) and self._place <= len(ids) and ids[self._place - 1] == own[self._place - 1]:
-            self._asked.append(
-                (self._wanted(self._path.nodes[self._place - 1]), own[self._place], len(self._found) - 1)
-            )
-            self._place += 1
-
-    def _wanted(self, node: int) -> int:
-        """Returns a node whose log-probabilities will be held, with the same text."""
-        if node >= self._done or node in self._held:
-            return node
-        if node not in self._copies:
-            self._copies[node] = self._tree.again(node)
-        return self._copies[node]
-
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        nodes = {node for state in self._states for node in state if node is not None}
-        nodes |= {node for node, _, _ in self._asked}
-        pieces = [torch.stack([self._held[n] for n in self._held])] if self._held else []
-        line_of = {node: line for line, node in enumerate(self._held)}
-        while self._done < len(self._tree):
-            stop = min(len(self._tree), self._done + PREFILL_CHUNK)
-            wanted = sorted(node for node in nodes if self._done <= node < stop)
-            piece = self._call.logprobs(partial(self._run.run, self._tree, stop, wanted))
-            line_of |= {node: len(line_of) + line for line, node in enumerate(wanted)}
-            pieces.append(piece)
-            self._done = stop
-        every = torch.cat(pieces) if pieces else torch.zeros(0, 0)
-        self._answer(every, line_of)
-        states = every[[line_of[node] for node, _ in self._states]]
-        before = [None if node is None else every[line_of[node]] for _, node in self._states]
-        kept = {*self._path.nodes[-2:], *self._start}
-        self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
-        self._states, self._copies = [], {}
-        return states, before
-
-    def _answer(self, every: torch.Tensor, line_of: dict[int, int]) -> None:
-        if self._asked:
-            lines = torch.tensor([line_of[node] for node, _, _ in self._asked], device=every.device)
-            ids = torch.tensor([token_id for _, token_id, _ in self._asked], device=every.device)
-            for (_, _, text), value in zip(self._asked, every[lines, ids].tolist(), strict=True):
-                self._found[text].append(value)
-        self._asked = []
-
-    def own(self) -> list[list[float]]:
-        return self._found
-
-
-class _StepReader:
-    """Runs a member step by step, as for an answer.
-
-    Args:
-        call: Runs pieces of the member's work.
-    """
-
-    def __init__(self, call: _Caller) -> None:
-        self._member = call.member
-        self._call = call
-        self._states: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._found: list[list[float]] = []
-        self._own_ids: list[int] = []
-        self._own_start = 0
-
-    def begin(self, part: MemberSequence, own_ids: list[int], own_start: int) -> None:
-        self._own_ids, self._own_start = own_ids, own_start
-        while self._call(partial(self._member.prefill, part, PREFILL_CHUNK)):
-            pass
-
-    def note(self, part: MemberSequence) -> None:
-        after = self._call.logprobs(partial(self._member.next_logits, [part]))[0]
-        self._states.append((after, part.logits_before))
-
-    def end(self) -> None:
-        self._found.append(self._call(partial(self._member.token_logprobs, self._own_ids, self._own_start)))
-
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        states, self._states = self._states, []
-        return torch.stack([after for after, _ in states]) if states else torch.zeros(0, 0), [b for _, b in states]
-
-    def own(self) -> list[list[float]]:
-        return self._found
 
 
 class TextReading:
@@ -235,13 +72,10 @@ class TextReading:
         self.texts = list(texts)
         self._readers = {number: self._reader(number, call) for number in texts[0].own_ids}
 
-    def _reader(self, number: int, call: Call) -> _Reader:
-        member = self._members[number]
-        count = sum(len(text.own_ids[number]) for text in self.texts)
-        guarded = _Caller(call, member, count, is_main=number == self._main)
-        longest = max(len(text.own_ids[number]) for text in self.texts)
-        run = guarded(partial(tree_run_of, member, longest))
-        return _StepReader(guarded) if run is None else _TreeReader(run, guarded)
+    def _reader(self, number: int, call: Call) -> StateReader:
+        member, lengths = self._members[number], [len(text.own_ids[number]) for text in self.texts]
+        caller = MemberCaller(call, member, sum(lengths), is_main=number == self._main)
+        return state_reader(caller, max(lengths))
 
     def member_scores(self) -> list[list[MemberScore]]:
         """Returns the members' own scores of each text, once all have been read."""
@@ -314,7 +148,7 @@ class _Steps:
         self.texts.append(text)
         self.token_ids.append(token_id)
 
-    def taken(self, readers: dict[int, _Reader]) -> GivenSteps:
+    def taken(self, readers: dict[int, StateReader]) -> GivenSteps:
         """Runs the steps."""
         count = len(self.token_ids)
         speaking = torch.zeros(count, len(self._members), dtype=torch.bool)
@@ -336,54 +170,6 @@ class _Steps:
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends)
         self._clear()
         return found
-
-
-@torch.inference_mode()
-def _logprobs(member: Member, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Returns log-probabilities [texts, vocabulary] from the logits that a member returns."""
-    logprobs = torch.log_softmax(run(), dim=-1)
-    best = logprobs.amax(-1)
-    if not bool(torch.isfinite(best).all()):
-        raise NonFiniteLogitsError(non_finite(member, float(best[~torch.isfinite(best)][0])))
-    return logprobs
-
-
-class _Caller:
-    """Runs pieces of work of one member, whose failures become errors that name it.
-
-    Args:
-        call: Runs a piece of work where models may be run.
-        member: The member.
-        is_main: Whether it is the main member.
-        tokens: Number of its tokens to read, for error messages.
-    """
-
-    def __init__(self, call: Call, member: Member, tokens: int, *, is_main: bool) -> None:
-        self.member = member
-        self._call = call
-        self._is_main = is_main
-        self._tokens = tokens
-
-    def __call__(self, work: Callable[[], T]) -> T:
-        try:
-            return cast("T", self._call(work))
-        except DeepenError:
-            raise
-        except Exception as problem:
-            advice = " Shorten the texts." if is_memory(problem) else ""
-            if not self._is_main:
-                advice += " With weight 0 it is not scored, and the others are."
-            raise MemberError(
-                f"Member {self.member.name!r} failed to score {self._tokens} tokens: {brief(problem)}.{advice}"
-            ) from problem
-
-    def logprobs(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Returns log-probabilities [texts, vocabulary] from the logits that the member returns.
-
-        Args:
-            run: Returns the logits.
-        """
-        return self(partial(_logprobs, self.member, run))
 
 
 def given_text(

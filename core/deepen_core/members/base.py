@@ -230,7 +230,7 @@ class TreeRun(Protocol):
         ...
 
 
-class TreeReader(Member, Protocol):
+class RunsTrees(Member, Protocol):
     """A member that can run several texts with a common beginning, or all states of a growing one, at once."""
 
     def tree_run(self, longest: int) -> TreeRun | None:
@@ -239,7 +239,7 @@ class TreeReader(Member, Protocol):
 
 
 def tree_run_of(member: Member, longest: int) -> TreeRun | None:
-    """Returns what runs a tree of a member's texts; None for a member that cannot, see `TreeReader`."""
+    """Returns what runs a tree of a member's texts; None for a member that cannot, see `RunsTrees`."""
     make = getattr(member, "tree_run", None)
     found: TreeRun | None = None if make is None else make(longest)
     return found

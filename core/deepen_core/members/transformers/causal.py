@@ -155,7 +155,7 @@ class CausalMember:
         return way.prefill(sequence, limit)
 
     def tree_run(self, longest: int) -> TreeForward | None:
-        """See `TreeReader.tree_run`."""
+        """See `RunsTrees.tree_run`."""
         ways = self._ways
         fits = ways.max_stable_length is None or longest <= ways.max_stable_length
         if not (isinstance(ways.short, RaggedRunner) and fits):
