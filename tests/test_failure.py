@@ -67,6 +67,7 @@ def ask_together(ensemble, prompts):
         ("deepen-paper", "deepen-paper", "product"),
         ("product", "product", "deepen"),
         ("union", "union", "product"),
+        ("translate", "translate", "product"),
         ({"steps": 3}, "custom (deepen)", "product"),
     ],
 )
@@ -102,7 +103,7 @@ def test_fusing_with_nobody_left_but_main(ensemble, monkeypatch):
 
 
 def test_fusing_while_a_text_is_scored(ensemble, monkeypatch):
-    monkeypatch.setattr(ensemble._engine.fusion, "fuse", raises(IndexError("a sequence too many"))(None))
+    monkeypatch.setattr(ensemble._engine.fusion, "logprobs_of", raises(IndexError("a sequence too many"))(None))
     with pytest.raises(DecodingError, match=r"Fusing alpha and beta \(deepen\) failed over a given text: IndexError"):
         ensemble.score(FAILING, " lie and the dog")
 

@@ -16,7 +16,7 @@ from adapter_parts import ENDINGS, check_constructing, check_the_last_frees
 from langchain_core.load import dumpd, dumps, loads
 from langchain_parts import MODELS, Recorder, said
 
-from deepen_core.config import FusionConfig, MemberConfig, UnionConfig
+from deepen_core.config import FusionConfig, MemberConfig, TranslateConfig, UnionConfig
 from deepen_integrations import shared_ensembles
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 
@@ -139,7 +139,7 @@ def test_what_is_dumped_can_be_loaded_where_that_is_allowed(kind):
     member = MemberConfig(model="/a/b", weight=2.0, model_kwargs={"attn_implementation": "eager"})
     options = {"n": 3, "temperature": 0.5, "max_tokens": 7, "stop": ["x"], "reasoning": False, "strict": True}
     shapes = {"json_schema": {"type": "object"}, "chat_template_kwargs": {"a": 1}, "weights": (1.0, 2.0), "main": "b"}
-    for fusion in ("product", FusionConfig(power=0.7), UnionConfig(top_k=3)):
+    for fusion in ("product", FusionConfig(power=0.7), UnionConfig(top_k=3), TranslateConfig(by_uncertainty=False)):
         model = kind(models=[member, "/a/c"], fusion=fusion, **options, **shapes)
         dumped = dumps(model)
         loaded = loads(dumped, allowed_objects=[kind], valid_namespaces=["deepen_integrations"])

@@ -6,11 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import byte_level, metaspace_first, sentencepiece_bpe, unigram, wordpiece
+from tokenizers import Tokenizer, models
 
-from deepen_core.config import PRESETS, FusionConfig, ProductConfig, UnionConfig, resolve_fusion
+from deepen_core.config import (
+    PRESETS,
+    FusionConfig,
+    ProductConfig,
+    TranslateConfig,
+    UnionConfig,
+    resolve_fusion,
+)
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.anchors.columns import TokenColumns
+from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healing
 from deepen_core.fusion.base import StepInputs
@@ -18,7 +28,9 @@ from deepen_core.fusion.deepen.relative_space import RelativeSpace
 from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
 from deepen_core.fusion.deepen.strategy import DeepenStrategy
 from deepen_core.fusion.product import ProductFusion
+from deepen_core.fusion.translate import TranslateFusion, translation
 from deepen_core.fusion.union import UnionFusion
+from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary
 
 SHARED = [b"a", b"b", b" ", b" a", b"th"]
@@ -75,6 +87,26 @@ def deepen_of(vocabularies, main=0, **options):
 def union_of(vocabularies, main=0, **options):
     sizes = [v.size for v in vocabularies]
     return UnionFusion(vocabularies, sizes, main, UnionConfig(**options), [CPU] * len(sizes))
+
+
+def cuts(value, tokens):
+    """Every way to cut some bytes into tokens."""
+    if not value:
+        return [[]]
+    begun = [value[:n] for n in range(1, len(value) + 1) if value[:n] in tokens]
+    return [[token, *rest] for token in begun for rest in cuts(value[len(token) :], tokens)]
+
+
+def translate_of(vocabularies, main=0, prefer=min, **options):
+    """Main's tokenizer cuts a text into as few tokens as it can, or as many with `max`; it may know no way."""
+    mine, size = vocabularies[main], vocabularies[main].size
+
+    def firsts(values):
+        ways = [cuts(value, mine.tokens) for value in values]
+        return [mine.tokens[prefer(way, key=len)[0]] if way else None for way in ways]
+
+    made = [None if n == main else translation(v, v.size, mine, size, firsts) for n, v in enumerate(vocabularies)]
+    return TranslateFusion(made, mine, size, main, TranslateConfig(**options), CPU)
 
 
 def column(vocabulary, token_id, tokens):
@@ -177,6 +209,37 @@ def plain_union(vocabularies, logprobs, weights, main, top_k):
     return (torch.tensor(found) / sum(found)).log()
 
 
+def plain_translate(vocabularies, logprobs, weights, main, by_uncertainty, prefer):
+    """One sequence, as the definition has it."""
+    mine = vocabularies[main]
+    lines = [line.double().exp().tolist() for line in logprobs]
+    mean = [i for i in range(mine.size) if i in mine.stop_ids or mine.token_bytes(i) is not None]
+    room = sum(lines[main][i] for i in mean)
+    own = {i: lines[main][i] / room for i in mean}
+    ending = sum(own[i] for i in mine.stop_ids)
+
+    def meant(v, token_id):
+        value = v.token_bytes(token_id)
+        if token_id in v.stop_ids:
+            return {i: own[i] / ending for i in mine.stop_ids}
+        ways = cuts(value, mine.tokens) if value else []
+        first = prefer(ways, key=len)[:1] if ways else [(value or b"")[:n] for n in range(len(value or b""), 0, -1)]
+        return next(({mine.tokens[token]: 1.0} for token in first if token in mine.tokens), own)
+
+    told = []
+    for n, v in enumerate(vocabularies):
+        mass = dict.fromkeys(mean, 0.0)
+        for token_id, value in enumerate(lines[n]):
+            for i, share in meant(v, token_id).items():
+                mass[i] += value * share
+        told.append(own if n == main else mass)
+    if by_uncertainty:
+        sure = [math.exp(sum(m * math.log(m) for m in mass.values() if m)) for mass in told]
+        weights = [w * s for w, s in zip(weights, sure, strict=True)]
+    average = {i: sum(w * mass[i] for w, mass in zip(weights, told, strict=True)) / sum(weights) for i in mean}
+    return torch.tensor([average[i] * room if i in average else value for i, value in enumerate(lines[main])]).log()
+
+
 WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}
 
 
@@ -235,15 +298,34 @@ def test_the_union_is_what_its_definition_says(count, main, seed, top_k):
         torch.testing.assert_close(found[row].exp().double(), expected.exp().double(), atol=1e-5, rtol=1e-4)
 
 
+@given(
+    count=st.sampled_from([2, 3]),
+    main=st.integers(0, 1),
+    seed=st.integers(0, 10**6),
+    by_uncertainty=st.booleans(),
+    prefer=st.sampled_from([min, max]),
+)
+def test_the_translated_average_is_what_its_definition_says(count, main, seed, by_uncertainty, prefer):
+    vocabularies = members(count)
+    logprobs = distributions(vocabularies, seed=seed)
+    fusion = translate_of(vocabularies, main, prefer, by_uncertainty=by_uncertainty)
+    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
+    for row in range(3):
+        lines = [p[row] for p in logprobs]
+        expected = plain_translate(vocabularies, lines, WEIGHTS[count], main, by_uncertainty, prefer)
+        torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
+
+
 def strategies(vocabularies, main=0):
     return {
         "deepen": deepen_of(vocabularies, main)[0],
         "product": product_of(vocabularies, main)[0],
         "union": union_of(vocabularies, main),
+        "translate": translate_of(vocabularies, main),
     }
 
 
-@pytest.mark.parametrize("name", ["deepen", "product", "union"])
+@pytest.mark.parametrize("name", ["deepen", "product", "union", "translate"])
 class TestEveryStrategy:
     def test_main_alone_is_main_bit_for_bit(self, name):
         vocabularies = members()
@@ -404,6 +486,64 @@ def test_nothing_is_healed_where_a_member_abstains():
     assert not torch.allclose(mass[0, :-1], own[0])
 
 
+TOKENIZERS = [byte_level, sentencepiece_bpe, unigram, metaspace_first, wordpiece]
+
+
+@pytest.mark.parametrize("other", TOKENIZERS)
+@pytest.mark.parametrize("main", TOKENIZERS)
+def test_a_token_is_translated_as_main_would_go_on_with_it(main, other):
+    """As it cuts this text alone, inside another one; what is no text, or what it changes, goes by its beginning."""
+    tokenizer = main()
+    mine, v = Vocabulary.from_tokenizer(tokenizer), Vocabulary.from_tokenizer(other())
+    main_cuts = Segmentation(mine, Backend(tokenizer))
+    found = translation(v, v.size, mine, mine.size, main_cuts.firsts).tolist()
+    for token_id, told in enumerate(found):
+        value = v.token_bytes(token_id)
+        longest = None if value is None else mine.longest_beginning(value)
+        if value is None:
+            assert told == mine.size + (token_id not in v.stop_ids)
+        elif (first := main_cuts.after((), value)) is not None:
+            assert mine.token_bytes(told) == first
+        else:
+            assert told == (mine.size + 1 if longest is None else longest)
+
+
+def test_the_first_token_need_not_be_the_longest():
+    """This one joins "bc" before "ab"."""
+    pieces = {"a": 0, "b": 1, "c": 2, "bc": 3, "ab": 4}
+    tokenizer = Tokenizer(models.BPE(pieces, [("b", "c"), ("a", "b")]))
+    firsts = Segmentation(Vocabulary.from_tokenizer(tokenizer), Backend(tokenizer)).firsts
+    assert firsts([b"abc", b"abb", b"c", b"x", b"a\xff"]) == [0, 4, 2, None, None]
+
+
+def test_who_is_sure_counts_for_more():
+    """And with `by_uncertainty=False` for what it was given."""
+    vocabularies = members()
+    wanted = [v.tokens[b"th"] for v in vocabularies]
+    logits = [torch.zeros(2, v.size) for v in vocabularies]
+    for member, line in enumerate(logits):
+        line[member, wanted[member]] = 9.0  # each is sure in one of the sequences
+    step = StepInputs([torch.log_softmax(x, -1) for x in logits], torch.tensor([[0.5, 0.5]] * 2))
+    weighed, given = (translate_of(vocabularies, by_uncertainty=by).fuse(step).exp() for by in (True, False))
+    for row in range(2):
+        assert float(weighed[row, wanted[0]]) > 0.75
+        assert float(given[row, wanted[0]]) < 0.7
+
+
+def test_main_without_stop_tokens_cannot_end_a_text():
+    """What the other gives to the end is then for main to distribute, as where main rules out to end it."""
+    vocabularies = members()
+    (mine, _), (first, second) = vocabularies, sorted(vocabularies[0].stop_ids)
+    ends = sorted(vocabularies[1].stop_ids)
+    logprobs = distributions(vocabularies, rows=1)
+    never = torch.log_softmax(logprobs[0].index_fill(1, torch.tensor([first, second]), -torch.inf), -1)
+    sure = torch.full((1, vocabularies[1].size), -torch.inf).index_fill(1, torch.tensor(ends), math.log(0.5))
+    step = StepInputs([never, sure], torch.tensor([[0.5, 0.5]]))
+    torch.testing.assert_close(translate_of(vocabularies).fuse(step), never)
+    mine.stop_ids = frozenset()
+    torch.testing.assert_close(translate_of(vocabularies).fuse(step), never)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -415,6 +555,7 @@ def test_nothing_is_healed_where_a_member_abstains():
         ({"steps": 9}, FusionConfig(rows="soft", steps=9)),
         ({"power": 1}, FusionConfig(rows="sharp", power=1.0)),
         (UnionConfig(top_k=4), UnionConfig(top_k=4)),
+        ({"strategy": "translate", "by_uncertainty": False}, TranslateConfig(by_uncertainty=False)),
     ],
 )
 def test_options_name_their_strategy(given, expected):
@@ -425,7 +566,7 @@ def test_options_name_their_strategy(given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("producd", "choose 'deepen' or 'deepen-paper' or 'product' or 'union'"),
+        ("producd", "choose 'deepen' or 'deepen-paper' or 'product' or 'union' or 'translate'"),
         ({"strategy": "unions"}, "Unknown fusion 'unions'"),
         ({"strategy": ["union"]}, "Unknown fusion"),
         ({"strategy": "union", "steps": 3}, "Unknown option 'steps'"),

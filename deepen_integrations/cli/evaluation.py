@@ -15,12 +15,13 @@ from rich.text import Text
 
 from deepen_core.config import PRESETS
 from deepen_core.config.weights import POLICIES
+from deepen_integrations.cli.plot import plotted
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.evaluation.fitting import By, FittedWeights
     from deepen_core.evaluation.run import Outcome, Plan
-    from deepen_core.evaluation.summary import Row, Summary
+    from deepen_core.evaluation.summary import Row
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
@@ -80,7 +81,7 @@ def save_outcome(outcome: Outcome, output: str) -> list[str]:
         name = f"weights-{fit.fusion}-{_in_a_file_name(fit.main)}.json"
         fit.save(folder / name)
         written.append(name)
-    if _plot(outcome.summary, folder / "summary.svg"):
+    if plotted(outcome.summary, folder / "summary.svg"):
         written.append("summary.svg")
     return written
 
@@ -92,29 +93,6 @@ def _in_a_file_name(text: str) -> str:
 def to_json(outcome: Outcome) -> str:
     """Returns everything that was found, as JSON."""
     return json.dumps({**asdict(outcome), "advice": outcome.summary.advice}, indent=2, ensure_ascii=False) + "\n"
-
-
-def _plot(summary: Summary, path: Path) -> bool:
-    """Draws how much better each way to answer is than the best member; returns whether that was possible."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
-    except ImportError:
-        return False
-    rows = [(row, row.difference) for row in reversed(summary.rows) if row.difference is not None]
-    figure = Figure(figsize=(7.2, 1.2 + 0.22 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, (row, off) in enumerate(rows):
-        colour = "#4477aa" if row.main else "#888888"
-        spread = [[100 * (off.mean - off.low)], [100 * (off.high - off.mean)]]
-        axes.errorbar([100 * off.mean], [place], xerr=spread, fmt="o", color=colour, markersize=4)
-    labels = [f"{row.label}, main {row.main}" if row.main else row.label for row, _ in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=7)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(
-        f"points against {summary.best_member.label} ({100 * summary.best_member.mean:.1f} %), 95 % intervals"
-    )
-    figure.savefig(path)
-    return True
 
 
 def plan_of(

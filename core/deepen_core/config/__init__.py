@@ -6,6 +6,7 @@ from deepen_core.config.fusion import (
     ProductConfig,
     SearchName,
     StrategyOptions,
+    TranslateConfig,
     UnionConfig,
     resolve_fusion,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "SearchName",
     "ServingConfig",
     "StrategyOptions",
+    "TranslateConfig",
     "UnionConfig",
     "member_config",
     "resolve_fusion",

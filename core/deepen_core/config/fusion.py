@@ -149,6 +149,20 @@ class UnionConfig(StrategyOptions):
         return "deepen_core.fusion.union:UnionFusion"
 
 
+class TranslateConfig(StrategyOptions):
+    """How `"translate"` averages distributions that are translated to main's tokens."""
+
+    strategy: Literal["translate"] = "translate"
+    by_uncertainty: bool = True
+    """Whether members that are sure of the next token count for more, `w_i ~ s_i exp(-H_i)`: s_i is the member's given
+    weight, and H_i the entropy of its translated distribution in nats."""
+
+    @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`."""
+        return "deepen_core.fusion.translate:TranslateFusion"
+
+
 PRESETS: dict[str, StrategyOptions] = {
     "deepen": FusionConfig(),
     "deepen-paper": FusionConfig(
@@ -163,6 +177,7 @@ PRESETS: dict[str, StrategyOptions] = {
     ),
     "product": ProductConfig(),
     "union": UnionConfig(),
+    "translate": TranslateConfig(),
 }
 """The options that each name given as `fusion=` stands for."""
 

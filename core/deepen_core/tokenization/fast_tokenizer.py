@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, Unigram
 
 from deepen_core.errors import TokenizerError
 
 SPACE_MARK = "▁"  # how SentencePiece writes a space
+_TOGETHER = 8192  # short texts in one encoding
+_NONE = -1
 _LONG = 8192  # characters; encoding that many takes about ten milliseconds
 _SEAMS = ("\n", "a", ".")  # few tokens join one of these with the text after it, and no token does so for all three
 _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
@@ -132,6 +135,43 @@ class Backend:
             before, whole = self.encode(seam), self.encode(seam + text)
             if whole[: len(before)] == before:
                 yield whole[len(before) :]
+
+    def first_behind(self, texts: Sequence[str], fits: Callable[[int, int], bool]) -> list[int | None]:
+        """Returns the first id of each of many short texts that follow other text, as `encode_behind` reads them.
+
+        Args:
+            texts: The texts.
+            fits: Whether the text of some number, its first argument, can begin with some id.
+
+        Returns:
+            The first id of the first reading that begins with a fitting one; None if there is no such reading.
+        """
+        found: list[int | None] = [None] * len(texts)
+        for seam in _SEAMS:
+            before = self.encode(seam)
+            left = [number for number, first in enumerate(found) if first is None]
+            begun = self._beginnings([seam + texts[number] for number in left], len(before) + 1)
+            firsts = np.where((begun[:, :-1] == before).all(axis=-1), begun[:, -1], _NONE).tolist()
+            for number, first in zip(left, firsts, strict=True):
+                if first != _NONE and fits(number, first):
+                    found[number] = first
+        return found
+
+    def _beginnings(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Returns the first ids of each of many short texts that start documents, int64 [texts, length]; -1 for none.
+
+        They are given as the words of a few long texts, which takes less time: each word is encoded by itself.
+        """
+        found = np.full((len(texts), length), _NONE)
+        parts = [texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER)]
+        encodings = self._first.encode_batch(parts, is_pretokenized=True, add_special_tokens=False)
+        for number, (part, encoding) in enumerate(zip(parts, encodings, strict=True)):
+            padding = [_NONE] * length
+            ids, words = np.array(encoding.ids + padding), np.array(encoding.word_ids + padding)
+            texts_here = np.arange(len(part))[:, None]
+            places = np.searchsorted(words[:-length], texts_here) + np.arange(length)  # [texts, length]
+            found[number * _TOGETHER :][: len(part)] = np.where(words[places] == texts_here, ids[places], _NONE)
+        return found
 
     def cuts(self, text: str) -> list[int]:
         """Where the pre-tokenizer begins a new word in a text."""

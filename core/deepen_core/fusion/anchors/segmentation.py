@@ -90,6 +90,27 @@ class Segmentation:
             self._after[key] = self.token_bytes(ids[0]) if ids else None
         return self._after[key]
 
+    def firsts(self, values: Sequence[bytes]) -> list[int | None]:
+        """Returns the first token of the encoding of each of many values inside a text.
+
+        Args:
+            values: Each at least one byte, as a token of another tokenizer may stand for.
+
+        Returns:
+            Ids; None for a value that is not text, and where the encoding begins with other bytes than the value.
+        """
+        texts = {place: value.decode() for place, value in enumerate(values) if is_text(value)}
+        places = list(texts)
+
+        def begins(number: int, token_id: int) -> bool:
+            begun = self.token_bytes(token_id)
+            return bool(begun) and values[places[number]].startswith(begun)
+
+        found: list[int | None] = [None] * len(values)
+        for place, first in zip(places, self._backend.first_behind(list(texts.values()), begins), strict=True):
+            found[place] = first
+        return found
+
     def _tail(self, said: tuple[int, ...]) -> tuple[int, ...]:
         """Returns as many of the last of some ids as the tokenizer cuts alike by themselves; empty if none."""
         if said not in self._tails:
