@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from deepen_core.config import PRESETS, MemberConfig, StrategyOptions, member_config, resolve_fusion
 from deepen_core.config.base import explain
+from deepen_core.config.prompts import FormOption, forms_by_member
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.weights import normalised_weights, policy_name
@@ -51,6 +52,10 @@ class LoadOptions(BaseModel):
     gate: float | None = Field(default=None, ge=0, le=1)
     """The other members are asked only where main gives its most probable token less than this probability; by default
     everywhere."""
+    prompts: tuple[FormOption | None, ...] | None = None
+    """What each member is shown in place of a prompt: a template such as "Question: {prompt}\\nAnswer:", "chat" for a
+    text as a message by the member's chat template, or a function; one for each member, None for those without. By
+    default each member's own. Or a mapping by the members' names."""
     device: str | None = None
     """Torch device of members without one of their own, such as "cpu" or "cuda:0"; by default the engine chooses."""
     dtype: str = "auto"
@@ -83,6 +88,14 @@ class LoadOptions(BaseModel):
         if value is not None and members is not None and (names := _names(members)):
             normalised_weights(value, names)
         return value
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _one_form_each(cls, value: Any, info: ValidationInfo) -> Any:
+        members = info.data.get("models")
+        if value is None or members is None or not (names := _names(members)):
+            return value
+        return tuple(forms_by_member(value, names))
 
     @field_validator("fusion", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 from deepen_core.chat.template import default_template, given_template
 from deepen_core.chat.thoughts import marks_of
 from deepen_core.config import MemberConfig
+from deepen_core.config.prompts import is_template
 from deepen_core.demo import member_paths
 from deepen_core.errors import ModelFilesError
 from deepen_core.members.transformers.checkpoint import declared_window
@@ -48,14 +49,16 @@ def facts_from_files(options: LoadOptions) -> ModelFacts:
     weights = shares if options.weights is None or isinstance(options.weights, str) else options.weights
     window, thinks = None, False
     templates: dict[str, bool | None] = {}
+    forms = options.prompts or [None] * len(members)
     for number, (member, name, weight) in enumerate(zip(members, options.names, weights, strict=True)):
         if number == main or weight > 0:
             folder = _folder(member.model, member.revision)
             texts = folder if member.tokenizer is None else _folder(member.tokenizer, None)
-            templates[name] = _has_chat_template(texts, member)
+            shown_texts = is_template(member.prompt if forms[number] is None else forms[number])
+            templates[name] = shown_texts or _has_chat_template(texts, member)
             if number == main and folder is not None:
                 window = member.context_window or _context_window(folder)
-            if number == main:
+            if number == main and not shown_texts:
                 thinks = marks_of(_chat_template(texts, member)) is not None
     if window is not None and options.max_context_window is not None:
         window = min(window, options.max_context_window)

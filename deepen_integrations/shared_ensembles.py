@@ -145,6 +145,7 @@ def _read_budget(options: LoadOptions) -> ContextBudget:
         _members(options),
         main=options.main,
         weights=options.weights,
+        prompts=options.prompts,
         max_context_window=options.max_context_window,
     )
 

@@ -101,9 +101,9 @@ def test_a_rendered_conversation_is_the_conversation(folders, rendered):
         assert (read.token_ids, read.usage, read.warnings) == (told.token_ids, told.usage, [])
         assert ensemble.generate(rendered, SAID).usage != told.usage
         start = ensemble._engine.decoder.start
-        assert not start(rendered, SamplingParams(control_tokens=True)).continues_text
-        assert start("The dog", SamplingParams(control_tokens=True)).continues_text
-        assert start(rendered, SamplingParams()).continues_text
+        assert not start(rendered, SamplingParams(control_tokens=True)).main_sequence.cut
+        assert start("The dog", SamplingParams(control_tokens=True)).main_sequence.cut
+        assert start(rendered, SamplingParams()).main_sequence.cut
 
 
 def test_each_member_reads_its_own(pair, rendered, folders):

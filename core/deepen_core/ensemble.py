@@ -16,6 +16,7 @@ from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.thoughts import Thinking, Thoughts
 from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions
 from deepen_core.config.constraints import can_constrain
+from deepen_core.config.prompts import FormOption
 from deepen_core.demo import member_paths
 from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
@@ -32,7 +33,7 @@ from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
-from deepen_core.members.loading import describe_member, load_members, member_configs
+from deepen_core.members.loading import describe_member, load_members, member_configs, with_prompts
 from deepen_core.results import EnsembleInfo, Score
 
 
@@ -65,6 +66,7 @@ class Ensemble(GenerationAPI):
         weights: Sequence[float] | str | WeightPolicy | None = None,
         fusion: str | StrategyOptions | Mapping[str, Any] = "deepen",
         gate: float | Gate | None = None,
+        prompts: Sequence[FormOption | None] | Mapping[str, FormOption] | None = None,
         device: str | None = None,
         dtype: str = "auto",
         max_batch_size: int = 32,
@@ -88,6 +90,8 @@ class Ensemble(GenerationAPI):
                 options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`).
             gate: Saves time: the other members are asked only where main gives its most probable token less than this
                 probability, and catch up when they are. Or a `Gate` of your own. By default they are always asked.
+            prompts: What each member is shown in place of a prompt, see `MemberConfig.prompt`: one for each, or by the
+                members' names.
             device: For members that do not set their own; a GPU if there is one, else the CPU.
             dtype: For members that do not set their own; "auto" uses the checkpoint's.
             max_batch_size: Maximum number of requests decoded together; the others wait, first come, first served.
@@ -108,7 +112,7 @@ class Ensemble(GenerationAPI):
             TokenizerError: If a tokenizer cannot be used.
             NoCommonTokensError: If the members share no token, and the strategy needs some.
         """
-        configs = member_configs(models)
+        configs = with_prompts(member_configs(models), prompts)
         names = [str(c.name) for c in configs]
         options = EngineOptions.checked(
             names,
@@ -140,6 +144,7 @@ class Ensemble(GenerationAPI):
         *,
         main: int | str = 0,
         weights: Sequence[float] | str | None = None,
+        prompts: Sequence[FormOption | None] | Mapping[str, FormOption] | None = None,
         max_context_window: int | None = None,
     ) -> ContextBudget:
         """Reads how much of a prompt would fit all members of an ensemble, without their weights.
@@ -148,6 +153,7 @@ class Ensemble(GenerationAPI):
             models: As for `load`, as the other arguments. Small files of hub ids are downloaded.
             main: Index or name of the main member.
             weights: Members without a weight do not count.
+            prompts: As for `load`.
             max_context_window: Caps the context window of every member.
 
         Raises:
@@ -155,7 +161,7 @@ class Ensemble(GenerationAPI):
             ModelFilesError: If a model's files are missing, damaged or in another format.
             TokenizerError: If a tokenizer cannot be used.
         """
-        configs = member_configs(models)
+        configs = with_prompts(member_configs(models), prompts)
         options = EngineOptions.checked(
             [str(c.name) for c in configs],
             main,

@@ -60,6 +60,15 @@ class EnsembleOptions:
             show_default="always ask",
         ),
     ] = None
+    prompt: Annotated[
+        list[str] | None,
+        _ensemble(
+            "--prompt",
+            metavar="MEMBER=TEMPLATE",
+            help="What a member is shown in place of a prompt: a text with {prompt} in it, or chat for a message by "
+            "its chat template. Repeat the option for each member.",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         _ensemble(

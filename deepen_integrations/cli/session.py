@@ -116,6 +116,8 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
     given = _given(options)
     del given["demo"]
     members = given.pop("member", None)
+    if "prompt" in given:
+        given["prompts"] = dict(map(_form, given.pop("prompt")))
     given |= {name: read(given[name]) for name, read in _READERS.items() if name in given}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
@@ -125,6 +127,15 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
             return Ensemble.load(members, chat=chat, **given)
         except ChatTemplateError as error:
             raise ChatTemplateError(f"{error} `deepen generate` continues plain text.") from error
+
+
+def _form(text: str) -> tuple[str, str]:
+    name, equals, template = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(
+            f"{text!r} is not MEMBER=TEMPLATE, such as 'specialist=Question: {{prompt}}'.", param_hint="--prompt"
+        )
+    return name, template.replace("\\n", "\n")
 
 
 def _given(options: EnsembleOptions | SamplingOptions) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from deepen_core.chat.escaping import MARK, Shield, any_of, unshielded
 from deepen_core.chat.messages import Message, check_unicode
+from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.chat.template import ChatTemplate, default_template
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import TOOL_TAGS
@@ -41,6 +42,8 @@ class MemberPrompt:
     """Whether the open text follows a control token (BOS included) from a chat template; else it starts a text."""
     backend: Backend | None = None
     """Encodes the open text and its continuation, if not the member's usual tokenizer."""
+    cut: bool = False
+    """Whether the open text may end anywhere, as in the middle of a word, since a caller has written its end."""
 
 
 def no_template(names: Sequence[str]) -> ChatTemplateError:
@@ -69,12 +72,14 @@ class PromptReader:
         tokenizer: The member's `transformers` tokenizer, for its chat template and its BOS.
         backend: The tokenizer's private copy.
         name: The member's name, for error messages.
+        form: In which the member is shown prompts. With a template for texts it needs no chat template.
     """
 
-    def __init__(self, tokenizer: Any, backend: Backend, name: str) -> None:
+    def __init__(self, tokenizer: Any, backend: Backend, name: str, form: PromptForm | None = None) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        template = default_template(tokenizer.chat_template)
+        self._form = PromptForm(name=name) if form is None else form
+        template = None if self._form.is_template else default_template(tokenizer.chat_template)
         named = {*(getattr(tokenizer, "chat_control_tokens", None) or ()), *TOOL_TAGS}
         special = backend.control_ids(tokenizer)
         self._control = {
@@ -115,7 +120,7 @@ class PromptReader:
     @property
     def has_chat_template(self) -> bool:
         """Whether the member can encode a conversation."""
-        return self._chat is not None
+        return self._chat is not None or self._form.is_template
 
     def thoughts(self, options: Mapping[str, Any] | None = None) -> Thoughts:
         """Returns whether and how answers to a conversation begin with thoughts.
@@ -185,12 +190,26 @@ class PromptReader:
                 a lone surrogate.
         """
         check_unicode(text, "The prompt")
+        shown = self._form.shown(text)
+        if not isinstance(shown, str):
+            return self._read_conversation(shown, None)
+        return self._read_shown(shown, cut=self._form.ends_with_prompt, control_tokens=control_tokens)
+
+    def _read_shown(self, text: str, *, cut: bool, control_tokens: bool) -> MemberPrompt:
         if not control_tokens:
-            return self._started(MemberPrompt(list(self._start_ids), text, inside=False))
+            return self._started(MemberPrompt(list(self._start_ids), text, inside=False, cut=cut))
         read, start = self._read_controlled(text, str), self._start_ids
         if read.ids[: len(start)] != start:
             read = replace(read, ids=[*start, *read.ids])
-        return self._started(read)
+        return self._started(replace(read, cut=cut and not read.inside))
+
+    def count_text(self, text: str) -> int:
+        """Counts the tokens that the member is shown of a text, without those before every text."""
+        shown = self._form.shown(text)
+        if isinstance(shown, str):
+            return len(self._plain.encode(shown))
+        read = self._read_conversation(shown, None)
+        return len(read.ids) + len((read.backend or self._plain).encode(read.text))
 
     def turn_token(self, text: str) -> str | None:
         """Returns the first token in a text with which the chat template delimits turns, if there is one."""
@@ -221,6 +240,13 @@ class PromptReader:
             ChatTemplateError: If there is no template, or it refuses the messages in every form.
             PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
+        shown = self._form.shown(messages)
+        if isinstance(shown, str):
+            check_unicode(shown, "The prompt")
+            return self._read_shown(shown, cut=False, control_tokens=False)
+        return self._read_conversation(shown, options)
+
+    def _read_conversation(self, messages: Sequence[Message], options: Mapping[str, Any] | None) -> MemberPrompt:
         if self._chat is None:
             raise no_template([self._name])
         return self._started(self._read_controlled(self._chat.render(messages, options), unshielded))

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from deepen_core.config.base import Options
+from deepen_core.config.prompts import FormOption, check_form
 from deepen_core.errors import ConfigurationError
 
 KINDS = {"transformers": "deepen_core.members.transformers.loader:describe"}
@@ -55,6 +56,12 @@ class MemberConfig(Options):
     """Folder or hub id of a tokenizer to use instead of the model's own, for instance if that is incomplete."""
     chat_template: str | None = Field(default=None, min_length=1)
     """A chat template in place of the tokenizer's own: Jinja, or the path of a file that holds it."""
+    prompt: FormOption | None = None
+    """What this member is shown in place of a prompt: a template such as "Question: {prompt}\\nAnswer:", in which
+    `{prompt}` is the text or the last message of a conversation; "chat", a text as a message by the chat template; or a
+    function from prompts to prompts. By default prompts are shown as they are."""
+    system: str | None = None
+    """An instruction that only this member reads, before conversations."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More arguments for `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
     `quantization_config`, as JSON values."""
@@ -63,6 +70,11 @@ class MemberConfig(Options):
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""
         others = (value for name, value in self if name != "model_kwargs")
         return hash((*others, frozenset(self.model_kwargs)))
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _form(cls, given: object) -> object:
+        return check_form(given)
 
     @field_validator("model_kwargs")
     @classmethod

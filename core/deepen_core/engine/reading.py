@@ -112,7 +112,7 @@ class TextReading:
                 part = parts[number]
                 if part is not None and (number == self._main or not sequence.others_behind):
                     reader.note(part)
-                    steps.note(number, part.ids[-1])
+                    steps.note(number, part)
             steps.close(place, token_id, sequence)
             sequence.speak(token_id)
             if len(steps.token_ids) >= STEPS:
@@ -130,21 +130,21 @@ class _Steps:
         self._clear()
 
     def _clear(self) -> None:
-        self._last: list[dict[int, int]] = []  # the last id of each member that speaks, for each step
-        self._now: dict[int, int] = {}
-        self._said: list[tuple[list[int], bool]] = []
+        self._last: list[dict[int, tuple[int, bool]]] = []  # of each member that speaks, for each step: id and `cut`
+        self._now: dict[int, tuple[int, bool]] = {}
+        self._said: list[list[int]] = []
         self.texts: list[int] = []
         self.token_ids: list[int] = []
 
-    def note(self, number: int, last: int) -> None:
+    def note(self, number: int, part: MemberSequence) -> None:
         """Adds a member to the step."""
-        self._now[number] = last
+        self._now[number] = part.ids[-1], part.cut
 
     def close(self, text: int, token_id: int, sequence: EnsembleSequence) -> None:
         """Ends the step, with the token that follows."""
         self._last.append(self._now)
         self._now = {}
-        self._said.append((list(sequence.token_ids), sequence.continues_text))
+        self._said.append(list(sequence.token_ids))
         self.texts.append(text)
         self.token_ids.append(token_id)
 
@@ -165,8 +165,8 @@ class _Steps:
             if len(at) < count:
                 logprobs[number][at] = rows  # type: ignore[index]
             for place, early in zip(at, before, strict=True):
-                said, cut = self._said[place]
-                ends[number][place] = Heard(self._last[place][number], early, said, cut=cut)
+                last, cut = self._last[place][number]
+                ends[number][place] = Heard(last, early, self._said[place], cut=cut)
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends)
         self._clear()
         return found

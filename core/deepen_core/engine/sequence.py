@@ -37,8 +37,6 @@ class EnsembleSequence:
         constraint: The constraint of the answer, at its start.
         never: Ids that no answer may contain, such as those without a token.
         starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
-        continues_text: Whether the answer continues a plain text, which may end in the middle of a word, rather than
-            the output of a chat template.
         thoughts: The marks of thoughts that main may write.
 
     Attributes:
@@ -62,7 +60,6 @@ class EnsembleSequence:
         *,
         never: Sequence[int] = (),
         starts_text: bool,
-        continues_text: bool,
         thoughts: Thoughts,
     ) -> None:
         self.member_sequences = list(member_sequences)
@@ -81,7 +78,6 @@ class EnsembleSequence:
         self._names = list(names)
         self._main = main
         self._vocabulary = vocabulary
-        self.continues_text = continues_text
         self._drop_space = starts_text and vocabulary.starts_with_space
         self._utf8 = Utf8Stream()
         self._marks = {token_id: token for token, token_id in thoughts.control.items()}

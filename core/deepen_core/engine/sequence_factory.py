@@ -60,6 +60,9 @@ class SequenceFactory:
         clamped = params.model_copy(update={"max_new_tokens": min(most, room)})
         spoken = prompts[self._main]
         assert spoken is not None
+        for part in member_sequences:
+            if part is not None:
+                part.cut &= spoken.cut  # no member continues a word that main does not
         names = [m.name for m in self._members]
         starts_text = not spoken.text
         constraint = self.constraints.start(params, starts_text=starts_text) if params.constraint else None
@@ -72,7 +75,6 @@ class SequenceFactory:
             constraint,
             never=self._without_token,
             starts_text=starts_text,
-            continues_text=isinstance(prompt, str) and not spoken.inside,
             thoughts=self._thoughts,
         )
         if isinstance(prompt, str) and not params.control_tokens:

@@ -43,6 +43,7 @@ class MemberSequence:
         cache: The member's cache of the sequence; only the member looks into it, and `release` frees it.
         prompt_tokens: Number of ids of the prompt.
         tokens_run: Number of ids that were run through the model after the prompt.
+        cut: Whether the prompt may end anywhere, as in the middle of a word.
         steps: Number of steps in which its logits were asked for.
         started: Whether the whole prompt has been run.
     """
@@ -55,6 +56,7 @@ class MemberSequence:
         self._text = None if is_main else text
         self.cached = 0
         self.cache: SequenceCache | None = None
+        self.cut = prompt.cut
         self.prompt_tokens = len(self.ids)
         self.tokens_run = 0
         self.steps = 0

@@ -135,9 +135,9 @@ class ContextBudget:
 
 
 def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, params: SamplingParams, *, strict: bool) -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer.encode(prompt))
     reader = tokenizer.reader
+    if isinstance(prompt, str):
+        return reader.count_text(prompt)
     read = reader.read_messages(prompt, reader.variables(params, strict=strict))
     return MemberSequence(read, tokenizer, is_main=True).prompt_tokens
 

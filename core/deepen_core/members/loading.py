@@ -11,6 +11,7 @@ import torch
 
 from deepen_core.config import MemberConfig, member_config
 from deepen_core.config.members import KINDS
+from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
 from deepen_core.members.base import Member
 from deepen_core.members.memory import is_memory, more_room
@@ -88,6 +89,26 @@ def member_configs(models: Sequence[str | Path | MemberConfig | Mapping[str, Any
         free = (n for n in again if n not in given and n not in names)
         names.append(next(free) if name in given[:place] else name)
     return [c.model_copy(update={"name": name}) for c, name in zip(configs, names, strict=True)]
+
+
+def with_prompts(configs: Sequence[MemberConfig], prompts: object) -> list[MemberConfig]:
+    """Returns members with the forms of prompts that are given for all of them; those without keep their own.
+
+    Args:
+        configs: The members.
+        prompts: One form for each, or by the members' names; None for none.
+
+    Raises:
+        ConfigurationError: If there is not one for each, a name is none of theirs, or a form is wrong.
+    """
+    try:
+        forms = forms_by_member(prompts, [str(config.name) for config in configs])
+    except ValueError as problem:
+        raise ConfigurationError(f"prompts: {problem}.") from problem
+    return [
+        config if form is None else config.model_copy(update={"prompt": form})
+        for config, form in zip(configs, forms, strict=True)
+    ]
 
 
 def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
 from deepen_core.members.memory import is_memory, more_room
@@ -91,7 +92,8 @@ def describe(
         source = find_source(config)
     model_config = load_config(config, source)
     tokenizer = load_tokenizer(config, source, model_config)
-    described = MemberTokenizer(tokenizer, str(config.name), _generation_stop_ids(source.folder, model_config))
+    name, stop_ids = str(config.name), _generation_stop_ids(source.folder, model_config)
+    described = MemberTokenizer(tokenizer, name, stop_ids, PromptForm(config.prompt, config.system, name))
     window = config.context_window or _window(model_config, tokenizer)
     window = window if max_window is None else min(window, max_window)
     return Description(config, source.folder, source.local, model_config, described, window, place, kind)
