@@ -21,6 +21,7 @@ from benchmarks import (
     real_speed,
     recurrent,
     retokenisation,
+    scoring,
     stories,
 )
 from benchmarks.worlds import make_world, real_world
@@ -123,6 +124,14 @@ def test_real_pairs(pair, monkeypatch):
     assert row["code: main"] == row["story: main"] > 0
     assert row["fitted weight"] in real_pairs.WEIGHTS
     assert row["fitted %"] == pytest.approx(row["deepen %"]) or row["fitted weight"] != 0.5
+
+
+def test_scoring(pair, monkeypatch):
+    monkeypatch.setattr(scoring, "whole_texts", lambda _kind, number: ["The dog sleeps; the quick fox jumps."] * number)
+    row = scoring.measure(pair, scoring.long_text(pair, 40), 1)
+    assert row["tokens"] >= 40
+    assert row["ratio"] > 0
+    assert row["off"] < 1e-4
 
 
 def test_real_speed(load):

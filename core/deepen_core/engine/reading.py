@@ -26,8 +26,8 @@ from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.text_tree import common_length
 from deepen_core.results import MemberScore
 
-STEPS = 64
-"""Most steps whose distributions are held at once."""
+STEPS = 128
+"""Most steps whose distributions are held at once. On a CPU, an id takes a fifth longer in forwards of 64."""
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,9 @@ class _TreeReader:
             line_of |= {node: len(line_of) + line for line, node in enumerate(wanted)}
             pieces.append(piece)
             self._done = stop
-        every = torch.cat(pieces) if pieces else torch.zeros(0, 0)
+        every = _together(pieces)
         self._answer(every, line_of)
-        states = every[[line_of[node] for node, _ in self._states]]
+        states = _lines(every, [line_of[node] for node, _ in self._states])
         before = [None if node is None else every[line_of[node]] for _, node in self._states]
         kept = {*self._path.nodes[-2:], *self._start}
         self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
@@ -140,6 +140,20 @@ class _TreeReader:
 
     def own(self) -> list[list[float]]:
         return self._found
+
+
+def _together(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the lines of all pieces; a single piece is not copied."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat(pieces) if pieces else torch.zeros(0, 0)
+
+
+def _lines(every: torch.Tensor, lines: list[int]) -> torch.Tensor:
+    """Returns some lines; those that follow one another are not copied."""
+    if lines and lines == list(range(lines[0], lines[0] + len(lines))):
+        return every[lines[0] : lines[0] + len(lines)]
+    return every[lines]
 
 
 class _StepReader:
