@@ -8,7 +8,9 @@ from tiny import byte_level
 
 from deepen_core import Ensemble, MemberConfig, SamplingParams
 from deepen_core.chat.prompt_form import PromptForm
-from deepen_core.errors import ChatTemplateError, ConfigurationError, PromptError
+from deepen_core.errors import ChatTemplateError, ConfigurationError, EvaluationError, PromptError
+from deepen_core.evaluation.items import ChoiceItem, Task
+from deepen_core.evaluation.run import Plan
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
@@ -43,6 +45,26 @@ def upper(prompt):
 )
 def test_what_a_member_is_shown(form, prompt, shown):
     assert form.shown(prompt) == shown
+
+
+def test_labels():
+    assert [
+        form.label for form in (PromptForm(), PromptForm("x {prompt}"), PromptForm(upper), PromptForm("chat", "Do."))
+    ] == [
+        "{prompt}",
+        "x {prompt}",
+        "upper",
+        "chat after 'Do.'",
+    ]
+
+
+def test_other_forms_are_another_evaluation(load, tmp_path):
+    task = Task("x", (ChoiceItem("Who sleeps?", ("the dog", "the fox"), 0),))
+    plan = Plan([task], fusions=["product"], policies=[], gates=[])
+    with load("alpha", "beta") as ensemble:
+        ensemble.evaluate(plan, output=tmp_path, progress=False)
+    with load("alpha", "beta", prompts=[None, "chat"]) as ensemble, pytest.raises(EvaluationError, match="prompts was"):
+        ensemble.evaluate(plan, output=tmp_path, progress=False)
 
 
 def starts(ensemble, prompt):

@@ -38,18 +38,14 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     table.add_column("mean", justify="right")
     table.add_column("points", justify="right", no_wrap=True)
     for row in summary.rows:
-        marked = (
-            "bold" if row is summary.recommended or (summary.recommended is None and row.difference is None) else ""
-        )
+        marked = "bold" if row is (summary.recommended or summary.best_member) else ""
         cells = [row.label, *([row.main] if several else []), *(f"{100 * s:.1f}" for s in row.shares.values())]
         table.add_row(*(Text(cell) for cell in (*cells, f"{100 * row.mean:.1f}", _difference(row))), style=marked)
     console.print(table)
     for fit in outcome.weights:
-        found = ",".join(f"{weight:g}" for weight in fit.weights)
-        console.print(
-            f"Fitted on {', '.join(fit.tasks)}: --fusion {fit.fusion} --main {fit.main} --weights {found}",
-            soft_wrap=True,
-        )
+        weights = ",".join(f"{weight:g}" for weight in fit.weights)
+        options = f"--fusion {fit.fusion} --main {fit.main} --weights {weights}"
+        console.print(f"Fitted on {', '.join(fit.tasks)}: {options}", soft_wrap=True)
     for main, shares in outcome.asked.items():
         told = ", ".join(f"{threshold}: {100 * share:.0f} %" for threshold, share in shares.items())
         if told:

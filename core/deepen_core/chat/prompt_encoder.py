@@ -118,6 +118,11 @@ class PromptReader:
         yield from islice(self._plain.pieces, 1000)  # a vocabulary without Latin letters
 
     @property
+    def form(self) -> PromptForm:
+        """In which the member is shown prompts."""
+        return self._form
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the member can encode a conversation."""
         return self._chat is not None or self._form.is_template

@@ -30,6 +30,12 @@ class PromptForm:
         return is_template(self.option)
 
     @property
+    def label(self) -> str:
+        """What it is, in the same words in every process."""
+        option = str(getattr(self.option, "__qualname__", self.option or PROMPT))
+        return option if self.system is None else f"{option} after {self.system!r}"
+
+    @property
     def ends_with_prompt(self) -> bool:
         """Whether what the member is shown of a text ends where the text does."""
         return self.option is None or (isinstance(self.option, str) and self.option.endswith(PROMPT))

@@ -206,6 +206,7 @@ def _facts(engine: Engine) -> dict[str, list[str]]:
     return {
         "members": [member.name for member in engine.members],
         "dtypes": [str(member.dtype).removeprefix("torch.") for member in engine.members],
+        "prompts": [member.tokenizer.reader.form.label for member in engine.members],
     }
 
 
