@@ -105,7 +105,7 @@ def answers_of(ensemble, plan, folder):
     return outcome, [json.loads(line) for line in lines if line]
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
     """Each setting of each main, and each member alone, against an ensemble that was loaded with it."""
     shots = Task("shots", (OpenItem("Who runs?", ("the cat",)),))
@@ -164,11 +164,11 @@ def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
 
 
 def test_many_questions_are_answered_in_batches(pair, tmp_path):
-    task = Task("questions", tuple(OpenItem(f"{text[:12]} {n}", ("x",)) for n, text in enumerate(CORPUS)))
+    task = Task("questions", tuple(OpenItem(f"{text[:12]} {n}", ("x",)) for n, text in enumerate(CORPUS[:4])))
     found = []
-    for together in (1, 3, 16):
+    for together in (1, 3):
         plan = Plan([task], fusions=["product"], policies=[], gates=[], together=together)
         _, held = answers_of(pair, plan, tmp_path / str(together))
         found.append([(line["by"], line["item"], line["text"]) for line in held])
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 3 * len(CORPUS)
+    assert found[0] == found[1]
+    assert len(found[0]) == 3 * 4

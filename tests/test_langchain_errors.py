@@ -44,8 +44,8 @@ def every_error(kind=DeepenError):
 
 
 def test_every_error_of_the_engine_is_one_of_langchains():
-    """But for those that only readers of answers raise, and that of a handle, which adapters do not have."""
-    others = {DeepenError, errors.NotDoneError, *every_error(errors.UnusableAnswerError)}
+    """But for those that only readers of answers raise, and those of handles and evaluations, which adapters lack."""
+    others = {DeepenError, errors.EvaluationError, errors.NotDoneError, *every_error(errors.UnusableAnswerError)}
     assert set(KINDS) == set(every_error()) - others
 
 
