@@ -31,6 +31,12 @@ LOADED = "loaded:"
 """`models="loaded:..."` names an ensemble of this process that was given to `from_ensemble`."""
 
 
+_NO_FUNCTIONS = (
+    "a function cannot be saved with an adapter: give a template, or load the ensemble with Ensemble.load and pass it "
+    "to from_ensemble"
+)
+
+
 class LoadOptions(BaseModel):
     """Which models are loaded, and how. Equal options share one ensemble.
 
@@ -52,10 +58,10 @@ class LoadOptions(BaseModel):
     gate: float | None = Field(default=None, ge=0, le=1)
     """The other members are asked only where main gives its most probable token less than this probability; by default
     everywhere."""
-    prompts: tuple[FormOption | None, ...] | None = None
-    """What each member is shown in place of a prompt: a template such as "Question: {prompt}\\nAnswer:", "chat" for a
-    text as a message by the member's chat template, or a function; one for each member, None for those without. By
-    default each member's own. Or a mapping by the members' names."""
+    prompts: tuple[FormOption | None, ...] | None = Field(default=None, validate_default=True)
+    """What each member is shown in place of a prompt: a template such as "Question: {prompt}\\nAnswer:", or "chat" for
+    a text as a message by the member's chat template; one for each member, None for those without. By default each
+    member's own. Or a mapping by the members' names."""
     device: str | None = None
     """Torch device of members without one of their own, such as "cpu" or "cuda:0"; by default the engine chooses."""
     dtype: str = "auto"
@@ -93,9 +99,14 @@ class LoadOptions(BaseModel):
     @classmethod
     def _one_form_each(cls, value: Any, info: ValidationInfo) -> Any:
         members = info.data.get("models")
+        if members is not None and any(callable(m.prompt) for m in members if isinstance(m, MemberConfig)):
+            raise ValueError(_NO_FUNCTIONS)
         if value is None or members is None or not (names := _names(members)):
             return value
-        return tuple(forms_by_member(value, names))
+        forms = tuple(forms_by_member(value, names))
+        if any(map(callable, forms)):
+            raise ValueError(_NO_FUNCTIONS)
+        return forms
 
     @field_validator("fusion", mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 from deepen_core.evaluation.statistics import paired_difference
 from deepen_core.evaluation.summary import summarised
 from deepen_core.evaluation.task_file import read_task
+from deepen_core.members.base import MemberDescription
 
 ITEMS = (
     ChoiceItem("What jumps?", ("the fox", "the lazy dog", "a girl"), 0),
@@ -89,6 +90,19 @@ def test_a_conversation_is_asked_for(pair, load, tmp_path):
         ensemble.evaluate(plan, progress=False)
 
 
+def test_an_item_that_is_there_twice_counts_twice(pair):
+    task = Task("twice", (ITEMS[0], ITEMS[1], ITEMS[0]))
+    outcome = pair.evaluate(Plan([task], fusions=["product"], policies=[], gates=[]), progress=False)
+    assert outcome.summary.items == {"twice": 3}
+
+
+def test_members_that_are_not_there(pair):
+    with pytest.raises(EvaluationError, match="There is no member 2 to be main: there are 2, from 0"):
+        pair.evaluate(Plan([TASK], mains=[2]), progress=False)
+    with pytest.raises(EvaluationError, match="There is nothing to fit on"):
+        pair.fit_weights([])
+
+
 def test_other_requests_go_on_meanwhile(load):
     with load("alpha", "beta") as ensemble:
         expected = ensemble.generate("The quick", max_new_tokens=40, ignore_eos=True).token_ids
@@ -133,6 +147,35 @@ class TestAFolder:
             other.evaluate(Plan([TASK], policies=[]), output=tmp_path, progress=False)
         with pytest.raises(EvaluationError, match="chat was False and is True"):
             pair.evaluate(Plan([TASK], policies=[], chat=True), output=tmp_path, progress=False)
+
+    def test_of_another_model_of_the_same_name(self, tmp_path):
+        """Or of one that was trained further."""
+        plan = Plan([TASK], fusions=["union"], policies=[], gates=[])
+        for count in (4, 2):
+            tables = [TableMember(n, byte_level(), CORPUS[:count]) for n in ("first", "second")]
+            tables[0].describe = lambda count=count: MemberDescription("Table", count)
+            with Ensemble.from_members(tables, fusion="union") as ensemble:
+                if count == 4:
+                    ensemble.evaluate(plan, output=tmp_path, progress=False)
+                else:
+                    with pytest.raises(EvaluationError, match="models was"):
+                        ensemble.evaluate(plan, output=tmp_path, progress=False)
+
+    def test_that_was_killed_in_the_middle_of_a_character(self, pair, tmp_path):
+        plan = Plan([TASK], fusions=["product"], policies=[], gates=[])
+        whole = pair.evaluate(plan, output=tmp_path, progress=False)
+        with (tmp_path / "scores.jsonl").open("ab") as file:
+            file.write("你".encode()[:2])
+        assert pair.evaluate(plan, output=tmp_path, progress=False) == whole
+        (tmp_path / "run.json").write_text("")
+        with pytest.raises(EvaluationError, match=r"run\.json cannot be read"):
+            pair.evaluate(plan, output=tmp_path, progress=False)
+
+    def test_goes_on_with_other_gates(self, pair, tmp_path):
+        one = Plan([Task("animals", ITEMS[:1])], fusions=["product"], policies=[], gates=[0.02])
+        pair.evaluate(one, output=tmp_path, progress=False)
+        outcome = pair.evaluate(replace(one, tasks=[TASK], gates=[0.03]), output=tmp_path, progress=False)
+        assert outcome.asked["alpha"].keys() == {"0.03"}
 
     def test_that_cannot_be_made(self, pair, tmp_path):
         (tmp_path / "file").write_text("")
@@ -284,6 +327,7 @@ class TestTasks:
             ('{"choices": ["a", "b"], "answer": 0}', "it has no question"),
             ('{"question": "x", "answers": []}', "its answers are not a list of at least one text"),
             ('{"question": "x", "answers": ["1"], "solution": 1}', "its solution is not a text"),
+            ('{"question": "x", "answers": ["five"], "solution": "y"}', "its answers are not numbers"),
             ('{"prompt": "x", "test": "y"}', "it has no entry_point"),
             ('{"prompt": "x", "text": ""}', "its text is empty"),
             (
@@ -320,10 +364,17 @@ class TestTasks:
             (Plan([texts]), "texts has texts to fit on"),
             (Plan([TASK], [questions]), "questions has open questions: weights are fitted on choices or texts"),
             (Plan([questions], shots=[TASK]), "animals has no open questions"),
+            (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),
+            (Plan([TASK], by="luck"), "fitted by score or likelihood, not by 'luck'"),
+            (Plan([]), "There is nothing to compare"),
+            (Plan([TASK], mains=[]), "There is nothing to compare"),
+            (Plan([TASK], fusions=["x"]), "'x' is none of deepen"),
+            (Plan([TASK], policies=["x"]), "'x' is none of deepen"),
+            (Plan([TASK, Task("animals", QUESTIONS)]), "There are two tasks called animals"),
         ):
             with pytest.raises(EvaluationError, match=message):
                 plan.check()
-        Plan([TASK, questions], [texts]).check()
+        Plan([TASK, questions], [texts], by="likelihood").check()
 
 
 class TestTheCommands:

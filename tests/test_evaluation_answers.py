@@ -1,7 +1,9 @@
 """Open questions and exercises: how they are asked, answered and judged."""
 
 import json
+import os
 import sys
+import time
 
 import pytest
 from tiny import CORPUS
@@ -29,6 +31,10 @@ CODE = CodeItem("def double(x):\n", "def check(candidate):\n    assert candidate
         (MATHS, "two", False),
         (OpenItem("?", ("1,200.50",), "x"), "It is $1200.5", True),
         (OpenItem("?", ("-3",), "x"), "-3.", True),
+        (OpenItem("?", ("10",), "x"), "it is 5-10", True),
+        (OpenItem("?", ("A",)), "", False),
+        (OpenItem("?", ("A",)), " a", True),
+        (OpenItem("?", ("+",)), "?!", False),
         (CODE, "    return 2 * x\n", True),
         (CODE, "    return x\n", False),
         (CODE, "    return 2 *", False),
@@ -78,6 +84,20 @@ class TestPrograms:
             "open('x', 'w').write('y')\n"
         )
         assert passes("x = 'läuft 你好'")
+        typed = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\nA(1)"
+        assert passes(f"from __future__ import annotations\n{typed}")
+
+    def test_print_as_much_as_they_like(self):
+        assert not passes("while True: print('x' * 10**6)", timeout=1)
+        assert passes("print('x' * 10**7)")
+
+    @pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no groups of processes")
+    def test_leave_no_process_behind(self, tmp_path):
+        """One that would write a file in a second."""
+        program = f"import sys, time; time.sleep(1); open({str(tmp_path / 'late')!r}, 'w')"
+        assert passes(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {program!r}])")
+        time.sleep(1.5)
+        assert not (tmp_path / "late").exists()
 
 
 class TestPrompts:

@@ -53,7 +53,7 @@ def test_labels():
     ] == [
         "{prompt}",
         "x {prompt}",
-        "upper",
+        f"{upper.__module__}.upper",
         "chat after 'Do.'",
     ]
 
@@ -112,6 +112,27 @@ def test_a_member_without_a_chat_template_takes_part_in_chats(load):
         assert ensemble.has_chat_template
         assert ensemble.generate(ASKED, **OPTIONS).text
         assert starts(ensemble, ASKED)[1] == starts(ensemble, "Who sleeps?")[1]
+
+
+def test_what_a_function_changes_is_its_own(load):
+    """The messages that it is given are a copy."""
+
+    def instructed(prompt):
+        prompt.insert(0, {"role": "system", "content": "Be brief."})
+        return prompt
+
+    with load("alpha", "beta") as plain:
+        expected = [starts(plain, ASKED)[0], starts(plain, ASKED[1:])[1]]
+    with load("alpha", "beta", prompts=[instructed, None]) as ensemble:
+        assert starts(ensemble, ASKED[1:]) == expected
+        assert len(ASKED) == 2
+
+
+def test_a_function_can_stand_in_for_a_chat_template(load):
+    with load("alpha", "gamma", prompts={"gamma": upper}, chat=True) as ensemble:
+        assert ensemble.generate(ASKED, **OPTIONS).text
+    with pytest.raises(ChatTemplateError, match="'gamma' has no chat template"):
+        load("alpha", "gamma", prompts={"gamma": "chat"})
 
 
 def test_answers_are_the_same_where_the_form_changes_nothing(load):
@@ -196,16 +217,19 @@ class TestFromTheAdapters:
     def test_survive_copies_and_pickles(self, folders):
         models = [str(folders["alpha"]), str(folders["beta"])]
         for kind in (DeepenLLM, LlamaIndexLLM):
-            for prompts in (
-                [None, "Question: {prompt}\nAnswer:"],
-                {"beta": "Question: {prompt}\nAnswer:"},
-                [None, upper],
-            ):
+            for prompts in ([None, "Question: {prompt}\nAnswer:"], {"beta": "Question: {prompt}\nAnswer:"}):
                 llm = kind(models=models, prompts=prompts, device="cpu", max_new_tokens=4)
                 again = pickle.loads(pickle.dumps(llm))
                 assert again.prompts == llm.prompts == llm.model_copy().prompts
                 assert len(llm.prompts) == 2
-        assert starts(llm.ensemble, "who sleeps?")[1] == starts(llm.ensemble, "WHO SLEEPS?")[1]
+        assert starts(llm.ensemble, "Who?")[1] == starts(llm.ensemble, [{"role": "user", "content": "Who?"}])[1]
+
+    @pytest.mark.parametrize("kind", [DeepenLLM, LlamaIndexLLM])
+    def test_functions_are_refused(self, kind):
+        """They could be neither saved nor compared."""
+        for options in ({"prompts": [upper, None]}, {"models": ["a", MemberConfig(model="b", prompt=upper)]}):
+            with pytest.raises(ConfigurationError, match="a function cannot be saved with an adapter: give a template"):
+                kind(**{"models": ["a", "b"], **options})
 
     def test_a_base_model_in_a_chat(self, folders):
         chat = ChatDeepen(

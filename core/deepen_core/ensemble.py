@@ -254,7 +254,7 @@ class Ensemble(GenerationAPI):
         return score(engine, paired(prompt, continuation))
 
     def evaluate(self, plan: Plan, *, output: str | Path | None = None, progress: bool = True) -> Outcome:
-        """Measures what an ensemble of these members is worth against each of them, on questions with choices.
+        """Measures what an ensemble of these members is worth against each of them, on questions and exercises.
 
         The ensemble's own main member, weights and strategy are not looked at, and do not change.
 

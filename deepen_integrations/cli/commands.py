@@ -317,7 +317,7 @@ def fit(
         chosen = ev.checked_by(by)
         with open_ensemble(load) as ensemble:
             found = ensemble.fit_weights(paths, by=chosen, limit=limit)
-        if output is not None:
-            found.save(output)
         typer.echo(",".join(f"{weight:g}" for weight in found.weights))
         notice(ev.told(found), style="dim")
+        if output is not None:
+            found.save(output)

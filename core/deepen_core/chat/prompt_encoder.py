@@ -20,6 +20,7 @@ from deepen_core.chat.template import ChatTemplate, default_template
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.chat.tool_format import TOOL_TAGS
 from deepen_core.config import SamplingParams
+from deepen_core.config.prompts import CHAT
 from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
 from deepen_core.errors import ChatTemplateError, PromptError, SamplingError
 from deepen_core.tokenization.fast_tokenizer import Backend
@@ -100,6 +101,8 @@ class PromptReader:
         shield = Shield(set(self._control) - inner, inner)
         self._turns = re.compile(any_of(token for token in self._control if token in frame and token not in inner))
         self._chat = None if template is None else ChatTemplate(tokenizer, template, name, shield.shielded)
+        if self._chat is None and self._form.option == CHAT:
+            raise no_template([name])
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
         self._start_ids = self._read_start_ids()
@@ -125,7 +128,7 @@ class PromptReader:
     @property
     def has_chat_template(self) -> bool:
         """Whether the member can encode a conversation."""
-        return self._chat is not None or self._form.is_template
+        return self._chat is not None or self._form.is_template or callable(self._form.option)
 
     def thoughts(self, options: Mapping[str, Any] | None = None) -> Thoughts:
         """Returns whether and how answers to a conversation begin with thoughts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 from deepen_core.chat.messages import Message, Prompt, check_messages
@@ -32,7 +33,9 @@ class PromptForm:
     @property
     def label(self) -> str:
         """What it is, in the same words in every process."""
-        option = str(getattr(self.option, "__qualname__", self.option or PROMPT))
+        option = self.option or PROMPT
+        if callable(option):
+            option = f"{option.__module__}.{getattr(option, '__qualname__', type(option).__qualname__)}"
         return option if self.system is None else f"{option} after {self.system!r}"
 
     @property
@@ -60,7 +63,7 @@ class PromptForm:
 
     def _made(self, function: Callable[[Prompt], Prompt], prompt: Prompt) -> Prompt:
         try:
-            found = function(prompt)
+            found = function(deepcopy(prompt))  # all members are given the same messages
         except Exception as problem:
             raise PromptError(f"The prompt function of member {self.name!r} failed: {brief(problem)}.") from problem
         return found if isinstance(found, str) else check_messages(found)

@@ -19,7 +19,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.state_reader import Call, MemberCaller, StateReader, state_reader
-from deepen_core.errors import PromptError
+from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
 from deepen_core.members.base import Member, MemberSequence
@@ -111,6 +111,7 @@ class TextReading:
             for number, reader in self._readers.items():
                 part = parts[number]
                 if part is not None and (number == self._main or not sequence.others_behind):
+                    self._check_window(number, part)
                     reader.note(part)
                     steps.note(number, part)
             steps.close(place, token_id, sequence)
@@ -119,6 +120,15 @@ class TextReading:
                 yield steps.taken(self._readers)
         for reader in self._readers.values():
             reader.end()
+
+    def _check_window(self, number: int, part: MemberSequence) -> None:
+        """Rejects a state that a member has no room for: it may be longer than the whole text, which was checked."""
+        member = self._members[number]
+        if len(part.ids) > member.context_window:
+            raise ContextWindowError(
+                f"The beginning of a text has {len(part.ids)} tokens for member {member.name!r}, whose window is "
+                f"{member.context_window}: shorten the texts by a few tokens."
+            )
 
 
 class _Steps:

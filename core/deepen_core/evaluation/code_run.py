@@ -5,16 +5,18 @@ This keeps accidents in (endless loops, full memory), not attacks: run models th
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 TIMEOUT = 10.0
 """Seconds that a program may take."""
 _LIMITS = """
-import sys
+import sys, types
 try:
     import resource
 except ImportError:
@@ -25,37 +27,51 @@ else:
             resource.setrlimit(getattr(resource, name), (most, most))
         except (AttributeError, OSError, ValueError):
             pass
-exec(compile(sys.stdin.read(), "program", "exec"), {"__name__": "program"})
-sys.stdout.write("\\n" + sys.argv[1])
+end, source = sys.argv[1], sys.stdin.read()
+module = sys.modules["program"] = types.ModuleType("program")
+exec(compile(source, "program", "exec"), module.__dict__)
+with open(end, "w") as file:
+    file.write("reached")
 """
 
 
 def passes(program: str, timeout: float = TIMEOUT) -> bool:
     """Returns whether a program reaches its end without an error.
 
-    It runs in a new directory that is removed, isolated from this process's modules, environment and input.
+    It runs in a new directory that is removed, isolated from this process's modules, environment and input. What it
+    prints is dropped, and processes that it starts end with it.
 
     Args:
         program: The source of the program.
         timeout: Seconds that it may take.
     """
-    end = secrets.token_hex(8)  # a program that exits early does not know what is written at the end
     kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # Windows starts nothing without
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as place:
+        folder, end = Path(place, "program"), Path(place, "end")
+        folder.mkdir()
+        process = subprocess.Popen(  # noqa: S603 (running it is what this is for)
+            [sys.executable, "-I", "-X", "utf8", "-c", _LIMITS, str(end)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=kept,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(  # noqa: S603 (running it is what this is for)
-                [sys.executable, "-I", "-c", _LIMITS, end],
-                input=program,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                cwd=folder,
-                env=kept,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=timeout,
-                check=False,
-            )
+            process.communicate(program.encode("utf-8", "replace"), timeout)
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0 and done.stdout.endswith(end)
+        finally:
+            _stop(process)
+        return process.returncode == 0 and end.is_file()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process with those that it has started, where the system has groups of processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()

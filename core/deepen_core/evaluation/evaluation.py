@@ -73,7 +73,8 @@ class Evaluation:
             MemberError: If a member fails.
         """
         main = reader.members[reader.main].name
-        items = {(task.name, main, digest(item)): item for item in task.scored}
+        keys = [(task.name, main, digest(item)) for item in task.scored]
+        items = dict(zip(keys, task.scored, strict=True))
         labels = {setting.label for setting in settings}
         held = {key: self._scores.get(key) for key in items}
         missing = [key for key, found in held.items() if found is None or not labels <= found["together"].keys()]
@@ -82,7 +83,7 @@ class Evaluation:
             scored = score_items(reader, [items[key] for key in missing], built, chat=self._chat)
             for key in self._shown(missing, f"{task.name}, main {main}"):
                 self._scores.add(key, asdict(next(scored)))
-        return [ChoiceScores(**found) for key in items if (found := self._scores.get(key)) is not None]
+        return [ChoiceScores(**found) for key in keys if (found := self._scores.get(key)) is not None]
 
     def answers(self, reader: TextReader, task: Task, setting: Setting, settings: Settings, by: str) -> list[Answer]:
         """Answers the items of a task in one setting.
@@ -99,7 +100,8 @@ class Evaluation:
             DecodingError: If fusion fails.
             MemberError: If a member fails.
         """
-        items = {(task.name, by, digest(item)): item for item in task.answered}
+        keys = [(task.name, by, digest(item)) for item in task.answered]
+        items = dict(zip(keys, task.answered, strict=True))
         missing = [key for key in items if self._answers.get(key) is None]
         if missing:
             policy = policy_for(setting, len(reader.members))
@@ -110,7 +112,7 @@ class Evaluation:
             answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
             for key in self._shown(missing, f"{task.name}, {by}"):
                 self._answers.add(key, asdict(next(answered)))
-        return [Answer(**found) for key in items if (found := self._answers.get(key)) is not None]
+        return [Answer(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
     def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
         shown: Sequence[tuple[str, str, str]] = tqdm(

@@ -47,8 +47,15 @@ class FittedWeights:
     equal_value: float
 
     def save(self, path: str | Path) -> None:
-        """Saves them as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Saves them as JSON.
+
+        Raises:
+            EvaluationError: If the file cannot be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as problem:
+            raise EvaluationError(f"The weights cannot be saved: {problem}") from problem
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -10,7 +10,7 @@ from deepen_core.evaluation.code_run import passes
 from deepen_core.evaluation.items import AnsweredItem, CodeItem
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -24,13 +24,17 @@ def is_right(item: AnsweredItem, text: str) -> bool:
     if isinstance(item, CodeItem):
         return passes(item.program(text))
     if item.solution:
-        return last_number(text) in [last_number(answer) for answer in item.answers]
+        found = last_number(text)
+        return found is not None and found in [last_number(answer) for answer in item.answers]
     return says_one_of(text, item.answers)
 
 
 def says_one_of(text: str, answers: Sequence[str]) -> bool:
     """Returns whether a text is one of some answers, but for case, punctuation, articles and blanks (as in SQuAD)."""
-    return plain(text) in {plain(answer) for answer in answers}
+    said = plain(text)
+    if said:
+        return said in {plain(answer) for answer in answers}
+    return text.strip().casefold() in {answer.strip().casefold() for answer in answers}  # nothing but punctuation
 
 
 def plain(text: str) -> str:

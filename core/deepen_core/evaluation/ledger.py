@@ -27,7 +27,7 @@ class Ledger:
         self._path = path
         self._known: dict[Key, dict[str, Any]] = {}
         if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").split("\n"):
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 self._read(line)
 
     def _read(self, line: str) -> None:
@@ -73,15 +73,21 @@ def open_folder(folder: Path, facts: Mapping[str, Any]) -> None:
     except OSError as problem:
         raise EvaluationError(f"The output folder {folder} cannot be made: {problem}") from problem
     place = folder / "run.json"
-    if place.exists():
-        held = json.loads(place.read_text(encoding="utf-8"))
+    try:
+        held = json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+    except (OSError, ValueError) as problem:
+        raise EvaluationError(f"{place} cannot be read ({problem}): give another output folder.") from problem
+    if held is not None:
         different = [name for name in facts if held.get(name) != facts[name]]
         if different:
             told = "; ".join(f"{name} was {held.get(name)} and is {facts[name]}" for name in different)
             raise EvaluationError(f"{folder} holds another evaluation ({told}): give another output folder.")
     part = place.with_suffix(".part")
-    part.write_text(json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(place)
+    try:
+        part.write_text(json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(place)
+    except OSError as problem:
+        raise EvaluationError(f"The output folder {folder} cannot be written: {problem}") from problem
 
 
 def digest(item: Item) -> str:

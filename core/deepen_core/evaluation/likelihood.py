@@ -121,13 +121,14 @@ def voted(alone: Mapping[str, Sequence[float]], weights: Sequence[float]) -> lis
     return [sum(w * value for w, value in zip(weights, values, strict=True)) for values in every]
 
 
-def shares_asked(scores: Sequence[ChoiceScores]) -> dict[str, float]:
+def shares_asked(scores: Sequence[ChoiceScores], gates: Sequence[float]) -> dict[str, float]:
     """Returns for each gate, by its threshold, the share of steps in which the other members are asked.
 
     Args:
-        scores: Of items that were scored with the same gates.
+        scores: Of items.
+        gates: The thresholds; those that not all items were scored with are left out.
     """
-    labels = scores[0].asked if scores else {}
+    labels = [f"{gate:g}" for gate in gates if scores and all(f"{gate:g}" in held.asked for held in scores)]
     return {
         label: sum(held.asked[label][0] for held in scores) / max(1, sum(held.asked[label][1] for held in scores))
         for label in labels

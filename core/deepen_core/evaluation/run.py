@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import PRESETS
+from deepen_core.config.weights import POLICIES
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
-from deepen_core.evaluation.items import Task
+from deepen_core.evaluation.items import OpenItem, Task
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, Settings, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.fusion import strategy_of
+from deepen_core.members.base import Member, has_embeddings
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Plan:
     """What to evaluate.
 
     Attributes:
-        tasks: Compared on these, which have choices.
+        tasks: Compared on these: questions with choices, open questions and exercises.
         fitted_on: Weights are fitted on these; none for no fitted weights.
         fusions: Names of strategies.
         policies: Names of policies that weigh members, beside equal weights.
@@ -53,17 +56,26 @@ class Plan:
         """Rejects what cannot be evaluated.
 
         Raises:
-            EvaluationError: If a task cannot be answered right or wrong, weights are to be fitted on open answers, or
-                an item is both fitted on or shown, and compared on.
+            EvaluationError: If there is nothing to compare, a name is unknown, two tasks have one name, a task cannot
+                be answered right or wrong, weights cannot be fitted on a task, or an item is both fitted on or shown
+                and compared on.
         """
+        if not self.tasks or not self.fusions or not self.mains:
+            raise EvaluationError(
+                "There is nothing to compare: give at least one task, one strategy and one main member."
+            )
+        unknown = [*(n for n in self.fusions if n not in PRESETS), *(n for n in self.policies if n not in POLICIES)]
+        if unknown:
+            raise EvaluationError(f"{unknown[0]!r} is none of {', '.join([*PRESETS, *POLICIES])}.")
+        names = [task.name for task in self.tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise EvaluationError(f"There are two tasks called {twice[0]}: give their files different names.")
         for task in self.tasks:
             if not task.is_right_or_wrong:
                 raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
-        for task in self.fitted_on:
-            if not task.scored:
-                raise EvaluationError(f"{task.name} has open questions: weights are fitted on choices or texts.")
+        self.check_fit()
         for task in self.shots:
-            if not task.answered:
+            if not all(isinstance(item, OpenItem) for item in task.items):
                 raise EvaluationError(f"{task.name} has no open questions: only these are shown with their answers.")
         seen = {digest(item) for task in (*self.fitted_on, *self.shots) for item in task.items}
         both = sum(digest(item) in seen for task in self.tasks for item in task.items)
@@ -72,6 +84,20 @@ class Plan:
                 f"{both} of the items are fitted on or shown too: results would look better than they are. Give other "
                 "items."
             )
+
+    def check_fit(self) -> None:
+        """Rejects tasks that weights cannot be fitted on.
+
+        Raises:
+            EvaluationError: If a task has open questions, or texts where right answers count.
+        """
+        if self.by not in get_args(By):
+            raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
+        for task in self.fitted_on:
+            if not task.scored:
+                raise EvaluationError(f"{task.name} has open questions: weights are fitted on choices or texts.")
+            if self.by == "score" and not task.is_right_or_wrong:
+                raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,8 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
         MemberError: If a member fails.
     """
     plan.check()
+    if beyond := [main for main in plan.mains if not 0 <= main < len(engine.members)]:
+        raise EvaluationError(f"There is no member {beyond[0]} to be main: there are {len(engine.members)}, from 0.")
     if plan.chat and (without := [m.name for m in engine.members if not m.tokenizer.reader.has_chat_template]):
         raise no_template(without)
     evaluation = Evaluation(
@@ -148,7 +176,7 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
         for label, right in together.items():
             found.together.setdefault((label, main), {})[task.name] = right
     found.weights += fits
-    found.asked[main] = shares_asked(every)
+    found.asked[main] = shares_asked(every, plan.gates)
 
 
 def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Found) -> None:
@@ -195,7 +223,10 @@ def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, p
             f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
             f"({engine.fusion_name})."
         )
+    if not tasks:
+        raise EvaluationError("There is nothing to fit on: give at least one file.")
     plan = Plan((), tasks, fusions=(engine.fusion_name,), by=by)
+    plan.check_fit()
     evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
     [found] = _fits(evaluation, TextReader(engine, counted=range(len(engine.members))), plan)
     return found
@@ -206,8 +237,18 @@ def _facts(engine: Engine) -> dict[str, list[str]]:
     return {
         "members": [member.name for member in engine.members],
         "dtypes": [str(member.dtype).removeprefix("torch.") for member in engine.members],
+        "models": [_fingerprint(member) for member in engine.members],
         "prompts": [member.tokenizer.reader.form.label for member in engine.members],
     }
+
+
+def _fingerprint(member: Member) -> str:
+    """Returns what tells a model from others of its name: its kind, its size and a sum of some of its weights."""
+    described = member.describe()
+    told = f"{described.architecture}, {described.parameters} parameters"
+    if has_embeddings(member):
+        told += f", {float(member.embeddings[:256].double().abs().sum()):.6g}"
+    return told
 
 
 def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[FittedWeights]:

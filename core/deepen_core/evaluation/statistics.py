@@ -34,8 +34,9 @@ def paired_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Se
     mean = 0.0
     for task, scores in one.items():
         off: NDArray[np.float64] = np.asarray(scores, dtype=float) - np.asarray(other[task], dtype=float)
-        drawn = chosen.multinomial(len(off), np.full(len(off), 1 / len(off)), size=_SAMPLES)  # [samples, items]
-        total += drawn @ off / len(off)
+        values, counts = np.unique(off, return_counts=True)  # as a rule -1, 0 and 1
+        drawn = chosen.multinomial(len(off), counts / len(off), size=_SAMPLES)  # [samples, values]
+        total += drawn @ values / len(off)
         mean += float(off.mean())
     total /= len(one)
     low, high = np.quantile(total, [0.025, 0.975])

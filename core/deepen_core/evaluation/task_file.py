@@ -74,7 +74,10 @@ def _choice(found: Mapping[str, Any]) -> ChoiceItem:
 
 def _open(found: Mapping[str, Any]) -> OpenItem:
     solution = _text(found, "solution") if "solution" in found else ""
-    return OpenItem(_text(found, "question"), _texts(found, "answers", 1), solution)
+    answers = _texts(found, "answers", 1)
+    if solution and not all(any(c.isdigit() for c in answer) for answer in answers):
+        raise _WrongError("its answers are not numbers, though it has a solution")
+    return OpenItem(_text(found, "question"), answers, solution)
 
 
 def _code(found: Mapping[str, Any]) -> CodeItem:
