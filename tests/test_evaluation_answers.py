@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from evaluation_parts import QUESTIONS
 from tiny import CORPUS
 
 from deepen_core.evaluation.code_run import passes
@@ -13,7 +14,6 @@ from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task
 from deepen_core.evaluation.judging import is_right, last_number, plain
 from deepen_core.evaluation.run import Plan
 
-QUESTIONS = (OpenItem("Who sleeps?", ("The dog",)), OpenItem("What jumps?", ("fox", "a fox")))
 MATHS = OpenItem("What is 1 + 1?", ("2",), "1 + 1 = 2.\nTherefore, the answer is 2")
 CODE = CodeItem("def double(x):\n", "def check(candidate):\n    assert candidate(2) == 4\n", "double")
 
@@ -106,7 +106,6 @@ class TestPrompts:
         assert one.prompt([], chat=False) == "Question: Who sleeps?\nAnswer:"
         assert one.prompt([other], chat=False) == "Question: What jumps?\nAnswer: fox\n\nQuestion: Who sleeps?\nAnswer:"
         assert MATHS.shown == MATHS.solution
-        assert CODE.prompt([one], chat=True) == CODE.start
         assert CODE.program("    return x").startswith("def double(x):\n    return x\n\ndef check")
         assert CODE.program("").endswith("\n\ncheck(double)\n")
 

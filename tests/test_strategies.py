@@ -1,13 +1,21 @@
 """Strategies without embeddings on toy vocabularies, against the plain words of their definitions in float64."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import byte_level, metaspace_first, sentencepiece_bpe, unigram, wordpiece
-from tokenizers import Tokenizer, models
+from plain_strategies import plain_deepen, plain_product, plain_union
+from strategy_parts import (
+    SHARED,
+    WEIGHTS,
+    deepen_of,
+    distributions,
+    members,
+    product_of,
+    translate_of,
+    union_of,
+    vocabulary,
+)
 
 from deepen_core.config import (
     PRESETS,
@@ -19,229 +27,11 @@ from deepen_core.config import (
 )
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion import strategy_of
-from deepen_core.fusion.anchors.columns import TokenColumns
-from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healing
 from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.deepen.relative_space import RelativeSpace
-from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
 from deepen_core.fusion.deepen.strategy import DeepenStrategy
-from deepen_core.fusion.product import ProductFusion
-from deepen_core.fusion.translate import TranslateFusion, translation
-from deepen_core.fusion.union import UnionFusion
-from deepen_core.tokenization.fast_tokenizer import Backend
-from deepen_core.tokenization.vocabulary import Vocabulary
-
-SHARED = [b"a", b"b", b" ", b" a", b"th"]
-OWN = [[b"the", b" an", b"bb", b"x"], [b"them", b"aa", b"y", b" ab"], [b"t", b"the", b" abc"]]
-CPU = torch.device("cpu")
-
-
-def vocabulary(tokens, number):
-    """A few tokens, two that end a text, a control token and an id without a token."""
-    value = [*tokens, None, None, None, None]
-    first = len(tokens)
-    return Vocabulary(
-        value,
-        kind="plain",
-        special_ids=range(first, first + 3),
-        stop_ids=[first, first + 1 + number % 2],
-        bos_id=None,
-        canonical={token: i for i, token in enumerate(tokens)},
-        starts_with_space=False,
-    )
-
-
-def members(count=2):
-    """Each has the shared tokens in an order of its own, and others."""
-    made = []
-    for number in range(count):
-        tokens = SHARED[number:] + OWN[number] + SHARED[:number]
-        made.append(vocabulary(tokens, number))
-    return made
-
-
-def distributions(vocabularies, rows=3, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return [torch.log_softmax(3 * torch.randn(rows, v.size, generator=random), -1) for v in vocabularies]
-
-
-def by_column(fusion, vocabularies, main, config, healers=()):
-    anchors = Anchors.shared_by(vocabularies, [str(n) for n in range(len(vocabularies))])
-    columns = [
-        TokenColumns(anchors.columns, anchors.ids[n], anchors.fixed_columns(v, v.size, by_prefix=True))
-        for n, v in enumerate(vocabularies)
-    ]
-    return fusion(columns, main, config, healers), anchors
-
-
-def product_of(vocabularies, main=0, healers=(), **options):
-    return by_column(ProductFusion, vocabularies, main, ProductConfig(**options), healers)
-
-
-def deepen_of(vocabularies, main=0, **options):
-    return by_column(SharpFusion, vocabularies, main, FusionConfig(**options))
-
-
-def union_of(vocabularies, main=0, **options):
-    sizes = [v.size for v in vocabularies]
-    return UnionFusion(vocabularies, sizes, main, UnionConfig(**options), [CPU] * len(sizes))
-
-
-def cuts(value, tokens):
-    """Every way to cut some bytes into tokens."""
-    if not value:
-        return [[]]
-    begun = [value[:n] for n in range(1, len(value) + 1) if value[:n] in tokens]
-    return [[token, *rest] for token in begun for rest in cuts(value[len(token) :], tokens)]
-
-
-def translate_of(vocabularies, main=0, prefer=min, **options):
-    """Main's tokenizer cuts a text into as few tokens as it can, or as many with `max`; it may know no way."""
-    mine, size = vocabularies[main], vocabularies[main].size
-
-    def firsts(values):
-        ways = [cuts(value, mine.tokens) for value in values]
-        return [mine.tokens[prefer(way, key=len)[0]] if way else None for way in ways]
-
-    made = [None if n == main else translation(v, v.size, mine, size, firsts) for n, v in enumerate(vocabularies)]
-    return TranslateFusion(made, mine, size, main, TranslateConfig(**options), CPU)
-
-
-def column(vocabulary, token_id, tokens):
-    """What a token stands for: an anchor, "stop", "unknown", or None."""
-    value = vocabulary.token_bytes(token_id)
-    if token_id in vocabulary.stop_ids:
-        return "stop"
-    if value is None:
-        return "unknown"
-    return next((value[:n] for n in range(len(value), 0, -1) if value[:n] in tokens), None)
-
-
-def plain_by_column(vocabularies, logprobs, weights, main, mean, floor=0.0):
-    """One sequence, as the definition of strategies by column has it, with a mean of the members' values."""
-    tokens = set(Anchors.shared_by(vocabularies, ["m"] * len(vocabularies)).tokens)
-    keys = [*tokens, "stop"]
-    sums = []
-    for v, line in zip(vocabularies, logprobs, strict=True):
-        mass = dict.fromkeys(keys, 0.0)
-        for token_id, value in enumerate(line.double().exp().tolist()):
-            where = column(v, token_id, tokens)
-            if where in mass:
-                mass[where] += value
-        sums.append(mass)
-    room = sum(sums[main].values())
-    own = {k: m / room for k, m in sums[main].items()}
-    target = {}
-    for k in keys:
-        values = []
-        for n, mass in enumerate(sums):
-            told = own[k]
-            if n != main:
-                told = (1 - floor) * (mass[k] + (1 - sum(mass.values())) * own[k]) + floor * own[k]
-            values.append(told)
-        target[k] = mean(values, weights)
-    total = sum(target.values())
-    found = []
-    for token_id, logprob in enumerate(logprobs[main].double().tolist()):
-        where = column(vocabularies[main], token_id, tokens)
-        found.append(logprob + (math.log(target[where] / total / own[where]) if where in target else 0.0))
-    return torch.tensor(found).log_softmax(-1)
-
-
-def plain_product(vocabularies, logprobs, weights, main, floor):
-    def mean(values, weights):
-        return math.exp(sum(w * math.log(v) for v, w in zip(values, weights, strict=True)))
-
-    return plain_by_column(vocabularies, logprobs, weights, main, mean, floor)
-
-
-def plain_deepen(vocabularies, logprobs, weights, main, power):
-    def mean(values, weights):
-        return sum(w * v**power for v, w in zip(values, weights, strict=True)) ** (1 / power)
-
-    return plain_by_column(vocabularies, logprobs, weights, main, mean)
-
-
-def plain_union(vocabularies, logprobs, weights, main, top_k):
-    """One sequence, as the definition has it."""
-
-    def counterpart(v, token_id, other):
-        value = v.token_bytes(token_id)
-        if token_id in v.stop_ids:
-            return "stop"
-        lengths = range(len(value or b""), 0, -1)
-        return next((value[:n] for n in lengths if value[:n] in other.tokens), None)
-
-    mine = vocabularies[main]
-    lines = [line.double().exp().tolist() for line in logprobs]
-    named = [sorted(range(v.size), key=lambda i, p=p: -p[i])[:top_k] for v, p in zip(vocabularies, lines, strict=True)]
-    union = {counterpart(v, i, mine) for v, ids in zip(vocabularies, named, strict=True) for i in ids} - {None}
-
-    def mass(n, key):
-        v, p = vocabularies[n], lines[n]
-        if key == "stop":
-            return sum(p[i] for i in v.stop_ids)
-        begin = counterpart(mine, mine.tokens[key], v)
-        found = 0.0 if begin is None else p[v.tokens[begin]]
-        if n != main:
-            begun = [i for i in named[n] if counterpart(v, i, mine) == key and v.token_bytes(i) != key]
-            found += sum(p[i] for i in begun)
-        return found
-
-    average = dict.fromkeys(union, 0.0)
-    for n, weight in enumerate(weights):
-        given = {key: mass(n, key) for key in union}
-        total = sum(given.values())
-        for key in union:
-            average[key] += weight * (given[key] / total if total else 0.0)
-    total = sum(average.values())
-    room = sum(mass(main, key) for key in union)
-    found = []
-    for token_id, value in enumerate(lines[main]):
-        key = "stop" if token_id in mine.stop_ids else mine.token_bytes(token_id)
-        if key in union:
-            new = average[key] / total * room
-            found.append(new * (value / mass(main, "stop") if key == "stop" else 1.0))
-        else:
-            found.append(value)
-    return (torch.tensor(found) / sum(found)).log()
-
-
-def plain_translate(vocabularies, logprobs, weights, main, by_uncertainty, prefer):
-    """One sequence, as the definition has it."""
-    mine = vocabularies[main]
-    lines = [line.double().exp().tolist() for line in logprobs]
-    mean = [i for i in range(mine.size) if i in mine.stop_ids or mine.token_bytes(i) is not None]
-    room = sum(lines[main][i] for i in mean)
-    own = {i: lines[main][i] / room for i in mean}
-    ending = sum(own[i] for i in mine.stop_ids)
-
-    def meant(v, token_id):
-        value = v.token_bytes(token_id)
-        if token_id in v.stop_ids:
-            return {i: own[i] / ending for i in mine.stop_ids}
-        ways = cuts(value, mine.tokens) if value else []
-        first = prefer(ways, key=len)[:1] if ways else [(value or b"")[:n] for n in range(len(value or b""), 0, -1)]
-        return next(({mine.tokens[token]: 1.0} for token in first if token in mine.tokens), own)
-
-    told = []
-    for n, v in enumerate(vocabularies):
-        mass = dict.fromkeys(mean, 0.0)
-        for token_id, value in enumerate(lines[n]):
-            for i, share in meant(v, token_id).items():
-                mass[i] += value * share
-        told.append(own if n == main else mass)
-    if by_uncertainty:
-        sure = [math.exp(sum(m * math.log(m) for m in mass.values() if m)) for mass in told]
-        weights = [w * s for w, s in zip(weights, sure, strict=True)]
-    average = {i: sum(w * mass[i] for w, mass in zip(weights, told, strict=True)) / sum(weights) for i in mean}
-    return torch.tensor([average[i] * room if i in average else value for i, value in enumerate(lines[main])]).log()
-
-
-WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}
-
 
 BY_COLUMN = [
     *((product_of, plain_product, "floor", floor) for floor in (0.001, 0.02, 0.5)),
@@ -296,24 +86,6 @@ def test_the_union_is_what_its_definition_says(count, main, seed, top_k):
     for row in range(3):
         expected = plain_union(vocabularies, [p[row] for p in logprobs], WEIGHTS[count], main, top_k)
         torch.testing.assert_close(found[row].exp().double(), expected.exp().double(), atol=1e-5, rtol=1e-4)
-
-
-@given(
-    count=st.sampled_from([2, 3]),
-    main=st.integers(0, 1),
-    seed=st.integers(0, 10**6),
-    by_uncertainty=st.booleans(),
-    prefer=st.sampled_from([min, max]),
-)
-def test_the_translated_average_is_what_its_definition_says(count, main, seed, by_uncertainty, prefer):
-    vocabularies = members(count)
-    logprobs = distributions(vocabularies, seed=seed)
-    fusion = translate_of(vocabularies, main, prefer, by_uncertainty=by_uncertainty)
-    found = fusion.fuse(StepInputs(logprobs, torch.tensor([WEIGHTS[count]] * 3)))
-    for row in range(3):
-        lines = [p[row] for p in logprobs]
-        expected = plain_translate(vocabularies, lines, WEIGHTS[count], main, by_uncertainty, prefer)
-        torch.testing.assert_close(found[row].double(), expected.double(), atol=1e-4, rtol=1e-4)
 
 
 def strategies(vocabularies, main=0):
@@ -484,64 +256,6 @@ def test_nothing_is_healed_where_a_member_abstains():
     mass, own = seen
     torch.testing.assert_close(mass[1, :-1], own[1])
     assert not torch.allclose(mass[0, :-1], own[0])
-
-
-TOKENIZERS = [byte_level, sentencepiece_bpe, unigram, metaspace_first, wordpiece]
-
-
-@pytest.mark.parametrize("other", TOKENIZERS)
-@pytest.mark.parametrize("main", TOKENIZERS)
-def test_a_token_is_translated_as_main_would_go_on_with_it(main, other):
-    """As it cuts this text alone, inside another one; what is no text, or what it changes, goes by its beginning."""
-    tokenizer = main()
-    mine, v = Vocabulary.from_tokenizer(tokenizer), Vocabulary.from_tokenizer(other())
-    main_cuts = Segmentation(mine, Backend(tokenizer))
-    found = translation(v, v.size, mine, mine.size, main_cuts.firsts).tolist()
-    for token_id, told in enumerate(found):
-        value = v.token_bytes(token_id)
-        longest = None if value is None else mine.longest_beginning(value)
-        if value is None:
-            assert told == mine.size + (token_id not in v.stop_ids)
-        elif (first := main_cuts.after((), value)) is not None:
-            assert mine.token_bytes(told) == first
-        else:
-            assert told == (mine.size + 1 if longest is None else longest)
-
-
-def test_the_first_token_need_not_be_the_longest():
-    """This one joins "bc" before "ab"."""
-    pieces = {"a": 0, "b": 1, "c": 2, "bc": 3, "ab": 4}
-    tokenizer = Tokenizer(models.BPE(pieces, [("b", "c"), ("a", "b")]))
-    firsts = Segmentation(Vocabulary.from_tokenizer(tokenizer), Backend(tokenizer)).firsts
-    assert firsts([b"abc", b"abb", b"c", b"x", b"a\xff"]) == [0, 4, 2, None, None]
-
-
-def test_who_is_sure_counts_for_more():
-    """And with `by_uncertainty=False` for what it was given."""
-    vocabularies = members()
-    wanted = [v.tokens[b"th"] for v in vocabularies]
-    logits = [torch.zeros(2, v.size) for v in vocabularies]
-    for member, line in enumerate(logits):
-        line[member, wanted[member]] = 9.0  # each is sure in one of the sequences
-    step = StepInputs([torch.log_softmax(x, -1) for x in logits], torch.tensor([[0.5, 0.5]] * 2))
-    weighed, given = (translate_of(vocabularies, by_uncertainty=by).fuse(step).exp() for by in (True, False))
-    for row in range(2):
-        assert float(weighed[row, wanted[0]]) > 0.75
-        assert float(given[row, wanted[0]]) < 0.7
-
-
-def test_main_without_stop_tokens_cannot_end_a_text():
-    """What the other gives to the end is then for main to distribute, as where main rules out to end it."""
-    vocabularies = members()
-    (mine, _), (first, second) = vocabularies, sorted(vocabularies[0].stop_ids)
-    ends = sorted(vocabularies[1].stop_ids)
-    logprobs = distributions(vocabularies, rows=1)
-    never = torch.log_softmax(logprobs[0].index_fill(1, torch.tensor([first, second]), -torch.inf), -1)
-    sure = torch.full((1, vocabularies[1].size), -torch.inf).index_fill(1, torch.tensor(ends), math.log(0.5))
-    step = StepInputs([never, sure], torch.tensor([[0.5, 0.5]]))
-    torch.testing.assert_close(translate_of(vocabularies).fuse(step), never)
-    mine.stop_ids = frozenset()
-    torch.testing.assert_close(translate_of(vocabularies).fuse(step), never)
 
 
 @pytest.mark.parametrize(

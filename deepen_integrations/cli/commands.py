@@ -207,14 +207,14 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="FILE", help="Fit weights on these questions, which are not among the tasks."),
     ] = None,
-    by: Annotated[str, typer.Option(metavar="score|likelihood", help="What fitted weights are best at.")] = "score",
+    by: opt.By = "score",
     strategy: Annotated[
         list[str] | None,
         typer.Option(
             "--fusion",
             metavar="NAME",
             help="Compare this strategy; repeat it for several.",
-            show_default="all but soft",
+            show_default="deepen, product and union",
         ),
     ] = None,
     policy: Annotated[
@@ -244,7 +244,7 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="At most so many open questions at once.")] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each file.")] = None,
+    limit: opt.Limit = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -304,8 +304,8 @@ def fit(
     ],
     *,
     load: opt.EnsembleOptions,
-    by: Annotated[str, typer.Option(metavar="score|likelihood", help="What to be best at.")] = "score",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each file.")] = None,
+    by: opt.By = "score",
+    limit: opt.Limit = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Save the weights here, as JSON.")] = None,
     debug: opt.Debug = False,
 ) -> None:

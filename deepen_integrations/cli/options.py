@@ -23,6 +23,9 @@ _sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Fusion = Annotated[str, _ensemble(metavar="NAME", help=f"How distributions are fused: {', '.join(PRESETS)}.")]
 
+By = Annotated[str, typer.Option("--by", metavar="score|likelihood", help="What fitted weights are best at.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items of each file.")]
+
 
 @dataclass(frozen=True)
 class EnsembleOptions:

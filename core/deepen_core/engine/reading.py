@@ -27,7 +27,7 @@ from deepen_core.members.text_tree import common_length
 from deepen_core.results import MemberScore
 
 STEPS = 128
-"""Most steps whose distributions are held at once. On a CPU, an id takes a fifth longer in forwards of 64."""
+"""Most steps whose distributions are held at once. On a CPU, a text took a quarter longer with 64."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,11 @@ class _Steps:
             if not at:
                 continue
             speaking[at, number] = True
-            logprobs[number] = rows if len(at) == count else rows.new_zeros(count, rows.shape[1])
             if len(at) < count:
-                logprobs[number][at] = rows  # type: ignore[index]
+                spread = rows.new_zeros(count, rows.shape[1])
+                spread[at] = rows
+                rows = spread
+            logprobs[number] = rows
             for place, early in zip(at, before, strict=True):
                 last, cut = self._last[place][number]
                 ends[number][place] = Heard(last, early, self._said[place], cut=cut)

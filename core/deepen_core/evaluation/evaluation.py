@@ -9,11 +9,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from deepen_core.config import PRESETS
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
 from deepen_core.evaluation.generation import Answer, answer_items
-from deepen_core.evaluation.items import Task
+from deepen_core.evaluation.items import OpenItem, Task
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
@@ -50,7 +49,7 @@ class Evaluation:
         together: int = 16,
         progress: bool,
     ) -> None:
-        self._shots = [item for task in shots for item in task.answered]
+        self._shots = [item for task in shots for item in task.items if isinstance(item, OpenItem)]
         shown = [digest(shot) for shot in self._shots]
         if folder is not None:
             open_folder(folder, {**facts, "chat": chat, "shots": shown})
@@ -105,9 +104,9 @@ class Evaluation:
         missing = [key for key in items if self._answers.get(key) is None]
         if missing:
             policy = policy_for(setting, len(reader.members))
-            fusion = settings.fusions[setting.fusion]
-            label = PRESETS[setting.fusion].label
-            decoder = Decoder(reader.members, reader.main, policy, fusion, label, gate=gate_for(setting))
+            name = setting.fusion
+            fusion = settings.fusions[name]
+            decoder = Decoder(reader.members, reader.main, policy, fusion, name, gate=gate_for(setting))
             wanted = [items[key] for key in missing]
             answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
             for key in self._shown(missing, f"{task.name}, {by}"):
@@ -146,7 +145,7 @@ def rights_of_members(task: Task, scores: Sequence[ChoiceScores]) -> Rights:
     found: Rights = {}
     for item, held in zip(task.scored, scores, strict=True):
         nats = {alone_label(name): values for name, values in held.alone.items()}
-        nats[VOTE] = voted(held.alone, [1.0] * len(held.alone))
+        nats[VOTE] = voted(held.alone)
         for label, values in nats.items():
             found.setdefault(label, []).append(float(chosen(values, held.bytes) == item.answer))
     return found

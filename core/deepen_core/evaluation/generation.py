@@ -35,7 +35,7 @@ def answer_items(
     decoder: Decoder,
     call: Callable[[Callable[[], Any]], Any],
     items: Sequence[AnsweredItem],
-    shots: Sequence[AnsweredItem],
+    shots: Sequence[OpenItem],
     *,
     chat: bool,
     together: int,
@@ -46,7 +46,7 @@ def answer_items(
         decoder: Steps the members, as the setting has them.
         call: Runs a piece of work where models may be run.
         items: The items.
-        shots: Other items that are shown with their answers.
+        shots: Other questions; those of an item's kind are shown before it, with their answers.
         chat: Ask in conversations rather than in plain text.
         together: Most items that are answered at once.
 
@@ -69,20 +69,12 @@ def answer_items(
             yield Answer(answer.text, is_right(item, answer.text), steps)
 
 
-def _started(decoder: Decoder, item: AnsweredItem, shots: Sequence[AnsweredItem], *, chat: bool) -> EnsembleSequence:
-    talks = chat and isinstance(item, OpenItem)
-    stop = () if talks else item.stop
-    params = SamplingParams(max_new_tokens=item.max_new_tokens, stop=stop)
-    return decoder.start(item.prompt(_similar(item, shots), chat=chat), params)
-
-
-def _similar(item: AnsweredItem, shots: Sequence[AnsweredItem]) -> list[OpenItem | CodeItem]:
-    """Returns the examples that are of an item's own kind."""
-    return [
-        shot
-        for shot in shots
-        if isinstance(shot, OpenItem) and isinstance(item, OpenItem) and bool(shot.solution) == bool(item.solution)
-    ]
+def _started(decoder: Decoder, item: AnsweredItem, shots: Sequence[OpenItem], *, chat: bool) -> EnsembleSequence:
+    if isinstance(item, CodeItem):  # a program is continued as it is
+        return decoder.start(item.start, SamplingParams(max_new_tokens=item.max_new_tokens, stop=item.stop))
+    similar = [shot for shot in shots if bool(shot.solution) == bool(item.solution)]
+    params = SamplingParams(max_new_tokens=item.max_new_tokens, stop=() if chat else item.stop)
+    return decoder.start(item.prompt(similar, chat=chat), params)
 
 
 def _generated(

@@ -80,18 +80,17 @@ class OpenItem:
         """Most tokens of an answer."""
         return 256 if self.solution else 32
 
-    def prompt(self, shots: Sequence[OpenItem | CodeItem], *, chat: bool) -> Prompt:
+    def prompt(self, shots: Sequence[OpenItem], *, chat: bool) -> Prompt:
         """Returns the prompt.
 
         Args:
-            shots: Other items, shown with their answers.
+            shots: Other questions of its kind, shown with their answers.
             chat: Ask in a conversation rather than in plain text.
         """
-        examples = [shot for shot in shots if isinstance(shot, OpenItem)]
         if not chat:
-            return "".join(f"{one.asked} {one.shown}\n\n" for one in examples) + self.asked
+            return "".join(f"{one.asked} {one.shown}\n\n" for one in shots) + self.asked
         messages: list[Message] = []
-        for one in examples:
+        for one in shots:
             messages += [{"role": "user", "content": one.told}, {"role": "assistant", "content": one.shown}]
         return [*messages, {"role": "user", "content": self.told}]
 
@@ -127,10 +126,6 @@ class CodeItem:
 
     stop = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\nassert ")
     max_new_tokens = 256
-
-    def prompt(self, shots: Sequence[OpenItem | CodeItem], *, chat: bool) -> Prompt:  # noqa: ARG002  it needs no examples
-        """Returns the beginning of the program, which is continued as it is."""
-        return self.start
 
     def program(self, text: str) -> str:
         """Returns the program that fails unless a continuation is right."""

@@ -110,15 +110,13 @@ def chosen(nats: Sequence[float], lengths: Sequence[int]) -> int:
     return max(range(len(a_byte)), key=a_byte.__getitem__)
 
 
-def voted(alone: Mapping[str, Sequence[float]], weights: Sequence[float]) -> list[float]:
-    """Returns the weighted sum of the members' own log-probabilities of each choice.
+def voted(alone: Mapping[str, Sequence[float]]) -> list[float]:
+    """Returns the sum of the members' own log-probabilities of each choice.
 
     Args:
         alone: As in `ChoiceScores`.
-        weights: One per member.
     """
-    every = zip(*alone.values(), strict=True)
-    return [sum(w * value for w, value in zip(weights, values, strict=True)) for values in every]
+    return [sum(values) for values in zip(*alone.values(), strict=True)]
 
 
 def shares_asked(scores: Sequence[ChoiceScores], gates: Sequence[float]) -> dict[str, float]:

@@ -64,9 +64,9 @@ class Plan:
             raise EvaluationError(
                 "There is nothing to compare: give at least one task, one strategy and one main member."
             )
-        unknown = [*(n for n in self.fusions if n not in PRESETS), *(n for n in self.policies if n not in POLICIES)]
-        if unknown:
-            raise EvaluationError(f"{unknown[0]!r} is none of {', '.join([*PRESETS, *POLICIES])}.")
+        for kind, given, known in (("strategy", self.fusions, PRESETS), ("policy", self.policies, POLICIES)):
+            if unknown := [name for name in given if name not in known]:
+                raise EvaluationError(f"There is no {kind} {unknown[0]!r}: choose among {', '.join(known)}.")
         names = [task.name for task in self.tasks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise EvaluationError(f"There are two tasks called {twice[0]}: give their files different names.")
@@ -150,10 +150,10 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
 
 @dataclass
 class _Found:
-    """What is known so far: by label, or label and main; and as in `Outcome`."""
+    """What is known so far: for each way to answer, each task's items by its name; and as in `Outcome`."""
 
-    alone: dict[str, Rights]
-    together: dict[tuple[str, str], Rights]
+    alone: dict[str, dict[str, list[float]]]
+    together: dict[tuple[str, str], dict[str, list[float]]]
     asked: dict[str, dict[str, float]]
     weights: list[FittedWeights]
 

@@ -94,10 +94,7 @@ class Settings:
             name: Of the strategy.
             steps: The steps.
         """
-        fusion = self.fusions[name]
-        if not fusion.compares_tokens:
-            return None
-        return fusion.compare(StepInputs(steps.logprobs, steps.speaking.float(), steps.heard))
+        return self.fusions[name].compare(StepInputs(steps.logprobs, steps.speaking.float(), steps.heard))
 
     def opened(self, steps: GivenSteps) -> dict[str, list[bool]]:
         """Returns for each gate, by its threshold, in which steps the other members are asked."""

@@ -89,7 +89,7 @@ class Fusion(ABC):
     steps_of_member: ClassVar[int] = 0
     """Number of progress steps that `build` takes for each member."""
     compares_tokens: ClassVar[bool] = False
-    """Whether `compare` can be used."""
+    """Whether `compare` returns a comparison."""
 
     def __init__(self, main: int) -> None:
         self._main = main
@@ -124,13 +124,16 @@ class Fusion(ABC):
         """
         ...
 
-    def compare(self, inputs: StepInputs) -> Comparison:
+    def compare(self, inputs: StepInputs) -> Comparison | None:  # noqa: ARG002  most strategies compare nothing
         """Compares what the members say, token by token, before it is known how much each of them counts.
 
         Args:
             inputs: The outputs; weights are zero for members that abstain, and any other number else.
+
+        Returns:
+            The comparison; None from a strategy without `compares_tokens`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not compare members token by token")
+        return None
 
     @torch.inference_mode()
     def fuse(self, inputs: StepInputs) -> torch.Tensor:

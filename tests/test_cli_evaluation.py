@@ -1,0 +1,88 @@
+"""`deepen eval` and `deepen fit`."""
+
+import json
+
+import pytest
+from cli_parts import run as deepen
+from evaluation_parts import ITEMS, written
+
+from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.items import ChoiceItem
+
+
+class TestTheCommands:
+    @pytest.fixture
+    def opened(self, monkeypatch, load):
+        monkeypatch.setattr(
+            "deepen_integrations.cli.commands.open_ensemble", lambda _, chat=False: load("alpha", "beta")
+        )
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        others = [ChoiceItem(item.question + "!", item.choices, item.answer) for item in ITEMS]
+        return written(tmp_path / "test.jsonl", ITEMS), written(tmp_path / "dev.jsonl", others)
+
+    @pytest.mark.usefixtures("opened")
+    def test_eval(self, files, tmp_path):
+        tasks, dev = files
+        out = tmp_path / "out"
+        result = deepen("eval", str(tasks), "--fit", str(dev), "--each-main", "--output", str(out))
+        assert result.exit_code == 0, result.output
+        assert "alpha alone" in result.output
+        assert "Run " in result.output
+        found = json.loads((out / "summary.json").read_text())
+        assert found["advice"] in result.output
+        assert len(found["weights"]) == 6
+        assert {path.name for path in out.iterdir()} >= {
+            "run.json",
+            "scores.jsonl",
+            "summary.svg",
+            "weights-deepen-beta.json",
+        }
+        result = deepen(
+            "eval",
+            str(tasks),
+            "--fusion",
+            "product",
+            "--policy",
+            "adaptive",
+            "--gate",
+            "0.5",
+            "--json",
+            "--main",
+            "beta",
+        )
+        rows = json.loads(result.stdout)["summary"]["rows"]
+        assert {row["label"] for row in rows} == {
+            "alpha alone",
+            "beta alone",
+            "vote",
+            "product",
+            "product, adaptive",
+            "product, gate 0.5",
+        }
+        assert {row["main"] for row in rows} == {"", "beta"}
+
+    @pytest.mark.usefixtures("opened")
+    def test_fit(self, files, tmp_path):
+        result = deepen("fit", str(files[1]), "--by", "likelihood", "--output", str(tmp_path / "w.json"))
+        assert result.exit_code == 0, result.output
+        fit = FittedWeights.load(tmp_path / "w.json")
+        assert result.stdout.split("\n")[0] == ",".join(f"{w:g}" for w in fit.weights)
+        assert "bits a byte of right answers" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["nowhere.jsonl"], "There is no file nowhere.jsonl"),
+            (["{task}", "--by", "luck"], "'luck' is neither score nor likelihood"),
+            (["{task}", "--fusion", "x"], "'x' is none of deepen"),
+            (["{task}", "--policy", "x"], "'x' is none of static"),
+            (["{task}", "--fit", "{task}"], "3 of the items are fitted on or shown too"),
+            (["{task}", "--shots", "nowhere.jsonl"], "There is no file nowhere.jsonl"),
+        ],
+    )
+    def test_mistakes_are_told_before_anything_is_loaded(self, files, options, message):
+        result = deepen("eval", *(option.format(task=files[0]) for option in options))
+        assert result.exit_code in (1, 2)
+        assert message in " ".join(result.output.replace("│", " ").split())

@@ -1,0 +1,73 @@
+"""Weights that are fitted on examples."""
+
+import math
+
+import pytest
+from evaluation_parts import ITEMS, written
+from table_member import TableMember
+from tiny import CORPUS, byte_level, sentencepiece_bpe
+
+from deepen_core import Ensemble
+from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates
+from deepen_core.evaluation.items import ChoiceItem, Task, TextItem
+from deepen_core.evaluation.likelihood import ChoiceScores
+from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
+
+
+class TestWeights:
+    def test_grids(self):
+        assert grid_of_weights(2, 4) == [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)]
+        for members in (2, 3, 4):
+            found = candidates("deepen", members)
+            assert found[0].weights == equal(members)
+            assert len(set(found)) == len(found)
+            assert all(sum(s.weights) == pytest.approx(1) and sum(w > 0 for w in s.weights) > 1 for s in found)
+
+    def test_the_best_of_some(self):
+        """Right answers first, then how likely they are, then the first."""
+        first, second, third = (Setting("deepen", w) for w in ((0.5, 0.5), (0.3, 0.7), (0.7, 0.3)))
+        labels = [s.label for s in (first, second, third)]
+        rows = ([[-1, -2], [-1, -2], [-2, -1]], [[-3, -4], [-2, -5], [-9, -1]])
+        items = tuple(ChoiceItem("x", ("a", "b"), 0) for _ in rows)
+        scores = [ChoiceScores([1, 1], {}, dict(zip(labels, row, strict=True))) for row in rows]
+        tasks = [(Task("x", items), scores)]
+        assert best(tasks, [first, second, third], "score") == (second, 1.0)
+        assert best(tasks, [first, third], "score") == (first, 1.0)
+        assert best(tasks, [third, first], "likelihood") == (first, pytest.approx(2 / math.log(2)))
+        assert bits_a_byte(*tasks[0], second) == pytest.approx(1.5 / math.log(2))
+        with pytest.raises(EvaluationError, match="y has texts without choices: fit by likelihood"):
+            best([(Task("y", (TextItem("a", "b"),)), scores[:1])], [first], "score")
+
+    @pytest.mark.parametrize("fusion", ["deepen", "product"])
+    def test_favour_who_knows_more(self, fusion, tmp_path):
+        """Of two members that have met different texts, on the texts of one."""
+        tables = TableMember("first", byte_level(), CORPUS[:4]), TableMember("second", sentencepiece_bpe(), CORPUS[4:7])
+        for known, texts in enumerate((CORPUS[:4], CORPUS[4:7])):
+            place = written(tmp_path / f"{known}.jsonl", [TextItem(text[:20], text[20:]) for text in texts])
+            with Ensemble.from_members(tables, fusion=fusion) as ensemble:
+                found = ensemble.fit_weights(place, by="likelihood", progress=False)
+                own = [ensemble.score(text[:20], text[20:]) for text in texts]
+            assert found.weights[known] > 0.5
+            assert found.value < found.equal_value
+            assert found.members == ["first", "second"]
+            equal_bits = -sum(s.total / s.bytes for s in own) / len(own) / math.log(2)
+            assert found.equal_value == pytest.approx(equal_bits, abs=1e-4)
+            with Ensemble.from_members(tables, fusion=fusion, weights=found.weights) as ensemble:
+                own = [ensemble.score(text[:20], text[20:]) for text in texts]
+            assert found.value == pytest.approx(-sum(s.total / s.bytes for s in own) / len(own) / math.log(2), abs=1e-4)
+
+    def test_are_saved_and_loaded(self, tmp_path):
+        fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25)
+        fit.save(tmp_path / "w.json")
+        assert FittedWeights.load(tmp_path / "w.json") == fit
+        for text in ("{", "[]", '{"members": []}'):
+            (tmp_path / "w.json").write_text(text)
+            with pytest.raises(EvaluationError, match="does not hold fitted weights"):
+                FittedWeights.load(tmp_path / "w.json")
+
+    def test_of_options_of_its_own(self, load, tmp_path):
+        place = written(tmp_path / "x.jsonl", ITEMS)
+        message = r"has options of its own \(custom \(deepen\)\)"
+        with load("alpha", "beta", fusion={"power": 0.7}) as own, pytest.raises(ConfigurationError, match=message):
+            own.fit_weights(place)
