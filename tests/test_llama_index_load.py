@@ -1,16 +1,14 @@
 """A thousand queries over an index, in all four ways at once: counts are exact, and nothing is left behind."""
 
 import asyncio
-import gc
-import os
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index_parts import Counting, gathered, index_of
+from resident import STATM, resident
 from scheduler_parts import sequences_held
 
 from deepen_core.demo import member_paths, questions
@@ -51,12 +49,6 @@ class Recount(BaseCallbackHandler):
         pass
 
 
-def resident():
-    """Memory of this process in MiB."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class Queries:
     """Asks in all four ways, each question in another one each time."""
 
@@ -85,7 +77,7 @@ class Queries:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(not STATM.exists(), reason="memory is read from /proc")
 @pytest.mark.usefixtures("needs_demo", "loop_of_llama_index")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # loops that LlamaIndex makes in threads and leaves open
 def test_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_settings):

@@ -1,13 +1,9 @@
 """Many callers of all kinds at once: every answer is the serial one, and nothing is left behind."""
 
-import ctypes
-import gc
-import os
-import sys
 import threading
-from pathlib import Path
 
 import pytest
+from resident import STATM, resident
 from scheduler_parts import FAILING, MixedLoad, fails_at, hook, sequences_held
 
 OPTIONS = {"max_new_tokens": 10, "temperature": 0.9, "seed": 4, "ignore_eos": True}
@@ -30,15 +26,8 @@ def test_mixed_callers_get_the_serial_answers(load, options):
     assert set(threading.enumerate()) <= before
 
 
-def _resident():
-    """Bytes of this process in memory, after the allocator has given back what it does not need."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.skipif(not STATM.exists(), reason="memory is read from /proc")
 def test_five_thousand_generations_leave_nothing_behind(load):
     """Eight threads and four event loops, one in ten cancelled, one in fifty failing."""
     before = set(threading.enumerate())
@@ -47,12 +36,12 @@ def test_five_thousand_generations_leave_nothing_behind(load):
         beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
         mixed = MixedLoad(ensemble, {**OPTIONS, "max_new_tokens": 8})
         mixed.run(996, threads=8, loops=4)  # to warm up
-        warm = _resident()
+        warm = resident()
         mixed.run(5_004, threads=8, loops=4)
-        grown = _resident() / warm - 1
+        grown = resident() / warm - 1
         assert sequences_held(ensemble) == 0
         assert all(not member._ways.short.cache.slots for member in ensemble._engine.members)
-    print(f"{mixed.counts}, resident memory {warm / 2**20:.0f} MiB, grown by {grown:.2%}")
+    print(f"{mixed.counts}, resident memory {warm:.0f} MiB, grown by {grown:.2%}")
     assert sum(mixed.counts.values()) == 6_000
     assert mixed.counts["cancelled"] > 300
     assert mixed.counts["failed"] > 50

@@ -231,3 +231,31 @@ def test_a_conversation_before_the_text(pair, monkeypatch):
         assert scored.logprobs == pytest.approx([t.logprob for t in answer.logprobs], abs=1e-4)
     stepwise(monkeypatch)
     assert_alike(scored, pair.score(asked, answer.text))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_is_asked_for_again(pair, monkeypatch, steps):
+    """Places of a text that were run for an earlier one, and whose logits are not held any more."""
+    texts = [
+        " jumps over the lazy dog",
+        " jumps over the lazy fox; the dog sleeps",
+        " jumps",
+        " jumps over the lazy dog",
+    ]
+    singles = [pair.score(PROMPT, text) for text in texts]
+    monkeypatch.setattr("deepen_core.engine.reading.STEPS", steps)
+    for found, expected in zip(pair.score(PROMPT, texts), singles, strict=True):
+        assert_alike(found, expected)
+
+
+def test_a_beginning_that_is_longer_than_the_whole(load, monkeypatch):
+    """Beta has one token more for " nuevo" than for " nuevo." and needs room for both."""
+    text = " nuevo."
+    with load("alpha", "beta") as ensemble:
+        beta = ensemble._engine.members[1]
+        whole = len([*beta.tokenizer.reader.read_text(PROMPT).ids, *beta.tokenizer.encode(PROMPT + text)])
+        monkeypatch.setattr(beta, "context_window", whole)
+        with pytest.raises(ContextWindowError, match=rf"beginning of a text has {whole + 1} tokens for member 'beta'"):
+            ensemble.score(PROMPT, text)
+        monkeypatch.setattr(beta, "context_window", whole + 1)
+        assert len(ensemble.score(PROMPT, text).logprobs) == 4

@@ -13,6 +13,7 @@ from wild_schemas import WILD
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
+from deepen_core.constraints import grammar
 from deepen_core.constraints.grammar import followed_schema, grammar_of
 from deepen_core.constraints.json_schema import prepared
 from deepen_core.errors import NoToolCallError, SamplingError, SchemaWarning, StructuredAnswerError
@@ -25,12 +26,18 @@ TAGS = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
 CALL = '<tool_call>\n{"name": "%s", "arguments": {"tags": %s}}\n</tool_call>'
 
 
+@pytest.fixture(autouse=True)
+def told_anew():
+    """Whatever an earlier test in this process was warned about: a warning is told once in a process."""
+    grammar._followed.cache_clear()
+
+
 def definition(name, schema):
     return {"type": "function", "function": {"name": name, "description": "", "parameters": schema}}
 
 
 def tagged(name):
-    """A tool of its own for each test, since the warning about it is told once."""
+    """A tool whose schema is relaxed."""
     return definition(name, {"type": "object", "properties": {"tags": TAGS}, "required": ["tags"]})
 
 
