@@ -52,7 +52,7 @@ class LoadOptions(BaseModel):
     """The main model, whose tokens are generated: index or name of a member."""
     weights: tuple[float, ...] | str | None = None
     """One number per member, its share in the fusion; by default each member's own weight. Or a policy by
-    which weights change as the text goes on: "adaptive", "confidence" or "consistency"."""
+    which weights follow the text: "adaptive", "confidence", "consistency" or "perplexity"."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     gate: float | None = Field(default=None, ge=0, le=1)

@@ -9,9 +9,10 @@ from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
 from deepen_core.config.weights import POLICIES
-from deepen_core.errors import ConfigurationError
+from deepen_core.engine.prompt_likelihood import prompt_text
+from deepen_core.errors import ConfigurationError, MemberError
 from deepen_core.fusion.comparison import Comparison
-from deepen_core.fusion.policies import WeighingInputs, policy_named
+from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs, policy_class, policy_named
 
 TOLD = [
     torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]),
@@ -88,7 +89,75 @@ def test_answers_and_scores_agree(tables, fusion, name):
         assert score.logprobs == pytest.approx([token.logprob for token in answer.logprobs], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "static"])
+COMPARING = [name for name in POLICIES if policy_class(name).compares]
+
+
+@pytest.mark.parametrize("name", COMPARING)
 def test_strategies_that_compare_otherwise_refuse(tables, name):
     with pytest.raises(ConfigurationError, match=rf"weights={name!r} needs .* fusion='union' does not: use 'deepen'"):
         Ensemble.from_members(tables, fusion="union", weights=name)
+
+
+def a_byte(member, text):
+    """The log-likelihood of a byte of a text: the mean over all tokens but the first."""
+    bos, own = member.tokenizer.vocabulary.bos_id, member.tokenizer.encode(text)
+    ids = own if bos is None else [bos, *own]
+    at = range(len(ids) - len(own) + 1, len(ids))
+    nats = [float(torch.log_softmax(member.logits(ids[:n]), -1)[ids[n]]) for n in at]
+    return sum(nats) / len(text.encode().removeprefix(member.tokenizer.vocabulary.token_bytes(own[0]).lstrip()))
+
+
+def share(members, text):
+    raised = [s * math.exp(8 * a_byte(m, text)) for s, m in zip((0.4, 0.6), members, strict=True)]
+    return scaled(raised)
+
+
+@pytest.mark.parametrize("fusion", ["deepen", "union"])
+def test_perplexity_is_static_weights_by_the_prompt(tables, fusion):
+    """A batch of prompts that different members know, against each with the weights that it comes to."""
+    options = {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 1}
+    prompts = [CORPUS[0][:30], CORPUS[5][:30], "zzz 123"]
+    with Ensemble.from_members(tables, fusion=fusion, weights=PerplexityWeights([0.4, 0.6])) as ensemble:
+        together = ensemble.generate(prompts, **options)
+        scores = ensemble.score(prompts, [" and so on"] * 3)
+    shares = [share(tables, prompt) for prompt in prompts]
+    assert shares[0][0] > 0.6 > 0.4 > shares[1][0]  # or it would say nothing
+    for prompt, weights, answer, score in zip(prompts, shares, together, scores, strict=True):
+        with Ensemble.from_members(tables, fusion=fusion, weights=weights) as ensemble:
+            same = ensemble.generate(prompt, **options)
+            expected = ensemble.score(prompt, " and so on")
+        assert answer.text == same.text
+        assert [t.logprob for t in answer.logprobs] == pytest.approx([t.logprob for t in same.logprobs], abs=1e-4)
+        assert score.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_of_a_conversation_the_text_counts_and_not_the_template():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert prompt_text(messages) == "Be brief.\n\nWhy?"
+    assert prompt_text("x" * 5000 + "the end") == "x" * 993 + "the end"
+    assert prompt_text([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
+
+
+def test_a_member_whose_prompt_cannot_be_read(tables):
+    class Broken(TableMember):
+        def token_logprobs(self, ids, start):
+            raise RuntimeError("no prompts today")
+
+    pair = [tables[0], Broken("second", sentencepiece_bpe(), CORPUS[4:7])]
+    with Ensemble.from_members(pair, weights="perplexity") as ensemble:
+        with pytest.raises(MemberError, match=r"'second' failed .* no prompts today"):
+            ensemble.generate("The quick brown", max_new_tokens=3)
+        answer = ensemble.generate("The quick brown", max_new_tokens=3, on_member_error="drop")
+        assert "dropped" in answer.warnings[0]
+        with pytest.raises(MemberError, match="no prompts today"):
+            ensemble.score("The quick brown", " fox")
+    with Ensemble.from_members(tables[:1]) as alone:
+        assert answer.text == alone.generate("The quick brown", max_new_tokens=3).text
+
+
+def test_a_prompt_without_a_likelihood(tables):
+    """There is one token only: the shares stay."""
+    with Ensemble.from_members(tables, weights="perplexity") as ensemble:
+        found = ensemble.generate("T", max_new_tokens=4, ignore_eos=True)
+    with Ensemble.from_members(tables) as ensemble:
+        assert found.text == ensemble.generate("T", max_new_tokens=4, ignore_eos=True).text

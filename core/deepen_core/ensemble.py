@@ -83,9 +83,10 @@ class Ensemble(GenerationAPI):
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
             main: Index or name of the member whose vocabulary is used.
             weights: One number per member; by default each `MemberConfig.weight`, which are equal by default. Or
-                a policy by which they change from step to step: "adaptive" (members that predict the text better gain
-                weight), "confidence" (members that are surer count more) or "consistency" (members that agree with the
-                others and are sure count more); or a `WeightPolicy` of your own.
+                a policy by which they follow the text: "adaptive" (members that predict it better gain weight),
+                "confidence" (members that are surer of a token count more), "consistency" (members that agree with the
+                others and are sure count more) or "perplexity" (members that find the prompt likelier count more); or a
+                `WeightPolicy` of your own.
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", or the
                 options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`).
             gate: Saves time: the other members are asked only where main gives its most probable token less than this

@@ -7,5 +7,6 @@ POLICIES: dict[str, str] = {
     "adaptive": "deepen_core.fusion.policies:AdaptiveWeights",
     "confidence": "deepen_core.fusion.policies:ConfidenceWeights",
     "consistency": "deepen_core.fusion.policies:ConsistencyWeights",
+    "perplexity": "deepen_core.fusion.policies:PerplexityWeights",
 }
 """`module:class` of each policy that takes the members' shares; imported when an ensemble needs it."""

@@ -14,6 +14,7 @@ from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.engine.failures import choice_failed, forget_frames, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
 from deepen_core.engine.member_runner import MemberLogits, MemberRunner
+from deepen_core.engine.prompt_likelihood import comparable
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.errors import DecodingError, DeepenError
@@ -84,6 +85,11 @@ class Decoder:
         """See `SequenceFactory.create`."""
         return self.factory.create(prompt, params)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """See `WeightPolicy.reads_prompts`."""
+        return self._mixer.reads_prompts
+
     @torch.inference_mode()
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
         """Runs a part of a sequence's prompt ahead of its first step, in every member.
@@ -102,6 +108,9 @@ class Decoder:
         """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
         going = [sequence for sequence in sequences if not self._fills_window(sequence)]
+        if self.reads_prompts:
+            for sequence in going:
+                sequence.prompt_likelihood = sequence.prompt_likelihood or self._prompt_likelihood(sequence)
         said = self._run(going)
         alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
@@ -110,6 +119,10 @@ class Decoder:
         for sequence in sequences:
             if sequence.error is not None:
                 forget_frames(sequence.error)
+
+    def _prompt_likelihood(self, sequence: EnsembleSequence) -> list[float]:
+        """Returns the log-likelihood of a sequence's prompt under each member, in nats a byte."""
+        return comparable([forward.prompt_likelihood(sequence) for forward in self._forwards])
 
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
         """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""
@@ -233,7 +246,8 @@ class Decoder:
         heard = partial(self._heard, sequences)
         comparison = self._mixer.compare(logprobs, speaking, heard)
         record = torch.tensor([sequence.record for sequence in sequences])
-        fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison), heard)
+        prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences]) if self.reads_prompts else None
+        fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
         return _Fused(torch.where(alone[:, None], main_logits, shifted), fused, logprobs, comparison)

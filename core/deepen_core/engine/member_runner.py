@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from deepen_core.config import MemberErrorPolicy
+from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
 from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
@@ -95,6 +96,16 @@ class MemberRunner:
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
             return 0
+
+    def prompt_likelihood(self, sequence: EnsembleSequence) -> float | None:
+        """See `deepen_core.engine.prompt_likelihood`; 0 if the member does not take part, or fails."""
+        if sequence.ended or sequence.member_sequences[self._number] is None:
+            return 0.0
+        try:
+            return prompt_likelihood(self.member, sequence.prompt_text)
+        except Exception as problem:  # noqa: BLE001 (as in `run`)
+            self._fail(sequence, problem)
+            return 0.0
 
     def _takes_part(self, sequence: EnsembleSequence) -> bool:
         if sequence.ended or sequence.member_sequences[self._number] is None:

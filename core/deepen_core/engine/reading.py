@@ -58,18 +58,26 @@ class TextReading:
         factory: Creates the sequences of the texts.
         texts: The texts. Those with the same prompt share its ids if they follow one another.
         call: Runs a piece of work where models may be run.
+        likelihoods: For each text, that of its prompt under each member (`GivenSteps.prompts`); None if not asked for.
 
     Attributes:
         texts: As given.
     """
 
     def __init__(
-        self, members: Sequence[Member], main: int, factory: SequenceFactory, texts: Sequence[GivenText], call: Call
+        self,
+        members: Sequence[Member],
+        main: int,
+        factory: SequenceFactory,
+        texts: Sequence[GivenText],
+        call: Call,
+        likelihoods: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self._members = list(members)
         self._main = main
         self._factory = factory
         self.texts = list(texts)
+        self._likelihoods = None if likelihoods is None else torch.tensor(likelihoods, dtype=torch.float32)
         self._readers = {number: self._reader(number, call) for number in texts[0].own_ids}
 
     def _reader(self, number: int, call: Call) -> StateReader:
@@ -89,7 +97,7 @@ class TextReading:
         ]
 
     def __iter__(self) -> Iterator[GivenSteps]:
-        steps = _Steps(self._members, self._main)
+        steps = _Steps(self._members, self._main, self._likelihoods)
         for place, text in enumerate(self.texts):
             sequence = self._factory.create(text.prompt, SamplingParams())
             try:
@@ -134,9 +142,10 @@ class TextReading:
 class _Steps:
     """Collects steps until they are run."""
 
-    def __init__(self, members: Sequence[Member], main: int) -> None:
+    def __init__(self, members: Sequence[Member], main: int, likelihoods: torch.Tensor | None) -> None:
         self._members = list(members)
         self._main = main
+        self._likelihoods = likelihoods  # [texts, members]
         self._clear()
 
     def _clear(self) -> None:
@@ -179,7 +188,8 @@ class _Steps:
             for place, early in zip(at, before, strict=True):
                 last, cut = self._last[place][number]
                 ends[number][place] = Heard(last, early, self._said[place], cut=cut)
-        found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends)
+        prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
+        found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)
         self._clear()
         return found
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from deepen_core.chat.messages import Prompt, check_messages, check_unicode, prompt_list
+from deepen_core.chat.messages import Message, Prompt, check_messages, check_unicode, prompt_list
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
+from deepen_core.engine.prompt_likelihood import comparable, prompt_likelihood, prompt_text
 from deepen_core.engine.reading import GivenText, TextReading, given_text
 from deepen_core.engine.sequence_factory import SequenceFactory
+from deepen_core.engine.state_reader import MemberCaller
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.members.base import MemberSequence
 from deepen_core.members.text_tree import common_length
@@ -41,16 +43,18 @@ class TextReader:
         takes_part = [number in self.counted for number in range(len(self.members))]
         self._factory = SequenceFactory(self.members, self.main, takes_part)
         self._worker = engine.worker
+        self._likelihoods: dict[str, list[float]] = {}  # of prompts that were read
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs a piece of work where models may be run."""
         return self._worker.call(work).result()
 
-    def readings(self, asked: Sequence[tuple[Prompt, str]]) -> Iterator[TextReading]:
+    def readings(self, asked: Sequence[tuple[Prompt, str]], *, reads_prompts: bool = False) -> Iterator[TextReading]:
         """Yields readings of given continuations in their order, each of some that are read together.
 
         Args:
             asked: For each, the prompt before it, and the continuation.
+            reads_prompts: Find out too how likely each member finds the prompts.
 
         Raises:
             PromptError: If a continuation is empty.
@@ -65,7 +69,24 @@ class TextReader:
         texts = [self._given(prompt, continuation) for prompt, continuation in asked]
         most = _PACKED.get(self.members[self.main].device.type, _PACKED["cuda"])
         for pack in _packs(texts, self.main, most):
-            yield TextReading(self.members, self.main, self._factory, pack, self.call)
+            likelihoods = [self._likelihood(text.prompt) for text in pack] if reads_prompts else None
+            yield TextReading(self.members, self.main, self._factory, pack, self.call, likelihoods)
+
+    def _likelihood(self, prompt: str | Sequence[Message]) -> list[float]:
+        """Returns the log-likelihood of a prompt under each member, in nats a byte."""
+        text = prompt_text(prompt)
+        if text not in self._likelihoods:
+            size = len(text.encode())
+            found = [
+                MemberCaller(self.call, member, size, is_main=number == self.main)(
+                    partial(prompt_likelihood, member, text)
+                )
+                if number in self.counted
+                else 0.0
+                for number, member in enumerate(self.members)
+            ]
+            self._likelihoods[text] = comparable(found)
+        return self._likelihoods[text]
 
     def _given(self, prompt: Prompt, continuation: str) -> GivenText:
         """Prepares a text to be read by every member that takes part."""
@@ -96,7 +117,7 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
     """
     found: list[Score] = []
     reader = TextReader(engine)
-    for reading in reader.readings(asked):
+    for reading in reader.readings(asked, reads_prompts=engine.decoder.reads_prompts):
         known: dict[int, list[float]] = {}
         logprobs: list[list[float]] = [[] for _ in reading.texts]
         for steps in reading:

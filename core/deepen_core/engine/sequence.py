@@ -35,6 +35,7 @@ class EnsembleSequence:
         vocabulary: Main's vocabulary.
         params: The request's options, with `max_new_tokens` already limited to the room there is.
         constraint: The constraint of the answer, at its start.
+        prompt_text: The end of the prompt's text.
         never: Ids that no answer may contain, such as those without a token.
         starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
         thoughts: The marks of thoughts that main may write.
@@ -43,6 +44,7 @@ class EnsembleSequence:
         member_sequences: As given; also None for a member that failed and was dropped.
         token_ids: Main's ids chosen so far, without the stop token.
         record: How well each member has predicted them, see `WeighingInputs.record`.
+        prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
         finish_reason: Set once the sequence has ended.
         error: Set instead if the sequence failed.
         warnings: What the caller should know.
@@ -58,6 +60,7 @@ class EnsembleSequence:
         params: SamplingParams,
         constraint: Constraint | None = None,
         *,
+        prompt_text: str = "",
         never: Sequence[int] = (),
         starts_text: bool,
         thoughts: Thoughts,
@@ -69,6 +72,8 @@ class EnsembleSequence:
         self.sampler = Sampler(params, [*never, *(sorted(vocabulary.stop_ids) if params.ignore_eos else ())])
         self.token_ids: list[int] = []
         self.record = [0.0] * len(names)
+        self.prompt_text = prompt_text
+        self.prompt_likelihood: list[float] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self.error: DeepenError | None = None

@@ -11,6 +11,7 @@ from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
+from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, SamplingError
 from deepen_core.members.base import Member, MemberSequence
@@ -73,6 +74,7 @@ class SequenceFactory:
             self._vocabulary,
             clamped,
             constraint,
+            prompt_text=prompt_text(prompt),
             never=self._without_token,
             starts_text=starts_text,
             thoughts=self._thoughts,

@@ -53,7 +53,11 @@ def score_items(
     for start in range(0, len(items), _TOGETHER):
         part = items[start : start + _TOGETHER]
         asked = [pair for item in part for pair in item.asked(chat=chat)]
-        texts = [text for reading in reader.readings(asked) for text in _scored(reading, settings)]
+        texts = [
+            text
+            for reading in reader.readings(asked, reads_prompts=settings.read_prompts)
+            for text in _scored(reading, settings)
+        ]
         place = 0
         for item in part:
             yield _joined(texts[place : place + len(item.choices)])

@@ -21,6 +21,7 @@ from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, Settings, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.fusion import strategy_of
+from deepen_core.fusion.policies import policy_class
 from deepen_core.members.base import Member, has_embeddings
 
 
@@ -44,7 +45,7 @@ class Plan:
     tasks: Sequence[Task]
     fitted_on: Sequence[Task] = ()
     fusions: Sequence[str] = ("deepen", "product", "union")
-    policies: Sequence[str] = ("adaptive", "confidence", "consistency")
+    policies: Sequence[str] = ("adaptive", "confidence", "consistency", "perplexity")
     gates: Sequence[float] = (0.5, 0.9)
     mains: Sequence[int] = (0,)
     by: By = "score"
@@ -271,6 +272,7 @@ def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[s
                     fusion, tuple(fit.weights)
                 )
         found |= {f"{fusion}, gate {gate:g}": Setting(fusion, equal(members), gate) for gate in plan.gates}
-        if strategy_of(PRESETS[fusion]).compares_tokens:
-            found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in plan.policies}
+        compares = strategy_of(PRESETS[fusion]).compares_tokens
+        usable = [policy for policy in plan.policies if compares or not policy_class(policy).compares]
+        found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in usable}
     return found

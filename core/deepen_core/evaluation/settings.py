@@ -87,6 +87,11 @@ class Settings:
         policy = policy_for(setting, len(self._members))
         return Mixer(self.fusions[setting.fusion], policy, self._main, gate_for(setting))
 
+    @property
+    def read_prompts(self) -> bool:
+        """Whether a setting weighs the members by the prompts."""
+        return any(mixer.reads_prompts for mixers in self.mixers.values() for mixer in mixers.values())
+
     def comparison(self, name: str, steps: GivenSteps) -> Comparison | None:
         """Compares what the members say, once for all settings of a strategy; None if it does not compare tokens.
 

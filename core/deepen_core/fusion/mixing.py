@@ -25,6 +25,8 @@ class GivenSteps:
             abstains in all steps. The values of a step in which it abstains are meaningless.
         speaking: Which members do not abstain, bool [steps, members] on the CPU.
         ends: For each member, the end of its text in each step.
+        prompts: The log-likelihood of each step's prompt under each member, float32 [steps, members] on the CPU, in
+            nats a byte; None if it is not known.
     """
 
     texts: list[int]
@@ -32,6 +34,7 @@ class GivenSteps:
     logprobs: list[torch.Tensor | None]
     speaking: torch.Tensor
     ends: list[list[Heard]]
+    prompts: torch.Tensor | None = None
 
     def heard(self, member: int) -> Sequence[Heard]:
         """See `StepInputs.heard`."""
@@ -58,6 +61,11 @@ class Mixer:
     def discount(self) -> float | None:
         """See `WeightPolicy.discount`."""
         return self._policy.discount
+
+    @property
+    def reads_prompts(self) -> bool:
+        """See `WeightPolicy.reads_prompts`."""
+        return self._policy.reads_prompts
 
     def compare(
         self,
@@ -111,7 +119,9 @@ class Mixer:
         if comparison is not None and self.discount is not None:
             gained = (comparison.relative(steps.token_ids) * speaking).tolist()
             record = torch.tensor(_records(gained, steps.texts, known, self.discount))
-        weighed = self._weighed(WeighingInputs(steps.logprobs, speaking, record, comparison), steps.heard)
+        weighed = self._weighed(
+            WeighingInputs(steps.logprobs, speaking, record, comparison, steps.prompts), steps.heard
+        )
         found: list[float] = self._fusion.logprobs_of(weighed, steps.token_ids).tolist()
         return found
 

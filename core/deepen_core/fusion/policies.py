@@ -27,12 +27,15 @@ class WeighingInputs:
             log-likelihood of its tokens relative to main's, in nats; a token counts `WeightPolicy.discount` times as
             much after each further one. Zeros at the start of an answer, and if the policy has no discount.
         comparison: What the members say token by token; only for a policy with `compares`.
+        prompts: float32 [sequences, members] on the CPU: the log-likelihood of each sequence's prompt, in nats a byte;
+            only for a policy with `reads_prompts`.
     """
 
     logprobs: Sequence[torch.Tensor | None]
     speaking: torch.Tensor
     record: torch.Tensor
     comparison: Comparison | None = None
+    prompts: torch.Tensor | None = None
 
 
 class WeightPolicy(ABC):
@@ -42,6 +45,8 @@ class WeightPolicy(ABC):
     """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it."""
     compares: ClassVar[bool] = False
     """Whether it uses `WeighingInputs.comparison` or `record`: the strategy must compare members token by token."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether it uses `WeighingInputs.prompts`: every member runs the end of each prompt once more."""
 
     @property
     def label(self) -> str:
@@ -158,6 +163,30 @@ class ConsistencyWeights(StaticWeights):
         return ratio
 
 
+class PerplexityWeights(StaticWeights):
+    """Weights that follow which member knows such texts as the prompt, `w_i ~ s_i exp(rate * l_i)`.
+
+    After PackLLM-sim (arXiv 2404.11531), whose weights are a softmax of the log-perplexities of the prompt. Here l_i is
+    the log-likelihood a byte rather than a token, so that members with other tokenizers are comparable, and the rate
+    makes it that of some tokens. The weights stay the same throughout an answer.
+
+    Args:
+        weights: The members' shares s, one per member, summing to one.
+        rate: How much a nat a byte counts.
+    """
+
+    reads_prompts: ClassVar[bool] = True
+
+    def __init__(self, weights: Sequence[float], rate: float = 8.0) -> None:
+        super().__init__(weights)
+        self._rate = rate
+
+    def weights(self, step: WeighingInputs) -> torch.Tensor:
+        """See `WeightPolicy.weights`."""
+        assert step.prompts is not None, "it reads prompts"
+        return torch.softmax(self._weights.log() + self._rate * step.prompts, dim=-1)
+
+
 _LEAST_ENTROPY = 1e-3  # nats: a member that is sure is not infinitely sure
 
 
@@ -183,6 +212,11 @@ def policy_named(name: str, shares: Sequence[float]) -> WeightPolicy:
         name: Its name.
         shares: The members' shares, summing to one.
     """
+    return policy_class(name)(shares)
+
+
+def policy_class(name: str) -> type[StaticWeights]:
+    """Returns the class of a policy of `deepen_core.config.weights.POLICIES`."""
     module, _, class_name = POLICIES[name].partition(":")
     policy: type[StaticWeights] = getattr(import_module(module), class_name)
-    return policy(shares)
+    return policy
