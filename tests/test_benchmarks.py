@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import (
     agreement,
+    boundaries,
     commits,
     constraints,
     decoding,
@@ -116,6 +117,19 @@ def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
         score = ensemble.score(GIVEN.prompt, GIVEN.text)
     assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)
     assert len({round(value, 6) for value in found.values()}) == 4
+
+
+def test_boundaries(pair):
+    """The nats inside tokens are a part of all, and only tokens that begin with one another are counted."""
+    found = boundaries.measure(pair, [GIVEN])
+    assert found.steps == len(pair.score(GIVEN.prompt, GIVEN.text).token_ids) > found.inside > 0
+    safe, core = boundaries.rows(found, main="a")
+    assert all(safe[name] > 0 for name in boundaries.STRATEGIES)
+    assert all(row["main's is right"] + row["the fused one is right"] <= row[_CHANGED] for row in core)
+    assert found.changed["main alone"] == 0
+
+
+_CHANGED = "changed to a longer or shorter token"
 
 
 def test_real_pairs(pair, monkeypatch):
