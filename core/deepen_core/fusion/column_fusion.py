@@ -116,11 +116,16 @@ class ColumnFusion(Fusion):
         """Returns the logarithm by which main's probability of each column changes, [sequences, known]."""
         own = told[self._main]
         assert own is not None, "main never abstains"
-        # 3) The logarithm of the target.
-        possible = own > 0
+        target = torch.log_softmax(self._log_target(told, own, weights), dim=-1)
+        return torch.where(own > 0, target - own.clamp_min(TINY).log(), 0.0)
+
+    def _log_target(
+        self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the logarithm of the target up to a constant per sequence, [sequences, known]."""
+        # 3) The mean, where main can follow it.
         mean = self._log_mean(told, own, weights.to(own.device))
-        target = torch.log_softmax(mean.masked_fill(~possible, -torch.inf), dim=-1)
-        return torch.where(possible, target - own.clamp_min(TINY).log(), 0.0)
+        return mean.masked_fill_(own <= 0, -torch.inf)
 
     @torch.inference_mode()
     def logprobs_of(self, inputs: StepInputs, token_ids: Sequence[int]) -> torch.Tensor:
@@ -134,14 +139,20 @@ class ColumnFusion(Fusion):
         mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
         if not len(mixed):
             return found
-        part = StepInputs(inputs.logprobs, shares, inputs.heard, inputs.comparison).only(mixed)
-        told = self._told(part) if part.comparison is None else part.comparison.told
-        factor = self._factor(told, part.weights)
+        if inputs.comparison is None:
+            told = self._told(StepInputs(inputs.logprobs, shares, inputs.heard).only(mixed))
+        else:
+            told = inputs.comparison.only(mixed).told
+        own = told[self._main]
+        assert own is not None, "main never abstains"
+        target = self._log_target(told, own, shares[mixed])
         at = mixed.to(main.device)
         columns = self._columns[self._main].of[torch.tensor(list(token_ids), device=main.device)[at]]
-        inside = columns.clamp_max(factor.shape[1] - 1)[:, None]
-        gained = torch.where(columns < factor.shape[1], factor.gather(1, inside)[:, 0], 0.0)
-        return found.index_add(0, at, gained)
+        inside = columns.clamp_max(own.shape[1] - 1)[:, None]
+        before = own.gather(1, inside)[:, 0]
+        after = target.gather(1, inside)[:, 0] - target.logsumexp(-1)
+        changes = (columns < own.shape[1]) & (before > 0)
+        return found.index_add(0, at, torch.where(changes, after - before.clamp_min(TINY).log(), 0.0))
 
     @abstractmethod
     def _log_mean(self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
