@@ -18,6 +18,7 @@ EXTRAS = {
     "core/deepen_core/constraints/matcher.py": "structured",
     "core/deepen_core/constraints/grammar.py": "structured",
     "core/deepen_core/constraints/validation.py": "structured",
+    "core/deepen_core/voting/risk.py": "voting",
     "deepen_integrations/cli/plot.py": "eval",
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",

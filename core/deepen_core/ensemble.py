@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings as python_warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,8 @@ from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
 from deepen_core.members.loading import describe_member, load_members, main_index, member_configs, with_prompts
 from deepen_core.results import EnsembleInfo, Score
-from deepen_core.voting import Ballot, By as ChosenBy, Choice, Extract
+from deepen_core.voting import Ballot, Choice, Extract
+from deepen_core.voting import By as ChosenBy
 from deepen_core.voting.risk import Utility
 from deepen_core.voting.sampling import Among, Poll, vote
 
@@ -290,9 +291,7 @@ class Ensemble(GenerationAPI):
         """
         ballot = Ballot(by, extract, utility)
         poll = Poll.checked(n, among, resolve_sampling(params, options))
-        engine = self._opened()
-        members = {engine.members[number].name: self.alone(number) for number in engine.counted}
-        return vote(poll.sources(self, members), prompt, poll, ballot, engine)
+        return vote(self._opened(), prompt, poll, ballot, owner=self)
 
     def alone(self, member: int | str) -> Ensemble:
         """Returns a member as an ensemble of its own, without loading it again.
@@ -305,7 +304,7 @@ class Ensemble(GenerationAPI):
         Raises:
             ConfigurationError: If there is no such member.
         """
-        return _Alone(self, main_index(member, [m.name for m in self._opened().members]))
+        return _Alone(self._opened, main_index(member, [m.name for m in self._opened().members], option="member"))
 
     def evaluate(self, plan: Plan, *, output: str | Path | None = None, progress: bool = True) -> Outcome:
         """Measures what an ensemble of these members is worth against each of them, on questions and exercises.
@@ -480,21 +479,20 @@ class _Alone(Ensemble):
     """A member of an open ensemble by itself.
 
     Args:
-        ensemble: The ensemble, which it keeps open.
+        whole: Returns the engine of the ensemble while that is open, and keeps it.
         number: The member's number.
     """
 
-    def __init__(self, ensemble: Ensemble, number: int) -> None:
-        self._of: Ensemble | None = ensemble
+    def __init__(self, whole: Callable[[], Engine], number: int) -> None:
+        self._whole: Callable[[], Engine] | None = whole
         self._number = number
-        self._worker = ensemble._worker
         self._warnings = []
 
     def _opened(self) -> Engine:
-        if self._of is None:
+        if self._whole is None:
             raise closed_error()
-        return self._of._opened().members_alone[self._number]
+        return self._whole().members_alone[self._number]
 
     def close(self) -> None:
         """Lets the ensemble go, which stays open."""
-        self._of = None
+        self._whole = None

@@ -9,8 +9,8 @@ from functools import cached_property
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.worker import Worker
 from deepen_core.fusion.base import Fusion
-from deepen_core.fusion.main_alone import MainAlone
 from deepen_core.fusion.gates import Gate
+from deepen_core.fusion.main_alone import MainAlone
 from deepen_core.fusion.policies import StaticWeights
 from deepen_core.members.base import Member
 from deepen_core.members.context_budget import ContextBudget

@@ -19,6 +19,7 @@ class Request:
         decoder: Steps it; the scheduler's own if None.
 
     Attributes:
+        decoder: As given; None once the request has ended, so that a handle does not keep the models.
         mail: Holds the output until it is taken.
         cancelled: Set by the handle; the worker checks it once per step.
     """
@@ -36,11 +37,14 @@ class Request:
             self.mail.put(chunk)
         if self.sequence.error is not None:
             self.mail.fail(self.sequence.error)
+        if self.sequence.ended:
+            self.decoder = None
 
     def fail(self, error: DeepenError) -> None:
         """Ends the request with an error."""
         self.sequence.fail(error)
         self.mail.fail(error)
+        self.decoder = None
 
 
 class Handle:

@@ -101,7 +101,7 @@ def checked_weights(weights: Sequence[float] | None, texts: Sequence[str]) -> li
     """Returns how much each of some texts counts; 1 each if not given.
 
     Raises:
-        SamplingError: If there are no texts, or not one weight for each, or one is negative or not finite, or all are 0.
+        SamplingError: If there are no texts, not one weight for each, a weight is negative or not finite, or all are 0.
     """
     if not texts:
         raise SamplingError("There are no answers to choose from: give at least one.")

@@ -19,7 +19,11 @@ _SAYS_ANSWER = re.compile(r"(?:\banswer(?:\s+is\b\s*:?|\s*:)|####)\s*(.+?)(?:[.!
 
 def plain(text: str) -> str:
     """Returns a text in lower case without punctuation, articles and superfluous blanks (as in SQuAD)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return _bare(_ARTICLES.sub(" ", _bare(text)))
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
 def last_number(text: str) -> float | None:
@@ -39,7 +43,7 @@ def _short(text: str) -> str | None:
     """Returns a text as `plain` has it; a lone number as a number, so that 3.5 is not 35."""
     if _NUMBER.fullmatch(text.strip(" \n$€£%.")):
         return _number(text)
-    return plain(text) or text.strip().casefold() or None
+    return plain(text) or _bare(text) or text.strip().casefold() or None  # "A." is a choice as well as an article
 
 
 def _said(text: str) -> str | None:
@@ -48,7 +52,7 @@ def _said(text: str) -> str | None:
 
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {"short": _short, "number": _number, "answer": _said}
-"""By name: "short", the whole text but for case, punctuation, articles and blanks; "number", the last number in it;
+"""By name: "short", the whole text but for case, punctuation, articles and blanks; "number", the last number;
 "answer", what follows the last "the answer is", "answer:" or "####", up to the end of the sentence, in short."""
 
 
@@ -56,8 +60,8 @@ def extractor(extract: Extract) -> Callable[[str], str | None]:
     """Returns the function that extracts an answer from a text.
 
     Args:
-        extract: A name in `EXTRACTORS`; a regular expression, whose first group in its last match is the answer; or a
-            function, which returns None for a text without an answer.
+        extract: A name in `EXTRACTORS`; a regular expression, whose first group is the answer where it last matches; or
+            a function, which returns None for a text without an answer.
 
     Raises:
         SamplingError: If it is none of these.
@@ -91,5 +95,5 @@ class _Matched:
         self._pattern = pattern
 
     def __call__(self, text: str) -> str | None:
-        *_, last = (None, *self._pattern.finditer(text))
-        return None if last is None or last[1] is None else last[1].strip()
+        found = [match[1] for match in self._pattern.finditer(text) if match[1] is not None]
+        return found[-1].strip() if found else None

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
-from deepen_core.chat.messages import Prompt
-from deepen_core.chat.thoughts import Thoughts
+from deepen_core.chat.messages import Prompt, check_messages, prompt_list
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.sampling import several_answers
 from deepen_core.engine.engine import Engine
-from deepen_core.engine.handle import Handle
 from deepen_core.engine.scoring import score
-from deepen_core.errors import SamplingError
+from deepen_core.errors import PromptError, SamplingError
 from deepen_core.replies import ReplyParser, parse_reply
-from deepen_core.results import Generation
 from deepen_core.voting.ballot import Ballot
 from deepen_core.voting.choice import Choice
 from deepen_core.voting.likelihood import Likelihood
@@ -26,18 +23,6 @@ TEMPERATURE = 0.7
 """At which answers are sampled if the caller names none: that of self-consistency (arXiv 2203.11171, section 3.1)."""
 ENSEMBLE = "ensemble"
 """What the answers of the ensemble are labelled with, beside the names of members."""
-
-
-class Source(Protocol):
-    """What answers: an ensemble, or a member alone."""
-
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Handle:
-        """Starts a request."""
-        ...
-
-    def thoughts(self, params: SamplingParams | None = None) -> Thoughts:
-        """Returns whether answers to a conversation begin with thoughts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,7 @@ class Poll:
     params: list[SamplingParams]
 
     @classmethod
-    def checked(cls, n: int, among: Among, params: SamplingParams) -> Poll:
+    def checked(cls, n: object, among: Among, params: SamplingParams) -> Poll:
         """Checks the options.
 
         Args:
@@ -74,53 +59,63 @@ class Poll:
             params = resolve_sampling(params, {"temperature": TEMPERATURE})
         return cls(n, among, several_answers(params, n))
 
-    def sources(self, ensemble: Source, members: Mapping[str, Source]) -> list[tuple[str, Source]]:
+    def sources(self, engine: Engine) -> list[tuple[str, Engine]]:
         """Returns what answers, by its label.
 
         Args:
-            ensemble: The ensemble.
-            members: Each member that takes part, alone.
+            engine: The ensemble.
         """
-        together = [(ENSEMBLE, ensemble)] if self.among != "members" else []
-        return [*together, *(members.items() if self.among != "ensemble" else ())]
+        alone = [(engine.members[number].name, engine.members_alone[number]) for number in engine.counted]
+        return [
+            *([(ENSEMBLE, engine)] if self.among != "members" else []),
+            *(alone if self.among != "ensemble" else []),
+        ]
 
 
-def vote(sources: Sequence[tuple[str, Source]], prompt: Prompt, poll: Poll, ballot: Ballot, engine: Engine) -> Choice:
+def vote(engine: Engine, prompt: Prompt, poll: Poll, ballot: Ballot, owner: object) -> Choice:
     """Samples answers and chooses one, see `Ensemble.vote`.
 
     Args:
-        sources: What answers, by its label.
+        engine: The ensemble.
         prompt: A text or a conversation.
         poll: What is sampled.
         ballot: How one is chosen.
-        engine: Tells how likely answers are.
+        owner: Kept alive until the answers are there.
 
     Raises:
+        PromptError: If there are several prompts.
         DeepenError: As from `Ensemble.generate` and `Ensemble.score`.
     """
-    handles = [source.submit(prompt, params) for _, source in sources for params in poll.params]
+    prompts, single = prompt_list(prompt)
+    if not single:
+        raise PromptError(f"vote takes one prompt, and these are {len(prompts)}: vote on each of them.")
+    asked = prompts[0] if isinstance(prompts[0], str) else check_messages(prompts[0])
+    sources = poll.sources(engine)
+    started = [(each, [each.decoder.start(asked, one) for one in poll.params]) for _, each in sources]
+    handles = [handle for each, sequences in started for handle in engine.worker.submit(sequences, owner, each.decoder)]
     try:
         answers = [handle.result() for handle in handles]
     finally:
         for handle in handles:
             handle.cancel()
-    by = [(label, source) for label, source in sources for _ in poll.params]
-    is_text = isinstance(prompt, str)
+    by = [source for source in sources for _ in poll.params]
     texts = [
-        answer.text if is_text else _without_thoughts(answer, source, poll.params[0])
-        for (_, source), answer in zip(by, answers, strict=True)
+        answer.text if isinstance(asked, str) else _without_thoughts(answer.text, each, poll.params[0])
+        for (_, each), answer in zip(by, answers, strict=True)
     ]
-    found = ballot.choose(texts, likelihood_of(engine, prompt))
+    found = ballot.choose(texts, likelihood_of(engine, asked))
     labelled = zip(found.candidates, by, answers, strict=True)
     candidates = tuple(replace(one, source=label, generation=answer) for one, (label, _), answer in labelled)
     return replace(found, candidates=candidates)
 
 
-def _without_thoughts(answer: Generation, source: Source, params: SamplingParams) -> str:
-    thoughts = source.thoughts(params)
+def _without_thoughts(text: str, source: Engine, params: SamplingParams) -> str:
+    """Returns an answer to a conversation without the thoughts before it."""
+    reader = source.main_member.tokenizer.reader
+    thoughts = reader.thoughts(reader.variables(params))
     if thoughts.mode == "never" or params.constraint:
-        return answer.text
-    return parse_reply(answer.text, ReplyParser(thoughts=thoughts)).text
+        return text
+    return parse_reply(text, ReplyParser(thoughts=thoughts)).text
 
 
 def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
@@ -132,7 +127,8 @@ def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
     """
 
     def likelihood(texts: Sequence[str]) -> list[float]:
-        scores = iter(score(engine, [(prompt, text) for text in texts if text]))
-        return [one.total / one.bytes if text and (one := next(scores)) else -math.inf for text in texts]
+        asked = [text for text in texts if text]
+        known = dict(zip(asked, score(engine, [(prompt, text) for text in asked]), strict=True))
+        return [known[text].total / known[text].bytes if text else -math.inf for text in texts]
 
     return likelihood
