@@ -1,6 +1,7 @@
 """Votes over answers of an ensemble and of its members, and members alone in the ensemble's batch."""
 
 import gc
+import math
 import pickle
 import weakref
 
@@ -112,6 +113,14 @@ class TestVotes:
         assert empty < likely == pair.score(PROMPT, " x").total / 2
         stopped = pair.vote(PROMPT, n=2, by="likelihood", logit_bias={pair.tokenize("a")[0]: 100}, stop="a", seed=1)
         assert [(one.text, one.score) for one in stopped.candidates] == [("", None)] * 2
+
+    def test_an_answer_that_fills_a_window_is_the_least_likely(self, pair):
+        """It can be longer for another member than for the one that gave it."""
+        likelihood = voting.likelihood_of(pair._engine, PROMPT)
+        short, long = [" jumps", " a", " x"], " word" * 300
+        values = likelihood(short)
+        assert likelihood([short[0], long, short[1], short[2]]) == pytest.approx([values[0], -math.inf, *values[1:]])
+        assert likelihood([long]) == [-math.inf]
 
     @pytest.mark.parametrize(
         ("options", "problem"),

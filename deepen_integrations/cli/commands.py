@@ -116,6 +116,9 @@ def _print_votes(choice: Choice) -> None:
     from deepen_integrations.cli.tables import print_votes  # noqa: PLC0415 (only some commands need it)
 
     print_votes(Console(stderr=True, highlight=False), choice)
+    notes = [note for candidate in choice.candidates if candidate.generation for note in candidate.generation.warnings]
+    for note in dict.fromkeys(notes):
+        notice(f"Note: {note}")
 
 
 def _print_stream(ensemble: Ensemble, prompt: str, params: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ class Candidate:
         text: The whole answer.
         answer: What it comes to, by the extractor; None if nothing was found in it.
         score: By majority, the weight of all candidates with its answer; by minimum Bayes risk, its mean utility; by
-            likelihood, nats a byte, or None for an empty text, which has no likelihood.
+            likelihood, nats a byte, or None for a text without a likelihood: it is empty, or too long for a member.
         source: What gave the answer, if known, such as the name of a member.
         generation: The answer as the engine returned it, if it did.
     """

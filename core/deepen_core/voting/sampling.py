@@ -12,8 +12,9 @@ from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.sampling import several_answers
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import score
-from deepen_core.errors import PromptError, SamplingError
+from deepen_core.errors import ContextWindowError, PromptError, SamplingError
 from deepen_core.replies import ReplyParser, parse_reply
+from deepen_core.results import Score
 from deepen_core.voting.ballot import Ballot
 from deepen_core.voting.choice import Choice
 from deepen_core.voting.likelihood import Likelihood
@@ -121,6 +122,8 @@ def _without_thoughts(text: str, source: Engine, params: SamplingParams) -> str:
 def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
     """Returns what measures texts by their likelihood after a prompt, in nats a byte; all are read together.
 
+    A text that is empty, or too long for a member after the prompt, has none.
+
     Args:
         engine: The ensemble.
         prompt: A text or a conversation.
@@ -128,7 +131,18 @@ def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
 
     def likelihood(texts: Sequence[str]) -> list[float]:
         asked = [text for text in texts if text]
-        known = dict(zip(asked, score(engine, [(prompt, text) for text in asked]), strict=True))
-        return [known[text].total / known[text].bytes if text else -math.inf for text in texts]
+        known = dict(zip(asked, _scores(engine, [(prompt, text) for text in asked]), strict=True))
+        scores = [known.get(text) for text in texts]
+        return [-math.inf if one is None else one.total / one.bytes for one in scores]
 
     return likelihood
+
+
+def _scores(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score | None]:
+    try:
+        return [*score(engine, asked)]
+    except ContextWindowError:
+        if len(asked) == 1:
+            return [None]
+        middle = len(asked) // 2  # the others are still read together
+        return [*_scores(engine, asked[:middle]), *_scores(engine, asked[middle:])]
