@@ -10,7 +10,7 @@ import pytest
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.engine.scheduler import Scheduler
-from deepen_core.errors import ClosedError, ConfigurationError, PromptError, SamplingError
+from deepen_core.errors import ClosedError, ConfigurationError, DecodingError, PromptError, SamplingError
 from deepen_core.voting import majority_vote, minimum_bayes_risk
 from deepen_core.voting import sampling as voting
 from deepen_integrations.langchain import DeepenLLM
@@ -208,6 +208,15 @@ class TestAlone:
             expected = [each.generate(long, **OPTIONS).text for each in (ensemble, ensemble.alone(1))]
             handles = [each.submit(long, **OPTIONS) for each in (ensemble, ensemble.alone(1))]
             assert [handle.result().text for handle in handles] == expected
+
+    def test_a_step_that_fails_as_a_whole_ends_only_its_own_requests(self, load, monkeypatch):
+        with load("alpha", "beta") as ensemble:
+            one, expected = ensemble.alone("beta"), ensemble.generate(PROMPT, **OPTIONS).text
+            monkeypatch.setattr(one._opened().decoder, "step", lambda _: {}["no step"])
+            failing, other = one.submit(PROMPT, **OPTIONS), ensemble.submit(PROMPT, **OPTIONS)
+            with pytest.raises(DecodingError, match="KeyError"):
+                failing.result()
+            assert other.result().text == expected
 
     def test_closing(self, load):
         ensemble = load("alpha", "beta")

@@ -103,7 +103,9 @@ def test_packages_are_marked_as_typed(package):
 
 def test_importing_the_engine_is_light():
     heavy = ["torch", "transformers", "tokenizers", "langchain_core", "llama_index", "typer", "rich"]
-    run = python(f"import sys, deepen_core; print([name for name in {heavy} if name in sys.modules])")
+    run = python(
+        f"import sys, deepen_core, deepen_core.voting; print([name for name in {heavy} if name in sys.modules])"
+    )
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 
