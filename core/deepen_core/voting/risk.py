@@ -62,7 +62,7 @@ def chrf() -> Utility:
         SamplingError: If sacrebleu is not installed.
     """
     try:
-        from sacrebleu.metrics import CHRF  # noqa: PLC0415 (an extra)
+        from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as missing:
         raise SamplingError(
             "chrF needs sacrebleu: pip install 'deepen-integrations[voting]', or give a utility of your own."

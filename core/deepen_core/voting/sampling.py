@@ -66,11 +66,10 @@ class Poll:
         Args:
             engine: The ensemble.
         """
-        alone = [(engine.members[number].name, engine.members_alone[number]) for number in engine.counted]
-        return [
-            *([(ENSEMBLE, engine)] if self.among != "members" else []),
-            *(alone if self.among != "ensemble" else []),
-        ]
+        together = [(ENSEMBLE, engine)] if self.among != "members" else []
+        if self.among == "ensemble":
+            return together
+        return together + [(engine.members[number].name, engine.members_alone[number]) for number in engine.counted]
 
 
 def vote(engine: Engine, prompt: Prompt, poll: Poll, ballot: Ballot, owner: object) -> Choice:
