@@ -149,7 +149,7 @@ class TestMinimumBayesRisk:
         assert 0 <= chrf()("x", "abc") < chrf()("abd", "abc") < chrf()("abc", "abc") == pytest.approx(100)
 
     def test_without_sacrebleu_the_error_names_the_extra(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+        monkeypatch.setitem(sys.modules, "sacrebleu.metrics.chrf", None)
         for work in (lambda: Ballot("mbr"), lambda: minimum_bayes_risk(["a", "b"])):
             with pytest.raises(SamplingError, match=r"pip install 'deepen-integrations\[voting\]', or give a utility"):
                 work()
