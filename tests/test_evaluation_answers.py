@@ -11,8 +11,9 @@ from tiny import CORPUS
 
 from deepen_core.evaluation.code_run import passes
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task
-from deepen_core.evaluation.judging import is_right, last_number, plain
+from deepen_core.evaluation.judging import is_right
 from deepen_core.evaluation.run import Plan
+from deepen_core.voting.extraction import last_number, plain
 
 MATHS = OpenItem("What is 1 + 1?", ("2",), "1 + 1 = 2.\nTherefore, the answer is 2")
 CODE = CodeItem("def double(x):\n", "def check(candidate):\n    assert candidate(2) == 4\n", "double")

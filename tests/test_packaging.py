@@ -18,6 +18,7 @@ EXTRAS = {
     "core/deepen_core/constraints/matcher.py": "structured",
     "core/deepen_core/constraints/grammar.py": "structured",
     "core/deepen_core/constraints/validation.py": "structured",
+    "core/deepen_core/voting/risk.py": "voting",
     "deepen_integrations/cli/plot.py": "eval",
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",
@@ -102,7 +103,9 @@ def test_packages_are_marked_as_typed(package):
 
 def test_importing_the_engine_is_light():
     heavy = ["torch", "transformers", "tokenizers", "langchain_core", "llama_index", "typer", "rich"]
-    run = python(f"import sys, deepen_core; print([name for name in {heavy} if name in sys.modules])")
+    run = python(
+        f"import sys, deepen_core, deepen_core.voting; print([name for name in {heavy} if name in sys.modules])"
+    )
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 

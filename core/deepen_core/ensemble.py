@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings as python_warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.thoughts import Thinking, Thoughts
-from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions
+from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions, resolve_sampling
 from deepen_core.config.constraints import can_constrain
 from deepen_core.config.prompts import FormOption
 from deepen_core.demo import member_paths
@@ -33,8 +33,12 @@ from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member, MemberSequence
 from deepen_core.members.context_budget import ContextBudget
-from deepen_core.members.loading import describe_member, load_members, member_configs, with_prompts
+from deepen_core.members.loading import describe_member, load_members, main_index, member_configs, with_prompts
 from deepen_core.results import EnsembleInfo, Score
+from deepen_core.voting import Ballot, Choice, Extract
+from deepen_core.voting import By as ChosenBy
+from deepen_core.voting.risk import Utility
+from deepen_core.voting.sampling import Among, Poll, vote
 
 
 class Ensemble(GenerationAPI):
@@ -254,6 +258,55 @@ class Ensemble(GenerationAPI):
             return score(engine, paired([prompt], [continuation]))[0]
         return score(engine, paired(prompt, continuation))
 
+    def vote(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        n: int = 5,
+        by: ChosenBy = "majority",
+        extract: Extract = "short",
+        utility: Utility | None = None,
+        among: Among = "ensemble",
+        **options: Any,
+    ) -> Choice:
+        """Samples several answers to a prompt, decoded together, and chooses one.
+
+        Args:
+            prompt: A text or a conversation; thoughts before an answer do not count.
+            params: Options of the request. By default answers are sampled at temperature 0.7. With a `seed`, each
+                further answer uses the next number as its seed, the same ones for each source.
+            n: Number of answers of each source.
+            by: "majority": the answer that most come to (`deepen_core.voting.majority_vote`); "mbr": the one that has
+                most in common with the others (`minimum_bayes_risk`); "likelihood": the likeliest a byte under this
+                ensemble. The last also decides among those of the majority's answer, and between equal ones.
+            extract: What an answer comes to: "short", "number", "answer", a regular expression with a group, or a
+                function, see `deepen_core.voting.extractor`.
+            utility: For "mbr": how good an answer (the first) is if another is right; chrF by default (extra `voting`).
+            among: What answers: this "ensemble", its "members" that take part, each alone, or "all" of these.
+            options: Options by keyword.
+
+        Raises:
+            SamplingError: For a wrong option, or if all answers would be equal (temperature 0).
+            DeepenError: As from `generate` and `score`.
+        """
+        ballot = Ballot(by, extract, utility)
+        poll = Poll.checked(n, among, resolve_sampling(params, options))
+        return vote(self._opened(), prompt, poll, ballot, owner=self)
+
+    def alone(self, member: int | str) -> Ensemble:
+        """Returns a member as an ensemble of its own, without loading it again.
+
+        Its requests are decoded in the same batch, and it ends when this ensemble is closed.
+
+        Args:
+            member: Index or name of the member.
+
+        Raises:
+            ConfigurationError: If there is no such member.
+        """
+        return _Alone(self._opened, main_index(member, [m.name for m in self._opened().members], option="member"))
+
     def evaluate(self, plan: Plan, *, output: str | Path | None = None, progress: bool = True) -> Outcome:
         """Measures what an ensemble of these members is worth against each of them, on questions and exercises.
 
@@ -421,3 +474,26 @@ class Ensemble(GenerationAPI):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Alone(Ensemble):
+    """A member of an open ensemble by itself.
+
+    Args:
+        whole: Returns the engine of the ensemble while that is open, and keeps it.
+        number: The member's number.
+    """
+
+    def __init__(self, whole: Callable[[], Engine], number: int) -> None:
+        self._whole: Callable[[], Engine] | None = whole
+        self._number = number
+        self._warnings = []
+
+    def _opened(self) -> Engine:
+        if self._whole is None:
+            raise closed_error()
+        return self._whole().members_alone[self._number]
+
+    def close(self) -> None:
+        """Lets the ensemble go, which stays open."""
+        self._whole = None

@@ -11,10 +11,18 @@ import typer
 from rich.console import Console
 
 from deepen_integrations.cli import options as opt
-from deepen_integrations.cli.session import checked_sampling, clear_errors, notice, open_ensemble, read_prompt
+from deepen_integrations.cli.session import (
+    checked_sampling,
+    checked_vote,
+    clear_errors,
+    notice,
+    open_ensemble,
+    read_prompt,
+)
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.voting import Choice
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +70,7 @@ def deepen(
     epilog=_examples(
         'deepen generate -m ./general -m ./specialist "Once upon a time"',
         'deepen generate -m ./general -m ./specialist --weights 0.7,0.3 --temperature 0.8 --seed 1 "Once"',
+        'deepen generate -m ./general -m ./specialist --votes 5 --vote-among all --extract number "What is 6 times 7?"',
         r'cat prompt.txt | deepen generate -m ./general -m ./specialist --stop "\n" --json',
     )
 )
@@ -73,6 +82,7 @@ def generate(
     *,
     load: opt.EnsembleOptions,
     sampling: opt.SamplingOptions,
+    voting: opt.VoteOptions,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as JSON instead of streaming the text.")
     ] = False,
@@ -80,18 +90,35 @@ def generate(
 ) -> None:
     """Continue a text, token by token.
 
-    The new text goes to the standard output as it is generated, everything else to the error stream.
+    The new text goes to the standard output as it is generated, everything else to the error stream. With `--votes` it
+    is the answer that wins, and a table of all goes to the error stream.
     """
     with clear_errors(debug):
         prompt = read_prompt(text)
         params = checked_sampling(sampling)
+        voted = checked_vote(voting, params)
         with open_ensemble(load) as ensemble:
             for warning in ensemble.info.warnings:
                 notice(f"Warning: {warning}")
+            if voted is not None:
+                choice = ensemble.vote(prompt, **params, **voted)
+                typer.echo(_to_json(choice) if as_json else choice.text)
+                if not as_json:
+                    _print_votes(choice)
+                return
             if as_json:
                 typer.echo(_to_json(ensemble.generate(prompt, **params)))
                 return
             _print_stream(ensemble, prompt, params)
+
+
+def _print_votes(choice: Choice) -> None:
+    from deepen_integrations.cli.tables import print_votes  # noqa: PLC0415 (only some commands need it)
+
+    print_votes(Console(stderr=True, highlight=False), choice)
+    notes = [note for candidate in choice.candidates if candidate.generation for note in candidate.generation.warnings]
+    for note in dict.fromkeys(notes):
+        notice(f"Note: {note}")
 
 
 def _print_stream(ensemble: Ensemble, prompt: str, params: dict[str, Any]) -> None:
@@ -244,6 +271,19 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="At most so many open questions at once.")] = 16,
+    votes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Answer open questions also by the majority of N sampled answers, of each member alone and of each "
+            "strategy.",
+            show_default="none",
+        ),
+    ] = 0,
+    vote_temperature: Annotated[
+        float, typer.Option(metavar="T", help="The temperature at which these are sampled.")
+    ] = 0.7,
     limit: opt.Limit = None,
     output: Annotated[
         str | None,
@@ -275,6 +315,8 @@ def evaluate(
             gates=gate,
             chat=as_chat,
             together=batch,
+            votes=votes,
+            vote_temperature=vote_temperature,
         )
         with open_ensemble(load, chat=as_chat) as ensemble:
             outcome = ensemble.evaluate(ev.with_mains(plan, ensemble, main, each=each_main), output=output)

@@ -103,6 +103,8 @@ def plan_of(
     gates: Sequence[float] | None,
     chat: bool,
     together: int,
+    votes: int,
+    vote_temperature: float,
 ) -> Plan:
     """Returns the plan that options ask for; None stands for what `Plan` has.
 
@@ -123,6 +125,8 @@ def plan_of(
         chat=chat,
         shots=[read_task(path) for path in files(shots, "--shots")],
         together=together,
+        votes=votes,
+        vote_temperature=vote_temperature,
     )
     plan.check()
     return plan

@@ -18,6 +18,7 @@ from deepen_core.config import PRESETS
 from deepen_core.config.weights import POLICIES
 
 _ensemble = functools.partial(typer.Option, rich_help_panel="Ensemble")
+_voting = functools.partial(typer.Option, rich_help_panel="Voting")
 _sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -25,6 +26,38 @@ Fusion = Annotated[str, _ensemble(metavar="NAME", help=f"How distributions are f
 
 By = Annotated[str, typer.Option("--by", metavar="score|likelihood", help="What fitted weights are best at.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items of each file.")]
+
+
+@dataclass(frozen=True)
+class VoteOptions:
+    """How a command chooses one of several answers: options of `Ensemble.vote`."""
+
+    votes: Annotated[
+        int | None,
+        _voting(min=1, metavar="N", help="Sample N answers, by default at temperature 0.7, and choose one."),
+    ] = None
+    vote_by: Annotated[
+        str,
+        _voting(
+            metavar="majority|mbr|likelihood",
+            help="Choose the answer that most come to, the one that has most in common with the others (chrF), or the "
+            "likeliest a byte.",
+        ),
+    ] = "majority"
+    vote_among: Annotated[
+        str,
+        _voting(
+            metavar="ensemble|members|all", help="What answers: the ensemble, each member alone, or all; N times each."
+        ),
+    ] = "ensemble"
+    extract: Annotated[
+        str,
+        _voting(
+            metavar="WHAT",
+            help="What an answer comes to: short (but for case and punctuation), number (the last one), answer (after "
+            "'the answer is'), or a regular expression with a group.",
+        ),
+    ] = "short"
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from rich.console import Console
@@ -18,7 +18,9 @@ from deepen_core.config.weights import POLICIES
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
-    from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions
+    from deepen_core.voting import By
+    from deepen_core.voting.sampling import Among
+    from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions, VoteOptions
 
 
 def notice(message: str, style: str = "yellow") -> None:
@@ -82,6 +84,31 @@ def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
         given["reasoning"] = {"on": True, "off": False}.get(given["reasoning"], given["reasoning"])
     resolve_sampling(None, given)
     return given
+
+
+def checked_vote(options: VoteOptions, sampling: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the arguments of `Ensemble.vote` that options ask for, after checking them; None for no vote.
+
+    Args:
+        options: The options of the vote.
+        sampling: The sampling options that were given.
+
+    Raises:
+        SamplingError: For a value that cannot be.
+        typer.BadParameter: For options of a vote without `--votes`.
+    """
+    given = {"by": options.vote_by, "among": options.vote_among, "extract": options.extract}
+    if options.votes is None:
+        if options != type(options)():
+            raise typer.BadParameter("It is for --votes N: give the number of answers.", param_hint="--vote-by")
+        return None
+    from deepen_core.config import resolve_sampling  # noqa: PLC0415 (slow)
+    from deepen_core.voting import Ballot  # noqa: PLC0415
+    from deepen_core.voting.sampling import Poll  # noqa: PLC0415
+
+    Ballot(cast("By", options.vote_by), options.extract)
+    Poll.checked(options.votes, cast("Among", options.vote_among), resolve_sampling(None, sampling))
+    return {"n": options.votes, **given}
 
 
 def _variable(text: str) -> tuple[str, Any]:

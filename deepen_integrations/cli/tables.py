@@ -1,4 +1,4 @@
-"""The tables of `deepen info` and `deepen demo`."""
+"""The tables of `deepen info`, `deepen demo` and `deepen generate --votes`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from deepen_core.results import EnsembleInfo, MemberInfo
+    from deepen_core.voting import Choice
     from deepen_integrations.cli.demo import Comparison
 
 _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
@@ -105,6 +106,21 @@ def print_answers(console: Console, comparison: Comparison) -> None:
     count = len(comparison.questions)
     totals = [f"{answers.by} {sum(answers.right)} of {count}" for answers in comparison.answers]
     console.print(f"Right: {', '.join(totals)}.", style="bold")
+
+
+def print_votes(console: Console, choice: Choice) -> None:
+    """Prints a row for each answer that was sampled, and the share of the one that wins."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("by", "answer"):
+        table.add_column(name, overflow="fold")
+    table.add_column({"majority": "votes", "mbr": "chrF", "likelihood": "nats a byte"}[choice.by], justify="right")
+    for place, candidate in enumerate(choice.candidates):
+        score = _number(candidate.score, "g" if choice.by == "majority" else ".2f") or _MISSING
+        answer = _MISSING if candidate.answer is None else candidate.answer
+        cells = (candidate.source, answer, score)
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if place == choice.place else "")
+    console.print(table)
+    console.print(f"{100 * choice.share:.0f} % of {len(choice.candidates)} answers agree with the chosen one.")
 
 
 def _marked(text: str, right: bool) -> Text:

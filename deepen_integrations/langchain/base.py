@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from deepen_core.chat.messages import Prompt
-from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.config import SamplingParams
+from deepen_core.config.sampling import several_answers
 from deepen_core.errors import ConfigurationError, SamplingError
 from deepen_integrations.adapter import DeepenAdapter
 from deepen_integrations.langchain.errors import langchain_errors
@@ -102,11 +103,7 @@ class LangChainAdapter(DeepenAdapter):
         Raises:
             SamplingError: If all answers would be equal.
         """
-        if n > 1 and params.temperature == 0:
-            raise SamplingError(f"n is {n}, but with temperature 0 all {n} answers are equal: set it above 0.")
-        if n == 1 or params.seed is None:
-            return [params] * n
-        return [resolve_sampling(params, {"seed": (params.seed + number) % 2**63}) for number in range(n)]
+        return several_answers(params, n)
 
     def with_options(self, **options: Any) -> Self:
         """Like `DeepenAdapter.with_options`, and accepts `n` as well."""

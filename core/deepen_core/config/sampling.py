@@ -221,6 +221,23 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     return merged
 
 
+def several_answers(params: SamplingParams, n: int) -> list[SamplingParams]:
+    """Returns the options of each of several answers to one prompt: with a seed, each further answer has the next one.
+
+    Args:
+        params: The options of the request.
+        n: Number of answers.
+
+    Raises:
+        SamplingError: If all answers would be equal.
+    """
+    if n > 1 and params.temperature == 0:
+        raise SamplingError(f"n is {n}, but with temperature 0 all {n} answers are equal: set it above 0.")
+    if n == 1 or params.seed is None:
+        return [params] * n
+    return [resolve_sampling(params, {"seed": (params.seed + number) % 2**63}) for number in range(n)]
+
+
 def _without_replaced_switches(values: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model's own values without the switch of thoughts that a call gives in another way."""
     switches = {*EFFORT_VARIABLES, *(name for name, _, _ in THOUGHT_SWITCHES)}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.worker import Worker
 from deepen_core.fusion.base import Fusion
 from deepen_core.fusion.gates import Gate
+from deepen_core.fusion.main_alone import MainAlone
+from deepen_core.fusion.policies import StaticWeights
 from deepen_core.members.base import Member
 from deepen_core.members.context_budget import ContextBudget
 
@@ -59,6 +61,26 @@ class Engine:
     def budget(self) -> ContextBudget:
         """How much of a prompt fits all members that take part."""
         return ContextBudget(self.members_counted, self.counted.index(self.main))
+
+    @cached_property
+    def members_alone(self) -> list[Engine]:
+        """For each member, an engine that has it answer by itself, by the same worker."""
+        return [self._alone(number) for number in range(len(self.members))]
+
+    def _alone(self, number: int) -> Engine:
+        weights = [float(n == number) for n in range(len(self.members))]
+        policy, fusion = StaticWeights(weights), MainAlone(number)
+        decoder = Decoder(self.members, number, policy, fusion, MainAlone.name)
+        return replace(
+            self,
+            main=number,
+            weights=weights,
+            policy_name=policy.label,
+            gate=None,
+            fusion=fusion,
+            fusion_name=MainAlone.name,
+            decoder=decoder,
+        )
 
 
 def counted_members(main: int, weights: Sequence[float]) -> list[int]:

@@ -101,7 +101,7 @@ class GenerationAPI(ABC):
         sequences = [
             _kept(return_exceptions, partial(_start, decoder, p, o)) for p, o in zip(prompts, each, strict=True)
         ]
-        handles = worker.submit(_readable(sequences), self)
+        handles = worker.submit(_readable(sequences), self, decoder)
         try:
             answers = [_kept(return_exceptions, handle.result) for handle in handles]
         finally:
@@ -155,7 +155,7 @@ class GenerationAPI(ABC):
             for p, o in zip(prompts, each, strict=True)
         ]
         sequences = [await asyncio.wrap_future(read) for read in reads]
-        handles = worker.submit(_readable(sequences), self, asked)
+        handles = worker.submit(_readable(sequences), self, decoder, asked)
         try:
             answers = [await _akept(return_exceptions, handle.aresult()) for handle in handles]
         finally:
@@ -182,10 +182,10 @@ class GenerationAPI(ABC):
         """
         resolved = resolve_sampling(params, options)
         worker, decoder = self._serving()
-        return self._pieces(worker, decoder.start(_only(prompt, "stream"), resolved))
+        return self._pieces(worker, decoder, decoder.start(_only(prompt, "stream"), resolved))
 
-    def _pieces(self, worker: Worker, sequence: EnsembleSequence) -> Generator[Chunk, None, None]:
-        (handle,) = worker.submit([sequence], self)
+    def _pieces(self, worker: Worker, decoder: Decoder, sequence: EnsembleSequence) -> Generator[Chunk, None, None]:
+        (handle,) = worker.submit([sequence], self, decoder)
         try:
             yield from handle
         finally:
@@ -222,7 +222,7 @@ class GenerationAPI(ABC):
         """
         resolved = resolve_sampling(params, options)
         worker, decoder = self._serving()
-        (handle,) = worker.submit([decoder.start(_only(prompt, "submit"), resolved)], self)
+        (handle,) = worker.submit([decoder.start(_only(prompt, "submit"), resolved)], self, decoder)
         return handle
 
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
@@ -234,7 +234,7 @@ class GenerationAPI(ABC):
         asked = time.perf_counter()
         worker, decoder = self._serving()
         sequence = await asyncio.wrap_future(worker.call(partial(decoder.start, prompt, params)))
-        (handle,) = worker.submit([sequence], self, asked)
+        (handle,) = worker.submit([sequence], self, decoder, asked)
         return handle
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import Self
 
+from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.output_queue import OutputQueue
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError, NotDoneError
@@ -15,14 +16,17 @@ class Request:
 
     Args:
         sequence: The sequence to decode.
+        decoder: Steps it; the scheduler's own if None.
 
     Attributes:
+        decoder: As given; None once the request has ended, so that a handle does not keep the models.
         mail: Holds the output until it is taken.
         cancelled: Set by the handle; the worker checks it once per step.
     """
 
-    def __init__(self, sequence: EnsembleSequence) -> None:
+    def __init__(self, sequence: EnsembleSequence, decoder: Decoder | None = None) -> None:
         self.sequence = sequence
+        self.decoder = decoder
         self.mail = OutputQueue()
         self.cancelled = False
 
@@ -33,11 +37,14 @@ class Request:
             self.mail.put(chunk)
         if self.sequence.error is not None:
             self.mail.fail(self.sequence.error)
+        if self.sequence.ended:
+            self.decoder = None
 
     def fail(self, error: DeepenError) -> None:
         """Ends the request with an error."""
         self.sequence.fail(error)
         self.mail.fail(error)
+        self.decoder = None
 
 
 class Handle:

@@ -18,14 +18,14 @@ _SHORT = 32  # a prompt of at most this many tokens is run with the first step r
 
 
 class Scheduler:
-    """The requests of one decoder. It may be used by one thread only.
+    """The requests of one decoder, and of others with the same members. It may be used by one thread only.
 
     First come, first admitted. A long prompt is prefilled in pieces, between which the other requests continue to
     decode. Pieces go in turn to the oldest prompt and to the one with least left, so that neither a short prompt waits
     for the whole of a long one nor a long one for a stream of short ones.
 
     Args:
-        decoder: Steps the sequences.
+        decoder: Steps the sequences of requests without a decoder of their own.
         size: Maximum number of sequences that hold caches.
         budget: Maximum number of prompt tokens to run in a step.
     """
@@ -94,15 +94,20 @@ class Scheduler:
     def _decode(self) -> None:
         if not self._decoding:
             return
-        self._step_sequences([request.sequence for request in self._decoding])
+        together: dict[Decoder, list[EnsembleSequence]] = {}
+        for request in self._decoding:
+            together.setdefault(request.decoder or self.decoder, []).append(request.sequence)
+        for decoder, sequences in together.items():
+            self._step_sequences(decoder, sequences)
         for request in self._decoding:
             request.deliver()
         self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
-    def _step_sequences(self, sequences: Sequence[EnsembleSequence]) -> None:
+    @staticmethod
+    def _step_sequences(decoder: Decoder, sequences: Sequence[EnsembleSequence]) -> None:
         """Steps sequences; if a step fails as a whole, which should not happen, only these requests end."""
         try:
-            self.decoder.step(sequences)
+            decoder.step(sequences)
         except Exception as problem:  # noqa: BLE001 (the requests report it)
             for sequence in sequences:
                 if not sequence.ended:
@@ -117,7 +122,8 @@ class Scheduler:
         while self._prefilling and budget > 0:
             request = self._next_prompt()
             sequence = request.sequence
-            ran = self.decoder.prefill(sequence, budget) if sequence.pending > short else 0
+            decoder = request.decoder or self.decoder
+            ran = decoder.prefill(sequence, budget) if sequence.pending > short else 0
             budget -= ran or sequence.pending
             if sequence.ended:
                 self._prefilling.remove(request)

@@ -70,18 +70,25 @@ class Worker:
         self._closed = False
         self._broken = ""
 
-    def submit(self, sequences: Sequence[EnsembleSequence], owner: object, asked: float | None = None) -> list[Handle]:
+    def submit(
+        self,
+        sequences: Sequence[EnsembleSequence],
+        owner: object,
+        decoder: Decoder | None = None,
+        asked: float | None = None,
+    ) -> list[Handle]:
         """Puts sequences into the queue, one after the other without gaps.
 
         Args:
             sequences: The sequences, which belong to the worker from now on.
             owner: Kept alive by the handles.
+            decoder: Steps them, if not the worker's own; it has the same members.
             asked: When the caller made the request (`time.perf_counter`), if not now; timeouts count from there.
 
         Raises:
             ClosedError: After `stop`, and in a fork of a process that has already decoded.
         """
-        requests = [Request(sequence) for sequence in sequences]
+        requests = [Request(sequence, decoder) for sequence in sequences]
         asked = time.perf_counter() if asked is None else asked
         self._start()
         for request in requests:

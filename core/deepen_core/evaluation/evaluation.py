@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
-from deepen_core.evaluation.generation import Answer, answer_items
+from deepen_core.evaluation.generation import Answer, Samples, answer_items, sample_items
 from deepen_core.evaluation.items import OpenItem, Task
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
@@ -103,21 +103,63 @@ class Evaluation:
         items = dict(zip(keys, task.answered, strict=True))
         missing = [key for key in items if self._answers.get(key) is None]
         if missing:
-            policy = policy_for(setting, len(reader.members))
-            name = setting.fusion
-            fusion = settings.fusions[name]
-            decoder = Decoder(reader.members, reader.main, policy, fusion, name, gate=gate_for(setting))
             wanted = [items[key] for key in missing]
+            decoder = _decoder(reader, setting, settings)
             answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
             for key in self._shown(missing, f"{task.name}, {by}"):
                 self._answers.add(key, asdict(next(answered)))
         return [Answer(**found) for key in keys if (found := self._answers.get(key)) is not None]
+
+    def samples(
+        self,
+        reader: TextReader,
+        task: Task,
+        setting: Setting,
+        settings: Settings,
+        by: str,
+        *,
+        seeds: Sequence[int],
+        temperature: float,
+    ) -> list[Samples]:
+        """Samples answers to the open questions of a task in one setting; those that are there already may be more.
+
+        Args:
+            reader: As for `answers`, as the next arguments.
+            task: The task.
+            setting: The setting.
+            settings: Has the setting's strategy.
+            by: What answers.
+            seeds: One for each sample of an item.
+            temperature: At which answers are sampled.
+
+        Raises:
+            DeepenError: As from `answers`.
+        """
+        what = f"{by}, sampled at {temperature:g}"
+        keys = [(task.name, what, digest(item)) for item in task.open]
+        wanted = {}
+        for key, item in zip(keys, task.open, strict=True):
+            held = (self._answers.get(key) or {}).get("texts", {})
+            if missing := [seed for seed in seeds if str(seed) not in held]:
+                wanted[key] = (item, missing)
+        if wanted:
+            decoder, asked = _decoder(reader, setting, settings), list(wanted.values())
+            options: dict[str, Any] = {"temperature": temperature, "chat": self._chat, "together": self._together}
+            sampled = sample_items(decoder, reader.call, asked, self._shots, **options)
+            for key in self._shown(list(wanted), f"{task.name}, {what}"):
+                self._answers.add(key, asdict(next(sampled)))
+        return [Samples(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
     def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
         shown: Sequence[tuple[str, str, str]] = tqdm(
             keys, desc=what, unit="item", disable=None if self._progress else True
         )
         return shown
+
+
+def _decoder(reader: TextReader, setting: Setting, settings: Settings) -> Decoder:
+    policy, name = policy_for(setting, len(reader.members)), setting.fusion
+    return Decoder(reader.members, reader.main, policy, settings.fusions[name], name, gate=gate_for(setting))
 
 
 def rights(task: Task, scores: Sequence[ChoiceScores], settings: Mapping[str, Setting]) -> Rights:

@@ -1,4 +1,4 @@
-"""Open questions and exercises: every setting answers them greedily, in batches."""
+"""Open questions and exercises: every setting answers them, greedily or by samples to vote on, in batches."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ class Answer:
     steps: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Several answers to an item, each by its seed.
+
+    Attributes:
+        texts: The answers.
+        nats: How likely each was to what gave it, in nats a byte.
+    """
+
+    texts: dict[str, str]
+    nats: dict[str, float]
+
+
 def answer_items(
     decoder: Decoder,
     call: Callable[[Callable[[], Any]], Any],
@@ -56,24 +69,80 @@ def answer_items(
         DecodingError: If fusion fails.
         MemberError: If a member fails.
     """
-    for start in range(0, len(items), together):
-        part = items[start : start + together]
-        sequences = [_started(decoder, item, shots, chat=chat) for item in part]
+    started = [partial(_started, decoder, item, shots, SamplingParams(), chat=chat) for item in items]
+    for item, answer in zip(items, _in_batches(decoder, call, started, together), strict=True):
+        steps = {work.name: work.steps for work in answer.member_work}
+        yield Answer(answer.text, is_right(item, answer.text), steps)
+
+
+def sample_items(
+    decoder: Decoder,
+    call: Callable[[Callable[[], Any]], Any],
+    wanted: Sequence[tuple[OpenItem, Sequence[int]]],
+    shots: Sequence[OpenItem],
+    *,
+    temperature: float,
+    chat: bool,
+    together: int,
+) -> Iterator[Samples]:
+    """Yields sampled answers to some items, in order.
+
+    Args:
+        decoder: As for `answer_items`, as the other arguments.
+        call: Runs a piece of work where models may be run.
+        wanted: The items, each with the seeds of its samples.
+        shots: Other questions.
+        temperature: At which answers are sampled.
+        chat: Ask in conversations.
+        together: Most samples that are generated at once.
+
+    Raises:
+        DeepenError: As from `answer_items`.
+    """
+    options = [
+        (item, SamplingParams(temperature=temperature, seed=seed, logprobs=0))
+        for item, seeds in wanted
+        for seed in seeds
+    ]
+    started = [partial(_started, decoder, item, shots, params, chat=chat) for item, params in options]
+    answers = _in_batches(decoder, call, started, together)
+    for _, seeds in wanted:
+        found = {str(seed): next(answers) for seed in seeds}
+        yield Samples(
+            {seed: answer.text for seed, answer in found.items()},
+            {seed: _nats_a_byte(answer) for seed, answer in found.items()},
+        )
+
+
+def _nats_a_byte(answer: Generation) -> float:
+    tokens = answer.logprobs or []
+    return sum(token.logprob for token in tokens) / max(1, sum(len(token.token) for token in tokens))
+
+
+def _in_batches(
+    decoder: Decoder,
+    call: Callable[[Callable[[], Any]], Any],
+    started: Sequence[Callable[[], EnsembleSequence]],
+    together: int,
+) -> Iterator[Generation]:
+    """Starts sequences, some at once, and yields their answers in order."""
+    for first in range(0, len(started), together):
+        sequences = [start() for start in started[first : first + together]]
         try:
-            found = _generated(decoder, call, sequences)
+            yield from _generated(decoder, call, sequences)
         finally:
             for sequence in sequences:
                 sequence.release()
-        for item, answer in zip(part, found, strict=True):
-            steps = {work.name: work.steps for work in answer.member_work}
-            yield Answer(answer.text, is_right(item, answer.text), steps)
 
 
-def _started(decoder: Decoder, item: AnsweredItem, shots: Sequence[OpenItem], *, chat: bool) -> EnsembleSequence:
+def _started(
+    decoder: Decoder, item: AnsweredItem, shots: Sequence[OpenItem], params: SamplingParams, *, chat: bool
+) -> EnsembleSequence:
+    stop = () if chat and isinstance(item, OpenItem) else item.stop
+    params = params.model_copy(update={"max_new_tokens": item.max_new_tokens, "stop": stop})
     if isinstance(item, CodeItem):  # a program is continued as it is
-        return decoder.start(item.start, SamplingParams(max_new_tokens=item.max_new_tokens, stop=item.stop))
+        return decoder.start(item.start, params)
     similar = [shot for shot in shots if bool(shot.solution) == bool(item.solution)]
-    params = SamplingParams(max_new_tokens=item.max_new_tokens, stop=() if chat else item.stop)
     return decoder.start(item.prompt(similar, chat=chat), params)
 
 

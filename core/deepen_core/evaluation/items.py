@@ -162,6 +162,12 @@ class Task:
         return [item for item in self.items if isinstance(item, (OpenItem, CodeItem))]
 
     @property
+    def open(self) -> list[OpenItem]:
+        """Its items, if all are open questions."""
+        found = [item for item in self.items if isinstance(item, OpenItem)]
+        return found if len(found) == len(self.items) else []
+
+    @property
     def is_right_or_wrong(self) -> bool:
         """Whether its items can be answered right or wrong."""
         return not any(isinstance(item, TextItem) for item in self.items)

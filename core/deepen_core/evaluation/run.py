@@ -20,9 +20,11 @@ from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, Settings, equal
 from deepen_core.evaluation.summary import Summary, summarised
+from deepen_core.evaluation.votes import Votes
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.policies import policy_class
 from deepen_core.members.base import Member, has_embeddings
+from deepen_core.voting.sampling import TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Plan:
         chat: Ask in conversations rather than in plain text.
         shots: All of their items are shown with their answers before each open question of their kind.
         together: Most items that are answered at once.
+        votes: Open questions are also answered by a majority of so many sampled answers, by each member alone and each
+            strategy at equal weights; 0 for none.
+        vote_temperature: At which these are sampled.
     """
 
     tasks: Sequence[Task]
@@ -52,14 +57,16 @@ class Plan:
     chat: bool = False
     shots: Sequence[Task] = ()
     together: int = 16
+    votes: int = 0
+    vote_temperature: float = TEMPERATURE
 
     def check(self) -> None:
         """Rejects what cannot be evaluated.
 
         Raises:
-            EvaluationError: If there is nothing to compare, a name is unknown, two tasks have one name, a task cannot
-                be answered right or wrong, weights cannot be fitted on a task, or an item is both fitted on or shown
-                and compared on.
+            EvaluationError: If there is nothing to compare or to vote on, a name is unknown, two tasks have one name, a
+                task cannot be answered right or wrong, weights cannot be fitted on a task, or an item is both fitted on
+                or shown and compared on.
         """
         if not self.tasks or not self.fusions or not self.mains:
             raise EvaluationError(
@@ -75,6 +82,7 @@ class Plan:
             if not task.is_right_or_wrong:
                 raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
         self.check_fit()
+        self._check_votes()
         for task in self.shots:
             if not all(isinstance(item, OpenItem) for item in task.items):
                 raise EvaluationError(f"{task.name} has no open questions: only these are shown with their answers.")
@@ -85,6 +93,15 @@ class Plan:
                 f"{both} of the items are fitted on or shown too: results would look better than they are. Give other "
                 "items."
             )
+
+    def _check_votes(self) -> None:
+        if self.votes < 0 or (self.votes and not 0 < self.vote_temperature <= 100):
+            raise EvaluationError(
+                f"{self.votes} votes at temperature {self.vote_temperature:g}: give a number from 0, and a temperature "
+                "above 0 and at most 100, since all answers are equal at 0."
+            )
+        if self.votes and not any(task.open for task in self.tasks):
+            raise EvaluationError(f"There is nothing for {self.votes} votes: no task has open questions.")
 
     def check_fit(self) -> None:
         """Rejects tasks that weights cannot be fitted on.
@@ -140,13 +157,15 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
         folder, _facts(engine), chat=plan.chat, shots=plan.shots, together=plan.together, progress=progress
     )
     found = _Found({}, {}, {}, [])
-    _answer_alone(evaluation, engine, plan, found)
+    votes = Votes(evaluation, plan.votes, plan.vote_temperature)
+    _answer_alone(evaluation, engine, plan, found, votes)
     for main in plan.mains:
-        _compare(evaluation, TextReader(engine, main, range(len(engine.members))), plan, found)
-    vote = found.alone.pop(VOTE, {})
+        _compare(evaluation, TextReader(engine, main, range(len(engine.members))), plan, found, votes)
+    vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
-    return Outcome(summarised(found.alone, ways), found.asked, found.weights)
+    voted = votes.rows({(label, ""): tasks for label, tasks in found.alone.items()} | found.together)
+    return Outcome(summarised(found.alone, {**ways, **voted}), found.asked, found.weights)
 
 
 @dataclass
@@ -159,11 +178,12 @@ class _Found:
     weights: list[FittedWeights]
 
 
-def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Found) -> None:
+def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Found, votes: Votes) -> None:
     """Compares all settings with one main member on all tasks."""
     count, main = len(reader.members), reader.members[reader.main].name
     fits = _fits(evaluation, reader, plan)
     settings = _settings(plan, fits, count)
+    built = Settings(reader.members, reader.main, list(settings.values()))
     every: list[ChoiceScores] = []
     for task in plan.tasks:
         if task.scored:
@@ -171,7 +191,10 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
             every += scores
             alone, together = rights_of_members(task, scores), rights(task, scores, settings)
         else:
-            alone, together = {}, _answered(evaluation, reader, task, settings)
+            alone, together = {}, _answered(evaluation, reader, task, settings, built)
+            for fusion in plan.fusions:
+                setting = settings[fusion]
+                votes.add((fusion, main), reader, task, setting, built, _with_main(setting.label, reader))
         for label, right in alone.items():
             found.alone.setdefault(label, {})[task.name] = right
         for label, right in together.items():
@@ -180,7 +203,7 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
     found.asked[main] = shares_asked(every, plan.gates)
 
 
-def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Found) -> None:
+def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Found, votes: Votes) -> None:
     """Lets each member answer the open questions alone."""
     tasks = [task for task in plan.tasks if task.answered]
     for number, member in enumerate(engine.members if tasks else ()):
@@ -190,18 +213,24 @@ def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Fo
         for task in tasks:
             answers = evaluation.answers(reader, task, alone, built, label)
             found.alone.setdefault(label, {})[task.name] = [float(answer.right) for answer in answers]
+            votes.add((label, ""), reader, task, alone, built, label)
 
 
-def _answered(evaluation: Evaluation, reader: TextReader, task: Task, settings: Mapping[str, Setting]) -> Rights:
+def _answered(
+    evaluation: Evaluation, reader: TextReader, task: Task, settings: Mapping[str, Setting], built: Settings
+) -> Rights:
     """Returns whether each open question is answered right in each setting."""
-    built, main = Settings(reader.members, reader.main, list(settings.values())), reader.members[reader.main].name
     return {
         label: [
             float(answer.right)
-            for answer in evaluation.answers(reader, task, setting, built, f"{setting.label}, main {main}")
+            for answer in evaluation.answers(reader, task, setting, built, _with_main(setting.label, reader))
         ]
         for label, setting in settings.items()
     }
+
+
+def _with_main(label: str, reader: TextReader) -> str:
+    return f"{label}, main {reader.members[reader.main].name}"
 
 
 def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, progress: bool) -> FittedWeights:

@@ -111,13 +111,14 @@ def with_prompts(configs: Sequence[MemberConfig], prompts: object) -> list[Membe
     ]
 
 
-def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -> int:
-    """Resolves the main member to an index.
+def main_index(main: object, names: Sequence[str], models: Sequence[str] = (), *, option: str = "main") -> int:
+    """Resolves the main member, or another, to an index.
 
     Args:
         main: Index, name, or what the member was loaded from.
         names: The members' names.
         models: What each was loaded from, if known.
+        option: What the caller calls it, for error messages.
 
     Raises:
         ConfigurationError: If the index or name is not among the members.
@@ -125,11 +126,11 @@ def main_index(main: object, names: Sequence[str], models: Sequence[str] = ()) -
     if isinstance(main, str):
         places = [i % len(names) for i, known in enumerate([*names, *models]) if main == known]
         if not places:
-            raise ConfigurationError(f"main is {main!r}, but the members are {', '.join(names)}.")
+            raise ConfigurationError(f"{option} is {main!r}, but the members are {', '.join(names)}.")
         return min(places)
     if isinstance(main, bool) or not isinstance(main, int) or not -len(names) <= main < len(names):
         raise ConfigurationError(
-            f"main is {main!r}, but there are {len(names)} members ({', '.join(names)}): give an index from 0 to "
+            f"{option} is {main!r}, but there are {len(names)} members ({', '.join(names)}): give an index from 0 to "
             f"{len(names) - 1} or a name."
         )
     return main % len(names)
