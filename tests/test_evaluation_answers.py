@@ -9,7 +9,10 @@ import pytest
 from evaluation_parts import QUESTIONS
 from tiny import CORPUS
 
+from deepen_core.errors import ContextWindowError
 from deepen_core.evaluation.code_run import passes
+from deepen_core.evaluation.cost import Cost, cost
+from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task
 from deepen_core.evaluation.judging import is_right
 from deepen_core.evaluation.run import Plan
@@ -160,6 +163,16 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
         assert [line["text"] for line in found[by]] == [answer.text for answer in expected]
         for line, answer in zip(found[by], expected, strict=True):
             assert line["steps"] == {work.name: work.steps for work in answer.member_work}
+    costs = {f"{cost.label}, main {cost.main}": cost for cost in outcome.costs}
+    assert len(costs) == len(ways)
+    for label, main in (("deepen", "alpha"), ("deepen, gate 0.02", "beta")):
+        lines = found[f"{label.replace('deepen', 'deepen 0.5 0.5').replace(',', '')}, main {main}"]
+        steps = {name: sum(line["steps"][name] for line in lines) for name in ("alpha", "beta")}
+        cost, other = costs[f"{label}, main {main}"], sum(steps.values()) - steps[main]
+        assert (cost.tokens, cost.asked) == (steps[main], pytest.approx(other / steps[main]))
+        assert cost.seconds == pytest.approx(sum(line["seconds"] for line in lines) / cost.tokens)
+    assert costs["deepen, gate 0.02, main alpha"].asked < costs["deepen, main alpha"].asked
+    assert costs["alpha alone, main alpha"].asked == 0
     rows = {(row.label, row.main) for row in outcome.summary.rows}
     assert rows == {("alpha alone", ""), ("beta alone", "")} | {
         (label, main)
@@ -192,3 +205,17 @@ def test_many_questions_are_answered_in_batches(pair, tmp_path):
         found.append([(line["by"], line["item"], line["text"]) for line in held])
     assert found[0] == found[1]
     assert len(found[0]) == 3 * 4
+
+
+def test_of_answers_that_were_kept_without_a_time_none_is_told():
+    steps = {"a": 4, "b": 2, "c": 3}
+    found = cost("x", "a", [Answer("", False, steps, 0.5), Answer("", False, steps)])
+    assert found == Cost("x", "a", 8, 10 / 16, None)
+    assert cost("x", "a", []) == Cost("x", "a", 0, 0.0, None)
+
+
+@pytest.mark.parametrize("item", [OpenItem("fox " * 2000, ("x",)), ChoiceItem("fox " * 2000, ("a dog", "a cat"), 0)])
+def test_an_item_that_is_too_long_names_its_task(pair, item):
+    plan = Plan([Task("novels", (item,))], fusions=["product"], policies=[], gates=[])
+    with pytest.raises(ContextWindowError, match=r"An item of novels is too long\. .* leave it out of the task"):
+        pair.evaluate(plan, progress=False)

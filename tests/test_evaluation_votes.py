@@ -64,12 +64,12 @@ def test_more_votes_go_on_from_those_that_are_there(pair, tmp_path, monkeypatch)
 
     monkeypatch.setattr(evaluation, "sample_items", spy)
     plans = {votes: Plan([task], **SHORT, votes=votes, vote_temperature=1.5) for votes in (2, 5, 3)}
-    outcomes = {votes: pair.evaluate(plan, output=tmp_path / "out", progress=False) for votes, plan in plans.items()}
+    outcomes = {v: pair.evaluate(plan, output=tmp_path / "out", progress=False).summary for v, plan in plans.items()}
     assert asked == [[[0, 1]] * 2] * 3 + [[[2, 3, 4]] * 2] * 3
     for votes, plan in plans.items():
-        assert pair.evaluate(plan, output=tmp_path / f"{votes}", progress=False) == outcomes[votes]
+        assert pair.evaluate(plan, output=tmp_path / f"{votes}", progress=False).summary == outcomes[votes]
     many = Plan([task], **SHORT, votes=5, vote_temperature=1.5, together=3)
-    assert pair.evaluate(many, output=tmp_path / "batches", progress=False) == outcomes[5]
+    assert pair.evaluate(many, output=tmp_path / "batches", progress=False).summary == outcomes[5]
 
 
 def test_rows_and_tasks_that_cannot_be_voted_on(pair, monkeypatch):

@@ -19,6 +19,7 @@ from deepen_integrations.cli.plot import plotted
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
+    from deepen_core.evaluation.cost import Cost
     from deepen_core.evaluation.fitting import By, FittedWeights
     from deepen_core.evaluation.run import Outcome, Plan
     from deepen_core.evaluation.summary import Row
@@ -46,11 +47,26 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         weights = ",".join(f"{weight:g}" for weight in fit.weights)
         options = f"--fusion {fit.fusion} --main {fit.main} --weights {weights}"
         console.print(f"Fitted on {', '.join(fit.tasks)}: {options}", soft_wrap=True)
+    if outcome.costs:
+        console.print(_costs(outcome.costs))
     for main, shares in outcome.asked.items():
         told = ", ".join(f"{threshold}: {100 * share:.0f} %" for threshold, share in shares.items())
         if told:
             console.print(f"Steps in which a gate asks others than {main}: {told}", soft_wrap=True)
     console.print(Text(summary.advice, style="bold"), soft_wrap=True)
+
+
+def _costs(costs: Sequence[Cost]) -> Table:
+    table = Table(title="Answers to open questions", title_justify="left")
+    for heading in ("", "main"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("tokens", "others asked in", "ms a token"):
+        table.add_column(heading, justify="right")
+    for one in costs:
+        time = "" if one.seconds is None else f"{1000 * one.seconds:.1f}"
+        asked = f"{100 * one.asked:.0f} %" if one.asked else ""
+        table.add_row(Text(one.label), Text(one.main), f"{one.tokens:,}", asked, time)
+    return table
 
 
 def _difference(row: Row) -> str:

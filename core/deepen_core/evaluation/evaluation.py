@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
+from deepen_core.errors import ContextWindowError
 from deepen_core.evaluation.generation import Answer, Samples, answer_items, sample_items
 from deepen_core.evaluation.items import OpenItem, Task
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
@@ -80,8 +82,9 @@ class Evaluation:
         if missing:
             built = Settings(reader.members, reader.main, settings)
             scored = score_items(reader, [items[key] for key in missing], built, chat=self._chat)
-            for key in self._shown(missing, f"{task.name}, main {main}"):
-                self._scores.add(key, asdict(next(scored)))
+            with _named(task):
+                for key in self._shown(missing, f"{task.name}, main {main}"):
+                    self._scores.add(key, asdict(next(scored)))
         return [ChoiceScores(**found) for key in keys if (found := self._scores.get(key)) is not None]
 
     def answers(self, reader: TextReader, task: Task, setting: Setting, settings: Settings, by: str) -> list[Answer]:
@@ -106,8 +109,9 @@ class Evaluation:
             wanted = [items[key] for key in missing]
             decoder = _decoder(reader, setting, settings)
             answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
-            for key in self._shown(missing, f"{task.name}, {by}"):
-                self._answers.add(key, asdict(next(answered)))
+            with _named(task):
+                for key in self._shown(missing, f"{task.name}, {by}"):
+                    self._answers.add(key, asdict(next(answered)))
         return [Answer(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
     def samples(
@@ -146,8 +150,9 @@ class Evaluation:
             decoder, asked = _decoder(reader, setting, settings), list(wanted.values())
             options: dict[str, Any] = {"temperature": temperature, "chat": self._chat, "together": self._together}
             sampled = sample_items(decoder, reader.call, asked, self._shots, **options)
-            for key in self._shown(list(wanted), f"{task.name}, {what}"):
-                self._answers.add(key, asdict(next(sampled)))
+            with _named(task):
+                for key in self._shown(list(wanted), f"{task.name}, {what}"):
+                    self._answers.add(key, asdict(next(sampled)))
         return [Samples(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
     def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
@@ -155,6 +160,15 @@ class Evaluation:
             keys, desc=what, unit="item", disable=None if self._progress else True
         )
         return shown
+
+
+@contextmanager
+def _named(task: Task) -> Iterator[None]:
+    """Names the task in errors of items that are too long."""
+    try:
+        yield
+    except ContextWindowError as error:
+        raise ContextWindowError(f"An item of {task.name} is too long. {error} Or leave it out of the task.") from error
 
 
 def _decoder(reader: TextReader, setting: Setting, settings: Settings) -> Decoder:

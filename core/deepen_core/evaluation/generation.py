@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +25,13 @@ class Answer:
         text: The answer.
         right: Whether it is right.
         steps: For each member that takes part, in how many steps it was asked.
+        seconds: Its part of the time that it took to answer some items at once; None if it was not measured.
     """
 
     text: str
     right: bool
     steps: dict[str, int]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def answer_items(
         MemberError: If a member fails.
     """
     started = [partial(_started, decoder, item, shots, SamplingParams(), chat=chat) for item in items]
-    for item, answer in zip(items, _in_batches(decoder, call, started, together), strict=True):
+    for item, (answer, seconds) in zip(items, _in_batches(decoder, call, started, together), strict=True):
         steps = {work.name: work.steps for work in answer.member_work}
-        yield Answer(answer.text, is_right(item, answer.text), steps)
+        yield Answer(answer.text, is_right(item, answer.text), steps, seconds)
 
 
 def sample_items(
@@ -107,7 +110,7 @@ def sample_items(
     started = [partial(_started, decoder, item, shots, params, chat=chat) for item, params in options]
     answers = _in_batches(decoder, call, started, together)
     for _, seeds in wanted:
-        found = {str(seed): next(answers) for seed in seeds}
+        found = {str(seed): next(answers)[0] for seed in seeds}
         yield Samples(
             {seed: answer.text for seed, answer in found.items()},
             {seed: _nats_a_byte(answer) for seed, answer in found.items()},
@@ -124,12 +127,15 @@ def _in_batches(
     call: Callable[[Callable[[], Any]], Any],
     started: Sequence[Callable[[], EnsembleSequence]],
     together: int,
-) -> Iterator[Generation]:
-    """Starts sequences, some at once, and yields their answers in order."""
+) -> Iterator[tuple[Generation, float]]:
+    """Starts sequences, some at once, and yields their answers in order, each with its part of the time in seconds."""
     for first in range(0, len(started), together):
         sequences = [start() for start in started[first : first + together]]
+        begun = time.perf_counter()
         try:
-            yield from _generated(decoder, call, sequences)
+            found = _generated(decoder, call, sequences)
+            seconds = (time.perf_counter() - begun) / len(found)
+            yield from ((answer, seconds) for answer in found)
         finally:
             for sequence in sequences:
                 sequence.release()

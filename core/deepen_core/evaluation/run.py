@@ -13,8 +13,10 @@ from deepen_core.config.weights import POLICIES
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
+from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import OpenItem, Task
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
@@ -126,11 +128,13 @@ class Outcome:
         summary: The table.
         asked: For each main member and each gate by its threshold, the share of steps in which others are asked.
         weights: The fitted weights, for each main member and strategy.
+        costs: What the answers to open questions have cost, for each way to answer; empty without such questions.
     """
 
     summary: Summary
     asked: dict[str, dict[str, float]]
     weights: list[FittedWeights]
+    costs: list[Cost]
 
 
 def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> Outcome:
@@ -156,7 +160,7 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     evaluation = Evaluation(
         folder, _facts(engine), chat=plan.chat, shots=plan.shots, together=plan.together, progress=progress
     )
-    found = _Found({}, {}, {}, [])
+    found = _Found({}, {}, {}, [], {})
     votes = Votes(evaluation, plan.votes, plan.vote_temperature)
     _answer_alone(evaluation, engine, plan, found, votes)
     for main in plan.mains:
@@ -165,17 +169,19 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
     voted = votes.rows({(label, ""): tasks for label, tasks in found.alone.items()} | found.together)
-    return Outcome(summarised(found.alone, {**ways, **voted}), found.asked, found.weights)
+    costs = [cost(label, main, answers) for (label, main), answers in found.answers.items()]
+    return Outcome(summarised(found.alone, {**ways, **voted}), found.asked, found.weights, costs)
 
 
 @dataclass
 class _Found:
-    """What is known so far: for each way to answer, each task's items by its name; and as in `Outcome`."""
+    """What is known so far: for each way to answer, each task's items by its name; as in `Outcome`; and all answers."""
 
     alone: dict[str, dict[str, list[float]]]
     together: dict[tuple[str, str], dict[str, list[float]]]
     asked: dict[str, dict[str, float]]
     weights: list[FittedWeights]
+    answers: dict[tuple[str, str], list[Answer]]  # by label and main member, which is the member itself where alone
 
 
 def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Found, votes: Votes) -> None:
@@ -191,7 +197,7 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
             every += scores
             alone, together = rights_of_members(task, scores), rights(task, scores, settings)
         else:
-            alone, together = {}, _answered(evaluation, reader, task, settings, built)
+            alone, together = {}, _answered(evaluation, reader, task, settings, built, found)
             for fusion in plan.fusions:
                 setting = settings[fusion]
                 votes.add((fusion, main), reader, task, setting, built, _with_main(setting.label, reader))
@@ -213,20 +219,25 @@ def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Fo
         for task in tasks:
             answers = evaluation.answers(reader, task, alone, built, label)
             found.alone.setdefault(label, {})[task.name] = [float(answer.right) for answer in answers]
+            found.answers.setdefault((label, member.name), []).extend(answers)
             votes.add((label, ""), reader, task, alone, built, label)
 
 
 def _answered(
-    evaluation: Evaluation, reader: TextReader, task: Task, settings: Mapping[str, Setting], built: Settings
+    evaluation: Evaluation,
+    reader: TextReader,
+    task: Task,
+    settings: Mapping[str, Setting],
+    built: Settings,
+    found: _Found,
 ) -> Rights:
     """Returns whether each open question is answered right in each setting."""
-    return {
-        label: [
-            float(answer.right)
-            for answer in evaluation.answers(reader, task, setting, built, _with_main(setting.label, reader))
-        ]
-        for label, setting in settings.items()
-    }
+    main, rights_found = reader.members[reader.main].name, {}
+    for label, setting in settings.items():
+        answers = evaluation.answers(reader, task, setting, built, _with_main(setting.label, reader))
+        found.answers.setdefault((label, main), []).extend(answers)
+        rights_found[label] = [float(answer.right) for answer in answers]
+    return rights_found
 
 
 def _with_main(label: str, reader: TextReader) -> str:

@@ -139,6 +139,7 @@ class ColumnFusion(Fusion):
         mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
         if not len(mixed):
             return found
+        told: Sequence[torch.Tensor | None]
         if inputs.comparison is None:
             told = self._told(StepInputs(inputs.logprobs, shares, inputs.heard).only(mixed))
         else:
