@@ -291,7 +291,7 @@ class EnsembleSequence:
                 MemberWork(
                     name,
                     part.prompt_tokens,
-                    len(part.ids) - part.prompt_tokens,
+                    len(part.ids) - part.start,
                     part.tokens_run,
                     part.steps,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -170,9 +170,10 @@ class _StepReader:
         self._found: list[list[float]] = []
         self._own_ids: list[int] = []
         self._own_start = 0
+        self._source: Sequence[int] | None = None
 
     def begin(self, part: MemberSequence, own_ids: list[int], own_start: int) -> None:
-        self._own_ids, self._own_start = own_ids, own_start
+        self._own_ids, self._own_start, self._source = own_ids, own_start, part.source
         while self._call(partial(self._member.prefill, part, PREFILL_CHUNK)):
             pass
 
@@ -181,7 +182,8 @@ class _StepReader:
         self._states.append((after, part.logits_before))
 
     def end(self) -> None:
-        self._found.append(self._call(partial(self._member.token_logprobs, self._own_ids, self._own_start)))
+        given = self._own_ids, self._own_start, self._source
+        self._found.append(self._call(partial(self._member.token_logprobs, *given)))
 
     def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         states, self._states = self._states, []

@@ -41,7 +41,9 @@ class MemberSequence:
         ids: The ids of the sequence.
         cached: Number of ids, from the first on, that `cache` covers.
         cache: The member's cache of the sequence; only the member looks into it, and `release` frees it.
-        prompt_tokens: Number of ids of the prompt.
+        source: The ids that the encoder of an encoder-decoder model reads, else None.
+        start: Number of ids before the answer.
+        prompt_tokens: Number of ids of the prompt, which the encoder reads if there is one.
         tokens_run: Number of ids that were run through the model after the prompt.
         cut: Whether the prompt may end anywhere, as in the middle of a word.
         steps: Number of steps in which its logits were asked for.
@@ -57,7 +59,9 @@ class MemberSequence:
         self.cached = 0
         self.cache: SequenceCache | None = None
         self.cut = prompt.cut
-        self.prompt_tokens = len(self.ids)
+        self.source = prompt.source
+        self.start = len(self.ids)
+        self.prompt_tokens = self.start if prompt.source is None else len(prompt.source)
         self.tokens_run = 0
         self.steps = 0
         self.started = False
@@ -210,8 +214,14 @@ class Member(Protocol):
         """
         ...
 
-    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
+    def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
+        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1.
+
+        Args:
+            ids: A text.
+            start: Number of ids that are only given.
+            source: What the encoder of an encoder-decoder model reads, see `MemberSequence.source`.
+        """
         ...
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.chat.prompt_form import PromptForm
+from deepen_core.chat.source_reader import SourceReader
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.retokenizer import Boundaries
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ class MemberTokenizer:
         name: The member's name, for error messages.
         stop_ids: Ids that end a text according to the model's generation config.
         form: In which the member is shown prompts; as they are if None.
+        decoder_start: The ids that an answer of an encoder-decoder model starts with; None for other models.
 
     Attributes:
         backend: Encodes plain text.
@@ -37,11 +39,22 @@ class MemberTokenizer:
         bytes_per_token: Mean length of its tokens on that text, in bytes.
     """
 
-    def __init__(self, tokenizer: Any, name: str, stop_ids: Iterable[int] = (), form: PromptForm | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        stop_ids: Iterable[int] = (),
+        form: PromptForm | None = None,
+        decoder_start: Sequence[int] | None = None,
+    ) -> None:
         self.backend = Backend(tokenizer)
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, stop_ids, self.backend)
         self.boundaries = Boundaries(self.backend, self.vocabulary.kind)
-        self.reader = PromptReader(tokenizer, self.backend, name, form)
+        self.reader = (
+            PromptReader(tokenizer, self.backend, name, form)
+            if decoder_start is None
+            else SourceReader(tokenizer, self.backend, name, form, decoder_start)
+        )
         self.backend.forget_pieces()
         self.sample_ids = self.backend.encode(SAMPLE_TEXT)
         self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.sample_ids))
