@@ -18,6 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+SCALE = 1.5
 LANGUAGES = ["deu_Latn", "eng_Latn", "fra_Latn"]
 _BART = {
     "d_model": 32,
@@ -131,13 +132,17 @@ def _ids(tokenizer):
 
 
 def _save(kind, config, folder, tokenizer, seed, **generation):
+    config.tie_word_embeddings = False  # or a model repeats what it said last
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind(config)
-    with torch.no_grad():
+    with torch.no_grad():  # so that choices differ, by prompts and by what was said before them
         for path, weight in model.named_parameters():
-            if weight.dim() > 1 and "embed_positions" not in path:
-                weight.mul_(4.0)
+            if "relative_attention_bias" in path or "embed_positions" in path:
+                weight.mul_(20.0 if float(weight.std()) < 0.1 else 1.0)
+            elif weight.dim() > 1:
+                asks = path.split(".")[-2] in ("q", "k", "q_proj", "k_proj")
+                weight.mul_(SCALE * (1 + 2 * asks) / (float(weight.std()) * weight.shape[-1] ** 0.5))
     model.generation_config.update(**generation)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
