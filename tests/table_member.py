@@ -70,5 +70,5 @@ class TableMember:
     def prefill(self, sequence, limit):
         return 0
 
-    def token_logprobs(self, ids, start):
+    def token_logprobs(self, ids, start, source=None):
         return [float(torch.log_softmax(self.logits(ids[:place]), -1)[ids[place]]) for place in range(start, len(ids))]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.chat.source_reader import SourceReader
+from deepen_core.members.opening import first_ids
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.retokenizer import Boundaries
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -57,7 +60,14 @@ class MemberTokenizer:
         )
         self.backend.forget_pieces()
         self.sample_ids = self.backend.encode(SAMPLE_TEXT)
+        self._first_ids: dict[bool, torch.Tensor] = {}
         self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.sample_ids))
+
+    def first_ids(self, *, blank: bool) -> torch.Tensor:
+        """Returns what each token counts for at the beginning of an answer, see `opening.first_ids`."""
+        if blank not in self._first_ids:
+            self._first_ids[blank] = first_ids(self.vocabulary, blank=blank)
+        return self._first_ids[blank]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; control tokens in it are plain text."""

@@ -132,7 +132,7 @@ class CausalMember(ModelMember):
     def _is_long(self, sequence: MemberSequence) -> bool:
         return self._ways.max_stable_length is not None and len(sequence.ids) > self._ways.max_stable_length
 
-    def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
+    def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:  # noqa: ARG002
         """See `Member.token_logprobs`."""
         batch = torch.tensor([list(ids)], device=self.device)
         logits = self.model(batch, use_cache=False).logits[0, start - 1 : -1].float()  # [tokens, vocabulary]

@@ -19,6 +19,8 @@ _RUNTIMES = {
     "Core ML": ("*.mlpackage/", "*.mlmodel", "coreml/"),
     "TensorRT": ("*.engine",),
 }
+# Names of files do not tell the kind of a model.
+_OTHER_CLASS = "For an encoder-decoder model, write AutoModelForSeq2SeqLM in place of AutoModelForCausalLM."
 # What training leaves beside weights, in files that are named like weights.
 _LEFTOVERS = ("training_args.*", "optimizer*", "scheduler*", "scaler*", "rng_state*")
 
@@ -114,7 +116,7 @@ def _pickled(place: str, names: Collection[str]) -> str:
         return ""
     return (
         f"has its weights as pickle files only ({_listed(found)}), which can run code when they are loaded. If you "
-        f"trust their author, convert them once with transformers: {conversion(place)}."
+        f"trust their author, convert them once with transformers: {conversion(place)}. {_OTHER_CLASS}"
     )
 
 
@@ -171,7 +173,7 @@ def _old_framework(place: str, names: Collection[str]) -> str:
         if found := _matching(names, name):
             return (
                 f"has its weights for {framework} only ({_listed(found)}): convert them once, with transformers 4 and "
-                f"{framework} installed: {conversion(place, option)}."
+                f"{framework} installed: {conversion(place, option)}. {_OTHER_CLASS}"
             )
     return ""
 

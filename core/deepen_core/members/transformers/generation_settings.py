@@ -8,6 +8,7 @@ from typing import Any
 
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.members.transformers.checkpoint import read_object
+from deepen_core.members.transformers.pretrained import text_config
 
 
 class GenerationSettings:
@@ -26,7 +27,7 @@ class GenerationSettings:
         self._place = place
         path = folder / "generation_config.json"
         self._sources: list[tuple[Path, Mapping[str, Any]]] = [(path, read_object(path))] if path.is_file() else []
-        parts = (model_config.get_text_config(decoder=True), model_config)
+        parts = (text_config(model_config), model_config)
         self._configs = [(folder / "config.json", part.to_dict()) for part in parts]
 
     def stop_ids(self) -> set[int]:

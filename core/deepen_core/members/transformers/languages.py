@@ -1,4 +1,4 @@
-"""The languages of a translation model: tokens of its tokenizer, before what the encoder reads and the decoder writes."""
+"""The languages of a translation model: tokens of its tokenizer, around what its encoder reads and decoder writes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def set_source_language(tokenizer: Any, language: str | None, place: str) -> Non
         return
     if not hasattr(tokenizer, "src_lang"):
         raise ConfigurationError(
-            f"source_language is {language!r}, but {type(tokenizer).__name__} of {place} does not mark texts with their "
-            "language: leave it out, or say it in the text, such as prompt='translate English to German: {prompt}'."
+            f"source_language is {language!r}, but {type(tokenizer).__name__} of {place} does not mark the language of "
+            "texts: leave it out, or say it in the text, such as prompt='translate English to German: {prompt}'."
         )
     language_id(tokenizer, language, place, "source_language")
     tokenizer.src_lang = language
@@ -53,5 +53,6 @@ def language_id(tokenizer: Any, language: str, place: str, option: str) -> int:
     known = sorted(special - named)
     shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "") or "none"
     raise ConfigurationError(
-        f"{option} is {language!r}, which is not a token of {place} that marks a language. Tokens of that kind: {shown}."
+        f"{option} is {language!r}, which is not a token of {place} that marks a language. Tokens of that kind: "
+        f"{shown}."
     )

@@ -106,10 +106,10 @@ def describe(
         target = config.target_language
         forced = None if target is None else language_id(tokenizer, target, source.place, "target_language")
         start, ruled_out = settings.decoder_start(forced), settings.ruled_out()
-        source_window = _window(config, max_window, model_config.get_text_config(encoder=True), tokenizer)
+        source_window = _window(config, max_window, model_config, tokenizer, "encoder")
     form = PromptForm(config.prompt, config.system, name)
     described = MemberTokenizer(tokenizer, name, settings.stop_ids(), form, start)
-    window = _window(config, max_window, model_config.get_text_config(decoder=True), tokenizer)
+    window = _window(config, max_window, model_config, tokenizer, None if source_window is None else "decoder")
     return Description(
         config,
         source.folder,
@@ -174,10 +174,10 @@ def load_member(described: Description, progress: bool) -> ModelMember:
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
             f"or try the model alone with {kind.__name__}.from_pretrained."
         ) from problem
-    given = (described.name, model, described.tokenizer, described.context_window)
+    parts = (described.name, model, described.tokenizer, described.context_window)
     if described.source_window is None:
-        return CausalMember(*given)
-    return Seq2SeqMember(*given, described.source_window, described.ruled_out)
+        return CausalMember(*parts)
+    return Seq2SeqMember(*parts, described.source_window, described.ruled_out)
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
@@ -233,8 +233,17 @@ def _dtype(name: object) -> torch.dtype | str:
     return dtype
 
 
-def _window(config: MemberConfig, most: int | None, text_config: Any, tokenizer: Any) -> int:
-    """Returns a window in tokens: the member's own option, else what the configuration or the tokenizer declares."""
-    declared = declared_window(text_config.to_dict())
+def _window(config: MemberConfig, most: int | None, model_config: Any, tokenizer: Any, part: str | None = None) -> int:
+    """Returns a window in tokens: the member's own option, else what the configuration or the tokenizer declares.
+
+    Args:
+        config: The member.
+        most: Caps it.
+        model_config: The model's configuration.
+        tokenizer: A `transformers` tokenizer.
+        part: "encoder" or "decoder", for one of the two windows of an encoder-decoder model.
+    """
+    text_config = model_config.get_text_config(**({} if part is None else {part: True}))
+    declared = declared_window(text_config.to_dict(), part or "")
     window = config.context_window or declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
     return window if most is None else min(window, most)

@@ -77,7 +77,7 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise _tokenizer_error(source, problem, trusted=trusted) from problem
-    tokens, wanted = len(tokenizer), getattr(model_config.get_text_config(), "vocab_size", None)
+    tokens, wanted = len(tokenizer), getattr(text_config(model_config), "vocab_size", None)
     from_scratch = not (source.folder / "tokenizer.json").is_file()
     if from_scratch and isinstance(wanted, int) and tokens * _SHARE < wanted:
         raise TokenizerError(
@@ -108,6 +108,11 @@ def _config_error(place: str, given: Mapping[str, Any], problem: Exception, *, t
 def is_encoder_decoder(model_config: Any) -> bool:
     """Whether an encoder of the model reads the prompt, and its decoder writes a text of its own."""
     return bool(getattr(model_config, "is_encoder_decoder", False))
+
+
+def text_config(model_config: Any) -> Any:
+    """Returns the part of a configuration that is about the text that the model writes."""
+    return model_config.get_text_config(decoder=True if is_encoder_decoder(model_config) else None)
 
 
 def auto_class(model_config: Any) -> Any:

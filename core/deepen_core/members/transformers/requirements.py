@@ -74,9 +74,7 @@ def check_quantisation(place: str, given: Mapping[str, Any], model_config: Any, 
         )
 
 
-def check_packages(
-    place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool
-) -> None:
+def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool) -> None:
     """Builds a model without memory for its weights, and rejects it if a package is missing for that.
 
     Other errors are left to loading, which reports them with more detail.

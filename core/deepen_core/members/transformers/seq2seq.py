@@ -79,7 +79,7 @@ class Seq2SeqMember(ModelMember):
         """See `Member.next_logits`."""
         return self._way[0].next_logits(sequences)
 
-    def prefill(self, sequence: MemberSequence, limit: int) -> int:
+    def prefill(self, sequence: MemberSequence, limit: int) -> int:  # noqa: ARG002
         """See `Member.prefill`: nothing is run ahead, since an encoder reads a prompt as a whole."""
         return 0
 

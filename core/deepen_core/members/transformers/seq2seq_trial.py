@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from deepen_core.members.base import KEPT_TAIL
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
 from deepen_core.members.transformers.rounding import Layers, Rounding, States
