@@ -89,14 +89,14 @@ def save_t5(folder, *, seed=0, window=256, **options):
     return _save(T5ForConditionalGeneration, T5Config(**{**config, **ids, **options}), folder, tokenizer, seed)
 
 
-def save_bart(folder, *, seed=0, window=128, forced=True, **options):
+def save_bart(folder, *, seed=0, window=128, **options):
     tokenizer = bart_tokenizer()
     config = BartConfig(
         **{**_BART, "vocab_size": len(tokenizer), "max_position_embeddings": window, **_ids(tokenizer), **options},
         decoder_start_token_id=tokenizer.eos_token_id,
-        forced_bos_token_id=tokenizer.bos_token_id if forced else None,
     )
-    return _save(BartForConditionalGeneration, config, folder, tokenizer, seed)
+    first = tokenizer.bos_token_id
+    return _save(BartForConditionalGeneration, config, folder, tokenizer, seed, forced_bos_token_id=first)
 
 
 def save_marian(folder, *, seed=0, window=128, **options):

@@ -128,6 +128,11 @@ class PromptReader:
         return self._form
 
     @property
+    def label(self) -> str:
+        """How prompts are read, in the same words in every process."""
+        return self._form.label
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the member can encode a conversation."""
         return self._chat is not None or self._form.is_template or callable(self._form.option)

@@ -115,7 +115,7 @@ class EnsembleSequence:
     @property
     def pending(self) -> int:
         """The largest number of ids that a member has to run before the next token."""
-        return max(part.pending for part in self.member_sequences if part is not None)
+        return max(part.unread for part in self.member_sequences if part is not None)
 
     @property
     def begun(self) -> bool:

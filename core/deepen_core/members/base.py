@@ -105,6 +105,11 @@ class MemberSequence:
         return len(self.ids) - min(self.cached, len(self.ids) - 1)
 
     @property
+    def unread(self) -> int:
+        """Number of ids to run before the next logits, those of a prompt that an encoder has not read included."""
+        return self.pending + (len(self.source) if self.source is not None and not self.started else 0)
+
+    @property
     def settled(self) -> int:
         """Number of ids, from the first on, that no later text changes; all of them in the main member's sequence."""
         return len(self.ids) if self._text is None else self._offset + self._text.settled

@@ -43,6 +43,8 @@ class EncoderDecoder:
         mask = self.source_mask([len(source) for source in sources])
         found = self._encoder(input_ids=self.batch(sources), attention_mask=mask, return_dict=True)
         states: torch.Tensor = found.last_hidden_state
+        if mask is not None:  # whatever an encoder says of padding must be a number, or no mask cancels it
+            states = states.masked_fill(mask[..., None] == 0, 0.0)
         return states, mask
 
     def source_mask(self, lengths: Sequence[int]) -> torch.Tensor | None:

@@ -45,7 +45,7 @@ class TogetherRunner:
         with self._forward.busy():
             seats = {sequence: self._seat(sequence) for sequence in sequences}
             new = [sequence for sequence in sequences if not self._is_encoded(sequence, seats[sequence])]
-            first = list({source_of(sequence): sequence for sequence in reversed(new)}.values())
+            first = list({source_of(sequence): sequence for sequence in new}.values())
             for group in groups(first, lambda sequence: (0, len(source_of(sequence))), self._overhead):
                 begin = partial(self._forward.begin, {seats[s]: source_of(s) for s in group})
                 last |= self._run({s: seats[s] for s in group}, 0, begin)
