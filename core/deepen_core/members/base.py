@@ -80,7 +80,10 @@ class MemberSequence:
     def append_text(self, text: str) -> None:
         """Appends text that main has generated; the last ids may change."""
         assert self._text is not None, "the main member's text is its tokens"
-        place, tail = self._text.append(text if self.opening is None else self.opening.told(text))
+        told = text if self.opening is None else self.opening.told(text)
+        if not told:
+            return
+        place, tail = self._text.append(told)
         place += self._offset
         held = self.ids[place:]
         same = 0
@@ -97,7 +100,7 @@ class MemberSequence:
     @property
     def has_dummy(self) -> bool:
         """Whether the first token of its answer begins with a blank that is in no text, see `Opening`."""
-        return self.opening is not None and self.opening.dummy
+        return self.opening is not None and self.opening.has_dummy
 
     @property
     def pending(self) -> int:

@@ -4,7 +4,7 @@ A decoder starts a text of its own: "Das", whose first token is " Das" in Senten
 on after "German:" says " Das", and one that answers in a chat "Das". So where main is of another kind than a member,
 
 1. the member is told the answer's text with the blank before it that its own prompt asks for, or without one;
-2. its distribution for the first token, which comes before it was told anything, is spelled as main spells that token.
+2. its distribution for the first token is spelled as main spells that token.
 """
 
 from __future__ import annotations
@@ -40,32 +40,43 @@ class Opening:
     """The beginning of one member's answer.
 
     Args:
-        blank: Whether the text of the answer follows a blank in this member.
-        first_ids: What its first tokens count for, see `first_ids`; None if it spells them as main does.
-        dummy: Whether its first token begins with a blank that belongs neither to its text nor to main's.
-
-    Attributes:
-        dummy: As given.
+        tokenizer: The member's tokenizer.
+        main_blank: Whether main's first token begins with a blank.
+        own_blank: Whether the member's does.
+        follows: Whether the member's prompt ends in text that a blank has to follow.
     """
 
-    def __init__(self, *, blank: bool, first_ids: torch.Tensor | None, dummy: bool) -> None:
-        self._lead = " " if blank else ""
-        self._first_ids = first_ids
+    def __init__(self, tokenizer: Spelled, *, main_blank: bool, own_blank: bool, follows: bool) -> None:
+        self._tokenizer = tokenizer
+        self._main_blank = main_blank
+        self._own_blank = own_blank
+        self._follows = follows
+        # Most tokenizers that begin texts with a blank of their own take one that is there for it.
+        self._takes_blank = follows or (own_blank and tokenizer.backend.encode(" a") == tokenizer.backend.encode("a"))
+        self._blank_said = False
         self._begun = False
-        self.dummy = dummy
 
     def told(self, text: str) -> str:
         """Returns what the member is told of a piece of main's text."""
         if self._begun:
             return text
-        text = text.lstrip(" ")
-        self._begun = bool(text)
-        return self._lead + text if text else ""
+        rest = text.lstrip(" ")
+        self._begun = bool(rest)
+        said_before, self._blank_said = self._blank_said, self._blank_said or len(rest) < len(text)
+        wanted = self._blank_said or (self._follows and self._begun)
+        return " " * (self._takes_blank and wanted and not said_before) + rest
 
     @property
     def first_ids(self) -> torch.Tensor | None:
-        """What the member's next tokens count for, if they are its first and it spells them otherwise than main."""
-        return None if self._begun else self._first_ids
+        """What the member's next tokens count for, if they begin the answer and it spells them otherwise than main."""
+        mains = self._main_blank and not self._blank_said
+        own = self._own_blank and not (self._blank_said and self._takes_blank)
+        return None if self._begun or mains == own else self._tokenizer.first_ids(blank=mains)
+
+    @property
+    def has_dummy(self) -> bool:
+        """Whether the member's first token begins with a blank that main has not said."""
+        return self._own_blank and not self._follows and not self._blank_said
 
 
 def opening_of(prompt: MemberPrompt, tokenizer: Spelled, main: MemberPrompt, main_tokenizer: Spelled) -> Opening | None:
@@ -80,8 +91,7 @@ def opening_of(prompt: MemberPrompt, tokenizer: Spelled, main: MemberPrompt, mai
     if prompt.source is None and main.source is None:
         return None
     own, mains = _begins_with_blank(prompt, tokenizer), _begins_with_blank(main, main_tokenizer)
-    first_ids = None if own == mains else tokenizer.first_ids(blank=mains)
-    return Opening(blank=_follows(prompt), first_ids=first_ids, dummy=own and not mains and not _follows(prompt))
+    return Opening(tokenizer, main_blank=mains, own_blank=own, follows=_follows(prompt))
 
 
 def respelled(logits: torch.Tensor, first_ids: torch.Tensor) -> torch.Tensor:
@@ -97,16 +107,20 @@ def first_ids(vocabulary: Vocabulary, *, blank: bool) -> torch.Tensor:
     """Returns the id that each token of a vocabulary counts for at the beginning of an answer, int64 [vocabulary].
 
     That is the token of the same text with a blank before it or without one, or the longest token that such a text
-    begins with: what a longer one is told after it, token healing gives to the rest.
+    begins with, after which token healing finds the rest. A blank by itself says nothing of a main member that says no
+    blank: it counts for a token without text.
 
     Args:
         vocabulary: The member's.
         blank: Whether main's first token begins with a blank.
     """
     ids = list(range(vocabulary.size))
+    silent = next(iter(sorted(vocabulary.special_ids - vocabulary.stop_ids)), None)
     for token_id in ids.copy():
         value = vocabulary.token_bytes(token_id) or b""
         text = value.removeprefix(b" ")
+        if value == b" " and not blank and silent is not None:
+            ids[token_id] = silent
         if not text.strip() or text[:1].isspace() or value.startswith(b" ") == blank:
             continue
         found = vocabulary.longest_beginning(b" " + text if blank else text)
