@@ -28,6 +28,7 @@ class EncoderDecoder:
         self._cache_option = cache_option(model)
         self._size = vocabulary_size
         self._ruled_out = [i for i in ruled_out if i < vocabulary_size]
+        self._output: Any = BaseModelOutput
         self._padding = int(getattr(model.config.get_text_config(decoder=True), "pad_token_id", None) or 0)
 
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -42,6 +43,7 @@ class EncoderDecoder:
         """
         mask = self.source_mask([len(source) for source in sources])
         found = self._encoder(input_ids=self.batch(sources), attention_mask=mask, return_dict=True)
+        self._output = type(found)  # a decoder may look for more in it than states, such as those of routers
         states: torch.Tensor = found.last_hidden_state
         if mask is not None:  # whatever an encoder says of padding must be a number, or no mask cancels it
             states = states.masked_fill(mask[..., None] == 0, 0.0)
@@ -86,7 +88,7 @@ class EncoderDecoder:
             options[self._cache_option] = cache
         with self._only_at(places, ids.shape[1]):
             logits: torch.Tensor = self._model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                encoder_outputs=self._output(last_hidden_state=states),
                 attention_mask=mask,
                 decoder_input_ids=ids,
                 **options,
@@ -106,8 +108,9 @@ class EncoderDecoder:
             yield
             return
 
-        def chosen(_head: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            return inputs[0].take_along_dim(places[..., None], dim=1)
+        def chosen(_head: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+            [states] = inputs
+            return states.take_along_dim(places[..., None], dim=1) if states.dim() == 3 else None
 
         hook = head.register_forward_pre_hook(chosen)
         try:

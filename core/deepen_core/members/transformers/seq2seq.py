@@ -46,6 +46,13 @@ class Seq2SeqMember(ModelMember):
         self._halves = EncoderDecoder(model, self.vocabulary_size, ruled_out)
         self._found: tuple[TogetherRunner | WholeRunner, str] | None = None
 
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Input embeddings of the decoder [vocabulary, width]."""
+        weight = self.model.get_decoder().get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
     def describe(self) -> MemberDescription:
         """See `Member.describe`."""
         described = super().describe()
@@ -58,7 +65,8 @@ class Seq2SeqMember(ModelMember):
             self._found = self._probe()
 
     def _probe(self) -> tuple[TogetherRunner | WholeRunner, str]:
-        fault = Seq2SeqTrial(self.model, self.context_window, self.source_window).fault()
+        windows = self.context_window, self.source_window
+        fault = Seq2SeqTrial(self.model, self.vocabulary_size, *windows).fault()
         if not fault:
             return TogetherRunner(self._halves, self.device, self.work), "ragged"
         why = f"sequences do not share a forward ({fault}), so its whole answer is run again for every token"

@@ -32,7 +32,7 @@ _LONGEST_PAST = 16384
 _UNDECLARED = 300
 
 # Models refuse unknown input in different ways. An out-of-memory error is a RuntimeError too, but proves nothing.
-_REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Made-up texts to try: a text on which rounding decides between two experts of a model, say, proves nothing.
 _SEEDS = (1, 2)
 
@@ -300,7 +300,7 @@ def _is_ours(problem: BaseException) -> bool:
 
     A tensor operation in our code that fails on the model's shapes counts as a refusal.
     """
-    if not isinstance(problem, (TypeError, AttributeError)) or problem.__traceback__ is None:
+    if not isinstance(problem, (AssertionError, AttributeError, TypeError)) or problem.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(problem.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith(__name__.split(".", 1)[0] + ".")
