@@ -101,10 +101,9 @@ class TestLanguages:
             described(MemberConfig(model=str(seq2seq_folders[family]), **options))
 
     def test_of_a_model_without_an_encoder(self, folders):
-        with pytest.raises(
-            ConfigurationError, match="not an encoder-decoder model .* so target_language cannot be set"
-        ):
+        with pytest.raises(ConfigurationError, match="not an encoder-decoder model") as caught:
             described(MemberConfig(model=str(folders["alpha"]), target_language="fra_Latn"))
+        assert "so target_language cannot be set" in str(caught.value)
 
     def test_on_the_command_line(self, seq2seq_folders):
         member = ["-m", str(seq2seq_folders["nllb"]), "--device", "cpu", "--max-new-tokens", "8"]
