@@ -61,6 +61,23 @@ def test_members_that_agree_agree_from_the_first_token_on(kind, tokenizer, promp
         assert not same or score.logprobs == pytest.approx([one.logprob for one in answer.logprobs], abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Tokens differ much in length")
+def test_a_first_word_that_main_says_in_letters():
+    """Token healing finds what a decoder has left to say of its first token, whose blank nobody has said."""
+    tokenizer = tiny.metaspace_words()
+    tokens = MemberTokenizer(tokenizer, "x").vocabulary.tokens
+    words = sorted(token for token in tokens if token[2:].isalpha() and token[:1] == b" " and token[:2] in tokens)
+    word = next(word.decode().strip() for word in words if word[1:2] not in tokens or len(word) > 3)
+    members = [
+        TableMember("decoder", tokenizer, [word + " dog"], start=[tokenizer.eos_token_id]),
+        reader(tiny.byte_level(260)),
+    ]
+    with Ensemble.from_members(members, main=1, weights=[0.99, 0.01], progress=False) as ensemble:
+        answer = ensemble.generate(CHAT, max_new_tokens=len(word), logprobs=0)
+    assert answer.text == word
+    assert min(one.logprob for one in answer.logprobs[:2]) > -0.3
+
+
 def tokenizer_of(kind):
     make = {"t5": tiny_seq2seq.t5_tokenizer, "bart": tiny_seq2seq.bart_tokenizer, "beta": tiny.sentencepiece_bpe}[kind]
     return MemberTokenizer(make(), kind)

@@ -140,9 +140,23 @@ def test_the_encoder_reads_a_prompt_once(mixed, main):
     answers = [handle.result() for handle in handles]
     assert counted.encoded == 2
     assert len({answer.text for answer in answers}) == 4
+    alone = [ensemble.generate(TEXTS[5], max_new_tokens=15, temperature=1.0, seed=n, ignore_eos=True) for n in range(4)]
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
+    assert counted.encoded == 6
     ensemble.generate(list(TEXTS[:6]), max_new_tokens=5)
-    assert counted.encoded == 8
+    assert counted.encoded == 12
     counted.remove()
+
+
+def test_prompts_to_encode_count_among_what_is_to_be_run(mixed):
+    """So that many new requests do not hold up those that decode."""
+    ensemble = mixed("marian", 0, weights=(1.0, 0.0))
+    decoder, read = ensemble._engine.decoder, ensemble._engine.members[0].tokenizer.reader.read_text(TEXTS[2])
+    sequence = decoder.start(TEXTS[2], SamplingParams(max_new_tokens=8, ignore_eos=True))
+    assert sequence.pending == len(read.source) + len(read.ids)
+    decoder.step([sequence])
+    assert sequence.pending == 1
+    sequence.finish("cancelled")
 
 
 def test_memory_is_freed_with_the_requests(mixed):

@@ -47,15 +47,16 @@ class TogetherRunner:
             new = [sequence for sequence in sequences if not self._is_encoded(sequence, seats[sequence])]
             first = list({source_of(sequence): sequence for sequence in new}.values())
             for group in groups(first, lambda sequence: (0, len(source_of(sequence))), self._overhead):
-                begin = partial(self._forward.begin, {seats[s]: source_of(s) for s in group})
-                last |= self._run({s: seats[s] for s in group}, 0, begin)
+                seated = _in_order(group, seats)
+                begin = partial(self._forward.begin, {seat: source_of(s) for s, seat in seated.items()})
+                last |= self._run(seated, 0, begin)
                 self._work.ids_run += sum(len(source_of(sequence)) for sequence in group)
             rest = [sequence for sequence in sequences if sequence not in last]
             for sequence in rest:
                 self._is_encoded(sequence, seats[sequence])  # by now
             for group in groups(rest, _span, self._overhead):
                 start = min(_span(sequence)[0] for sequence in group)
-                last |= self._run({s: seats[s] for s in group}, start, partial(self._forward.go_on, start=start))
+                last |= self._run(_in_order(group, seats), start, partial(self._forward.go_on, start=start))
         return torch.stack([last[sequence] for sequence in sequences]).float()
 
     def _seat(self, sequence: MemberSequence) -> Seat:
@@ -126,6 +127,11 @@ class _Encoded:
     def free(self) -> None:
         """See `SequenceCache.free`."""
         self.states = self.states.new_zeros(0)
+
+
+def _in_order(group: Sequence[MemberSequence], seats: Mapping[MemberSequence, Seat]) -> dict[MemberSequence, Seat]:
+    """Returns sequences in the order of their caches: adjacent ones are read without a copy."""
+    return {s: seats[s] for s in sorted(group, key=lambda sequence: seats[sequence].text.index)}
 
 
 def _span(sequence: MemberSequence) -> tuple[int, int]:
