@@ -55,7 +55,7 @@ def facts_from_files(options: LoadOptions) -> ModelFacts:
             folder = _folder(member.model, member.revision)
             texts = folder if member.tokenizer is None else _folder(member.tokenizer, None)
             shown_texts = is_template(member.prompt if forms[number] is None else forms[number])
-            templates[name] = shown_texts or _has_chat_template(texts, member)
+            templates[name] = shown_texts or _has_encoder(folder) or _has_chat_template(texts, member)
             if number == main and folder is not None:
                 window = member.context_window or _context_window(folder)
             if number == main and not shown_texts:
@@ -86,6 +86,11 @@ def _folder(model: str, revision: str | None) -> Path | None:
     except HFValidationError:  # neither a folder nor a hub id: loading raises the error
         return None
     return Path(config).parent if isinstance(config, str) else None
+
+
+def _has_encoder(folder: Path | None) -> bool:
+    """Whether a member has an encoder, which reads the last message of a conversation without a template."""
+    return folder is not None and bool(_json(folder / "config.json").get("is_encoder_decoder"))
 
 
 def _context_window(folder: Path) -> int | None:

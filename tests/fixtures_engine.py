@@ -50,6 +50,19 @@ def taught_folders(made_once):
 
 
 @pytest.fixture(scope="session")
+def seq2seq_folders(made_once):
+    """Folders of encoder-decoder models, by the names of their families."""
+    import tiny_seq2seq
+
+    def make(root):
+        for name, save in tiny_seq2seq.FAMILIES.items():
+            save(root / name)
+
+    root = made_once("seq2seq", make)
+    return {name: root / name for name in tiny_seq2seq.FAMILIES}
+
+
+@pytest.fixture(scope="session")
 def load(folders):
     """Loads an ensemble of named members."""
 

@@ -15,6 +15,7 @@ class TableMember:
         name: How it is called.
         tokenizer: A `transformers` tokenizer.
         texts: What it counts in; their ends count as the end of a text.
+        start: The ids that start every text of a decoder, whose encoder is deaf; None for one that reads prompts.
 
     Attributes:
         batches: How many sequences each call of `next_logits` had.
@@ -26,20 +27,25 @@ class TableMember:
     context_window = 256
     longest = 5  # tokens that a prediction looks back
 
-    def __init__(self, name, tokenizer, texts):
+    def __init__(self, name, tokenizer, texts, start=None):
         self.name = name
-        self.tokenizer = MemberTokenizer(tokenizer, name)
+        self.tokenizer = MemberTokenizer(tokenizer, name, decoder_start=start)
+        self.source_window = None if start is None else self.context_window
         self.vocabulary_size = self.tokenizer.vocabulary.size
         self.work = Work()
         self.batches = []
         self._following = defaultdict(Counter)
         (stop, *_) = sorted(self.tokenizer.vocabulary.stop_ids)
         for text in texts:
-            ids = [*self.tokenizer.encode(text), stop]
-            for place, token_id in enumerate(ids):
-                for length in range(self.longest + 1):
-                    if length <= place:
-                        self._following[tuple(ids[place - length : place])][token_id] += 1
+            ids = [*(start or ()), *self.tokenizer.encode(text), stop]
+            self.count(ids)
+
+    def count(self, ids):
+        """Counts in the ids of a text."""
+        for place, token_id in enumerate(ids):
+            for length in range(self.longest + 1):
+                if length <= place:
+                    self._following[tuple(ids[place - length : place])][token_id] += 1
 
     def describe(self):
         return MemberDescription("TableMember")
@@ -70,5 +76,5 @@ class TableMember:
     def prefill(self, sequence, limit):
         return 0
 
-    def token_logprobs(self, ids, start):
+    def token_logprobs(self, ids, start, source=None):
         return [float(torch.log_softmax(self.logits(ids[:place]), -1)[ids[place]]) for place in range(start, len(ids))]

@@ -246,11 +246,11 @@ class TestFiles:
         (broken / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
         refused(ModelFilesError, "configuration of .* cannot be used", [broken])
 
-    def test_encoder_decoder(self, broken):
-        from transformers import T5Config
+    def test_encoder_of_speech(self, broken):
+        from transformers import WhisperConfig
 
-        T5Config(vocab_size=520, d_model=16, num_layers=1).save_pretrained(broken)
-        refused(ConfigurationError, "encoder-decoder", [broken])
+        WhisperConfig(vocab_size=520, d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(broken)
+        refused(ConfigurationError, r"encoder-decoder model \(whisper\) that AutoModelForSeq2SeqLM does not", [broken])
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden_act", "nope"), ("head_dim", -1), ("dtype", "int8")])

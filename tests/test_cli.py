@@ -44,7 +44,7 @@ def test_generate_passes_every_option_on(fake):
         *["--temperature", "0.5", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.1", "--seed", "4"],
         *["--repetition-penalty", "1.1", "--stop", r"\n\n", "--stop", "END", "--timeout", "2.5"],
         *["--penalty-window", "64", "--max-context-window", "512", "--gate", "0.9"],
-        *["--prompt", "b=Question: {prompt}"],
+        *["--prompt", "b=Question: {prompt}", "--languages", "a=eng_Latn:fra_Latn"],
     )
     assert result.exit_code == 0, result.output
     assert fake.opened == {
@@ -56,6 +56,7 @@ def test_generate_passes_every_option_on(fake):
         "fusion": "deepen-paper",
         "gate": 0.9,
         "prompt": ["b=Question: {prompt}"],
+        "languages": ["a=eng_Latn:fra_Latn"],
         "device": "cpu",
         "dtype": "float32",
         "max_context_window": 512,

@@ -215,6 +215,9 @@ class MemberInfo:
     batching: str = ONE_AT_A_TIME
     """How it runs the sequences of a step: "ragged" runs all in one forward, "one sequence at a time: ..." gives the
     reason why not. Unknown for a member that is never run (weight 0)."""
+    source_window: int | None = None
+    """Maximum number of tokens of a prompt, for a member whose encoder reads it and whose `context_window` holds the
+    answer alone; None for others."""
 
 
 @dataclass(frozen=True)

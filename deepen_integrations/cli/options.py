@@ -105,6 +105,15 @@ class EnsembleOptions:
             "its chat template. Repeat the option for each member.",
         ),
     ] = None
+    languages: Annotated[
+        list[str] | None,
+        _ensemble(
+            "--languages",
+            metavar="MEMBER=FROM:TO",
+            help="The languages of a translation model that is told them by tokens, such as nllb=eng_Latn:fra_Latn; "
+            "one of the two may be left out. Repeat the option for each member.",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         _ensemble(

@@ -17,7 +17,7 @@ from rich.text import Text
 from deepen_core.config.weights import POLICIES
 
 if TYPE_CHECKING:
-    from deepen_core import Ensemble
+    from deepen_core import Ensemble, MemberConfig
     from deepen_core.voting import By
     from deepen_core.voting.sampling import Among
     from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions, VoteOptions
@@ -143,6 +143,8 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
     given = _given(options)
     del given["demo"]
     members = given.pop("member", None)
+    if "languages" in given:
+        members = _translating(members or [], given.pop("languages"))
     if "prompt" in given:
         given["prompts"] = dict(map(_form, given.pop("prompt")))
     given |= {name: read(given[name]) for name, read in _READERS.items() if name in given}
@@ -163,6 +165,30 @@ def _form(text: str) -> tuple[str, str]:
             f"{text!r} is not MEMBER=TEMPLATE, such as 'specialist=Question: {{prompt}}'.", param_hint="--prompt"
         )
     return name, template.replace("\\n", "\n")
+
+
+def _translating(members: list[str], languages: list[str]) -> list[MemberConfig]:
+    """Returns the members with their languages, given as MEMBER=FROM:TO.
+
+    Raises:
+        typer.BadParameter: For a text of another form, or a name that no member has.
+        ConfigurationError: If there are no members.
+    """
+    from deepen_core.members.loading import member_configs  # noqa: PLC0415 (slow)
+
+    configs = {str(config.name): config for config in member_configs(members)}
+    for text in languages:
+        name, _, pair = text.partition("=")
+        source, colon, target = pair.partition(":")
+        if not colon or name not in configs:
+            raise typer.BadParameter(
+                f"{text!r} is not MEMBER=FROM:TO, such as nllb=eng_Latn:fra_Latn, for one of the members "
+                f"{', '.join(configs)}.",
+                param_hint="--languages",
+            )
+        named = {"source_language": source or None, "target_language": target or None}
+        configs[name] = configs[name].model_copy(update=named)
+    return list(configs.values())
 
 
 def _given(options: EnsembleOptions | SamplingOptions) -> dict[str, Any]:

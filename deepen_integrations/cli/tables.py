@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from deepen_core.voting import Choice
     from deepen_integrations.cli.demo import Comparison
 
+
+def _window(member: MemberInfo) -> str:
+    answer = f"{member.context_window:,} tokens"
+    return answer if member.source_window is None else f"{member.source_window:,} tokens, and for the answer {answer}"
+
+
 _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "architecture": lambda m: m.architecture,
     "parameters": lambda m: f"{m.parameters:,}",
@@ -22,7 +28,7 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "weight": lambda m: f"{m.weight:.3g}",
     "vocabulary": lambda m: f"{m.vocabulary_size:,} tokens",
     "bytes per token": lambda m: f"{m.bytes_per_token:.2f}",
-    "context window": lambda m: f"{m.context_window:,} tokens",
+    "context window": _window,
     "ends a text with": lambda m: " ".join(m.stop_tokens) or "nothing",
     "chat template": lambda m: "yes" if m.has_chat_template else "no",
     "temperature": lambda m: _number(m.temperature, ",.1f"),

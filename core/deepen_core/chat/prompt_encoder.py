@@ -45,6 +45,8 @@ class MemberPrompt:
     """Encodes the open text and its continuation, if not the member's usual tokenizer."""
     cut: bool = False
     """Whether the open text may end anywhere, as in the middle of a word, since a caller has written its end."""
+    source: tuple[int, ...] | None = None
+    """The prompt's ids for the encoder of an encoder-decoder model, whose answer is a text of its own; else None."""
 
 
 def no_template(names: Sequence[str]) -> ChatTemplateError:
@@ -105,16 +107,16 @@ class PromptReader:
             raise no_template([name])
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
-        self._start_ids = self._read_start_ids()
+        self._start_ids, self._end_ids = self._read_affixes()
 
-    def _read_start_ids(self) -> list[int]:
-        """Returns the ids that the tokenizer puts before every text."""
+    def _read_affixes(self) -> tuple[list[int], list[int]]:
+        """Returns the ids that the tokenizer puts before and after every text."""
         for probe in self._probes():
             full, bare = list(self._tokenizer(probe)["input_ids"]), self._plain.encode(probe)
             for place in range(len(full) - len(bare) + 1 if bare else 0):
                 if full[place : place + len(bare)] == bare:
-                    return full[:place]
-        return []
+                    return full[:place], full[place + len(bare) :]
+        return [], []
 
     def _probes(self) -> Iterator[str]:
         yield "a"
@@ -124,6 +126,11 @@ class PromptReader:
     def form(self) -> PromptForm:
         """In which the member is shown prompts."""
         return self._form
+
+    @property
+    def label(self) -> str:
+        """How prompts are read, in the same words in every process."""
+        return self._form.label
 
     @property
     def has_chat_template(self) -> bool:

@@ -47,7 +47,8 @@ class MemberConfig(Options):
     dtype: str | None = None
     """Name of a torch dtype: "float32", "bfloat16", "float16", "float64", or "auto"; the ensemble's by default."""
     context_window: int | None = Field(default=None, ge=2)
-    """Maximum number of tokens of prompt and answer together; by default what the model's configuration declares."""
+    """Maximum number of tokens of prompt and answer together, of each for an encoder-decoder model; by default what the
+    model's configuration declares."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
@@ -62,8 +63,12 @@ class MemberConfig(Options):
     function from prompts to prompts. By default prompts are shown as they are."""
     system: str | None = None
     """An instruction that only this member reads, before conversations."""
+    source_language: str | None = Field(default=None, min_length=1)
+    """The language of prompts, for an encoder-decoder model that marks it with a token: "eng_Latn" (NLLB)."""
+    target_language: str | None = Field(default=None, min_length=1)
+    """The language to answer in, for an encoder-decoder model that is told by a first token: "fra_Latn" (NLLB)."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
-    """More arguments for `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
+    """More arguments for the model's `from_pretrained`, such as `attn_implementation` or
     `quantization_config`, as JSON values."""
 
     def __hash__(self) -> int:

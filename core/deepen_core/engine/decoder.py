@@ -261,7 +261,7 @@ class Decoder:
             heard.append(
                 Heard(0, None, (), cut=False)
                 if part is None
-                else Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=part.cut)
+                else Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=part.cut, dummy=part.has_dummy)
             )
         return heard
 

@@ -14,6 +14,7 @@ from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
 from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
 from deepen_core.members.memory import MORE_ROOM, is_memory
+from deepen_core.members.opening import respelled
 
 PREFILL_CHUNK = 256
 """Prompt ids that run between two steps, so that other requests do not wait for a long prompt."""
@@ -74,10 +75,21 @@ class MemberRunner:
             return MemberLogits([], None)
         width = self._width or len(at)
         parts = [self._run_together(sequences, at[start : start + width]) for start in range(0, len(at), width)]
-        found = _joined(parts)
+        found = self._respelled(sequences, _joined(parts))
         for place in found.at:
             self._part(sequences[place]).steps += 1
         return found
+
+    def _respelled(self, sequences: Sequence[EnsembleSequence], found: MemberLogits) -> MemberLogits:
+        """Spells the first tokens of answers as main does, where the member has others."""
+        firsts = {line: self._part(sequences[place]).first_ids for line, place in enumerate(found.at)}
+        changed = {line: first_ids for line, first_ids in firsts.items() if first_ids is not None}
+        if found.logits is None or not changed:
+            return found
+        logits = found.logits.clone()  # the member's own are looked at again
+        for line, first_ids in changed.items():
+            logits[line] = respelled(logits[line], first_ids)
+        return MemberLogits(found.at, logits)
 
     def _run_together(self, sequences: Sequence[EnsembleSequence], at: list[int]) -> MemberLogits:
         try:

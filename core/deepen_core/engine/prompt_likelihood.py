@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from deepen_core.chat.messages import Message
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, source_window
 
 _MOST = 1000  # characters at the end of a prompt that count: some 250 tokens, which a member runs at once
 
@@ -32,8 +32,11 @@ def prompt_likelihood(member: Member, text: str) -> float | None:
         text: The text.
 
     Returns:
-        The mean over all tokens but the first, which only some models can predict; None if there are no others.
+        The mean over all tokens but the first, which only some models can predict; None if there are no others, or for
+        an encoder-decoder model, which reads prompts and does not predict them.
     """
+    if source_window(member) is not None:
+        return None
     vocabulary = member.tokenizer.vocabulary
     before = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
     ids = [*before, *member.tokenizer.backend.encode(text)][: member.context_window]

@@ -23,6 +23,7 @@ from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
 from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.opening import opening_of
 from deepen_core.members.text_tree import common_length
 from deepen_core.results import MemberScore
 
@@ -149,15 +150,16 @@ class _Steps:
         self._clear()
 
     def _clear(self) -> None:
-        self._last: list[dict[int, tuple[int, bool]]] = []  # of each member that speaks, for each step: id and `cut`
-        self._now: dict[int, tuple[int, bool]] = {}
+        # Of each member that speaks, for each step: its last id, `cut` and `has_dummy`.
+        self._last: list[dict[int, tuple[int, bool, bool]]] = []
+        self._now: dict[int, tuple[int, bool, bool]] = {}
         self._said: list[list[int]] = []
         self.texts: list[int] = []
         self.token_ids: list[int] = []
 
     def note(self, number: int, part: MemberSequence) -> None:
         """Adds a member to the step."""
-        self._now[number] = part.ids[-1], part.cut
+        self._now[number] = part.ids[-1], part.cut, part.has_dummy
 
     def close(self, text: int, token_id: int, sequence: EnsembleSequence) -> None:
         """Ends the step, with the token that follows."""
@@ -186,8 +188,8 @@ class _Steps:
                 rows = spread
             logprobs[number] = rows
             for place, early in zip(at, before, strict=True):
-                last, cut = self._last[place][number]
-                ends[number][place] = Heard(last, early, self._said[place], cut=cut)
+                last, cut, dummy = self._last[place][number]
+                ends[number][place] = Heard(last, early, self._said[place], cut=cut, dummy=dummy)
         prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)
         self._clear()
@@ -196,6 +198,7 @@ class _Steps:
 
 def given_text(
     members: Sequence[Member],
+    main: int,
     prompts: dict[int, MemberPrompt],
     prompt: str | Sequence[Message],
     text: str,
@@ -205,6 +208,7 @@ def given_text(
 
     Args:
         members: The models.
+        main: The number of the main member.
         prompts: The prompt as each member that takes part reads it, by its number.
         prompt: The prompt.
         text: The text after it.
@@ -216,7 +220,8 @@ def given_text(
     own_ids, own_start = {}, {}
     for number, read in prompts.items():
         member = members[number]
-        part = MemberSequence(read, member.tokenizer, is_main=False)
+        opening = opening_of(read, member.tokenizer, prompts[main], members[main].tokenizer)
+        part = MemberSequence(read, member.tokenizer, is_main=False, opening=opening)
         before = list(part.ids)
         part.append_text(text)
         own_ids[number], own_start[number] = part.ids, common_length(before, part.ids)

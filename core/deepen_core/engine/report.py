@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deepen_core.engine.engine import Engine
 from deepen_core.fusion.diagnostics import length_warnings
-from deepen_core.members.base import Member, batching_warnings
+from deepen_core.members.base import Member, batching_warnings, source_window
 from deepen_core.results import EnsembleInfo, MemberInfo, SpaceInfo
 
 
@@ -38,7 +38,7 @@ def engine_info(engine: Engine, warnings: Sequence[str]) -> EnsembleInfo:
         main=engine.main_member.name,
         fusion=engine.fusion_name,
         anchors=fusion.anchors,
-        context_window=min(m.context_window for m in engine.members_counted),
+        context_window=engine.budget.context_window,
         bytes_held=fusion.bytes_held,
         warnings=list(warnings),
         limits=list(fusion.limits),
@@ -67,4 +67,5 @@ def _member_info(member: Member, weight: float, space: SpaceInfo | None, *, is_r
         bytes_per_token=tokenizer.bytes_per_token,
         space_bytes=0 if space is None else space.bytes_held,
         batching=member.batching if is_run else "never run: its weight is 0",
+        source_window=source_window(member),
     )

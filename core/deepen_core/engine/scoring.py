@@ -16,6 +16,7 @@ from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.state_reader import MemberCaller
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.members.base import MemberSequence
+from deepen_core.members.opening import opening_of
 from deepen_core.members.text_tree import common_length
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import Score
@@ -92,7 +93,7 @@ class TextReader:
         """Prepares a text to be read by every member that takes part."""
         read = {number: self._factory.read(number, prompt, SamplingParams()) for number in self.counted}
         ids = continuation_ids(self.members[self.main].tokenizer, read[self.main], continuation)
-        text = given_text(self.members, read, prompt, continuation, ids)
+        text = given_text(self.members, self.main, read, prompt, continuation, ids)
         for number, own in text.own_ids.items():
             member = self.members[number]
             if len(own) > member.context_window:
@@ -188,7 +189,8 @@ def continuation_ids(tokenizer: MemberTokenizer, prompt: MemberPrompt, continuat
     Raises:
         PromptError: If the tokenizer drops the whole continuation.
     """
-    part = MemberSequence(prompt, tokenizer, is_main=False)
+    opening = opening_of(prompt, tokenizer, prompt, tokenizer)
+    part = MemberSequence(prompt, tokenizer, is_main=False, opening=opening)
     before = list(part.ids)
     part.append_text(continuation)
     ids = part.ids[len(before) :] if part.ids[: len(before)] == before else _on_its_own(tokenizer, continuation)

@@ -120,7 +120,7 @@ class EnsembleSequence:
     @property
     def pending(self) -> int:
         """The largest number of ids that a member has to run before the next token."""
-        return max(part.pending for part in self.member_sequences if part is not None)
+        return max(part.unread for part in self.member_sequences if part is not None)
 
     @property
     def begun(self) -> bool:
@@ -209,25 +209,25 @@ class EnsembleSequence:
         self.token_ids.append(token_id)
         self._fresh_ids.append(token_id)
         self.main_sequence.append_token(token_id)
-        text = self._utf8.feed(self._bytes(token_id))
+        value, dummy = self._bytes(token_id)
+        text = self._utf8.feed(value)
         heard = self._listener.text(text)
         mark = self._marks.get(token_id, "")
         if mark:
             self._listener.control(mark)
-        if heard:
-            for member, part in enumerate(self.member_sequences):
-                if part is not None and member != self._main:
-                    token, name = len(self.token_ids), self._names[member]
-                    with told_as(partial(telling_failed, token=token, member=name, text=heard)):
-                        part.append_text(heard)
+        for member, part in enumerate(self.member_sequences):
+            if part is not None and member != self._main:
+                told = heard if part.opening is None else dummy + heard
+                token, name = len(self.token_ids), self._names[member]
+                with told_as(partial(telling_failed, token=token, member=name, text=told)):
+                    part.append_text(told)
         return text + mark
 
-    def _bytes(self, token_id: int) -> bytes:
+    def _bytes(self, token_id: int) -> tuple[bytes, str]:
+        """Returns the bytes of main's next token, and the dummy space before them that does not belong to the text."""
         value = self._vocabulary.token_bytes(token_id) or b""
-        if value and self._drop_space:
-            self._drop_space = False
-            return value.removeprefix(b" ")
-        return value
+        drops, self._drop_space = self._drop_space and bool(value), self._drop_space and not value
+        return (value.removeprefix(b" "), " " * value.startswith(b" ")) if drops else (value, "")
 
     def finish(self, reason: FinishReason) -> None:
         """Ends the sequence and frees its caches."""
@@ -296,7 +296,7 @@ class EnsembleSequence:
                 MemberWork(
                     name,
                     part.prompt_tokens,
-                    len(part.ids) - part.prompt_tokens,
+                    len(part.ids) - part.start,
                     part.tokens_run,
                     part.steps,
                 )

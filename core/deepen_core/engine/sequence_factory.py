@@ -14,7 +14,8 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, SamplingError
-from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.base import Member, MemberSequence, prompt_window
+from deepen_core.members.opening import opening_of
 
 if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraints
@@ -52,15 +53,12 @@ class SequenceFactory:
         self._check_bias(params)
         numbers = range(len(self._members))
         prompts = [self.read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
-        member_sequences = [
-            None if p is None else MemberSequence(p, m.tokenizer, is_main=i == self._main)
-            for i, (m, p) in enumerate(zip(self._members, prompts, strict=True))
-        ]
+        spoken = prompts[self._main]
+        assert spoken is not None
+        member_sequences = [None if p is None else self._part(i, p, spoken) for i, p in enumerate(prompts)]
         room = self._room(member_sequences)
         most = self._members[self._main].tokenizer.reader.most_tokens(params, to_text=isinstance(prompt, str))
         clamped = params.model_copy(update={"max_new_tokens": min(most, room)})
-        spoken = prompts[self._main]
-        assert spoken is not None
         for part in member_sequences:
             if part is not None:
                 part.cut &= spoken.cut  # no member continues a word that main does not
@@ -86,6 +84,14 @@ class SequenceFactory:
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
         return sequence
+
+    def _part(self, member: int, prompt: MemberPrompt, spoken: MemberPrompt) -> MemberSequence:
+        """Returns a member's sequence, where main starts from `spoken`."""
+        tokenizer, main = self._members[member].tokenizer, self._members[self._main].tokenizer
+        if member == self._main:
+            return MemberSequence(prompt, tokenizer, is_main=True)
+        opening = opening_of(prompt, tokenizer, spoken, main)
+        return MemberSequence(prompt, tokenizer, is_main=False, opening=opening)
 
     def _check_bias(self, params: SamplingParams) -> None:
         main = self._members[self._main]
@@ -143,12 +149,29 @@ class SequenceFactory:
     def _room(self, member_sequences: Sequence[MemberSequence | None]) -> int:
         """Returns how many tokens fit after the prompt in main's window; every member must have room for one."""
         for member, part in zip(self._members, member_sequences, strict=True):
-            if part is not None and part.prompt_tokens >= member.context_window:
-                raise ContextWindowError(
-                    f"The prompt has {part.prompt_tokens} tokens for member {member.name!r}, whose context window is "
-                    f"{member.context_window}: shorten it by at least {part.prompt_tokens - member.context_window + 1} "
-                    "tokens, or use members with larger windows."
-                )
+            if part is not None:
+                _check_room(member, part)
         main = member_sequences[self._main]
         assert main is not None
-        return self._members[self._main].context_window - main.prompt_tokens
+        return self._members[self._main].context_window - main.start
+
+
+def _check_room(member: Member, part: MemberSequence) -> None:
+    """Rejects a prompt that a member cannot read, or after which it has no room for an answer."""
+    window, tokens = prompt_window(member), part.prompt_tokens
+    if part.source is not None and tokens > window:
+        raise ContextWindowError(
+            f"The prompt has {tokens} tokens for the encoder of member {member.name!r}, which reads at most {window}: "
+            f"shorten it by at least {tokens - window} tokens. If the model can read more than its configuration says, "
+            "as T5 can, set MemberConfig(context_window=...)."
+        )
+    if part.source is None and tokens >= window:
+        raise ContextWindowError(
+            f"The prompt has {tokens} tokens for member {member.name!r}, whose context window is {window}: shorten it "
+            f"by at least {tokens - window + 1} tokens, or use members with larger windows."
+        )
+    if part.start >= member.context_window:
+        raise ContextWindowError(
+            f"The decoder of member {member.name!r} has a context window of {member.context_window}, of which the "
+            f"{part.start} tokens that start every answer leave nothing: set a larger context_window."
+        )

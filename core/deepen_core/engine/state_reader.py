@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -12,6 +12,7 @@ from deepen_core.engine.member_runner import PREFILL_CHUNK, non_finite
 from deepen_core.errors import DeepenError, MemberError, NonFiniteLogitsError, brief
 from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
 from deepen_core.members.memory import is_memory
+from deepen_core.members.opening import respelled
 from deepen_core.members.text_tree import TextPath, TextTree
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class _TreeReader:
         self._done = 0  # nodes that were run
         self._held: dict[int, torch.Tensor] = {}  # log-probabilities after nodes that were run
         self._copies: dict[int, int] = {}  # nodes that are run again, since theirs are not held
-        self._states: list[tuple[int, int | None]] = []
+        self._states: list[tuple[int, int | None, torch.Tensor | None]] = []
         self._own_ids: list[int] = []
         self._place = 0  # of the next own id in the text
         self._asked: list[tuple[int, int, int]] = []  # node, own id after it, text
@@ -84,7 +85,8 @@ class _TreeReader:
         self._path.move(part.ids)
         self._ask()
         nodes = self._path.nodes
-        self._states.append((self._wanted(nodes[-1]), self._wanted(nodes[-2]) if len(nodes) > 1 else None))
+        before = self._wanted(nodes[-2]) if len(nodes) > 1 else None
+        self._states.append((self._wanted(nodes[-1]), before, part.first_ids))
 
     def end(self) -> None:
         self._path.move(self._own_ids)
@@ -110,7 +112,7 @@ class _TreeReader:
         return self._copies[node]
 
     def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        nodes = {node for state in self._states for node in state if node is not None}
+        nodes = {node for state in self._states for node in state[:2] if node is not None}
         nodes |= {node for node, _, _ in self._asked}
         pieces = [torch.stack([self._held[n] for n in self._held])] if self._held else []
         line_of = {node: line for line, node in enumerate(self._held)}
@@ -123,8 +125,12 @@ class _TreeReader:
             self._done = stop
         every = _together(pieces)
         self._answer(every, line_of)
-        states = _lines(every, [line_of[node] for node, _ in self._states])
-        before = [None if node is None else every[line_of[node]] for _, node in self._states]
+        states = _lines(every, [line_of[node] for node, _, _ in self._states])
+        before = [None if node is None else every[line_of[node]] for _, node, _ in self._states]
+        for line, (_, _, first_ids) in enumerate(self._states):
+            if first_ids is not None:
+                states = states.clone()
+                states[line] = respelled(states[line], first_ids)
         kept = {*self._path.nodes[-2:], *self._start}
         self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
         self._states, self._copies = [], {}
@@ -170,18 +176,21 @@ class _StepReader:
         self._found: list[list[float]] = []
         self._own_ids: list[int] = []
         self._own_start = 0
+        self._source: Sequence[int] | None = None
 
     def begin(self, part: MemberSequence, own_ids: list[int], own_start: int) -> None:
-        self._own_ids, self._own_start = own_ids, own_start
+        self._own_ids, self._own_start, self._source = own_ids, own_start, part.source
         while self._call(partial(self._member.prefill, part, PREFILL_CHUNK)):
             pass
 
     def note(self, part: MemberSequence) -> None:
         after = self._call.logprobs(partial(self._member.next_logits, [part]))[0]
+        after = after if part.first_ids is None else respelled(after, part.first_ids)
         self._states.append((after, part.logits_before))
 
     def end(self) -> None:
-        self._found.append(self._call(partial(self._member.token_logprobs, self._own_ids, self._own_start)))
+        given = self._own_ids, self._own_start, self._source
+        self._found.append(self._call(partial(self._member.token_logprobs, *given)))
 
     def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         states, self._states = self._states, []

@@ -279,7 +279,7 @@ def _facts(engine: Engine) -> dict[str, list[str]]:
         "members": [member.name for member in engine.members],
         "dtypes": [str(member.dtype).removeprefix("torch.") for member in engine.members],
         "models": [_fingerprint(member) for member in engine.members],
-        "prompts": [member.tokenizer.reader.form.label for member in engine.members],
+        "prompts": [member.tokenizer.reader.label for member in engine.members],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, TypeGuard
 import torch
 
 from deepen_core.chat.prompt_encoder import MemberPrompt
+from deepen_core.members.opening import Opening
 from deepen_core.members.text_tree import TextTree
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import ONE_AT_A_TIME
@@ -36,28 +37,37 @@ class MemberSequence:
         prompt: Where the member starts.
         tokenizer: The member's tokenizer.
         is_main: Whether it is the main member, whose tokens are appended as chosen and never re-tokenised.
+        opening: How the member begins the answer, if it may begin it otherwise than main.
 
     Attributes:
+        opening: As given.
         ids: The ids of the sequence.
         cached: Number of ids, from the first on, that `cache` covers.
         cache: The member's cache of the sequence; only the member looks into it, and `release` frees it.
-        prompt_tokens: Number of ids of the prompt.
+        source: The ids that the encoder of an encoder-decoder model reads, else None.
+        start: Number of ids before the answer.
+        prompt_tokens: Number of ids of the prompt, which the encoder reads if there is one.
         tokens_run: Number of ids that were run through the model after the prompt.
         cut: Whether the prompt may end anywhere, as in the middle of a word.
         steps: Number of steps in which its logits were asked for.
         started: Whether the whole prompt has been run.
     """
 
-    def __init__(self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, is_main: bool) -> None:
+    def __init__(
+        self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, is_main: bool, opening: Opening | None = None
+    ) -> None:
         self._offset = len(prompt.ids)
         backend = prompt.backend or tokenizer.backend
         text = AlignedText(backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
         self.ids = prompt.ids + text.ids
         self._text = None if is_main else text
+        self.opening = opening
         self.cached = 0
         self.cache: SequenceCache | None = None
         self.cut = prompt.cut
-        self.prompt_tokens = len(self.ids)
+        self.source = prompt.source
+        self.start = len(self.ids)
+        self.prompt_tokens = self.start if prompt.source is None else len(prompt.source)
         self.tokens_run = 0
         self.steps = 0
         self.started = False
@@ -70,7 +80,10 @@ class MemberSequence:
     def append_text(self, text: str) -> None:
         """Appends text that main has generated; the last ids may change."""
         assert self._text is not None, "the main member's text is its tokens"
-        place, tail = self._text.append(text)
+        told = text if self.opening is None else self.opening.told(text)
+        if not told:
+            return
+        place, tail = self._text.append(told)
         place += self._offset
         held = self.ids[place:]
         same = 0
@@ -80,9 +93,24 @@ class MemberSequence:
         self.ids[place:] = tail
 
     @property
+    def first_ids(self) -> torch.Tensor | None:
+        """What the member's next tokens count for, see `Opening.first_ids`; None if for themselves."""
+        return None if self.opening is None else self.opening.first_ids
+
+    @property
+    def has_dummy(self) -> bool:
+        """Whether the first token of its answer begins with a blank that is in no text, see `Opening`."""
+        return self.opening is not None and self.opening.has_dummy
+
+    @property
     def pending(self) -> int:
         """Number of ids to run before the next logits are known; at least 1, the last id."""
         return len(self.ids) - min(self.cached, len(self.ids) - 1)
+
+    @property
+    def unread(self) -> int:
+        """Number of ids to run before the next logits, those of a prompt that an encoder has not read included."""
+        return self.pending + (len(self.source) if self.source is not None and not self.started else 0)
 
     @property
     def settled(self) -> int:
@@ -210,8 +238,14 @@ class Member(Protocol):
         """
         ...
 
-    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1."""
+    def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
+        """Log-probabilities (nats) of `ids[start:]`, each given the ids before it; `start` is at least 1.
+
+        Args:
+            ids: A text.
+            start: Number of ids that are only given.
+            source: What the encoder of an encoder-decoder model reads, see `MemberSequence.source`.
+        """
         ...
 
 
@@ -259,6 +293,30 @@ class Embedded(Member, Protocol):
 def has_embeddings(member: Member) -> TypeGuard[Embedded]:
     """Whether a member has embeddings."""
     return hasattr(member, "embeddings")
+
+
+class Windowed(Protocol):
+    """What has a context window: a member, or its description."""
+
+    @property
+    def context_window(self) -> int:
+        """In its own tokens."""
+        ...
+
+
+def source_window(member: Windowed) -> int | None:
+    """Returns the maximum number of tokens of a prompt, for a member with an encoder; None for others.
+
+    The `context_window` of such a member is that of its decoder, which holds the answer alone.
+    """
+    found: int | None = getattr(member, "source_window", None)
+    return found
+
+
+def prompt_window(member: Windowed) -> int:
+    """Returns the window that a prompt has to fit into."""
+    window = source_window(member)
+    return member.context_window if window is None else window
 
 
 def batching_warnings(members: Sequence[Member]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Protocol
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.config import SamplingParams
 from deepen_core.errors import ChatTemplateError
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.base import MemberSequence, prompt_window
 from deepen_core.members.tokenizer import MemberTokenizer
 
 KINDS_OF_TEXT = (
@@ -78,7 +78,7 @@ class ContextBudget:
 
     def __init__(self, members: Sequence[Budgeted], main: int) -> None:
         # Not the members themselves, which may be large.
-        self._windows = [(m.tokenizer, m.context_window) for m in members]
+        self._windows = [(m.tokenizer, prompt_window(m)) for m in members]
         self._main, self.main_window = self._windows[main]
 
     @property

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import torch
 
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.chat.prompt_form import PromptForm
+from deepen_core.chat.source_reader import SourceReader
+from deepen_core.members.opening import first_ids
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.retokenizer import Boundaries
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -27,6 +31,7 @@ class MemberTokenizer:
         name: The member's name, for error messages.
         stop_ids: Ids that end a text according to the model's generation config.
         form: In which the member is shown prompts; as they are if None.
+        decoder_start: The ids that an answer of an encoder-decoder model starts with; None for other models.
 
     Attributes:
         backend: Encodes plain text.
@@ -37,14 +42,32 @@ class MemberTokenizer:
         bytes_per_token: Mean length of its tokens on that text, in bytes.
     """
 
-    def __init__(self, tokenizer: Any, name: str, stop_ids: Iterable[int] = (), form: PromptForm | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        stop_ids: Iterable[int] = (),
+        form: PromptForm | None = None,
+        decoder_start: Sequence[int] | None = None,
+    ) -> None:
         self.backend = Backend(tokenizer)
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, stop_ids, self.backend)
         self.boundaries = Boundaries(self.backend, self.vocabulary.kind)
-        self.reader = PromptReader(tokenizer, self.backend, name, form)
+        self.reader = (
+            PromptReader(tokenizer, self.backend, name, form)
+            if decoder_start is None
+            else SourceReader(tokenizer, self.backend, name, form, decoder_start)
+        )
         self.backend.forget_pieces()
         self.sample_ids = self.backend.encode(SAMPLE_TEXT)
+        self._first_ids: dict[bool, torch.Tensor] = {}
         self.bytes_per_token = len(SAMPLE_TEXT.encode()) / max(1, len(self.sample_ids))
+
+    def first_ids(self, *, blank: bool) -> torch.Tensor:
+        """Returns what each token counts for at the beginning of an answer, see `opening.first_ids`."""
+        if blank not in self._first_ids:
+            self._first_ids[blank] = first_ids(self.vocabulary, blank=blank)
+        return self._first_ids[blank]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; control tokens in it are plain text."""

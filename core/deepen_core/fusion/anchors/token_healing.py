@@ -66,12 +66,14 @@ class Heard:
         before: Its logits [vocabulary] for the place of that id; None if they are not kept.
         said: Main's ids of the answer so far.
         cut: Whether the text before the answer may end anywhere, like that of a plain prompt.
+        dummy: Whether the member's answer begins with a blank that main has not said.
     """
 
     last: int
     before: torch.Tensor | None
     said: Sequence[int]
     cut: bool
+    dummy: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ class Healer:
         data, count = b"", 0
         while len(data) < len(value) or not is_text(data):
             if count == len(heard.said):
+                if heard.dummy and value == b" " + data:
+                    return tuple(heard.said)
                 return tuple(heard.said) if heard.cut and value.endswith(data) else None
             count += 1
             data = self._main.token_bytes(heard.said[-count]) + data

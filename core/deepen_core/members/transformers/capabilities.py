@@ -16,7 +16,7 @@ import torch
 from deepen_core.members.transformers.excerpt import excerpt
 from deepen_core.members.transformers.masks import Masks, likely_masks
 from deepen_core.members.transformers.recurrent_state import Recurrence
-from deepen_core.members.transformers.trial import PIECE, Trial
+from deepen_core.members.transformers.trial import PIECE, Trial, fault_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def probe_trees(model: Any, context_window: int, masks: Masks) -> bool:
     """
     with excerpt(model):
         trial = Trial(model, context_window)
-        return not trial.fault(partial(trial.tree, masks))
+        return not fault_of(partial(trial.tree, masks))
 
 
 def is_stateful(model: Any) -> bool:
@@ -83,7 +83,7 @@ def _try(model: Any, context_window: int) -> Findings:
     why_not = "its state cannot be shortened"
     keeps_cache = False
     if not is_stateful(model):
-        fault = trial.fault(trial.own_cache)
+        fault = fault_of(trial.own_cache)
         keeps_cache = not fault
         why_not = fault and f"it cannot continue from a shortened cache ({fault})"
     if keeps_cache:
@@ -103,7 +103,7 @@ def _find_masks(model: Any, trial: Trial) -> tuple[Masks | None, str]:
     """Returns the masks for sequences in a ragged cache, or None and why it cannot run them in one."""
     why_not = ""
     for masks in likely_masks(model):
-        fault = trial.fault(partial(trial.ragged, masks))
+        fault = fault_of(partial(trial.ragged, masks))
         if not fault:
             return masks, ""
         why_not = why_not or f"sequences of different lengths do not share a forward ({fault})"
@@ -113,9 +113,9 @@ def _find_masks(model: Any, trial: Trial) -> tuple[Masks | None, str]:
 def _find_recurrence(model: Any, trial: Trial, why_not: str) -> tuple[Recurrence | None, str]:
     """Returns how a model continues from its state, and why its sequences do not share a forward."""
     windows = [n for masks in likely_masks(model) for n in masks.limits]
-    fault = trial.fault(trial.find_states)
+    fault = fault_of(trial.find_states)
     for several in () if fault else (True, False):
-        fault = trial.fault(partial(trial.recurrent, windows, several))
+        fault = fault_of(partial(trial.recurrent, windows, several))
         if not fault:
             recurrence = Recurrence(several, trial.singly() if several else 1, trial.attributes)
             return recurrence, "its state cannot be shortened"

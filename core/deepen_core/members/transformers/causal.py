@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import MemberDescription, MemberSequence, Work
+from deepen_core.members.base import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
 from deepen_core.members.transformers.capabilities import is_stateful, probe, probe_trees
+from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.ragged import RaggedRunner
 from deepen_core.members.transformers.recurrent import RecurrentRunner
 from deepen_core.members.transformers.sequential import SequentialRunner
@@ -36,7 +37,7 @@ class _Ways:
     batching: str
 
 
-class CausalMember:
+class CausalMember(ModelMember):
     """A loaded `AutoModelForCausalLM` with its tokenizer.
 
     If the model supports it, sequences run together in a ragged cache. `warm_up`, or else the first use, probes this. A
@@ -50,49 +51,12 @@ class CausalMember:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         context_window: In its own tokens.
-
-    Attributes:
-        work: Counts of the work done.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
-        self.name = name
-        self.model = model
-        self.tokenizer = tokenizer
-        self.context_window = context_window
-        self.work = Work()
+        super().__init__(name, model, tokenizer, context_window)
         self._found: _Ways | None = None
         self._reads_trees: bool | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its logits."""
-        device = self.model.device
-        assert isinstance(device, torch.device)
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that it computes in."""
-        dtype = self.model.dtype
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    @property
-    def embeddings(self) -> torch.Tensor:
-        """Input embeddings [vocabulary, width]."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
-
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Member.vocabulary_size`: one logit per embedding; logits beyond it are not tokens."""
-        return len(self.embeddings)
-
-    def describe(self) -> MemberDescription:
-        """See `Member.describe`."""
-        return MemberDescription(type(self.model).__name__, self.model.num_parameters())
 
     def warm_up(self) -> None:
         """Probes how the model runs several sequences. It takes seconds; further calls do nothing."""
@@ -168,7 +132,7 @@ class CausalMember:
     def _is_long(self, sequence: MemberSequence) -> bool:
         return self._ways.max_stable_length is not None and len(sequence.ids) > self._ways.max_stable_length
 
-    def token_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+    def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:  # noqa: ARG002
         """See `Member.token_logprobs`."""
         batch = torch.tensor([list(ids)], device=self.device)
         logits = self.model(batch, use_cache=False).logits[0, start - 1 : -1].float()  # [tokens, vocabulary]

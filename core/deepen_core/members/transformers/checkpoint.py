@@ -19,13 +19,17 @@ _SAVE = "save the model there with model.save_pretrained(folder)"
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 
 
-def declared_window(config: Mapping[str, Any]) -> int | None:
+def declared_window(config: Mapping[str, Any], part: str = "") -> int | None:
     """Returns the context window that a model's configuration declares, in tokens, or None.
 
     Rotary embeddings that are scaled reach further than the positions that a model was first trained on. Linear scaling
     does not count unless it names these: configurations usually declare the scaled window beside it.
+
+    Args:
+        config: The configuration.
+        part: "encoder" or "decoder", which a few configurations have different windows for.
     """
-    values = (config.get(field) for field in _WINDOW_FIELDS)
+    values = (config.get(field) for field in (f"max_{part}_position_embeddings", *_WINDOW_FIELDS))
     declared = next((v for v in values if isinstance(v, int) and v > 0), None)
     if declared is None:
         return None

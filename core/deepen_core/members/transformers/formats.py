@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from deepen_core.errors import ModelFilesError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CAUSAL, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
+"""Names of the classes of `transformers` that load decoder-only and encoder-decoder models."""
 
 # How weights for other runtimes are called. They cannot be turned back.
 _RUNTIMES = {
@@ -46,21 +49,23 @@ def has_weights(names: Collection[str]) -> bool:
     return WEIGHTS in names or INDEX in names
 
 
-def check_format(place: str, names: Collection[str]) -> None:
+def check_format(place: str, names: Collection[str], kind: str = CAUSAL) -> None:
     """Rejects what is recognised as another kind of model, or as one whose weights are in another format.
 
     Args:
         place: The folder or hub id.
         names: As `top_names` returns them.
+        kind: The class of `transformers` that loads the model, for advice.
 
     Raises:
         ModelFilesError: Naming the format, and how to get to a model that can be loaded.
     """
     kinds: list[Callable[[str, Collection[str]], str]] = [_diffusers, _sentence_transformers]
     if not has_weights(names):
-        kinds += [_pickled, _unnamed_safetensors, _gguf, _original, _old_framework, _runtime, _unknown_weights]
-    for kind in kinds:
-        if found := kind(place, names):
+        kinds += [partial(_pickled, kind=kind), _unnamed_safetensors, partial(_gguf, kind=kind), _original]
+        kinds += [partial(_old_framework, kind=kind), _runtime, _unknown_weights]
+    for recognised in kinds:
+        if found := recognised(place, names):
             raise ModelFilesError(f"{place} {found}")
 
 
@@ -76,16 +81,17 @@ def check_file(path: Path) -> None:
         raise ModelFilesError(f"{path} is a file: give the folder that it is in, {path.parent}.")
 
 
-def conversion(place: str, options: str = "", tokenizer_options: str = "") -> str:
+def conversion(place: str, options: str = "", tokenizer_options: str = "", kind: str = CAUSAL) -> str:
     """Returns the two lines of Python that save a model and its tokenizer in the format that is loaded.
 
     Args:
         place: The folder or hub id.
         options: Further arguments of the model's `from_pretrained`, each after a comma.
         tokenizer_options: The same for the tokenizer.
+        kind: The class of `transformers` that loads the model.
     """
     return (
-        f"AutoModelForCausalLM.from_pretrained({place!r}{options}).save_pretrained('converted') and "
+        f"{kind}.from_pretrained({place!r}{options}).save_pretrained('converted') and "
         f"AutoTokenizer.from_pretrained({place!r}{tokenizer_options}).save_pretrained('converted')"
     )
 
@@ -108,13 +114,13 @@ def _sentence_transformers(_place: str, names: Collection[str]) -> str:
     )
 
 
-def _pickled(place: str, names: Collection[str]) -> str:
+def _pickled(place: str, names: Collection[str], kind: str) -> str:
     found = _matching(names, "pytorch_model*.bin")
     if not found:
         return ""
     return (
         f"has its weights as pickle files only ({_listed(found)}), which can run code when they are loaded. If you "
-        f"trust their author, convert them once with transformers: {conversion(place)}."
+        f"trust their author, convert them once with transformers: {conversion(place, kind=kind)}."
     )
 
 
@@ -130,12 +136,12 @@ def _unnamed_safetensors(_place: str, names: Collection[str]) -> str:
     )
 
 
-def _gguf(place: str, names: Collection[str]) -> str:
+def _gguf(place: str, names: Collection[str], kind: str) -> str:
     found = _matching(names, "*.gguf", but=("mmproj*",))  # these encode images for a model
-    return f"has its weights as GGUF only ({_listed(found)}), {_gguf_advice(place, found[0])}" if found else ""
+    return f"has its weights as GGUF only ({_listed(found)}), {_gguf_advice(place, found[0], kind)}" if found else ""
 
 
-def _gguf_advice(place: str, name: str) -> str:
+def _gguf_advice(place: str, name: str, kind: str = CAUSAL) -> str:
     import transformers  # noqa: PLC0415 (slow, and nothing else here needs it)
     from transformers.utils.import_utils import is_accelerate_available, is_gguf_available  # noqa: PLC0415
 
@@ -147,7 +153,7 @@ def _gguf_advice(place: str, name: str) -> str:
     after = f", after `pip install {missing}`" if missing else ""
     return (
         f"which members are not loaded from yet. Convert it once with transformers{after}: "
-        f"{conversion(place, file + plain, file)}."
+        f"{conversion(place, file + plain, file, kind)}."
     )
 
 
@@ -163,7 +169,7 @@ def _original(_place: str, names: Collection[str]) -> str:
     )
 
 
-def _old_framework(place: str, names: Collection[str]) -> str:
+def _old_framework(place: str, names: Collection[str], kind: str) -> str:
     for framework, name, option in (
         ("TensorFlow", "tf_model*.h5", ", from_tf=True"),
         ("Flax", "flax_model*.msgpack", ", from_flax=True"),
@@ -171,7 +177,7 @@ def _old_framework(place: str, names: Collection[str]) -> str:
         if found := _matching(names, name):
             return (
                 f"has its weights for {framework} only ({_listed(found)}): convert them once, with transformers 4 and "
-                f"{framework} installed: {conversion(place, option)}."
+                f"{framework} installed: {conversion(place, option, kind=kind)}."
             )
     return ""
 

@@ -58,7 +58,7 @@ class _Plan:
     """Where the next forward reads and writes, for all layers.
 
     Attributes:
-        slots: Lines of the buffers that take part.
+        slots: Lines of the buffers that take part; indices if they are not adjacent.
         start: Position of the first new id if it is the same for all sequences, else None.
         places: If not, the indices (line, position) of the new ids, each [sequences, ids].
         past: Number of positions before the new ones of the longest sequence.
@@ -67,7 +67,7 @@ class _Plan:
     """
 
     def __init__(self) -> None:
-        self.slots = slice(0, 0)
+        self.slots: slice | torch.Tensor = slice(0, 0)
         self.start: int | None = None
         self.places: tuple[torch.Tensor, torch.Tensor] | None = None
         self.past = 0
@@ -112,6 +112,12 @@ class RaggedLayer(CacheLayerMixin):
                 held[plan.slots, :, plan.start : plan.length] = new
             else:
                 held.transpose(1, 2)[plan.places] = new.transpose(1, 2)  # [sequences, ids, heads, width]
+        return self.seen()
+
+    def seen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the keys and values that the plan reads, [sequences, heads, positions, width]."""
+        self.fit()
+        plan = self._plan
         keys, values = (held[plan.slots, :, : plan.length] for held in self._buffers())
         return keys, values
 
@@ -216,18 +222,37 @@ class RaggedCache(Cache):
             starts: Position of the first new id of each.
             places: Positions of the new ids, [sequences, ids].
         """
-        plan, count = self._plan, places.shape[1]
-        plan.past = max(starts)
-        plan.length = plan.past + count
-        plan.slots = slice(slots[0].index, slots[-1].index + 1)
-        if min(starts) == plan.past:
-            plan.start, plan.places = plan.past, None
-        else:
-            lines = torch.arange(plan.slots.start, plan.slots.stop, device=places.device)
-            plan.start, plan.places = None, (lines[:, None], places)
+        count = places.shape[1]
+        self._aim(slots, max(starts), count)
+        if min(starts) != max(starts):
+            lines = torch.tensor([slot.index for slot in slots], device=places.device)
+            self._plan.start, self._plan.places = None, (lines[:, None], places)
         for slot, start in zip(slots, starts, strict=True):
             slot.reach = max(slot.reach, start + count)
+
+    def aim_at(self, slots: Sequence[Slot], start: int, count: int) -> None:
+        """Sets where the next forward writes, or what `seen` reads: the same positions in every slot.
+
+        Args:
+            slots: Any slots. Those that are not adjacent and in order are read as a copy.
+            start: Position of the first new id.
+            count: Number of new ids.
+        """
+        self._aim(slots, start, count)
+        for slot in slots:
+            slot.reach = max(slot.reach, start + count)
+
+    def _aim(self, slots: Sequence[Slot], start: int, count: int) -> None:
+        plan, lines = self._plan, [slot.index for slot in slots]
+        plan.start, plan.places = start, None
+        plan.past, plan.length = start, start + count
+        adjacent = lines == [*range(lines[0], lines[0] + len(lines))]
+        plan.slots = slice(lines[0], lines[-1] + 1) if adjacent else torch.tensor(lines)
         self._make_room(plan.length)
+
+    def seen(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns the keys and values of each layer up to the end of the positions aimed at."""
+        return [layer.seen() for layer in self._held]
 
     def _make_room(self, positions: int = 0) -> None:
         """Plans buffers that hold all slots and `positions`; each layer is resized when it is next used."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
@@ -17,11 +16,15 @@ from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.bars import hub_bars, weight_bars
 from deepen_core.members.transformers.causal import CausalMember
-from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, read_object, weight_files
+from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, weight_files
+from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
-from deepen_core.members.transformers.pretrained import load_config, load_tokenizer
+from deepen_core.members.transformers.languages import language_id, set_source_language
+from deepen_core.members.transformers.model_member import ModelMember
+from deepen_core.members.transformers.pretrained import auto_class, is_encoder_decoder, load_config, load_tokenizer
 from deepen_core.members.transformers.random_state import kept_random_state
 from deepen_core.members.transformers.requirements import missing_package
+from deepen_core.members.transformers.seq2seq import Seq2SeqMember
 from deepen_core.members.transformers.source import find_source
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -41,6 +44,10 @@ class Description:
     context_window: int
     device: torch.device
     dtype: torch.dtype | str
+    source_window: int | None = None
+    """Of the encoder, in an encoder-decoder model; `context_window` is then its decoder's."""
+    ruled_out: Sequence[int] = ()
+    """Ids that no answer contains."""
 
     @property
     def name(self) -> str:
@@ -58,7 +65,7 @@ class Description:
         if self.local:
             check_model_folder(self.folder, tokenizer=self.config.tokenizer is None)
 
-    def load(self, *, progress: bool) -> CausalMember:
+    def load(self, *, progress: bool) -> ModelMember:
         """See `DescribedMember.load`."""
         return load_member(self, progress)
 
@@ -92,14 +99,32 @@ def describe(
         source = find_source(config)
     model_config = load_config(config, source)
     tokenizer = load_tokenizer(config, source, model_config)
-    name, stop_ids = str(config.name), _generation_stop_ids(source.folder, model_config)
-    described = MemberTokenizer(tokenizer, name, stop_ids, PromptForm(config.prompt, config.system, name))
-    window = config.context_window or _window(model_config, tokenizer)
-    window = window if max_window is None else min(window, max_window)
-    return Description(config, source.folder, source.local, model_config, described, window, place, kind)
+    name, settings = str(config.name), GenerationSettings(source.place, source.folder, model_config)
+    start, source_window, ruled_out = None, None, []
+    if is_encoder_decoder(model_config):
+        set_source_language(tokenizer, config.source_language, source.place)
+        target = config.target_language
+        forced = None if target is None else language_id(tokenizer, target, source.place, "target_language")
+        start, ruled_out = settings.decoder_start(forced), settings.ruled_out()
+        source_window = _window(config, max_window, model_config, tokenizer, "encoder")
+    form = PromptForm(config.prompt, config.system, name)
+    described = MemberTokenizer(tokenizer, name, settings.stop_ids(), form, start)
+    window = _window(config, max_window, model_config, tokenizer, None if source_window is None else "decoder")
+    return Description(
+        config,
+        source.folder,
+        source.local,
+        model_config,
+        described,
+        window,
+        place,
+        kind,
+        source_window=source_window,
+        ruled_out=ruled_out,
+    )
 
 
-def load_member(described: Description, progress: bool) -> CausalMember:
+def load_member(described: Description, progress: bool) -> ModelMember:
     """Loads a member's weights.
 
     Args:
@@ -113,10 +138,11 @@ def load_member(described: Description, progress: bool) -> CausalMember:
     with hub_bars(progress):
         folder = described.folder if described.local else fetch_weights(described.config)
     check_model_folder(folder, tokenizer=described.config.tokenizer is None)
+    kind = auto_class(described.model_config)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
         with weight_bars(progress), kept_random_state():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 folder,
                 dtype=described.dtype,
                 use_safetensors=True,
@@ -146,9 +172,12 @@ def load_member(described: Description, progress: bool) -> CausalMember:
             ) from problem
         raise ModelFilesError(
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
-            "or try the model alone with AutoModelForCausalLM.from_pretrained."
+            f"or try the model alone with {kind.__name__}.from_pretrained."
         ) from problem
-    return CausalMember(described.name, model, described.tokenizer, described.context_window)
+    parts = (described.name, model, described.tokenizer, described.context_window)
+    if described.source_window is None:
+        return CausalMember(*parts)
+    return Seq2SeqMember(*parts, described.source_window, described.ruled_out)
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
@@ -204,22 +233,17 @@ def _dtype(name: object) -> torch.dtype | str:
     return dtype
 
 
-def _generation_stop_ids(folder: Path, model_config: Any) -> set[int]:
-    """Returns every id that ends a text according to the generation config, else to the model's configuration."""
-    path = folder / "generation_config.json"
-    sources = [(path, read_object(path))] if path.is_file() else []
-    if not any("eos_token_id" in source for _, source in sources):
-        sources += [(folder / "config.json", c.to_dict()) for c in (model_config.get_text_config(), model_config)]
-    ids: set[int] = set()
-    for file, source in sources:
-        value = source.get("eos_token_id")
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(v, bool) or not isinstance(v, int | None) for v in values):
-            raise ModelFilesError(f"{file} has the eos_token_id {value!r}: it must be a token id or a list of them.")
-        ids.update(v for v in values if v is not None)
-    return ids
+def _window(config: MemberConfig, most: int | None, model_config: Any, tokenizer: Any, part: str | None = None) -> int:
+    """Returns a window in tokens: the member's own option, else what the configuration or the tokenizer declares.
 
-
-def _window(model_config: Any, tokenizer: Any) -> int:
-    declared = declared_window(model_config.get_text_config().to_dict())
-    return declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
+    Args:
+        config: The member.
+        most: Caps it.
+        model_config: The model's configuration.
+        tokenizer: A `transformers` tokenizer.
+        part: "encoder" or "decoder", for one of the two windows of an encoder-decoder model.
+    """
+    text_config = model_config.get_text_config(**({} if part is None else {part: True}))
+    declared = declared_window(text_config.to_dict(), part or "")
+    window = config.context_window or declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
+    return window if most is None else min(window, most)

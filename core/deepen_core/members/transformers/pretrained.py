@@ -12,7 +12,10 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -52,9 +55,9 @@ def load_config(config: MemberConfig, source: ModelSource) -> Any:
             f"model_kwargs cannot set {' or '.join(inside)} of {source.place}: that is part of its configuration. "
             "Change it in a copy of its config.json."
         )
-    _check_causal(source.place, model_config, trusted=trusted)
+    _check_kind(source.place, model_config, config, trusted=trusted)
     check_quantisation(source.place, given, model_config, trusted=trusted)
-    check_packages(source.place, given, model_config, trusted=trusted)
+    check_packages(source.place, given, model_config, auto_class(model_config), trusted=trusted)
     return model_config
 
 
@@ -74,7 +77,7 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise _tokenizer_error(source, problem, trusted=trusted) from problem
-    tokens, wanted = len(tokenizer), getattr(model_config.get_text_config(), "vocab_size", None)
+    tokens, wanted = len(tokenizer), getattr(text_config(model_config), "vocab_size", None)
     from_scratch = not (source.folder / "tokenizer.json").is_file()
     if from_scratch and isinstance(wanted, int) and tokens * _SHARE < wanted:
         raise TokenizerError(
@@ -102,11 +105,51 @@ def _config_error(place: str, given: Mapping[str, Any], problem: Exception, *, t
     )
 
 
+def is_encoder_decoder(model_config: Any) -> bool:
+    """Whether an encoder of the model reads the prompt, and its decoder writes a text of its own."""
+    return bool(getattr(model_config, "is_encoder_decoder", False))
+
+
+def text_config(model_config: Any) -> Any:
+    """Returns the part of a configuration that is about the text that the model writes."""
+    return model_config.get_text_config(decoder=True if is_encoder_decoder(model_config) else None)
+
+
+def auto_class(model_config: Any) -> Any:
+    """Returns the class of `transformers` that loads a model."""
+    return AutoModelForSeq2SeqLM if is_encoder_decoder(model_config) else AutoModelForCausalLM
+
+
+def _check_kind(place: str, model_config: Any, config: MemberConfig, *, trusted: bool) -> None:
+    """Rejects models that do not write text after text, and options for models of another kind."""
+    if is_encoder_decoder(model_config):
+        _check_seq2seq(place, model_config, trusted=trusted)
+        return
+    _check_causal(place, model_config, trusted=trusted)
+    if given := [n for n in ("source_language", "target_language") if getattr(config, n) is not None]:
+        raise ConfigurationError(
+            f"{place} is not an encoder-decoder model ({model_config.model_type}), so {' and '.join(given)} cannot be "
+            "set: name languages in the text, such as prompt='Translate to German: {prompt}'."
+        )
+
+
+def _check_seq2seq(place: str, model_config: Any, *, trusted: bool) -> None:
+    """Rejects encoder-decoder models whose encoder reads something else than text, such as speech."""
+    auto_map = getattr(model_config, "auto_map", None)
+    has_code = isinstance(auto_map, dict) and "AutoModelForSeq2SeqLM" in auto_map
+    if (trusted and has_code) or type(model_config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return
+    if has_code:
+        raise own_code(place)
+    raise ConfigurationError(
+        f"{place} is an encoder-decoder model ({model_config.model_type}) that AutoModelForSeq2SeqLM does not load: "
+        "members read text and write text. Choose another one."
+    )
+
+
 def _check_causal(place: str, model_config: Any, *, trusted: bool) -> None:
-    """Rejects models that fill gaps or translate: their answers would be noise."""
+    """Rejects models that fill gaps: their answers would be noise."""
     kind = model_config.model_type
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise ConfigurationError(f"{place} is an encoder-decoder model ({kind}); members are decoder-only for now.")
     auto_map = getattr(model_config, "auto_map", None)
     has_code = isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
     if trusted and has_code:

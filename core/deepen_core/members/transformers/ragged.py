@@ -31,6 +31,11 @@ _CHUNK = 1024
 _OVERHEAD = {"cpu": 16, "cuda": 256}
 
 
+def overhead(device: torch.device) -> int:
+    """Returns how many more ids a device could run in the time that another forward takes."""
+    return _OVERHEAD.get(device.type, _OVERHEAD["cuda"])
+
+
 class RaggedForward:
     """One forward of a model over adjacent slots of a cache.
 
@@ -99,7 +104,7 @@ class RaggedRunner:
         self._forward = RaggedForward(model, self.cache, masks)
         self._size = vocabulary_size
         self._work = work
-        self._overhead = _OVERHEAD.get(model.device.type, _OVERHEAD["cuda"])
+        self._overhead = overhead(model.device)
 
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
@@ -75,7 +74,7 @@ def check_quantisation(place: str, given: Mapping[str, Any], model_config: Any, 
         )
 
 
-def check_packages(place: str, given: Mapping[str, Any], model_config: Any, *, trusted: bool) -> None:
+def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool) -> None:
     """Builds a model without memory for its weights, and rejects it if a package is missing for that.
 
     Other errors are left to loading, which reports them with more detail.
@@ -84,6 +83,7 @@ def check_packages(place: str, given: Mapping[str, Any], model_config: Any, *, t
         place: The folder or hub id.
         given: The content of config.json.
         model_config: What `transformers` made of it.
+        auto_class: The class of `transformers` that builds it.
         trusted: Whether the model's own code is run.
 
     Raises:
@@ -91,7 +91,7 @@ def check_packages(place: str, given: Mapping[str, Any], model_config: Any, *, t
     """
     try:
         with kept_random_state(), torch.device("meta"):
-            AutoModelForCausalLM.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
+            auto_class.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
     except ImportError as problem:
         asked = next((f'"{name}": "{given[name]}"' for name in _ATTENTION if given.get(name)), None)
         if asked is None:

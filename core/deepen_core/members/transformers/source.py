@@ -10,8 +10,8 @@ from pathlib import Path
 from deepen_core.config import MemberConfig
 from deepen_core.members.model_path import model_path
 from deepen_core.members.transformers.adapter import check_adapter
-from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer
-from deepen_core.members.transformers.formats import check_format, folder_names
+from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer, read_object
+from deepen_core.members.transformers.formats import CAUSAL, SEQ2SEQ, check_format, folder_names
 from deepen_core.members.transformers.hub import fetch_description
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -39,10 +39,16 @@ def find_source(config: MemberConfig) -> ModelSource:
             format.
     """
     source = _locate(config)
-    check_format(source.place, source.names)
+    check_format(source.place, source.names, _class_name(source.folder))
     check_adapter(source.place, source.folder, source.names)
     check_description(source.folder, tokenizer=config.tokenizer is None)
     return source
+
+
+def _class_name(folder: Path) -> str:
+    """Returns the name of the class that loads the model in a folder, by its configuration if there is one."""
+    path = folder / "config.json"
+    return SEQ2SEQ if path.is_file() and read_object(path).get("is_encoder_decoder") else CAUSAL
 
 
 def find_tokenizer(config: MemberConfig, model: ModelSource) -> ModelSource:

@@ -32,13 +32,36 @@ _LONGEST_PAST = 16384
 _UNDECLARED = 300
 
 # Models refuse unknown input in different ways. An out-of-memory error is a RuntimeError too, but proves nothing.
-_REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Made-up texts to try: a text on which rounding decides between two experts of a model, say, proves nothing.
 _SEEDS = (1, 2)
 
 
-class _DisagreementError(Exception):
+class DisagreementError(Exception):
     """Two runs that should agree do not."""
+
+
+def fault_of(trial: Callable[[int], None]) -> str:
+    """Returns why a trial fails with every seed, or an empty string if it succeeds with one.
+
+    Args:
+        trial: Takes the seed of its made-up texts, and raises `DisagreementError` if runs that should agree do not.
+    """
+    found = ""
+    for seed in _SEEDS:
+        try:
+            trial(seed)
+        except DisagreementError as problem:
+            found = found or str(problem)
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as problem:
+            if _is_ours(problem):
+                raise
+            return f"it refuses: {brief(problem)}"
+        else:
+            return ""
+    return found
 
 
 class Trial:
@@ -70,24 +93,6 @@ class Trial:
             states = self._run(torch.tensor([beginning] * sequences, device=self._model.device))
             whole = [state[:1, len(beginning) - KEPT_TAIL : len(beginning)] for state in self._whole(text)]
             self._rounding.learn([state[:1, -KEPT_TAIL:] for state in states], whole)
-
-    def fault(self, trial: Callable[[int], None]) -> str:
-        """Returns why a trial fails with every seed, or an empty string if it succeeds with one."""
-        found = ""
-        for seed in _SEEDS:
-            try:
-                trial(seed)
-            except _DisagreementError as problem:
-                found = found or str(problem)
-            except torch.OutOfMemoryError:
-                raise
-            except _REFUSALS as problem:
-                if _is_ours(problem):
-                    raise
-                return f"it refuses: {brief(problem)}"
-            else:
-                return ""
-        return found
 
     def own_cache(self, seed: int) -> None:
         """Checks that a sequence run by itself can be continued and shortened."""
@@ -160,14 +165,14 @@ class Trial:
         for kind in copy.kinds:
             state.restore(copy.spoilt(kind))
             if not bool(state.run(ids).isnan().any()):
-                raise _DisagreementError(f"it does not use its {kind} with {len(ids)} new ids")
+                raise DisagreementError(f"it does not use its {kind} with {len(ids)} new ids")
 
     def ragged(self, masks: Masks, seed: int) -> None:
         """Checks that sequences of different lengths can share forwards, advance unequally and be shortened."""
         limits = [n for n in masks.limits if n <= _SHORT_WINDOW]
         length = min(max(limits, default=0) + 12, self._window - 1)
         if length < 10:
-            raise _DisagreementError(f"a window of {self._window} ids is too short to try it")
+            raise DisagreementError(f"a window of {self._window} ids is too short to try it")
         self._short(masks, length, seed)
         self._long(masks, seed)
 
@@ -287,7 +292,7 @@ class Trial:
 
     def _judge(self, found: States, expected: States) -> None:
         if problem := self._rounding.problem(found, expected):
-            raise _DisagreementError(f"it changes {problem}")
+            raise DisagreementError(f"it changes {problem}")
 
 
 def _is_ours(problem: BaseException) -> bool:
@@ -295,7 +300,7 @@ def _is_ours(problem: BaseException) -> bool:
 
     A tensor operation in our code that fails on the model's shapes counts as a refusal.
     """
-    if not isinstance(problem, (TypeError, AttributeError)) or problem.__traceback__ is None:
+    if not isinstance(problem, (AssertionError, AttributeError, TypeError)) or problem.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(problem.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith(__name__.split(".", 1)[0] + ".")

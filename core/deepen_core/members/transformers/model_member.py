@@ -1,0 +1,61 @@
+"""What members of all kinds say of their `transformers` model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deepen_core.members.base import MemberDescription, Work
+from deepen_core.members.tokenizer import MemberTokenizer
+
+
+class ModelMember:
+    """A loaded `transformers` model with its tokenizer.
+
+    Args:
+        name: Its name in reports.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        context_window: In its own tokens.
+
+    Attributes:
+        work: Counts of the work done.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context_window = context_window
+        self.work = Work()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its logits."""
+        device = self.model.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it computes in."""
+        dtype = self.model.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Input embeddings [vocabulary, width]."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Member.vocabulary_size`: one logit per embedding; logits beyond it are not tokens."""
+        return len(self.embeddings)
+
+    def describe(self) -> MemberDescription:
+        """See `Member.describe`."""
+        return MemberDescription(type(self.model).__name__, self.model.num_parameters())
