@@ -133,6 +133,27 @@ class ContextBudget:
         )
         return max(-(-count * self.main_window // window) for count, window in counts)
 
+    def share(self, prompt: Prompt, continuation: str = "") -> float:
+        """Returns the largest share of a member's window that a prompt and a text after it take; above 1 is too long.
+
+        Args:
+            prompt: A text, or messages.
+            continuation: The text after it.
+
+        Raises:
+            ChatTemplateError: If messages are given, and a member has no chat template or it refuses them.
+            PromptError: If a member cannot start from the prompt.
+        """
+        return max(_filled(tokenizer, prompt, continuation) / window for tokenizer, window in self._windows)
+
+
+def _filled(tokenizer: MemberTokenizer, prompt: Prompt, continuation: str) -> int:
+    reader = tokenizer.reader
+    read = reader.read_text(prompt) if isinstance(prompt, str) else reader.read_messages(prompt)
+    part = MemberSequence(read, tokenizer, is_main=False)
+    part.append_text(continuation)
+    return len(part.ids)
+
 
 def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, params: SamplingParams, *, strict: bool) -> int:
     reader = tokenizer.reader

@@ -1,0 +1,97 @@
+"""Makes texts fit the members' windows as the harness does: contexts lose their beginning, documents become windows."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from deepen_core.chat.messages import Prompt, TextStart
+
+if TYPE_CHECKING:
+    from deepen_core import Ensemble
+
+_log = logging.getLogger("deepen_integrations")
+
+
+def fitted(ensemble: Ensemble, prompt: Prompt, continuation: str, share: float = 1.0) -> Prompt:
+    """Returns a prompt that leaves room for what follows it.
+
+    A text loses main's first tokens, as few as possible; a conversation its first messages after an instruction. If
+    nothing more can be left out, it stays too long.
+
+    Args:
+        ensemble: The ensemble.
+        prompt: The prompt.
+        continuation: A text after it that all members must have room for.
+        share: The part of each member's window that both may take.
+    """
+    taken = ensemble.budget.share(prompt, continuation)
+    if taken <= share:
+        return prompt
+    shorter = _later_text if isinstance(prompt, str) else _later_messages
+    found: Prompt = prompt
+    while taken > share and (rest := shorter(ensemble, found, taken - share)) is not None:
+        found = rest
+        taken = ensemble.budget.share(found, continuation)
+    _log.warning(
+        "A context is too long for the members' windows: its beginning was left out (%d of %d characters are kept).",
+        _length(found),
+        _length(prompt),
+    )
+    return found
+
+
+def _later_text(ensemble: Ensemble, prompt: Prompt, excess: float) -> Prompt | None:
+    """Returns a text without as many of main's first tokens as are too many, or None if there are none."""
+    assert isinstance(prompt, str)
+    ends = ensemble.token_ends(prompt)
+    if not ends:
+        return None
+    dropped = min(len(ends), max(1, int(excess * ensemble.budget.main_window)))
+    return prompt[max(1, ends[dropped - 1]) :] or TextStart()
+
+
+def _later_messages(_ensemble: Ensemble, prompt: Prompt, _excess: float) -> Prompt | None:
+    """Returns a conversation without its first turn, or None if that is the last question."""
+    assert not isinstance(prompt, str)
+    start = 1 if prompt[0]["role"] == "system" else 0
+    turns = [place for place in range(start + 1, len(prompt)) if prompt[place]["role"] == "user"]
+    return [*prompt[:start], *prompt[turns[0] :]] if turns else None
+
+
+def _length(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
+
+
+def rolling_windows(ensemble: Ensemble, text: str) -> list[tuple[Prompt, str]]:
+    """Returns the pieces of a document, each with the text before it, whose log-likelihoods sum to the document's.
+
+    They are the harness's windows over main's tokens: the first piece follows BOS, each later one the token before it,
+    and the last one as much as its window holds. All members are shown the same texts, so a piece is as long as main's
+    window, or shorter where another member needs more of its own window.
+
+    Args:
+        ensemble: The ensemble.
+        text: The document.
+    """
+    size = ensemble.budget.main_window - 1
+    while True:
+        found = _cut(text, ensemble.token_ends(text), size)
+        share = max((ensemble.budget.share(*pair) for pair in found), default=0.0)
+        if share <= 1.0 or size == 1:
+            return found
+        size = max(1, min(size - 1, int(size / share)))
+
+
+def _cut(text: str, ends: list[int], size: int) -> list[tuple[Prompt, str]]:
+    """Returns the pieces with at most so many tokens, given where tokens end in the text."""
+    places = [0, *ends]
+    places[-1] = len(text)  # a tokenizer may drop white space at the end
+    found: list[tuple[Prompt, str]] = []
+    for before, piece in map(make_disjoint_window, get_rolling_token_windows([*range(len(ends))], -1, size, 1)):
+        start, stop = places[piece[0]], places[piece[-1] + 1]
+        if start < stop:  # or all its tokens are parts of one character
+            found.append((text[places[max(0, before[0])] : start] or TextStart(), text[start:stop]))
+    return found
