@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from typing import TYPE_CHECKING
-
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from deepen_core.chat.messages import Prompt, TextStart
 
@@ -68,17 +67,19 @@ def _length(prompt: Prompt) -> int:
 def rolling_windows(ensemble: Ensemble, text: str) -> list[tuple[Prompt, str]]:
     """Returns the pieces of a document, each with the text before it, whose log-likelihoods sum to the document's.
 
-    They are the harness's windows over main's tokens: the first piece follows BOS, each later one the token before it,
-    and the last one as much as its window holds. All members are shown the same texts, so a piece is as long as main's
-    window, or shorter where another member needs more of its own window.
+    They are the harness's windows over main's tokens of the document: the first piece follows BOS, each later one the
+    token before it, and the last one as much as the window holds. No piece ends inside a character. All members,
+    main too, read the texts of context and piece, so a piece is as long as main's window, or shorter where a member
+    needs more tokens for that.
 
     Args:
         ensemble: The ensemble.
         text: The document.
     """
+    ends = ensemble.token_ends(text)
     size = ensemble.budget.main_window - 1
     while True:
-        found = _cut(text, ensemble.token_ends(text), size)
+        found = _cut(text, ends, size)
         share = max((ensemble.budget.share(*pair) for pair in found), default=0.0)
         if share <= 1.0 or size == 1:
             return found
@@ -86,12 +87,15 @@ def rolling_windows(ensemble: Ensemble, text: str) -> list[tuple[Prompt, str]]:
 
 
 def _cut(text: str, ends: list[int], size: int) -> list[tuple[Prompt, str]]:
-    """Returns the pieces with at most so many tokens, given where tokens end in the text."""
-    places = [0, *ends]
-    places[-1] = len(text)  # a tokenizer may drop white space at the end
+    """Returns the pieces of at most so many tokens, or of those of a character; `ends` as `Ensemble.token_ends`."""
+    seams = [n for n in range(1, len(ends)) if ends[n - 1] < ends[n]] + [len(ends)]
+    places = [0, *ends[:-1], len(text)]  # a tokenizer may drop white space at the end
     found: list[tuple[Prompt, str]] = []
-    for before, piece in map(make_disjoint_window, get_rolling_token_windows([*range(len(ends))], -1, size, 1)):
-        start, stop = places[piece[0]], places[piece[-1] + 1]
-        if start < stop:  # or all its tokens are parts of one character
-            found.append((text[places[max(0, before[0])] : start] or TextStart(), text[start:stop]))
+    start = 0
+    while start < len(ends):
+        fits = bisect_right(seams, start + size) - 1
+        stop = seams[max(fits, bisect_right(seams, start))]
+        before = text[places[max(0, stop - size - 1)] : places[start]] if start else ""
+        found.append((before or TextStart(), text[places[start] : places[stop]]))
+        start = stop
     return found
