@@ -13,8 +13,10 @@ from lm_eval.api.registry import get_model
 
 from deepen_core import Ensemble
 from deepen_core.chat.messages import TextStart
+from deepen_core.config import MemberConfig
 from deepen_core.errors import ChatTemplateError, ConfigurationError, ContextWindowError, PromptError, SamplingError
 from deepen_integrations.harness import DeepenHarnessLM
+from deepen_integrations.harness.answering import question
 from deepen_integrations.harness.arguments import load_options
 from deepen_integrations.harness.conversation import MARK, as_text, prompt_of, split_pair
 from deepen_integrations.harness.fitting import rolling_windows
@@ -180,6 +182,23 @@ class TestDocuments:
             windows = rolling_windows(pair, text)
             assert "".join(piece for _, piece in windows) == text
             assert nats == pytest.approx(sum(pair.score(*window).total for window in windows), abs=1e-3)
+
+    def test_whose_beginnings_need_more_room_than_they_do(self, load, monkeypatch):
+        """Beta has one token more for " nuevo" than for " nuevo.": the document is cut where both fit."""
+        text = FOX + " nuevo."
+        with load("alpha", "beta") as ensemble:
+            beta = ensemble._engine.members[1]
+            expected = ensemble.score("", text).total
+            whole = 1 + len(beta.tokenizer.encode(text))
+            monkeypatch.setattr(beta, "context_window", whole)
+            monkeypatch.setattr(
+                ensemble.budget, "_windows", [(m.tokenizer, m.context_window) for m in ensemble._engine.members]
+            )
+            [nats] = DeepenHarnessLM(ensemble).loglikelihood_rolling(requests((text,)), disable_tqdm=True)
+            assert nats != pytest.approx(expected, abs=1e-4)
+            windows = rolling_windows(ensemble, text, 1 - 8 / whole)
+            assert nats == pytest.approx(sum(ensemble.score(*window).total for window in windows), abs=1e-4)
+            assert len(windows) > 1
 
     @given(text=st.text("thedogn's \n你🙂", max_size=900), main=st.sampled_from([0, 1]))
     @settings(max_examples=examples(30), deadline=None)
@@ -392,3 +411,30 @@ class TestArguments:
     def test_options_that_are_wrong(self, given, message):
         with pytest.raises(ConfigurationError, match=message):
             load_options(given)
+
+
+@pytest.fixture(scope="module")
+def thinker(plain_folder):
+    """An ensemble of one whose template lets it think before it answers."""
+    template = tiny.CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>\n") + "{# </think> #}"
+    member = MemberConfig(model=str(plain_folder), chat_template=template)
+    with Ensemble.load([member], device="cpu", progress=False) as ensemble:
+        yield ensemble
+
+
+class TestThoughts:
+    def test_are_left_out_and_may_hold_what_ends_an_answer(self, thinker):
+        context = DeepenHarnessLM(thinker).apply_chat_template(CHAT[1:])
+        asked = question(thinker, context, {"until": ["\n", " dog"]}, max_gen_toks=9, seed=0)
+        assert asked.params.stop == ()
+        assert asked.answer("It may\nbe a dog.</think>\n\nIn Lisbon.\nNo dog") == "In Lisbon."
+        assert asked.answer("It may\nbe") == "It may"
+        thought = thinker.generate(CHAT[1:], max_new_tokens=9).text
+        assert " dog" in thought
+        found = DeepenHarnessLM(thinker, max_gen_toks=9).generate_until(requests((context, {"until": [" dog"]})))
+        assert found == [thought.split(" dog")[0].lstrip()]
+
+    def test_do_not_follow_a_text(self, thinker):
+        asked = question(thinker, FOX, {"until": ["\n"]}, max_gen_toks=9, seed=0)
+        assert asked.params.stop == ("\n",)
+        assert asked.answer("a</think>b\n") == "a</think>b"

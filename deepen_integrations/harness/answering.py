@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from deepen_core.chat.messages import Prompt
+from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_integrations.harness.conversation import prompt_of
 from deepen_integrations.harness.fitting import fitted
@@ -61,11 +62,11 @@ def question(ensemble: Ensemble, context: str, options: Mapping[str, Any], *, ma
     given["temperature"] = given.get("temperature", 1.0) if given.pop("do_sample") else 0.0
     if given["temperature"]:
         given.setdefault("seed", seed)
+    params = resolve_sampling(None, {**given, "max_new_tokens": most})
     prompt = prompt_of(context)
-    thoughts = None if isinstance(prompt, str) else ensemble.thoughts()
-    thinks = thoughts is not None and thoughts.mode != "never"
-    # Thoughts may hold what ends an answer.
-    params = resolve_sampling(None, {**given, "max_new_tokens": most, "stop": () if thinks else until})
-    window = ensemble.budget.main_window
-    kept = fitted(ensemble, prompt, "", max(0.5, 1.0 - most / window))
-    return Question(kept, params, until, thoughts.marks.end if thoughts is not None and thinks else None)
+    thoughts = Thoughts() if isinstance(prompt, str) else ensemble.thoughts(params)
+    thinks = thoughts.mode != "never"
+    if not thinks:  # thoughts may hold what ends an answer
+        params = resolve_sampling(params, {"stop": until})
+    kept = fitted(ensemble, prompt, "", max(0.5, 1.0 - most / ensemble.budget.main_window))
+    return Question(kept, params, until, thoughts.marks.end if thinks else None)

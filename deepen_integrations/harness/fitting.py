@@ -17,8 +17,8 @@ _log = logging.getLogger("deepen_integrations")
 def fitted(ensemble: Ensemble, prompt: Prompt, continuation: str, share: float = 1.0) -> Prompt:
     """Returns a prompt that leaves room for what follows it.
 
-    A text loses main's first tokens, as few as possible; a conversation its first messages after an instruction. If
-    nothing more can be left out, it stays too long.
+    A text loses main's first tokens, a few at a time; a conversation its first turns after an instruction. If nothing
+    more can be left out, it stays too long.
 
     Args:
         ensemble: The ensemble.
@@ -64,7 +64,7 @@ def _length(prompt: Prompt) -> int:
     return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
 
 
-def rolling_windows(ensemble: Ensemble, text: str) -> list[tuple[Prompt, str]]:
+def rolling_windows(ensemble: Ensemble, text: str, share: float = 1.0) -> list[tuple[Prompt, str]]:
     """Returns the pieces of a document, each with the text before it, whose log-likelihoods sum to the document's.
 
     They are the harness's windows over main's tokens of the document: the first piece follows BOS, each later one the
@@ -75,15 +75,16 @@ def rolling_windows(ensemble: Ensemble, text: str) -> list[tuple[Prompt, str]]:
     Args:
         ensemble: The ensemble.
         text: The document.
+        share: The part of each member's window that context and piece may take.
     """
     ends = ensemble.token_ends(text)
     size = ensemble.budget.main_window - 1
     while True:
         found = _cut(text, ends, size)
-        share = max((ensemble.budget.share(*pair) for pair in found), default=0.0)
-        if share <= 1.0 or size == 1:
+        taken = max((ensemble.budget.share(*pair) for pair in found), default=0.0)
+        if taken <= share or size == 1:
             return found
-        size = max(1, min(size - 1, int(size / share)))
+        size = max(1, min(size - 1, int(size * share / taken)))
 
 
 def _cut(text: str, ends: list[int], size: int) -> list[tuple[Prompt, str]]:

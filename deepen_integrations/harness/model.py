@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -11,7 +13,6 @@ from lm_eval.utils import simple_parse_args_string
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from deepen_core.chat.messages import Prompt
 from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config.sampling import ANSWER_TOKENS
 from deepen_core.errors import ContextWindowError
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.results import Score
 
+T = TypeVar("T")
+
 _TOGETHER = 64
 """Pairs that are prepared at once; several share a forward."""
+_DOCUMENTS = 16
+"""Documents that are prepared at once."""
 _SPARE = 8
-"""Tokens that a text which had to be shortened leaves free: the states of a text may be longer than the text."""
+"""Tokens of the smallest window that texts leave free which had to be made shorter."""
 
 
 @register_model("deepen")
@@ -92,27 +97,29 @@ class DeepenHarnessLM(LM):  # type: ignore[misc]  # the harness has no types
             DeepenError: If a text cannot be scored.
         """
         order = sorted(range(len(requests)), key=lambda place: requests[place].args)  # equal beginnings are shared
-        pairs = [split_pair(*requests[place].args) for place in order]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with self._bar("loglikelihood", len(requests), disable_tqdm) as bar:
-            for place, score in zip(order, self._scores(pairs), strict=True):
-                found[place] = score.total, all(score.greedy or ())
-                self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
-                bar.update()
+            for part in _parts(order, _TOGETHER):
+                scores = self._fitting(partial(self._pairs, [requests[place].args for place in part]))
+                for place, score in zip(part, scores, strict=True):
+                    found[place] = score.total, all(score.greedy or ())
+                    self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
+                    bar.update()
         return found
 
-    def _scores(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[Score]:
-        """Yields the scores of pairs of a prompt and a continuation, in order."""
-        for start in range(0, len(pairs), _TOGETHER):
-            part = pairs[start : start + _TOGETHER]
-            try:
-                yield from self._scored(part)
-            except ContextWindowError:
-                share = 1.0 - _SPARE / self._ensemble.budget.main_window
-                yield from self._scored([(fitted(self._ensemble, p, text, share), text) for p, text in part])
-
-    def _scored(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
+    def _pairs(self, asked: Sequence[tuple[str, str]], share: float | None) -> list[Score]:
+        """Returns the scores of pairs of a context and a continuation, which are made to fit a share of windows."""
+        pairs = [split_pair(*one) for one in asked]
+        if share is not None:
+            pairs = [(fitted(self._ensemble, prompt, text, share), text) for prompt, text in pairs]
         return self._ensemble.score([prompt for prompt, _ in pairs], [text for _, text in pairs], greedy=True)
+
+    def _fitting(self, work: Callable[[float | None], T]) -> T:
+        """Returns the result of some work, which is done again with a share of the members' windows if they are full."""
+        try:
+            return work(None)
+        except ContextWindowError:  # the states of a text may be longer than the text
+            return work(1.0 - _SPARE / self._ensemble.context_window)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood (nats) of whole documents, each after BOS (or EOS) alone.
@@ -126,15 +133,22 @@ class DeepenHarnessLM(LM):  # type: ignore[misc]  # the harness has no types
         Raises:
             DeepenError: If a text cannot be scored.
         """
-        windows = [rolling_windows(self._ensemble, text) for (text,) in (request.args for request in requests)]
-        scores = self._scores([pair for pairs in windows for pair in pairs])
-        found = []
+        found: list[float] = []
         with self._bar("loglikelihood_rolling", len(requests), disable_tqdm) as bar:
-            for request, pairs in zip(requests, windows, strict=True):
-                found.append(float(sum(next(scores).total for _ in pairs)))
-                self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
-                bar.update()
+            for part in _parts(requests, _DOCUMENTS):
+                totals = self._fitting(partial(self._documents, [request.args[0] for request in part]))
+                for request, total in zip(part, totals, strict=True):
+                    found.append(total)
+                    self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+                    bar.update()
         return found
+
+    def _documents(self, texts: Sequence[str], share: float | None) -> list[float]:
+        """Returns the log-likelihoods of documents, whose windows take at most a share of the members' own."""
+        windows = [rolling_windows(self._ensemble, text, 1.0 if share is None else share) for text in texts]
+        pairs = [pair for several in windows for pair in several]
+        scores = iter(self._ensemble.score([prompt for prompt, _ in pairs], [piece for _, piece in pairs]))
+        return [float(sum(score.total for score in islice(scores, len(several)))) for several in windows]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns answers, decoded together, each up to the first of its stop strings.
@@ -211,3 +225,7 @@ class DeepenHarnessLM(LM):  # type: ignore[misc]  # the harness has no types
             "weight_policy": info.weight_policy,
             "gate": info.gate,
         }
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
