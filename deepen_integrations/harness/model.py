@@ -108,14 +108,14 @@ class DeepenHarnessLM(LM):  # type: ignore[misc]  # the harness has no types
         return found
 
     def _pairs(self, asked: Sequence[tuple[str, str]], share: float | None) -> list[Score]:
-        """Returns the scores of pairs of a context and a continuation, which are made to fit a share of windows."""
+        """Returns the scores of contexts and continuations; contexts are made to fit a share of the windows."""
         pairs = [split_pair(*one) for one in asked]
         if share is not None:
             pairs = [(fitted(self._ensemble, prompt, text, share), text) for prompt, text in pairs]
         return self._ensemble.score([prompt for prompt, _ in pairs], [text for _, text in pairs], greedy=True)
 
     def _fitting(self, work: Callable[[float | None], T]) -> T:
-        """Returns the result of some work, which is done again with a share of the members' windows if they are full."""
+        """Returns the result of some work, done again with a share of the members' windows if they are too small."""
         try:
             return work(None)
         except ContextWindowError:  # the states of a text may be longer than the text
