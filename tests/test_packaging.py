@@ -20,6 +20,7 @@ EXTRAS = {
     "core/deepen_core/constraints/validation.py": "structured",
     "core/deepen_core/voting/risk.py": "voting",
     "deepen_integrations/cli/plot.py": "eval",
+    "deepen_integrations/harness": "eval",
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",
     "deepen_integrations/llama_index": "llama-index",
@@ -144,6 +145,7 @@ assert state() == before, (before, state())
     [
         ("deepen_integrations.langchain", ["langchain_core"], "langchain"),
         ("deepen_integrations.llama_index", ["llama_index"], "llama-index"),
+        ("deepen_integrations.harness", ["lm_eval"], "eval"),
     ],
 )
 def test_an_adapter_without_its_extra_says_which(module, blocked, extra):

@@ -197,6 +197,32 @@ def test_a_prompt_that_counts_less_than_the_window_fits_and_one_more_does_not(ha
             ensemble.generate([{"role": "user", "content": text[0]["content"] + "a a "}], max_new_tokens=1)
 
 
+@pytest.mark.parametrize("prompt", ["The dog", [{"role": "user", "content": "The dog"}]])
+def test_a_text_that_takes_all_of_a_window_can_be_scored_and_one_more_cannot(halved, prompt):
+    with Ensemble.load(halved[0], progress=False, device="cpu") as ensemble:
+        text = " dog"
+        while ensemble.budget.share(prompt, text + " dog") <= 1:
+            text += " dog"
+        assert ensemble.budget.share(prompt, text) > 0.99
+        assert ensemble.score(prompt, text).logprobs
+        with pytest.raises(ContextWindowError, match="Prompt and continuation have"):
+            ensemble.score(prompt, text + " dog")
+
+
+@given(text=st.text("thedogn's \n你🙂́e", max_size=60))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_token_ends_cut_a_text_into_tokens(load, text):
+    """Up to there, each of main's tokens is as the tokenizer has it."""
+    ensemble = load("words", "words")
+    ends = ensemble.token_ends(text)
+    vocabulary = ensemble._engine.main_member.tokenizer.vocabulary
+    ids = ensemble.tokenize(text)
+    assert len(ends) == len(ids)
+    for count, end in enumerate(ends, start=1):
+        if count == len(ids) or ends[count] > end:
+            assert vocabulary.join(ids[:count]) == text[:end].encode()
+
+
 def test_a_cap_holds_for_every_member(load):
     with load("words", "bytes", max_context_window=600) as ensemble:
         assert [m.context_window for m in ensemble.info.members] == [600, 600]

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deepen_core import SamplingParams
+from deepen_core.chat.messages import TextStart
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.errors import ChatTemplateError, PromptError
 from deepen_core.members.base import MemberSequence
@@ -330,6 +331,61 @@ def test_an_empty_prompt(load, pair):
     assert pair.generate("", max_new_tokens=3).token_ids
     with load("alpha", "no_bos") as ensemble, pytest.raises(PromptError, match="'no_bos' has no BOS token"):
         ensemble.generate("", max_new_tokens=3)
+
+
+def test_a_text_that_starts_after_another(load, folders):
+    """After BOS, and after EOS in a member without BOS."""
+    with load("alpha", "no_bos") as ensemble:
+        tokenizers = [AutoTokenizer.from_pretrained(folders[name]) for name in ("alpha", "no_bos")]
+        assert start_ids(ensemble, TextStart()) == [[tokenizers[0].bos_token_id], [tokenizers[1].eos_token_id]]
+        assert ensemble.generate(TextStart(), max_new_tokens=3).token_ids
+        assert ensemble.score(TextStart(), "The dog").logprobs
+
+
+@pytest.mark.parametrize("begun", ["By the", "", " sea ", "<|end|>你", "By <think>"])
+def test_the_beginning_of_an_answer(pair, folders, begun):
+    """As `transformers` continues a last message, but that it reads control tokens in it."""
+    prompt = [*CHAT, {"role": "assistant", "content": begun, "prefix": True}]
+    for name, ids in zip(("alpha", "beta"), start_ids(pair, prompt), strict=True):
+        tokenizer = AutoTokenizer.from_pretrained(folders[name])
+        rendered = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+        if "<|end|>" in begun:
+            assert ids.count(tokenizer.convert_tokens_to_ids("<|end|>")) == len(CHAT)
+            assert tokenizer.decode(ids).endswith(begun)
+        else:
+            assert ids == tokenizer(rendered + begun, add_special_tokens=False)["input_ids"]
+    answer = pair.generate(prompt, max_new_tokens=4, ignore_eos=True)
+    assert answer.usage.completion_tokens == 4
+
+
+def test_the_beginning_of_an_answer_to_another_form(load):
+    """A template for texts, and a function, are shown what comes before it."""
+    prompt = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": " Since", "prefix": True}]
+    seen = []
+
+    def noted(messages):
+        seen.append(messages)
+        return "Q: Why?\nA:"
+
+    with load("alpha", "beta", prompts=["Q: {prompt}\nA:", noted]) as ensemble:
+        texts = [
+            member.tokenizer.vocabulary.join(ids).decode()
+            for member, ids in zip(ensemble._engine.members, start_ids(ensemble, prompt), strict=True)
+        ]
+    assert [text.endswith("Q: Why?\nA: Since") for text in texts] == [True, True]
+    assert seen[0] == prompt[:1]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "x", "prefix": True}],
+        [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "x"}], "prefix": True}],
+    ],
+)
+def test_beginnings_that_begin_no_answer(pair, messages):
+    with pytest.raises(PromptError, match="The last message begins the answer"):
+        pair.generate(messages)
 
 
 def test_a_bos_that_is_not_added_by_itself_starts_an_empty_prompt():

@@ -1,12 +1,14 @@
 """What the members thought: log-probabilities of chosen tokens and of given texts."""
 
 import pytest
+import tiny
 import torch
 from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from deepen_core import Ensemble
 from deepen_core.engine.scoring import continuation_ids
 from deepen_core.errors import ContextWindowError, MemberError, PromptError
 from deepen_core.sampling.detokenizer import Utf8Stream
@@ -63,6 +65,45 @@ def test_logprobs_of_each_member(pair, folders):
             assert [i for i, _, _ in member.top] == best.indices.tolist()
     assert abstained
     assert lacking
+
+
+@pytest.fixture(scope="module")
+def fond(made_once):
+    """A member that likes to say words."""
+    words = ["Ġfox", "Ġdog", "Ġthe", "Ġa"]
+    return made_once("fond", lambda root: tiny.save_fond(root, tiny.byte_level(), words, window=256))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weights": "adaptive"},
+        {"gate": 0.2},
+        {"weights": [1, 0]},
+        *({"fusion": fusion} for fusion in ("product", "union", "translate", "deepen-paper")),
+    ],
+    ids=str,
+)
+def test_which_tokens_are_greedy(fond, folders, options):
+    """As sampled answers tell, whose tokens are sometimes the best ones; and nothing else of a score changes."""
+    compared = []
+    with Ensemble.load([fond, folders["beta"]], device="cpu", progress=False, **options) as ensemble:
+        for seed in range(8):
+            answer = ensemble.generate(
+                PROMPT, max_new_tokens=6, ignore_eos=True, temperature=1.0, seed=seed, logprobs=1
+            )
+            scored = ensemble.score(PROMPT, answer.text, greedy=True)
+            if scored.token_ids == answer.token_ids:
+                assert scored.greedy == [token.top[0][0] == token.token_id for token in answer.logprobs]
+                assert scored.logprobs == pytest.approx([token.logprob for token in answer.logprobs], abs=1e-4)
+                assert ensemble.score(PROMPT, answer.text).greedy is None
+                compared += scored.greedy
+        several = ensemble.score(PROMPT, TEXTS, greedy=True)
+        for text, one in zip(TEXTS, several, strict=True):
+            assert one.greedy == ensemble.score(PROMPT, text, greedy=True).greedy
+            assert one.logprobs == pytest.approx(ensemble.score(PROMPT, text).logprobs, abs=1e-4)
+    assert set(compared) == {True, False}
 
 
 def test_logprobs_cost_nothing_unless_asked_for(pair, monkeypatch):

@@ -230,10 +230,12 @@ class Ensemble(GenerationAPI):
         return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
 
     @overload
-    def score(self, prompt: Prompt, continuation: str) -> Score: ...
+    def score(self, prompt: Prompt, continuation: str, *, greedy: bool = False) -> Score: ...
     @overload
-    def score(self, prompt: Prompt | Sequence[Prompt], continuation: list[str]) -> list[Score]: ...
-    def score(self, prompt: Any, continuation: str | list[str]) -> Score | list[Score]:
+    def score(
+        self, prompt: Prompt | Sequence[Prompt], continuation: list[str], *, greedy: bool = False
+    ) -> list[Score]: ...
+    def score(self, prompt: Any, continuation: str | list[str], *, greedy: bool = False) -> Score | list[Score]:
         """Returns the log-probabilities of given continuations, fused and under each member alone.
 
         Every member reads a text once, at the speed of a prompt. Several continuations are read together; those of one
@@ -243,6 +245,7 @@ class Ensemble(GenerationAPI):
             prompt: The text or conversation before the continuation; a text may be empty if every member has a BOS
                 token. Or, with several continuations, one prompt for each, or one for all of them.
             continuation: The text to score, not empty, or several.
+            greedy: Report too which tokens are the most probable ones, as `Score.greedy`.
 
         Returns:
             One score for one continuation, and a list for several.
@@ -255,8 +258,8 @@ class Ensemble(GenerationAPI):
         """
         engine = self._opened()
         if isinstance(continuation, str):
-            return score(engine, paired([prompt], [continuation]))[0]
-        return score(engine, paired(prompt, continuation))
+            return score(engine, paired([prompt], [continuation]), greedy=greedy)[0]
+        return score(engine, paired(prompt, continuation), greedy=greedy)
 
     def vote(
         self,
@@ -359,6 +362,10 @@ class Ensemble(GenerationAPI):
     def tokenize(self, text: str) -> list[int]:
         """Returns main's ids of a text, without BOS; control tokens in it are read as plain text."""
         return self._opened().main_member.tokenizer.encode(text)
+
+    def token_ends(self, text: str) -> list[int]:
+        """Returns where each of main's tokens of a text, as in `tokenize`, ends in it, in characters."""
+        return self._opened().main_member.tokenizer.backend.token_ends(text)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Counts main's tokens of a text, without BOS, or of a conversation as rendered by main's template.

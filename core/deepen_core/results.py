@@ -146,6 +146,8 @@ class Score:
     bytes: int
     """Length of the continuation in UTF-8 bytes, to compare models whose tokens differ."""
     members: list[MemberScore] = field(default_factory=list)
+    greedy: list[bool] | None = None
+    """For each id, whether it is the most probable one after those before it; None if that was not asked for."""
 
     @property
     def total(self) -> float:

@@ -216,20 +216,23 @@ def demo(
     epilog=_examples(
         "deepen eval arc-test.jsonl piqa-test.jsonl -m ./general -m ./specialist --output results",
         "deepen eval arc-test.jsonl -m ./general -m ./specialist --fit arc-dev.jsonl --each-main --limit 200",
+        "deepen eval --harness arc_easy,piqa -m ./general -m ./specialist --limit 200",
     ),
 )
-@opt.spread(without=["main", "weights", "fusion", "gate"])
+@opt.spread(without=["main", "fusion", "gate"])
 def evaluate(
     task: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="TASK...",
             help="Files of JSON lines: `question`, `choices` (a list) and `answer` (the number of the right one, from "
-            "0); or `question` and `answers`; or `prompt`, `test` and `entry_point`.",
+            "0); or `question` and `answers`; or `prompt`, `test` and `entry_point`. None with `--harness`.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     *,
     load: opt.EnsembleOptions,
+    harness: opt.HarnessOptions,
     fit: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Fit weights on these questions, which are not among the tasks."),
@@ -300,12 +303,23 @@ def evaluate(
     compared on that: each member alone, their vote, and each strategy at equal, fitted and changing weights. Open
     questions and exercises are answered in each setting by itself; programs that are written are run, so use a
     container for models that you do not trust.
+
+    With `--harness` the tasks are those of lm-evaluation-harness, run on each member alone and on the ensemble.
     """
     from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
+    from deepen_integrations.cli import harness as hn  # noqa: PLC0415 (as above)
 
     with clear_errors(debug):
+        if harness.harness is not None:
+            others = {"--fit": fit, "--policy": policy, "--gate": gate, "--each-main": each_main, "--shots": shots}
+            hn.without({"TASK": task, **others}, "--harness")
+            asked = hn.harness_plan(harness, limit=limit, chat=as_chat, output=output)
+            ensembles = hn.settings(dataclasses.replace(load, main=main), strategy or ["deepen"])
+            hn.run_settings(Console(highlight=False), ensembles, asked, as_json=as_json)
+            return
+        hn.check_no_harness(task, load, harness)
         plan = ev.plan_of(
-            task,
+            task or [],
             fit or [],
             limit,
             shots=shots or [],

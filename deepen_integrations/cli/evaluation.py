@@ -90,7 +90,7 @@ def save_outcome(outcome: Outcome, output: str) -> list[str]:
     written = ["summary.json"]
     (folder / "summary.json").write_text(to_json(outcome), encoding="utf-8")
     for fit in outcome.weights:
-        name = f"weights-{fit.fusion}-{_in_a_file_name(fit.main)}.json"
+        name = f"weights-{fit.fusion}-{in_a_file_name(fit.main)}.json"
         fit.save(folder / name)
         written.append(name)
     if plotted(outcome.summary, folder / "summary.svg"):
@@ -98,7 +98,8 @@ def save_outcome(outcome: Outcome, output: str) -> list[str]:
     return written
 
 
-def _in_a_file_name(text: str) -> str:
+def in_a_file_name(text: str) -> str:
+    """Returns a text as a part of a file's name."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in text)
 
 

@@ -20,6 +20,7 @@ from deepen_core.config.weights import POLICIES
 _ensemble = functools.partial(typer.Option, rich_help_panel="Ensemble")
 _voting = functools.partial(typer.Option, rich_help_panel="Voting")
 _sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
+_harness = functools.partial(typer.Option, rich_help_panel="lm-evaluation-harness (extra `eval`)")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Fusion = Annotated[str, _ensemble(metavar="NAME", help=f"How distributions are fused: {', '.join(PRESETS)}.")]
@@ -201,6 +202,27 @@ class SamplingOptions:
     timeout: Annotated[float | None, _sampling(help="Return the partial answer after this many seconds.")] = None
     logprobs: Annotated[
         int | None, _sampling(help="With --json: report log-probabilities, and this many alternatives to each token.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class HarnessOptions:
+    """Which tasks of lm-evaluation-harness a command runs."""
+
+    harness: Annotated[
+        str | None,
+        _harness(
+            metavar="TASK[,TASK]",
+            help="Run these tasks in place of files: names of tasks or groups, or paths of YAML files. Goes with "
+            "`--weights`, `--fusion`, `--main`, `--chat`, `--limit` and `--output`.",
+        ),
+    ] = None
+    harness_tasks: Annotated[
+        str | None, _harness(metavar="DIR", help="A folder of more tasks, as YAML. Looked at first.")
+    ] = None
+    few_shot: Annotated[
+        int | None,
+        _harness(min=0, metavar="N", help="Show N examples before each question.", show_default="what the task says"),
     ] = None
 
 

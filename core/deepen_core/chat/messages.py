@@ -21,6 +21,12 @@ class TrustedMarkup(str):
     __slots__ = ()
 
 
+class TextStart(str):
+    """An empty prompt after which a text starts, as after the one before it: for members without BOS, after EOS."""
+
+    __slots__ = ()
+
+
 def check_unicode(text: str, where: str) -> None:
     """Rejects lone surrogates, which no tokenizer accepts.
 
@@ -84,6 +90,29 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
         _check_calls(message.get("tool_calls"), number)
         _check_strings(message, f"Message {number}")
     return list(messages)
+
+
+def begun_answer(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
+    """Splits a conversation that was checked from the beginning of the answer to it.
+
+    That is a last message of the assistant with a field `prefix` that is true.
+
+    Returns:
+        The conversation before the answer, and how the answer begins; an empty text if it does not yet.
+
+    Raises:
+        PromptError: If there is nothing before the answer, or its beginning is not a text.
+    """
+    last = messages[-1]
+    if last["role"] != "assistant" or not last.get("prefix"):
+        return messages, ""
+    begun = last.get("content") or ""
+    if len(messages) == 1 or not isinstance(begun, str):
+        raise PromptError(
+            f"The last message begins the answer (prefix) with {begun!r}: give it a text as content, and a message "
+            "before it."
+        )
+    return messages[:-1], begun
 
 
 def _check_calls(calls: Any, number: int) -> None:

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from deepen_core.chat.escaping import MARK, Shield, any_of, unshielded
-from deepen_core.chat.messages import Message, check_unicode
+from deepen_core.chat.messages import Message, TextStart, begun_answer, check_unicode
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.chat.template import ChatTemplate, default_template
 from deepen_core.chat.thoughts import Thoughts
@@ -212,7 +212,8 @@ class PromptReader:
 
     def _read_shown(self, text: str, *, cut: bool, control_tokens: bool) -> MemberPrompt:
         if not control_tokens:
-            return self._started(MemberPrompt(list(self._start_ids), text, inside=False, cut=cut))
+            read = MemberPrompt(list(self._start_ids), text, inside=False, cut=cut)
+            return self._started(read, after_end=isinstance(text, TextStart))
         read, start = self._read_controlled(text, str), self._start_ids
         if read.ids[: len(start)] != start:
             read = replace(read, ids=[*start, *read.ids])
@@ -231,11 +232,18 @@ class PromptReader:
         found = self._turns.search(text)
         return found and found[0]
 
-    def _started(self, prompt: MemberPrompt) -> MemberPrompt:
-        """Returns the prompt, starting with BOS if it would have no ids at all."""
+    def _started(self, prompt: MemberPrompt, *, after_end: bool = False) -> MemberPrompt:
+        """Returns the prompt, starting with BOS if it would have no ids at all.
+
+        Args:
+            prompt: The prompt.
+            after_end: Start with EOS where there is no BOS.
+        """
         if prompt.ids or (prompt.text and self._plain.encode(prompt.text)):
             return prompt
         bos = self._tokenizer.bos_token_id
+        if bos is None and after_end:
+            bos = self._tokenizer.eos_token_id
         if bos is None:
             what = f"has no tokens (the tokenizer drops {prompt.text[:20]!r})" if prompt.text else "is empty"
             raise PromptError(
@@ -248,18 +256,27 @@ class PromptReader:
         """Encodes a conversation, rendered by the member's own chat template and ready for the assistant's answer.
 
         Args:
-            messages: The conversation.
+            messages: The conversation. If the last message is of the assistant and its field `prefix` is true, the
+                answer begins with it.
             options: Variables for the template, such as `enable_thinking`.
 
         Raises:
             ChatTemplateError: If there is no template, or it refuses the messages in every form.
             PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
-        shown = self._form.shown(messages)
+        asked, begun = begun_answer(messages)
+        shown = self._form.shown(asked)
         if isinstance(shown, str):
             check_unicode(shown, "The prompt")
-            return self._read_shown(shown, cut=False, control_tokens=False)
-        return self._read_conversation(shown, options)
+            return self._begun(self._read_shown(shown, cut=False, control_tokens=False), begun)
+        return self._begun(self._read_conversation(shown, options), begun)
+
+    def _begun(self, prompt: MemberPrompt, text: str) -> MemberPrompt:
+        """Returns the prompt with the beginning of the answer, in which no control token is read."""
+        if not text:
+            return prompt
+        backend = self._strict if self._unmarked.search(prompt.text + text) else prompt.backend
+        return replace(prompt, text=prompt.text + text, backend=backend, cut=True)
 
     def _read_conversation(self, messages: Sequence[Message], options: Mapping[str, Any] | None) -> MemberPrompt:
         if self._chat is None:

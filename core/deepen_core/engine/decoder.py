@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
 from deepen_core.members.base import Member
+
+T = TypeVar("T")
 
 
 class _Fused(NamedTuple):
@@ -216,8 +218,24 @@ class Decoder:
         Raises:
             DecodingError: If fusion fails.
         """
+        return self._over_given(partial(self._mixer.logprobs_of, steps, known))
+
+    @torch.inference_mode()
+    def choices_in(self, steps: GivenSteps, known: dict[int, list[float]]) -> tuple[list[float], list[bool]]:
+        """Returns as `logprobs_of`, and whether each of these tokens is the most probable one.
+
+        Args:
+            steps: The steps.
+            known: As for `logprobs_of`.
+
+        Raises:
+            DecodingError: If fusion fails.
+        """
+        return self._over_given(partial(self._mixer.choices_in, steps, known))
+
+    def _over_given(self, work: Callable[[], T]) -> T:
         try:
-            return self._mixer.logprobs_of(steps, known)
+            return work()
         except Exception as problem:
             raise self._fusion_failed(problem, "over a given text", self._takes_part) from problem
 

@@ -78,7 +78,8 @@ class GenerationAPI(ABC):
 
         Args:
             prompt: A text, a conversation (a list of messages that each member renders with its own chat template), or
-                a list of either.
+                a list of either. If the last message is the assistant's and its field `prefix` is true, the answer
+                continues it.
             params: Options of the request; for a list of prompts also a list, with the options of each.
             return_exceptions: Return the error of a prompt in place of its answer, as `asyncio.gather` does, so that
                 the other prompts of a list are still answered. Wrong options still raise, and so does a closed

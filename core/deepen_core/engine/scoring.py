@@ -104,12 +104,13 @@ class TextReader:
         return text
 
 
-def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
+def score(engine: Engine, asked: Sequence[tuple[Prompt, str]], *, greedy: bool = False) -> list[Score]:
     """Scores given continuations, see `Ensemble.score`.
 
     Args:
         engine: The engine.
         asked: For each, the prompt before it, and the continuation.
+        greedy: Report too which tokens are the most probable ones.
 
     Raises:
         PromptError: If a continuation is empty.
@@ -121,13 +122,20 @@ def score(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score]:
     for reading in reader.readings(asked, reads_prompts=engine.decoder.reads_prompts):
         known: dict[int, list[float]] = {}
         logprobs: list[list[float]] = [[] for _ in reading.texts]
+        best: list[list[bool]] = [[] for _ in reading.texts]
         for steps in reading:
-            fused = reader.call(partial(engine.decoder.logprobs_of, steps, known))
+            if greedy:
+                fused, chosen = reader.call(partial(engine.decoder.choices_in, steps, known))
+                for text, is_best in zip(steps.texts, chosen, strict=True):
+                    best[text].append(is_best)
+            else:
+                fused = reader.call(partial(engine.decoder.logprobs_of, steps, known))
             for text, value in zip(steps.texts, fused, strict=True):
                 logprobs[text].append(value)
+        of_members = reading.member_scores()
         found += [
-            Score(text.token_ids, values, text.bytes, of_members)
-            for text, values, of_members in zip(reading.texts, logprobs, reading.member_scores(), strict=True)
+            Score(text.token_ids, logprobs[place], text.bytes, of_members[place], best[place] if greedy else None)
+            for place, text in enumerate(reading.texts)
         ]
     return found
 

@@ -112,6 +112,29 @@ class Mixer:
             known: The record of each text before them (`WeighingInputs.record`); afterwards, after them.
             comparison: Of the same steps by the same strategy, if there is one already.
         """
+        weighed = self._weighed_over(steps, known, comparison)
+        found: list[float] = self._fusion.logprobs_of(weighed, steps.token_ids).tolist()
+        return found
+
+    @torch.inference_mode()
+    def choices_in(self, steps: GivenSteps, known: dict[int, list[float]]) -> tuple[list[float], list[bool]]:
+        """Returns the fused log-probability of the token that follows in each step, and whether it is the best token.
+
+        All of main's vocabulary is fused, which takes longer than `logprobs_of`.
+
+        Args:
+            steps: The steps.
+            known: As for `logprobs_of`.
+        """
+        fused = self._fusion.fuse(self._weighed_over(steps, known))  # [steps, main's vocabulary]
+        follows = torch.tensor(steps.token_ids, device=fused.device)
+        own = fused.gather(1, follows[:, None])[:, 0]
+        return own.tolist(), (fused.argmax(-1) == follows).tolist()
+
+    def _weighed_over(
+        self, steps: GivenSteps, known: dict[int, list[float]], comparison: Comparison | None = None
+    ) -> StepInputs:
+        """Returns what to fuse in each step of given texts, and brings their records up to date."""
         speaking = self._heard_in(steps)
         if comparison is None:
             comparison = self.compare(steps.logprobs, speaking, steps.heard)
@@ -119,11 +142,8 @@ class Mixer:
         if comparison is not None and self.discount is not None:
             gained = (comparison.relative(steps.token_ids) * speaking).tolist()
             record = torch.tensor(_records(gained, steps.texts, known, self.discount))
-        weighed = self._weighed(
-            WeighingInputs(steps.logprobs, speaking, record, comparison, steps.prompts), steps.heard
-        )
-        found: list[float] = self._fusion.logprobs_of(weighed, steps.token_ids).tolist()
-        return found
+        inputs = WeighingInputs(steps.logprobs, speaking, record, comparison, steps.prompts)
+        return self._weighed(inputs, steps.heard)
 
     def _heard_in(self, steps: GivenSteps) -> torch.Tensor:
         """Returns which members speak and are asked, bool [steps, members]."""

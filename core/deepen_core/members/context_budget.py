@@ -79,6 +79,7 @@ class ContextBudget:
     def __init__(self, members: Sequence[Budgeted], main: int) -> None:
         # Not the members themselves, which may be large.
         self._windows = [(m.tokenizer, prompt_window(m)) for m in members]
+        self._answer_windows = [m.context_window for m in members]
         self._main, self.main_window = self._windows[main]
 
     @property
@@ -132,6 +133,31 @@ class ContextBudget:
             for tokenizer, window in self._windows
         )
         return max(-(-count * self.main_window // window) for count, window in counts)
+
+    def share(self, prompt: Prompt, continuation: str = "") -> float:
+        """Returns the largest share of a member's window that a prompt and a text after it take; above 1 is too long.
+
+        Args:
+            prompt: A text, or messages.
+            continuation: The text after it.
+
+        Raises:
+            ChatTemplateError: If messages are given, and a member has no chat template or it refuses them.
+            PromptError: If a member cannot start from the prompt.
+        """
+        shares = []
+        for (tokenizer, window), answer_window in zip(self._windows, self._answer_windows, strict=True):
+            part = _filled(tokenizer, prompt, continuation)
+            shares += [len(part.ids) / answer_window, len(part.source or ()) / window]
+        return max(shares)
+
+
+def _filled(tokenizer: MemberTokenizer, prompt: Prompt, continuation: str) -> MemberSequence:
+    reader = tokenizer.reader
+    read = reader.read_text(prompt) if isinstance(prompt, str) else reader.read_messages(prompt)
+    part = MemberSequence(read, tokenizer, is_main=False)
+    part.append_text(continuation)
+    return part
 
 
 def _prompt_tokens(tokenizer: MemberTokenizer, prompt: Prompt, params: SamplingParams, *, strict: bool) -> int:

@@ -122,6 +122,13 @@ class Backend:
         """Ids of a text that starts a document, without BOS or EOS."""
         return _ids(self._first, text)
 
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of a text that starts a document ends in it, in characters.
+
+        Tokens of one character, which are parts of its bytes, all end after it.
+        """
+        return [end for _, end in self._first.encode(text, add_special_tokens=False).offsets]
+
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text that follows a special token."""
         return _ids(self._inside, text)
