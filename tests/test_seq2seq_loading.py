@@ -174,6 +174,9 @@ class TestWindows:
             assert ensemble.budget.count(ASKED) == ensemble.count_tokens(ASKED[-1]["content"]) + 2
             assert 100 < ensemble.planning_window < 128
             assert ensemble.info.context_window == ensemble.context_window == 128
+            answer = "The quick brown fox jumps over the lazy dog. " * 3
+            assert ensemble.budget.share(answer, "fox") == (ensemble.count_tokens(answer) + 2) / 128  # BOS and EOS
+            assert ensemble.budget.share("fox", answer) > ensemble.budget.share("fox")
 
 
 class TestConversations:
