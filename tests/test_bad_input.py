@@ -338,14 +338,14 @@ def test_nothing_in_the_process_is_changed(folders):
             dict(os.environ),
             logging.is_progress_bar_enabled(),
             logging.get_verbosity(),
-            threading.active_count(),
         )
 
-    before = state()
+    before, threads = state(), set(threading.enumerate())  # those of other tests may end meanwhile
     with Ensemble.load([folders["alpha"], folders["beta"]], progress=False, device="cpu") as ensemble:
         ensemble.generate("The dog", max_new_tokens=5, temperature=1.0, seed=3)
         ensemble.score("The dog", " sleeps")
     assert before == state()
+    assert set(threading.enumerate()) <= threads
 
 
 def test_a_tokenizer_in_use_elsewhere_is_left_alone(folders):

@@ -14,11 +14,12 @@ import pytest
 import tiny
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import set_tqdm_hook
 
 from deepen_core import Ensemble, progress
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, MemberError, ModelFilesError
-from deepen_core.members.transformers import causal, hub, loader
+from deepen_core.members.transformers import causal, hub
 from deepen_core.progress import Steps
 
 STEPS = [
@@ -121,7 +122,7 @@ def weights_bars():
 
 def test_bars_of_transformers_are_kept_from_this_load_only(models, monkeypatch, capfd):
     """Another thread's are drawn meanwhile, by the hook that its program has set."""
-    hooked, from_pretrained = [], loader.AutoModelForCausalLM.from_pretrained
+    hooked, from_pretrained = [], AutoModelForCausalLM.from_pretrained
 
     def another_loads(*given, **options):
         with ThreadPoolExecutor(1) as pool:
@@ -132,7 +133,7 @@ def test_bars_of_transformers_are_kept_from_this_load_only(models, monkeypatch, 
         hooked.append(options["desc"])
         return factory(*given, **options)
 
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", another_loads)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", another_loads)
     before = set_tqdm_hook(hook)
     try:
         Ensemble.load(models, device="cpu").close()
