@@ -199,6 +199,30 @@ def test_scores(mixed, seq2seq_folders, family, main):
             assert score.token_ids == own.token_ids
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_is_begun_goes_on_in_the_decoder(mixed, seq2seq_folders, family):
+    asked, begun = "Once upon a time", "The quick"
+    prompt = [{"role": "user", "content": asked}, {"role": "assistant", "content": begun, "prefix": True}]
+    alone = Alone(seq2seq_folders[family], family)
+    source = alone.tokenizer(asked)["input_ids"]
+    for main in (0, 1):
+        ensemble = mixed(family, main)
+        member = ensemble._engine.members[0]
+        own = {one.name: one for one in ensemble.score(prompt, " brown fox").members}[member.name]
+        ids = [*alone.start, *member.tokenizer.encode(begun + " brown fox")]
+        first = len(ids) - len(own.token_ids)
+        assert own.token_ids == ids[first:]
+        assert first > len(alone.start)
+        logprobs = torch.log_softmax(alone.logits(source, ids), -1)
+        assert own.logprobs == pytest.approx([float(logprobs[n - 1, ids[n]]) for n in range(first, len(ids))], abs=2e-3)
+    by_itself = mixed(family, 0).alone(0)
+    answer = by_itself.generate(prompt, max_new_tokens=6)
+    said = [*alone.start, *by_itself.tokenize(begun)]
+    for token_id in answer.token_ids:
+        assert int(alone.logits(source, said)[-1].argmax()) == token_id
+        said.append(token_id)
+
+
 def test_fused_scores_are_those_of_the_steps_of_an_answer(mixed):
     """The fused log-probabilities of an answer are those that were reported when it was generated."""
     for family, main in (("t5", 0), ("t5", 1), ("bart", 1), ("nllb", 0)):

@@ -187,6 +187,14 @@ class TestConversations:
             assert read(entry, [*ASKED, {"role": "assistant", "content": "Yes"}]) == read(entry, ASKED)
             assert read(entry, ASKED[:1]) == read(entry, "Be brief.")
 
+    def test_whose_answer_is_begun(self, seq2seq_folders):
+        """The decoder goes on from its beginning, and the encoder reads what comes before."""
+        begun = [*ASKED, {"role": "assistant", "content": "Yes </s>", "prefix": True}]
+        for family in tiny_seq2seq.FAMILIES:
+            entry = config(seq2seq_folders, family)
+            found, asked = read(entry, begun), read(entry, ASKED)
+            assert (found.source, found.ids, found.text, found.cut) == (asked.source, asked.ids, "Yes </s>", True)
+
     def test_in_a_form_of_the_member(self, seq2seq_folders):
         form = "translate English to German: {prompt}"
         whole = form.replace("{prompt}", ASKED[-1]["content"])

@@ -17,7 +17,8 @@ class SourceReader(PromptReader):
     """Reads prompts for one encoder-decoder member.
 
     A text is what the encoder reads, with the ids that the tokenizer puts around every text. Of a conversation it reads
-    the last message of the user, unless the member has a chat template, or a form that says otherwise.
+    the last message of the user, unless the member has a chat template, or a form that says otherwise. If the answer is
+    begun already, the decoder goes on from its beginning.
 
     Args:
         tokenizer: The member's `transformers` tokenizer.
@@ -55,9 +56,9 @@ class SourceReader(PromptReader):
         """See `PromptReader.read_text`; the text goes to the encoder."""
         return self._as_source(super().read_text(text, control_tokens=control_tokens))
 
-    def read_messages(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> MemberPrompt:
-        """See `PromptReader.read_messages`; without a chat template, the last message of the user is read."""
-        return self._as_source(super().read_messages(messages, options))
+    def _begun(self, prompt: MemberPrompt, text: str) -> MemberPrompt:
+        """See `PromptReader._begun`; the beginning of an answer is the decoder's, and the encoder does not read it."""
+        return super()._begun(self._as_source(prompt), text)
 
     def _read_conversation(self, messages: Sequence[Message], options: Mapping[str, Any] | None) -> MemberPrompt:
         if self._chat is not None:

@@ -80,7 +80,9 @@ class Opening:
 
 
 def opening_of(prompt: MemberPrompt, tokenizer: Spelled, main: MemberPrompt, main_tokenizer: Spelled) -> Opening | None:
-    """Returns how a member begins an answer; None if neither it nor main has an encoder.
+    """Returns how a member begins an answer; None if neither it nor main begins a text of its own.
+
+    If the answer is begun already, all members go on from the same text.
 
     Args:
         prompt: Where the member starts.
@@ -88,7 +90,7 @@ def opening_of(prompt: MemberPrompt, tokenizer: Spelled, main: MemberPrompt, mai
         main: Where the main member starts.
         main_tokenizer: The main member's tokenizer.
     """
-    if prompt.source is None and main.source is None:
+    if not any(read.source is not None and not read.text for read in (prompt, main)):
         return None
     own, mains = _begins_with_blank(prompt, tokenizer), _begins_with_blank(main, main_tokenizer)
     return Opening(tokenizer, main_blank=mains, own_blank=own, follows=_follows(prompt))
