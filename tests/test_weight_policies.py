@@ -134,6 +134,8 @@ def test_perplexity_is_static_weights_by_the_prompt(tables, fusion):
 def test_of_a_conversation_the_text_counts_and_not_the_template():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     assert prompt_text(messages) == "Be brief.\n\nWhy?"
+    parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
+    assert prompt_text([messages[0], {"role": "user", "content": parts}]) == "Be brief.\n\nWhy?"
     assert prompt_text("x" * 5000 + "the end") == "x" * 993 + "the end"
     assert prompt_text([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
 
@@ -153,6 +155,24 @@ def test_a_member_whose_prompt_cannot_be_read(tables):
             ensemble.score("The quick brown", " fox")
     with Ensemble.from_members(tables[:1]) as alone:
         assert answer.text == alone.generate("The quick brown", max_new_tokens=3).text
+
+
+@pytest.mark.parametrize("nats", [math.nan, -math.inf])
+def test_a_likelihood_that_is_not_finite_says_nothing(tables, nats):
+    """The shares stay, rather than main speaking alone without a word about it."""
+
+    class Broken(TableMember):
+        def token_logprobs(self, ids, start, source=None):
+            return [nats] * (len(ids) - start)
+
+    pair = [tables[0], Broken("second", sentencepiece_bpe(), CORPUS[4:7])]
+    with Ensemble.from_members(pair, weights="perplexity") as ensemble:
+        found = ensemble.generate(CORPUS[5][:30], max_new_tokens=4, logprobs=0)
+    with Ensemble.from_members(tables) as ensemble:
+        expected = ensemble.generate(CORPUS[5][:30], max_new_tokens=4, logprobs=0)
+        main = ensemble.alone(0).generate(CORPUS[5][:30], max_new_tokens=4, logprobs=0)
+    assert [t.logprob for t in found.logprobs] == pytest.approx([t.logprob for t in expected.logprobs], abs=1e-4)
+    assert [t.logprob for t in found.logprobs] != pytest.approx([t.logprob for t in main.logprobs], abs=1e-2)
 
 
 def test_a_prompt_without_a_likelihood(tables):

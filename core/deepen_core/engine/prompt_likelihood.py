@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from deepen_core.chat.messages import Message
+from deepen_core.chat.prompt_form import text_of
 from deepen_core.members.base import Member, source_window
 
 _MOST = 1000  # characters at the end of a prompt that count: some 250 tokens, which a member runs at once
@@ -19,7 +21,7 @@ def prompt_text(prompt: str | Sequence[Message]) -> str:
         prompt: A text, or a conversation, of which the texts of all messages count.
     """
     if not isinstance(prompt, str):
-        prompt = "\n\n".join(text for message in prompt if isinstance(text := message.get("content"), str))
+        prompt = "\n\n".join(text for message in prompt if (text := text_of(message)))
     return prompt[-_MOST:]
 
 
@@ -32,8 +34,8 @@ def prompt_likelihood(member: Member, text: str) -> float | None:
         text: The text.
 
     Returns:
-        The mean over all tokens but the first, which only some models can predict; None if there are no others, or for
-        an encoder-decoder model, which reads prompts and does not predict them.
+        The mean over all tokens but the first, which only some models can predict; None if there are no others, if it
+        is not a finite number, or for an encoder-decoder model, which reads prompts and does not predict them.
     """
     if source_window(member) is not None:
         return None
@@ -42,7 +44,8 @@ def prompt_likelihood(member: Member, text: str) -> float | None:
     ids = [*before, *member.tokenizer.backend.encode(text)][: member.context_window]
     start = len(before) + 1
     size = sum(len(vocabulary.token_bytes(token_id) or b"") for token_id in ids[start:])
-    return sum(member.token_logprobs(ids, start)) / size if size else None
+    found = sum(member.token_logprobs(ids, start)) / size if size else math.nan
+    return found if math.isfinite(found) else None
 
 
 def comparable(found: Sequence[float | None]) -> list[float]:
