@@ -1,6 +1,7 @@
 """Encoder-decoder members, alone and with others: each family against `transformers`."""
 
 import gc
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from seq2seq_parts import FAMILIES, TEXTS, Alone, config
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import ContextWindowError, MemberError
 from deepen_core.sampling.detokenizer import Utf8Stream
+from deepen_core.voting.sampling import likelihood_of
 
 NEW_TOKENS = 20
 
@@ -231,6 +233,13 @@ def test_fused_scores_are_those_of_the_steps_of_an_answer(mixed):
         score = ensemble.score("The quick", answer.text)
         if score.token_ids == answer.token_ids:
             assert score.logprobs == pytest.approx([one.logprob for one in answer.logprobs], abs=1e-3)
+
+
+def test_an_answer_without_tokens_is_the_least_likely(mixed):
+    """A blank begins a text of this decoder, and is none of its tokens: other answers have their likelihoods."""
+    empty, likely = likelihood_of(mixed("bart", 0)._engine, "The quick")([" ", "fox"])
+    assert empty < likely == mixed("bart", 0).score("The quick", "fox").total / 3
+    assert math.isinf(empty)
 
 
 class TestLimits:

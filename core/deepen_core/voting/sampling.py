@@ -121,7 +121,8 @@ def _without_thoughts(text: str, source: Engine, params: SamplingParams) -> str:
 def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
     """Returns what measures texts by their likelihood after a prompt, in nats a byte; all are read together.
 
-    A text that is empty, or too long for a member after the prompt, has none.
+    A text that is empty, too long for a member after the prompt, or without tokens (as a blank is for some tokenizers)
+    has none.
 
     Args:
         engine: The ensemble.
@@ -140,7 +141,7 @@ def likelihood_of(engine: Engine, prompt: Prompt) -> Likelihood:
 def _scores(engine: Engine, asked: Sequence[tuple[Prompt, str]]) -> list[Score | None]:
     try:
         return [*score(engine, asked)]
-    except ContextWindowError:
+    except (ContextWindowError, PromptError):
         if len(asked) == 1:
             return [None]
         middle = len(asked) // 2  # the others are still read together
