@@ -14,7 +14,14 @@ from lm_eval.api.registry import get_model
 from deepen_core import Ensemble
 from deepen_core.chat.messages import TextStart
 from deepen_core.config import MemberConfig
-from deepen_core.errors import ChatTemplateError, ConfigurationError, ContextWindowError, PromptError, SamplingError
+from deepen_core.errors import (
+    ChatTemplateError,
+    ConfigurationError,
+    ContextWindowError,
+    MemberError,
+    PromptError,
+    SamplingError,
+)
 from deepen_integrations.harness import DeepenHarnessLM
 from deepen_integrations.harness.answering import question
 from deepen_integrations.harness.arguments import load_options
@@ -242,6 +249,28 @@ class TestAnswers:
         with pytest.raises(SamplingError, match=message):
             model.generate_until(requests((FOX, options)), disable_tqdm=True)
 
+    def test_if_one_fails_the_others_end(self, load, monkeypatch):
+        long, options = "a " * 60, {"until": [], "max_gen_toks": 150, "ignore_eos": True}
+        with load("alpha") as ensemble:
+            member, submit, handles = ensemble._engine.members[0], ensemble.submit, []
+            run = member.next_logits
+
+            def failing(sequences):
+                if any(sequence.start > 60 for sequence in sequences):
+                    raise RuntimeError("no answer today")
+                return run(sequences)
+
+            def noted(*args):
+                handles.append(submit(*args))
+                return handles[-1]
+
+            monkeypatch.setattr(member, "next_logits", failing)
+            monkeypatch.setattr(ensemble, "submit", noted)
+            asked = [(long, {**options, "max_gen_toks": 3}), *[(f"b{n}", options) for n in range(4)]]
+            with pytest.raises(MemberError, match="no answer today"):
+                DeepenHarnessLM(ensemble).generate_until(requests(*asked), disable_tqdm=True)
+            assert [handle.result(60).finish_reason for handle in handles[1:]] == ["cancelled"] * 4
+
     def test_options_without_effect(self, model, pair):
         options = {"num_beams": 1, "max_gen_toks": 3, "until": [""]}
         found = model.generate_until(requests((FOX, options)), disable_tqdm=True)
@@ -302,11 +331,20 @@ class TestConversations:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("x" + MARK + "[]", "puts 'x' before a conversation"), (MARK + "[{", "has changed a conversation")],
+        [
+            ("x" + MARK + "[]", "puts 'x' before a conversation"),
+            (MARK + "[{", "has changed a conversation"),
+            (MARK + "{} x", "before {}, which is not a list"),
+            (MARK + "[]", "The conversation is empty"),
+            (MARK + "[1] x", "Message 0 is 1"),
+            (MARK + '[{"role": "assistant", "prefix": true}] x', "begins the answer with None, which is not a text"),
+        ],
     )
     def test_that_a_task_has_changed(self, model, text, message):
         with pytest.raises(PromptError, match=message):
             model.generate_until(requests((text, {})), disable_tqdm=True)
+        with pytest.raises(PromptError, match=message):
+            model.loglikelihood(requests((text, "x")), disable_tqdm=True)
 
     def test_an_answer_that_a_user_begins(self, model):
         with pytest.raises(PromptError, match=r"last of 2 messages is to begin the answer, and its role is 'user'"):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepen_core.chat.messages import Prompt, TextStart
+from deepen_core.chat.messages import Prompt, TextStart, check_messages
 from deepen_core.errors import PromptError
 
 MARK = "<|deepen-messages|>"
@@ -56,7 +56,17 @@ def prompt_of(text: str) -> Prompt:
         messages, end = json.JSONDecoder().raw_decode(text, len(MARK))
     except ValueError as problem:
         raise PromptError(f"The task has changed a conversation, which cannot be read any more: {problem}.") from None
-    return _continued(messages, text[end:])
+    return _continued(_checked(messages), text[end:])
+
+
+def _checked(messages: Any) -> list[dict[str, Any]]:
+    """Returns what was read as a conversation if it is one, for a text of a data set may begin with the mark."""
+    if not isinstance(messages, list):
+        raise PromptError(f"The task has {MARK} before {messages!r:.80}, which is not a list of messages.")
+    last = check_messages(messages)[-1]
+    if last.get("prefix") and not isinstance(last.get("content"), str):
+        raise PromptError(f"The last message begins the answer with {last.get('content')!r:.80}, which is not a text.")
+    return messages
 
 
 def _continued(messages: list[dict[str, Any]], rest: str) -> list[dict[str, Any]]:

@@ -169,11 +169,16 @@ class DeepenHarnessLM(LM):  # type: ignore[misc]  # the harness has no types
         asked = {place: self._question(requests[place], place) for place in order}
         handles = {place: self._ensemble.submit(one.prompt, one.params) for place, one in asked.items()}
         found = [""] * len(requests)
-        with self._bar("generate_until", len(requests), disable_tqdm) as bar:
-            for place in order:
-                found[place] = asked[place].answer(handles.pop(place).result().text)
-                self.cache_hook.add_partial("generate_until", requests[place].args, found[place])
-                bar.update()
+        try:
+            with self._bar("generate_until", len(requests), disable_tqdm) as bar:
+                for place in order:
+                    found[place] = asked[place].answer(handles[place].result().text)
+                    del handles[place]
+                    self.cache_hook.add_partial("generate_until", requests[place].args, found[place])
+                    bar.update()
+        finally:
+            for handle in handles.values():  # if one fails, nobody waits for the others
+                handle.cancel()
         return found
 
     def _question(self, request: Instance, place: int) -> Question:
