@@ -497,9 +497,10 @@ class _Alone(Ensemble):
         self._warnings = []
 
     def _opened(self) -> Engine:
-        if self._whole is None:
+        whole = self._whole
+        if whole is None:
             raise closed_error()
-        return self._whole().members_alone[self._number]
+        return whole().members_alone[self._number]
 
     def close(self) -> None:
         """Lets the ensemble go, which stays open."""

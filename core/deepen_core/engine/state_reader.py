@@ -127,10 +127,10 @@ class _TreeReader:
         self._answer(every, line_of)
         states = _lines(every, [line_of[node] for node, _, _ in self._states])
         before = [None if node is None else every[line_of[node]] for _, node, _ in self._states]
-        for line, (_, _, first_ids) in enumerate(self._states):
-            if first_ids is not None:
-                states = states.clone()
-                states[line] = respelled(states[line], first_ids)
+        firsts = {line: first for line, (_, _, first) in enumerate(self._states) if first is not None}
+        states = states.clone() if firsts else states  # they may be `every`, which is looked at again
+        for line, first_ids in firsts.items():
+            states[line] = respelled(states[line], first_ids)
         kept = {*self._path.nodes[-2:], *self._start}
         self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
         self._states, self._copies = [], {}
