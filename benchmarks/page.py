@@ -149,15 +149,21 @@ def decoding_tables() -> dict[str, str]:
 def evaluation_tables() -> dict[str, str]:
     """Return every table of the page on evaluation by name."""
     tasks = read("tasks")
-    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open")}
+    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
     return {**found, "machine": _measured_on(tasks=tasks)}
 
 
 def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of all ways to answer, with the interval of the difference in one column."""
+    """Return the table of all ways to answer; the members are named once, and an interval has one column."""
     names = list(rows[0])
     shares = {name: ".1f" for name in names[names.index("way") + 1 : names.index("mean") + 1]}
-    shown = [{**row, "95 %": "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"} for row in rows]
+    shown, last = [], None
+    for row in rows:
+        models = row["members"], row["main"]
+        once = {} if models != last else {"members": "", "main": ""}
+        between = "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"
+        shown.append({**row, **once, "95 %": between})
+        last = models
     return markdown(
         shown,
         {"members": "", "main": "", "way": ""} | shares | {"points": "+.1f", "95 %": "", "others asked, %": ".0f"},
