@@ -156,7 +156,7 @@ def evaluation_tables() -> dict[str, str]:
 def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of all ways to answer; the members are named once, and an interval has one column."""
     names = list(rows[0])
-    shares = {name: ".1f" for name in names[names.index("way") + 1 : names.index("mean") + 1]}
+    shares = dict.fromkeys(names[names.index("way") + 1 : names.index("mean") + 1], ".1f")
     shown, last = [], None
     for row in rows:
         models = row["members"], row["main"]
