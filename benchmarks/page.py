@@ -1,6 +1,6 @@
 """Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding` and `recurrent`.
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding`, `recurrent` and `tasks`.
 """
 
 from __future__ import annotations
@@ -146,7 +146,31 @@ def decoding_tables() -> dict[str, str]:
     }
 
 
-PAGES = {"fusion.md": fusion_tables, "decoding.md": decoding_tables}
+def evaluation_tables() -> dict[str, str]:
+    """Return every table of the page on evaluation by name."""
+    tasks = read("tasks")
+    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
+    return {**found, "machine": _measured_on(tasks=tasks)}
+
+
+def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of all ways to answer; the members are named once, and an interval has one column."""
+    names = list(rows[0])
+    shares = dict.fromkeys(names[names.index("way") + 1 : names.index("mean") + 1], ".1f")
+    shown, last = [], None
+    for row in rows:
+        models = row["members"], row["main"]
+        once = {} if models != last else {"members": "", "main": ""}
+        between = "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"
+        shown.append({**row, **once, "95 %": between})
+        last = models
+    return markdown(
+        shown,
+        {"members": "", "main": "", "way": ""} | shares | {"points": "+.1f", "95 %": "", "others asked, %": ".0f"},
+    )
+
+
+PAGES = {"fusion.md": fusion_tables, "decoding.md": decoding_tables, "evaluation.md": evaluation_tables}
 
 
 def _measured_on(**contents: Mapping[str, Any]) -> str:

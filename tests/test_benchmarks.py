@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluation_parts import written
 
 from benchmarks import (
     agreement,
@@ -21,15 +22,18 @@ from benchmarks import (
     real_pairs,
     real_speed,
     recurrent,
+    report,
     retokenisation,
     scoring,
     stories,
+    tasks,
 )
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
 from deepen_core.demo import member_paths
 from deepen_core.demo.world import questions
+from deepen_core.evaluation.items import ChoiceItem, OpenItem
 
 
 @pytest.mark.usefixtures("needs_demo")
@@ -138,6 +142,38 @@ def test_real_pairs(pair, monkeypatch):
     assert row["code: main"] == row["story: main"] > 0
     assert row["fitted weight"] in real_pairs.WEIGHTS
     assert row["fitted %"] == pytest.approx(row["deepen %"]) or row["fitted weight"] != 0.5
+
+
+def test_tasks(pair, monkeypatch, tmp_path):
+    """Results of one kind are added to those of another, and replaced by newer ones."""
+    monkeypatch.setattr("benchmarks.report.RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tasks, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tasks, "SETS", tmp_path)
+    for name in tasks.CHOICES:
+        for part in ("dev", "test"):
+            written(tmp_path / f"{name}-{part}.jsonl", [ChoiceItem(f"{name} {part}?", ("a fox", "a dog"), 1)])
+    for name in tasks.OPEN:
+        for part in ("dev", "test"):
+            written(tmp_path / f"{name}-{part}.jsonl", [OpenItem(f"{name} {part}?", ("a fox",))])
+    found = {}
+    for kind in ("choices", "open", "choices"):
+        outcome = pair.evaluate(tasks.plan(kind, 2, 0, chat=False, votes=0), progress=False)
+        found[kind] = tasks.rows(outcome, pair, main="alpha", dtype="float32", form="plain text")
+        tasks.add(kind, found[kind], outcome.summary.advice)
+    held = report.read("tasks")
+    assert held["choices"] == found["choices"]
+    assert held["open"] == found["open"]
+    assert len(held["advice"]) == 2
+    assert {row["way"] for row in found["open"]} == {
+        "alpha alone",
+        "beta alone",
+        "deepen",
+        "deepen, confidence",
+        "deepen, gate 0.9",
+    }
+    gated = {row["way"]: row["others asked, %"] for kind in found for row in found[kind]}
+    assert 0 < gated["deepen, gate 0.9"] <= 100
+    assert gated["alpha alone"] == ""
 
 
 def test_scoring(pair, monkeypatch):

@@ -1,0 +1,112 @@
+"""What ensembles of real models are worth on public test sets: the evaluations of `deepen eval`, with all they compare.
+
+Run with `python -m benchmarks.tasks --models FOLDER --output FOLDER`, where the first one has those of
+`benchmarks.given_text.MODELS`, and the second keeps what is measured: the same command goes on where it stopped. One
+ensemble and kind of task is measured at a time, and its results are added to those that are published already;
+`--help` lists the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.given_text import MODELS, SETS, opened
+from benchmarks.report import RESULTS, publish
+from benchmarks.report import read as published
+from deepen_core import Ensemble
+from deepen_core.evaluation.items import Task
+from deepen_core.evaluation.run import Outcome, Plan
+from deepen_core.evaluation.task_file import read_task
+
+CHOICES = ("arc_challenge", "piqa", "mmlu")
+OPEN = ("triviaqa", "nq_open", "gsm8k", "humaneval")
+KINDS = {"choices": CHOICES, "open": OPEN}
+_KEY = ("members", "main", "dtype", "form")
+_FITTED_ON = 120
+"""Items of each task with choices that weights are fitted on; they are in other files than those compared on."""
+
+
+def plan(kind: str, items: int, main: int, *, chat: bool, votes: int) -> Plan:
+    """What to compare on a kind of task.
+
+    Args:
+        kind: One of `KINDS`.
+        items: Most items of each task.
+        main: The number of the main member.
+        chat: Ask in conversations.
+        votes: Number of samples that vote on open questions; 0 for none.
+    """
+    tasks = [_items(f"{name}-test", items) for name in KINDS[kind]]
+    if kind == "choices":
+        fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
+        return Plan(tasks, fitted_on, fusions=("deepen", "product"), mains=(main,))
+    shots = [] if chat else [_items(f"{name}-dev", 4) for name in OPEN if name != "humaneval"]
+    settings: dict[str, Any] = {"fusions": ("deepen",), "policies": ("confidence",), "gates": (0.9,)}
+    return Plan(tasks, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
+
+
+def _items(name: str, most: int) -> Task:
+    return read_task(SETS / f"{name}.jsonl", most)
+
+
+def rows(outcome: Outcome, ensemble: Ensemble, **label: Any) -> list[dict[str, Any]]:
+    """One row for each way to answer, best first."""
+    members = {"members": " + ".join(member.name for member in ensemble.info.members), **label}
+    costs = {(one.label, one.main): one for one in outcome.costs}
+    found = []
+    for row in outcome.summary.rows:
+        off = row.difference
+        points = ("", "", "") if off is None else (100 * off.mean, 100 * off.low, 100 * off.high)
+        shares = {name.removesuffix("-test"): 100 * share for name, share in row.shares.items()}
+        cost = costs.get((row.label, row.main))
+        asked = cost.asked if cost else outcome.asked.get(row.main, {}).get(row.label.rpartition("gate ")[2])
+        found.append(
+            {**members, "way": row.label, **shares, "mean": 100 * row.mean}
+            | dict(zip(("points", "from", "to"), points, strict=True))
+            | {"others asked, %": "" if asked is None else 100 * asked}
+        )
+    return found
+
+
+def add(kind: str, found: Sequence[dict[str, Any]], advice: str) -> None:
+    """Publishes the results of an ensemble beside those of others; they replace its earlier ones."""
+    held = published("tasks") if (RESULTS / "tasks.json").is_file() else {}
+    key = [found[0][name] for name in _KEY]
+    tables = {name: held.get(name, []) for name in KINDS}
+    tables[kind] = [*(row for row in tables[kind] if [row[name] for name in _KEY] != key), *found]
+    advised = {**held.get("advice", {}), ", ".join([kind, *key]): advice}
+    publish("tasks", advice, found, **{name: table for name, table in tables.items() if table}, advice=advised)
+
+
+def main() -> None:
+    """Measures one ensemble on one kind of task, and publishes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
+    parser.add_argument("--output", type=Path, required=True, help="keeps what is measured")
+    parser.add_argument("--members", nargs="+", default=list(MODELS)[:2], choices=list(MODELS))
+    parser.add_argument("--main", type=int, default=0, help="number of the main member, from 0")
+    parser.add_argument("--kind", default="choices", choices=list(KINDS))
+    parser.add_argument("--items", type=int, default=400, help="of each task")
+    parser.add_argument("--votes", type=int, default=0, help="samples that vote on open questions")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    if given.models is None or not SETS.is_dir():
+        print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
+        return
+    with opened(given.models, given.members, given.dtype, given.device) as ensemble:
+        chat = given.kind == "open" and ensemble.has_chat_template
+        asked = plan(given.kind, given.items, given.main, chat=chat, votes=given.votes)
+        folder = given.output / f"{'+'.join(given.members)}-{given.kind}-{given.dtype}"
+        outcome = ensemble.evaluate(asked, output=folder)
+        form = "conversation" if chat else "plain text"
+        label = {"main": given.members[given.main], "dtype": given.dtype, "form": form}
+        add(given.kind, rows(outcome, ensemble, **label), outcome.summary.advice)
+
+
+if __name__ == "__main__":
+    main()
