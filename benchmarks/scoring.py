@@ -2,7 +2,8 @@
 
 Run with `python -m benchmarks.scoring --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`; `--help`
 lists the options. Both take turns in one process, and the best turn of each counts. "Off" is the largest difference of
-a token's log-probability (nats) from that of the same text run step by step, over its beginning.
+a token's log-probability (nats) from that of the same text run step by step, over its beginning. The prompt ends where a
+token of each member ends: where one spans prompt and text, that member's own score takes another forward of all of it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from benchmarks.given_text import MODELS, PAIRS, SETS, opened, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
 
-PROMPT = "Here are some stories for children, one after the other."
+PROMPT = "Here are some stories for children, one after the other.\n\n"
 _STEPWISE = 300  # characters that are run step by step too
 
 
 def long_text(ensemble: Ensemble, tokens: int) -> str:
     """Stories of together at least so many of main's tokens."""
     for number in count(1):
-        text = "".join(f"\n\n{story}" for story in whole_texts("story", number))
+        text = "\n\n".join(whole_texts("story", number))
         if len(ensemble.tokenize(text)) >= tokens:
             return text
     raise AssertionError

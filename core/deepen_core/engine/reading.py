@@ -29,6 +29,8 @@ from deepen_core.results import MemberScore
 
 STEPS = 128
 """Most steps whose distributions are held at once. On a CPU, a text took a quarter longer with 64."""
+_FUSED_ON_CPU = 8
+"""Steps that are fused together: what they take stays in a core's cache, where all at once take five times as long."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,18 @@ class TextReading:
         for place, text in enumerate(self.texts):
             sequence = self._factory.create(text.prompt, SamplingParams())
             try:
-                yield from self._read(place, text, sequence, steps)
+                for ready in self._read(place, text, sequence, steps):
+                    yield from self._fused_together(ready)
             finally:
                 sequence.release()
         if steps.token_ids:
-            yield steps.taken(self._readers)
+            yield from self._fused_together(steps.taken(self._readers))
         for reader in self._readers.values():
             reader.take()  # what is left of the members' own ids
+
+    def _fused_together(self, steps: GivenSteps) -> Iterator[GivenSteps]:
+        on_cpu = self._members[self._main].device.type == "cpu"
+        return steps.parts(_FUSED_ON_CPU if on_cpu else len(steps.token_ids))
 
     def _read(self, place: int, text: GivenText, sequence: EnsembleSequence, steps: _Steps) -> Iterator[GivenSteps]:
         parts = sequence.member_sequences

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Call = Callable[[Callable[[], Any]], Any]
 """Runs a piece of work where models may be run, and returns its result."""
 
+_NORMALISED = 8  # texts whose logits are normalised at once
 _LONGER = 16  # ids by which a state of a text may be longer than the whole text
 
 
@@ -203,7 +204,10 @@ class _StepReader:
 @torch.inference_mode()
 def _logprobs(member: Member, run: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Returns log-probabilities [texts, vocabulary] from the logits that a member returns."""
-    logprobs = torch.log_softmax(run(), dim=-1)
+    logprobs = run()
+    # In place, a few at a time: they stay in a core's cache, and no memory of the size of all is asked for again.
+    for few in logprobs.split(_NORMALISED):
+        few.copy_(torch.log_softmax(few, dim=-1))
     best = logprobs.amax(-1)
     if not bool(torch.isfinite(best).all()):
         raise NonFiniteLogitsError(non_finite(member, float(best[~torch.isfinite(best)][0])))

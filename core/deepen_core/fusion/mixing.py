@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,19 @@ class GivenSteps:
     def heard(self, member: int) -> Sequence[Heard]:
         """See `StepInputs.heard`."""
         return self.ends[member]
+
+    def parts(self, most: int) -> Iterator[GivenSteps]:
+        """Yields the same steps in their order, at most so many at a time; nothing is copied."""
+        for start in range(0, len(self.token_ids), most):
+            part = slice(start, start + most)
+            yield GivenSteps(
+                self.texts[part],
+                self.token_ids[part],
+                [None if logprobs is None else logprobs[part] for logprobs in self.logprobs],
+                self.speaking[part],
+                [ends[part] for ends in self.ends],
+                None if self.prompts is None else self.prompts[part],
+            )
 
 
 class Mixer:
