@@ -2,8 +2,8 @@
 
 Run with `python -m benchmarks.scoring --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`; `--help`
 lists the options. Both take turns in one process, and the best turn of each counts. "Off" is the largest difference of
-a token's log-probability (nats) from that of the same text run step by step, over its beginning. The prompt ends where a
-token of each member ends: where one spans prompt and text, that member's own score takes another forward of all of it.
+a token's log-probability (nats) from that of the same text run step by step, over its beginning. The prompt ends where
+tokens of all members end: if one spans prompt and text, that member's own score takes another forward of all of it.
 """
 
 from __future__ import annotations
