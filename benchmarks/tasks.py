@@ -18,6 +18,7 @@ from benchmarks.given_text import MODELS, SETS, opened
 from benchmarks.report import RESULTS, publish
 from benchmarks.report import read as published
 from deepen_core import Ensemble
+from deepen_core.config.fusion import PRESETS
 from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.run import Outcome, Plan
 from deepen_core.evaluation.task_file import read_task
@@ -30,22 +31,25 @@ _FITTED_ON = 120
 """Items of each task with choices that weights are fitted on; they are in other files than those compared on."""
 
 
-def plan(kind: str, items: int, main: int, *, chat: bool, votes: int) -> Plan:
+def plan(
+    kind: str, items: int, main: int, fusions: Sequence[str] = ("deepen", "product"), *, chat: bool, votes: int
+) -> Plan:
     """What to compare on a kind of task.
 
     Args:
         kind: One of `KINDS`.
         items: Most items of each task.
         main: The number of the main member.
+        fusions: Strategies for tasks with choices; open questions are answered by the first one.
         chat: Ask in conversations.
         votes: Number of samples that vote on open questions; 0 for none.
     """
     tasks = [_items(f"{name}-test", items) for name in KINDS[kind]]
     if kind == "choices":
         fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
-        return Plan(tasks, fitted_on, fusions=("deepen", "product"), mains=(main,))
+        return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", 4) for name in OPEN if name != "humaneval"]
-    settings: dict[str, Any] = {"fusions": ("deepen",), "policies": ("confidence",), "gates": (0.9,)}
+    settings: dict[str, Any] = {"fusions": fusions[:1], "policies": ("confidence",), "gates": (0.9,)}
     return Plan(tasks, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
 
 
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", default=list(MODELS)[:2], choices=list(MODELS))
     parser.add_argument("--main", type=int, default=0, help="number of the main member, from 0")
     parser.add_argument("--kind", default="choices", choices=list(KINDS))
+    parser.add_argument("--fusions", nargs="+", default=["deepen", "product"], choices=list(PRESETS))
     parser.add_argument("--items", type=int, default=400, help="of each task")
     parser.add_argument("--votes", type=int, default=0, help="samples that vote on open questions")
     parser.add_argument("--dtype", default="bfloat16")
@@ -100,7 +105,7 @@ def main() -> None:
         return
     with opened(given.models, given.members, given.dtype, given.device) as ensemble:
         chat = given.kind == "open" and ensemble.has_chat_template
-        asked = plan(given.kind, given.items, given.main, chat=chat, votes=given.votes)
+        asked = plan(given.kind, given.items, given.main, given.fusions, chat=chat, votes=given.votes)
         folder = given.output / f"{'+'.join(given.members)}-{given.kind}-{given.dtype}"
         outcome = ensemble.evaluate(asked, output=folder)
         form = "conversation" if chat else "plain text"
