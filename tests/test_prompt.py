@@ -15,6 +15,7 @@ from deepen_core.members.base import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.tokenization.fast_tokenizer import Backend
 
+CALL = {"function": {"name": "add", "arguments": {"a": 1}}}
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Where is the dog? 你好"},
@@ -381,11 +382,18 @@ def test_the_beginning_of_an_answer_to_another_form(load):
     [
         [{"role": "assistant", "content": "x", "prefix": True}],
         [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "x"}], "prefix": True}],
+        [*CHAT, {"role": "assistant", "content": "x", "prefix": True, "tool_calls": [CALL]}],
     ],
 )
 def test_beginnings_that_begin_no_answer(pair, messages):
     with pytest.raises(PromptError, match="The last message begins the answer"):
         pair.generate(messages)
+
+
+@pytest.mark.parametrize("prefix", ["false", "true", 1, 0, []])
+def test_a_prefix_is_true_or_false(pair, prefix):
+    with pytest.raises(PromptError, match="prefix="):
+        pair.generate([*CHAT, {"role": "assistant", "content": "x", "prefix": prefix}])
 
 
 def test_a_bos_that_is_not_added_by_itself_starts_an_empty_prompt():

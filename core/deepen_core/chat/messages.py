@@ -101,16 +101,20 @@ def begun_answer(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
         The conversation before the answer, and how the answer begins; an empty text if it does not yet.
 
     Raises:
-        PromptError: If there is nothing before the answer, or its beginning is not a text.
+        PromptError: If there is nothing before the answer, its beginning is not a text alone, or `prefix` is neither
+            true nor false.
     """
     last = messages[-1]
-    if last["role"] != "assistant" or not last.get("prefix"):
+    prefix = last.get("prefix")
+    if last["role"] != "assistant" or prefix is None or prefix is False:
         return messages, ""
+    if prefix is not True:
+        raise PromptError(f"The last message has prefix={prefix!r}: it is true or false.")
     begun = last.get("content") or ""
-    if len(messages) == 1 or not isinstance(begun, str):
+    if len(messages) == 1 or not isinstance(begun, str) or last.get("tool_calls"):
         raise PromptError(
-            f"The last message begins the answer (prefix) with {begun!r}: give it a text as content, and a message "
-            "before it."
+            f"The last message begins the answer (prefix) with {begun!r} and {len(last.get('tool_calls') or ())} tool "
+            "calls: give it a text as content, no calls, and a message before it."
         )
     return messages[:-1], begun
 
