@@ -8,7 +8,9 @@ from table_member import TableMember
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
+from deepen_core.config import SamplingParams
 from deepen_core.config.weights import POLICIES
+from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.errors import ConfigurationError, MemberError
 from deepen_core.fusion.comparison import Comparison
@@ -181,3 +183,40 @@ def test_a_prompt_without_a_likelihood(tables):
         found = ensemble.generate("T", max_new_tokens=4, ignore_eos=True)
     with Ensemble.from_members(tables) as ensemble:
         assert found.text == ensemble.generate("T", max_new_tokens=4, ignore_eos=True).text
+
+
+class Logged(TableMember):
+    """Takes down whether a step is made while it reads a prompt for its likelihood."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.steps, self.reads = [], []
+
+    def token_logprobs(self, ids, start, source=None):
+        self.reads.append(bool(self.steps))
+        return super().token_logprobs(ids, start)
+
+
+def test_prompts_are_read_between_steps_and_count_in_the_budget(tables, monkeypatch):
+    """So that a stream does not wait for all of a dozen prompts that arrive at once."""
+    member, step = Logged("first", byte_level(), CORPUS[:4]), Decoder.step
+
+    def watched(decoder, sequences):
+        member.steps.append(1)
+        step(decoder, sequences)
+        member.steps.pop()
+
+    monkeypatch.setattr(Decoder, "step", watched)
+    with Ensemble.from_members([member, tables[1]], weights="perplexity", max_batch_size=16) as ensemble:
+        stream = ensemble.submit("The quick brown", max_new_tokens=30, ignore_eos=True)
+        others = [ensemble.submit(f"{n} the dog sleeps", max_new_tokens=2) for n in range(12)]
+        for handle in (stream, *others):
+            handle.result()
+        assert member.reads == [False] * 13
+        decoder, text = ensemble._engine.decoder, "the dog sleeps " * 10
+        read, unread = (decoder.start(text, SamplingParams(max_new_tokens=2)) for _ in range(2))
+        assert decoder.prefill(read, 5) == 1 + len(text) // 4
+        assert read.prompt_likelihood
+        decoder.step([read, unread])  # an evaluation's sequences may come to a step without that
+        assert read.prompt_likelihood == unread.prompt_likelihood
+        assert member.reads == [False] * 14 + [True]

@@ -28,6 +28,8 @@ from deepen_core.members.base import Member
 
 T = TypeVar("T")
 
+_CHARACTERS = 4  # of a token, about
+
 
 class _Fused(NamedTuple):
     """What the members say together."""
@@ -92,6 +94,10 @@ class Decoder:
         """See `WeightPolicy.reads_prompts`."""
         return self._mixer.reads_prompts
 
+    def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
+        """Whether the policy weighs members by the prompt, and this one has not been read for that."""
+        return self.reads_prompts and not sequence.prompt_likelihood
+
     @torch.inference_mode()
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
         """Runs a part of a sequence's prompt ahead of its first step, in every member.
@@ -101,8 +107,12 @@ class Decoder:
             limit: Maximum number of ids that each member runs.
 
         Returns:
-            The largest number of ids that a member ran; 0 if none need to be run.
+            The largest number of ids that a member ran; 0 if none need to be run. If the policy weighs members by the
+            prompt, the first call does nothing but read its text for that, and returns about its number of tokens.
         """
+        if self.waits_for_likelihood(sequence):
+            sequence.prompt_likelihood = self._prompt_likelihood(sequence)
+            return 1 + len(sequence.prompt_text) // _CHARACTERS
         return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
     @torch.inference_mode()
@@ -110,9 +120,9 @@ class Decoder:
         """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
         going = [sequence for sequence in sequences if not self._fills_window(sequence)]
-        if self.reads_prompts:
-            for sequence in going:
-                sequence.prompt_likelihood = sequence.prompt_likelihood or self._prompt_likelihood(sequence)
+        for sequence in going:
+            if self.waits_for_likelihood(sequence):
+                sequence.prompt_likelihood = self._prompt_likelihood(sequence)
         said = self._run(going)
         alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]

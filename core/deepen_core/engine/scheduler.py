@@ -123,7 +123,8 @@ class Scheduler:
             request = self._next_prompt()
             sequence = request.sequence
             decoder = request.decoder or self.decoder
-            ran = decoder.prefill(sequence, budget) if sequence.pending > short else 0
+            ahead = sequence.pending > short or decoder.waits_for_likelihood(sequence)
+            ran = decoder.prefill(sequence, budget) if ahead else 0
             budget -= ran or sequence.pending
             if sequence.ended:
                 self._prefilling.remove(request)
