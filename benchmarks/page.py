@@ -115,7 +115,7 @@ def _real_pairs() -> str:
 
 def decoding_tables() -> dict[str, str]:
     """Return every table of the page on decoding by name."""
-    decoding, recurrent = read("decoding"), read("recurrent")
+    decoding, recurrent, determinism = read("decoding"), read("recurrent"), read("determinism")
     ratio = {"against batch 1": ".1f", "decoding tokens/s": ".0f", "decoding against batch 1": ".1f"}
     singles = [row for row in decoding["rows"] if row["batch"] == 1]
     alone = {name: ".1f" for name in singles[0] if name.endswith(" alone")}
@@ -142,7 +142,13 @@ def decoding_tables() -> dict[str, str]:
             | {"other ms": ".0f", "other speedup": ".0f"},
             {"text": "ids of the text"},
         ),
-        "machine": _measured_on(decoding=decoding, recurrent=recurrent),
+        "determinism": markdown(
+            determinism["rows"],
+            {"members": "", "dtype": "", "other tokens, usually": "d", "other bits, usually": "d"}
+            | {"other tokens, deterministic": "d", "other bits, deterministic": "d", "time": ".1f"},
+            {"time": "time of the batch, deterministic over usual"},
+        ),
+        "machine": _measured_on(decoding=decoding, recurrent=recurrent, determinism=determinism),
     }
 
 

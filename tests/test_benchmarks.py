@@ -13,6 +13,7 @@ from benchmarks import (
     commits,
     constraints,
     decoding,
+    determinism,
     fidelity,
     fusion,
     given_text,
@@ -174,6 +175,14 @@ def test_tasks(pair, monkeypatch, tmp_path):
     gated = {row["way"]: row["others asked, %"] for kind in found for row in found[kind]}
     assert 0 < gated["deepen, gate 0.9"] <= 100
     assert gated["alpha alone"] == ""
+
+
+def test_determinism(pair, monkeypatch):
+    monkeypatch.setattr(determinism, "PROMPTS", ["The dog", "A fox and", "The quick brown"])
+    row = determinism.measure(pair, 6)
+    assert row["answers"] == 3
+    assert row["other tokens, deterministic"] == row["other bits, deterministic"] == 0
+    assert row["time"] > 0
 
 
 def test_scoring(pair, monkeypatch):

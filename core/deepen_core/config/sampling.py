@@ -66,6 +66,10 @@ class SamplingParams(ConstraintOptions):
     """The answer is cut before the first of these; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """The same seed gives the same text. The global random state is not touched."""
+    deterministic: bool = False
+    """The same answer, to the last bit, whatever else is decoded at the time: every forward of the request is its own,
+    and nothing is copied from other requests. Several such requests take as long as one after the other. Without it,
+    rounding depends a little on what is decoded beside a request, in half precision enough to change some answers."""
     logprobs: int | None = Field(default=None, ge=0, le=100)
     """Report the log-probability of each chosen token and of this many alternatives, before any constraint applies."""
     timeout: float | None = None

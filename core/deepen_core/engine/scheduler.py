@@ -94,10 +94,11 @@ class Scheduler:
     def _decode(self) -> None:
         if not self._decoding:
             return
-        together: dict[Decoder, list[EnsembleSequence]] = {}
+        together: dict[tuple[Decoder, Request | None], list[EnsembleSequence]] = {}
         for request in self._decoding:
-            together.setdefault(request.decoder or self.decoder, []).append(request.sequence)
-        for decoder, sequences in together.items():
+            alone = request if request.sequence.params.deterministic else None
+            together.setdefault((request.decoder or self.decoder, alone), []).append(request.sequence)
+        for (decoder, _), sequences in together.items():
             self._step_sequences(decoder, sequences)
         for request in self._decoding:
             request.deliver()
@@ -117,14 +118,17 @@ class Scheduler:
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
         # While others decode, each token beyond `KEPT_TAIL` would widen the forward of all of them.
-        short = KEPT_TAIL if self._decoding else _SHORT
+        usually_short = KEPT_TAIL if self._decoding else _SHORT
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
             request = self._next_prompt()
             sequence = request.sequence
             decoder = request.decoder or self.decoder
+            # The pieces of a deterministic request do not depend on what else there is to do.
+            own = sequence.params.deterministic
+            short, limit = (KEPT_TAIL, self._budget) if own else (usually_short, budget)
             ahead = sequence.pending > short or decoder.waits_for_likelihood(sequence)
-            ran = decoder.prefill(sequence, budget) if ahead else 0
+            ran = decoder.prefill(sequence, limit) if ahead else 0
             budget -= ran or sequence.pending
             if sequence.ended:
                 self._prefilling.remove(request)

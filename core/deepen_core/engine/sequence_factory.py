@@ -62,6 +62,7 @@ class SequenceFactory:
         for part in member_sequences:
             if part is not None:
                 part.cut &= spoken.cut  # no member continues a word that main does not
+                part.shares = not params.deterministic
         names = [m.name for m in self._members]
         starts_text = not spoken.text
         constraint = self.constraints.start(params, starts_text=starts_text) if params.constraint else None

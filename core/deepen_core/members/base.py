@@ -51,7 +51,10 @@ class MemberSequence:
         cut: Whether the prompt may end anywhere, as in the middle of a word.
         steps: Number of steps in which its logits were asked for.
         started: Whether the whole prompt has been run.
+        shares: Whether what was computed for another sequence with the same beginning may be copied.
     """
+
+    shares = True
 
     def __init__(
         self, prompt: MemberPrompt, tokenizer: MemberTokenizer, *, is_main: bool, opening: Opening | None = None

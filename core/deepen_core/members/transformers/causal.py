@@ -19,6 +19,8 @@ from deepen_core.members.transformers.sequential import SequentialRunner
 from deepen_core.members.transformers.tree import TreeForward
 from deepen_core.results import ONE_AT_A_TIME
 
+_Runner = RaggedRunner | RecurrentRunner | SequentialRunner
+
 
 @dataclass(frozen=True)
 class _Ways:
@@ -26,12 +28,14 @@ class _Ways:
 
     Attributes:
         short: Runs sequences of up to `max_stable_length` ids.
+        alone: Runs such sequences where nothing is to depend on others.
         long: Runs longer ones.
         max_stable_length: None if all sequences are run by `short`.
         batching: See `Member.batching`.
     """
 
-    short: RaggedRunner | RecurrentRunner | SequentialRunner
+    short: _Runner
+    alone: RecurrentRunner | SequentialRunner
     long: SequentialRunner
     max_stable_length: int | None
     batching: str
@@ -81,11 +85,12 @@ class CausalMember(ModelMember):
             unpack_heads(self.model)
             found = probe(self.model, self.context_window)
         given = (self.model, self.vocabulary_size, self.work)
-        alone = long = SequentialRunner(*given, keeps_cache=found.keeps_cache)
-        short: RaggedRunner | RecurrentRunner | SequentialRunner = alone
+        long = SequentialRunner(*given, keeps_cache=found.keeps_cache)
+        short: _Runner = long
+        alone: RecurrentRunner | SequentialRunner = long
         batching = f"{ONE_AT_A_TIME}: {found.why_not}"
         if found.recurrence is not None:
-            short = RecurrentRunner(self.model, found.recurrence, self.vocabulary_size, self.work)
+            short = alone = RecurrentRunner(self.model, found.recurrence, self.vocabulary_size, self.work)
             batching += ", so copies of it are kept"
         elif not found.keeps_cache:
             batching += ", so its whole text is run again for every token"
@@ -98,25 +103,23 @@ class CausalMember(ModelMember):
             batching += (
                 f" (up to {found.max_stable_length} ids, longer ones {others}: their length changes all positions)"
             )
-        return _Ways(short, long, found.max_stable_length, batching)
+        return _Ways(short, alone, long, found.max_stable_length, batching)
 
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
-        ways = self._ways
-        long = [self._is_long(sequence) for sequence in sequences]
-        if not any(long):
-            return ways.short.next_logits(sequences)
+        places: dict[_Runner, list[int]] = {}
+        for place, sequence in enumerate(sequences):
+            places.setdefault(self._way(sequence), []).append(place)
+        if len(places) == 1:
+            return next(iter(places)).next_logits(sequences)
         logits = torch.empty(len(sequences), self.vocabulary_size, device=self.device)
-        for way, part in ((ways.short, False), (ways.long, True)):
-            places = [i for i, is_long in enumerate(long) if is_long is part]
-            if places:
-                logits[places] = way.next_logits([sequences[i] for i in places])
+        for way, at in places.items():
+            logits[at] = way.next_logits([sequences[place] for place in at])
         return logits
 
     def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
-        way = self._ways.long if self._is_long(sequence) else self._ways.short
-        return way.prefill(sequence, limit)
+        return self._way(sequence).prefill(sequence, limit)
 
     def tree_run(self, longest: int) -> TreeForward | None:
         """See `RunsTrees.tree_run`."""
@@ -129,8 +132,11 @@ class CausalMember(ModelMember):
             self._reads_trees = probe_trees(self.model, self.context_window, masks)
         return TreeForward(self.model, masks, self.vocabulary_size, self.work) if self._reads_trees else None
 
-    def _is_long(self, sequence: MemberSequence) -> bool:
-        return self._ways.max_stable_length is not None and len(sequence.ids) > self._ways.max_stable_length
+    def _way(self, sequence: MemberSequence) -> _Runner:
+        ways = self._ways
+        if ways.max_stable_length is not None and len(sequence.ids) > ways.max_stable_length:
+            return ways.long
+        return ways.short if sequence.shares else ways.alone
 
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:  # noqa: ARG002
         """See `Member.token_logprobs`."""

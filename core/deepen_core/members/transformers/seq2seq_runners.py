@@ -70,7 +70,7 @@ class TogetherRunner:
 
     def _is_encoded(self, sequence: MemberSequence, seat: Seat) -> bool:
         """Whether the prompt of a sequence was encoded, for it or for another one."""
-        if not seat.source.ids and self._forward.share(seat, source_of(sequence)):
+        if sequence.shares and not seat.source.ids and self._forward.share(seat, source_of(sequence)):
             self._work.ids_copied += len(source_of(sequence))
         return bool(seat.source.ids)
 
