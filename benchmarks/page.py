@@ -116,7 +116,8 @@ def _gains() -> str:
     pairs = {f"{row['main']}, {row['other']}": row for row in rows}
     ways = [name for name in rows[0] if name.endswith(" %") and name != "fitted %"]
     shown = [
-        {"change of bits, %": name.removesuffix(" %")} | {pair: format(row[name], "+.1f") for pair, row in pairs.items()}
+        {"change of bits, %": name.removesuffix(" %")}
+        | {pair: format(row[name], "+.1f") for pair, row in pairs.items()}
         for name in sorted(ways, key=lambda name: sum(row[name] for row in rows))
     ]
     fitted = {pair: f"{row['fitted %']:+.1f} (weight {row['fitted weight']:.1f})" for pair, row in pairs.items()}
