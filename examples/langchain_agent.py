@@ -52,9 +52,7 @@ def main() -> None:
     with ChatDeepen.demo(max_tokens=16) as chat:
         agent = create_agent(chat, [whole_record, first_sentence], middleware=[for_small_models])
         runs = agent.batch([{"messages": [HumanMessage(question.text)]} for question in asked])  # decoded together
-    print(
-        "The demo's models have never seen a tool: which of the two they call is a guess, and so only the answer counts.\n"
-    )
+    print("The demo's models have never seen a tool: which of the two they call is a guess.\n")
     for question, run in zip(asked, runs, strict=True):
         (call,) = run["messages"][1].tool_calls
         said = run["messages"][-1].text.strip()

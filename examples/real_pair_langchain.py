@@ -2,8 +2,8 @@
 
 Run with: python examples/real_pair_langchain.py [MODEL MODEL]
 
-The models are folders or hub ids; by default two small ones, which the first run fetches from the hub. With other models
-the answers are others. `examples/README.md` has the output for the default pair.
+The models are folders or hub ids; by default two small ones, which the first run fetches from the hub. Other models
+give other answers. `examples/README.md` has the output for the default pair.
 """
 
 import sys

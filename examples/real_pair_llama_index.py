@@ -2,8 +2,8 @@
 
 Run with: python examples/real_pair_llama_index.py [MODEL MODEL]
 
-The models are folders or hub ids; by default two small ones, which the first run fetches from the hub. With other models
-the answers are others. `examples/README.md` has the output for the default pair.
+The models are folders or hub ids; by default two small ones, which the first run fetches from the hub. Other models
+give other answers. `examples/README.md` has the output for the default pair.
 """
 
 import sys
@@ -22,11 +22,12 @@ TEXTS = [
 ]
 
 
-class Price(BaseModel):
-    """What something costs."""
+class Museum(BaseModel):
+    """What is written about a museum."""
 
-    what: str = Field(max_length=40)
-    euros: int = Field(ge=0, le=100)
+    opens: str = Field(max_length=20)
+    closes: str = Field(max_length=20)
+    closed_on: str = Field(max_length=20)
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
                 print(piece, end="", flush=True)
             print()
 
-        print(f"\nAn object: {llm.structured_predict(Price, PromptTemplate('{text}'), text=TEXTS[2])!r}")
+        print(f"\nAn object: {llm.structured_predict(Museum, PromptTemplate('{text}'), text=TEXTS[0])!r}")
 
 
 if __name__ == "__main__":
