@@ -28,8 +28,8 @@ def repository() -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Sets the address to which the icon in the page's corner leads."""
-    config.repo_url = repository()
+    """Sets the address to which the icon in the page's corner leads, and the words beside it."""
+    config.repo_url, config.repo_name = repository(), "Repository"
     return config
 
 

@@ -1,4 +1,4 @@
-"""LangChain on a real pair of models: a streamed answer, an object, and a tool call, with the time that each took.
+"""LangChain on a real pair of models: a streamed answer, an object, and a tool call.
 
 Run with: python examples/real_pair_langchain.py [MODEL MODEL]
 

@@ -1,4 +1,4 @@
-"""LlamaIndex on a real pair of models: questions to an index, streamed, and an object, with the time that it took.
+"""LlamaIndex on a real pair of models: questions to an index, streamed, and an object.
 
 Run with: python examples/real_pair_llama_index.py [MODEL MODEL]
 
