@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+DOCS := .venv-docs
 # What asks most of each dependency, in a few minutes.
 LOWEST_TESTS := $(patsubst %,tests/test_%.py,attention cli constraint decoding excerpt kv_cache kv_schedules \
 	langchain_chat langchain_llm llama_index_agents llama_index_llm \
@@ -18,7 +19,7 @@ WORKERS = $(if $(findstring tests/,$(ARGS)),,-n auto --dist worksteal)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint format bench clean
+.PHONY: help demo test test-all test-lowest lint format bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,8 +55,12 @@ bench: $(READY) ## run every benchmark
 		$(BIN)/python -m benchmarks.$$module $(ARGS); \
 	done
 
+# NO_MKDOCS_2_WARNING: nothing but what is wrong here is printed.
+docs: $(DOCS)/.ready ## build the documentation into site/; a broken link, anchor or table of contents is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict $(ARGS)
+
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) $(LOWEST) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(DOCS) build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: its constraint takes a CPU build where one is offered.
@@ -75,4 +80,11 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[all]' \
 		filelock hypothesis langchain-tests langgraph pytest pytest-asyncio pytest-socket pytest-xdist
+	@touch $@
+
+# Without the package: its docstrings are read, not imported. Dependency groups need pip 25.1.
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check 'pip>=25.1'
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt --group docs
 	@touch $@

@@ -1,6 +1,6 @@
-"""Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
+"""Fill the tables of the README and of `docs/` from the published results of the benchmarks, and draw the plots.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding`, `recurrent` and `tasks`.
+Run with `python -m benchmarks.page` after any benchmark that publishes results for a page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import matplotlib as mpl
 from benchmarks import plots
 from benchmarks.report import read
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 HEADINGS = {
     "choices that fusion changes": "choice changed by fusion",
@@ -96,21 +97,116 @@ def fusion_tables() -> dict[str, str]:
             {"world": "", "spaces s": ".1f", "build s": ".1f", "rows": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
         ),
     }
-    return {**rows, "real pairs": _real_pairs(), "machine": _measured_on(fusion=fusion, fidelity=fidelity)}
+    measured = _measured_on(fusion=fusion, fidelity=fidelity)
+    return {**rows, "real pairs": _bits_alone(), "real gains": _gains(), "machine": measured}
 
 
-def _real_pairs() -> str:
-    """Return the table of what each strategy is worth on real pairs."""
-    pairs = read("real_pairs")
-    kinds = [name.removesuffix(": main") for name in pairs["rows"][0] if name.endswith(": main")]
+def _bits_alone() -> str:
+    """Return the table of what each member of the real pairs needs alone."""
+    rows = read("real_pairs")["rows"]
+    kinds = [name.removesuffix(": main") for name in rows[0] if name.endswith(": main")]
     alone = {f"{kind}: {who}": ".3f" for kind in kinds for who in ("main", "other")}
-    worth = {name: "+.1f" for name in pairs["rows"][0] if name.endswith(" %")}
-    headings = {name: name.replace(": main", ", main alone").replace(": other", ", other alone") for name in alone}
-    return markdown(
-        pairs["rows"],
-        {"main": "", "other": "", "dtype": "", "texts": ""} | alone | worth | {"fitted weight": ".1f"},
-        headings | {name: f"{name.removesuffix(' %')}, %" for name in worth},
-    )
+    headings = {name: name.replace(": ", ", ") for name in alone}
+    return markdown(rows, {"main": "", "other": "", "dtype": "", "texts": ""} | alone, headings)
+
+
+def _gains() -> str:
+    """Return the table of what each strategy is worth on the real pairs, a pair in each column."""
+    rows = read("real_pairs")["rows"]
+    pairs = {f"{row['main']}, {row['other']}": row for row in rows}
+    ways = [name for name in rows[0] if name.endswith(" %") and name != "fitted %"]
+    shown = [
+        {"change of bits, %": name.removesuffix(" %")}
+        | {pair: format(row[name], "+.1f") for pair, row in pairs.items()}
+        for name in sorted(ways, key=lambda name: sum(row[name] for row in rows))
+    ]
+    fitted = {pair: f"{row['fitted %']:+.1f} (weight {row['fitted weight']:.1f})" for pair, row in pairs.items()}
+    return markdown([*shown, {"change of bits, %": "deepen, fitted"} | fitted], dict.fromkeys(shown[0], ""))
+
+
+def readme_tables() -> dict[str, str]:
+    """Return the tables of the README: what an ensemble is worth on text, and on tasks."""
+    texts = [
+        {
+            "main": row["main"],
+            "other": row["other"],
+            "better one alone": min(_mean_bits(row, who) for who in ("main", "other")),
+            "together": row["deepen %"],
+            "together, adaptive": row["deepen, adaptive %"],
+        }
+        for row in read("real_pairs")["rows"]
+    ]
+    choices: dict[str, list[Mapping[str, Any]]] = {}
+    for row in read("tasks")["choices"]:
+        choices.setdefault(row["members"], []).append(row)
+    tasks = []
+    for members, rows in choices.items():
+        best = max((row for row in rows if not row["way"].endswith(" alone")), key=lambda row: row["mean"])
+        tasks.append(
+            {
+                "members": members,
+                "better one alone": max(row["mean"] for row in rows if row["way"].endswith(" alone")),
+                "best": f"{best['points']:+.1f} ({best['way']})",
+                "95 %": f"{best['from']:+.1f} to {best['to']:+.1f}",
+            }
+        )
+    settings = len(next(iter(choices.values()))) - 2
+    return {
+        "text": markdown(
+            texts,
+            {"main": "", "other": "", "better one alone": ".3f", "together": "+.1f", "together, adaptive": "+.1f"},
+            {"better one alone": "better one alone, bits a byte", "together": "together, %"}
+            | {"together, adaptive": "with adaptive weights, %"},
+        ),
+        "tasks": markdown(
+            tasks,
+            {"members": "", "better one alone": ".1f", "best": "", "95 %": ""},
+            {"better one alone": "better one alone, % right", "best": f"best of {settings} settings, points"},
+        ),
+    }
+
+
+def _mean_bits(row: Mapping[str, Any], who: str) -> float:
+    """Return the mean over the kinds of text of what "main" or "other" needs alone."""
+    values = [value for name, value in row.items() if name.endswith(f": {who}")]
+    return float(sum(values) / len(values))
+
+
+def models_tables() -> dict[str, str]:
+    """Return every table of the page on pairs of models by name."""
+    pairs = read("pairs")
+    return {
+        "models": markdown(
+            pairs["models"],
+            {"model": "", "parameters": ",d", "bfloat16 MiB": ",.0f", "float32 MiB": ",.0f", "vocabulary": ",d"}
+            | {"bytes per token": ".1f", "context window": ",d", "chat template": ""},
+        ),
+        "pairs": markdown(
+            pairs["rows"],
+            {"pair": "", "shared tokens": ",d", "first not shared": ".0%", "second not shared": ".0%"}
+            | {"length ratio": ".2f", "size ratio": ".1f", "fusion MiB": ".0f", "warnings": "d"},
+        ),
+        "machine": _measured_on(pairs=pairs),
+    }
+
+
+def performance_tables() -> dict[str, str]:
+    """Return every table of the page on performance by name."""
+    cpu, gpu, halves = read("real_speed"), read("real_speed_h100"), read("precision")
+    ratios = {"first token": ".2f", "new answer": ".2f", "the same, warm": ".2f", "batch of 8": ".2f"}
+    pair = {"main": "", "other": "", "dtype": ""}
+    seconds = {"importing and reading s": ".1f", "beyond s": ".1f", "to the first token s": ".1f"}
+    timed = [row | {"device": name} for name, content in (("CPU", cpu), ("GPU", gpu)) for row in content["rows"]]
+    return {
+        "forwards": markdown(timed, {"device": ""} | pair | ratios),
+        "first token": markdown([r for r in timed if "beyond s" in r], {"device": ""} | pair | seconds),
+        "precision": markdown(
+            halves["rows"],
+            {"main": "", "others": "", "dtype": "", "batch": "d", "tokens/s": ".1f", "of transformers": ".2f"},
+            {"of transformers": "of transformers alone, in a batch"},
+        ),
+        "machine": _measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves),
+    }
 
 
 def decoding_tables() -> dict[str, str]:
@@ -176,7 +272,15 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-PAGES = {"fusion.md": fusion_tables, "decoding.md": decoding_tables, "evaluation.md": evaluation_tables}
+PAGES = {
+    "README.md": readme_tables,
+    "docs/fusion.md": fusion_tables,
+    "docs/decoding.md": decoding_tables,
+    "docs/evaluation.md": evaluation_tables,
+    "docs/models.md": models_tables,
+    "docs/performance.md": performance_tables,
+}
+"""The pages with tables, by their place in the repository."""
 
 
 def _measured_on(**contents: Mapping[str, Any]) -> str:
@@ -201,7 +305,7 @@ def main() -> None:
     """Write the pages and their plots."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     for name, tables in PAGES.items():
-        page = DOCS / name
+        page = ROOT / name
         page.write_text(filled(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     with mpl.rc_context(plots.STYLE):
         for name, figure in plots.pictures(read("fusion"), read("fidelity")).items():

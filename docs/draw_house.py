@@ -1,4 +1,4 @@
-"""Draws the layers of the engine, from the import contract in pyproject.toml, into CONTRIBUTING.md.
+"""Draws the layers of the engine, from the import contract in pyproject.toml, into docs/how_it_works.md.
 
 Run with `python docs/draw_house.py` after the contract or the docstring of a package has changed; a test compares.
 """
@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "CONTRIBUTING.md"
+PAGE = ROOT / "docs" / "how_it_works.md"
 _BEGIN, _END = "<!-- house: begin -->", "<!-- house: end -->"
 _WIDTH = 100
 

@@ -52,10 +52,12 @@ def main() -> None:
     with ChatDeepen.demo(max_tokens=16) as chat:
         agent = create_agent(chat, [whole_record, first_sentence], middleware=[for_small_models])
         runs = agent.batch([{"messages": [HumanMessage(question.text)]} for question in asked])  # decoded together
+    print("The demo's models have never seen a tool: which of the two they call is a guess.\n")
     for question, run in zip(asked, runs, strict=True):
         (call,) = run["messages"][1].tool_calls
         said = run["messages"][-1].text.strip()
-        print(f"{question.text:<42} {said:<12} after {call['name']}({call['args']['name']!r})")
+        mark = "right" if said == question.answer else f"it is {question.answer}"
+        print(f"{question.text:<42} {said:<12} {mark}, after {call['name']}({call['args']['name']!r})")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,23 @@ Run with: python examples/langchain_async.py
 
 import asyncio
 
-from deepen_core.demo import questions
+from deepen_core.demo import Question, questions
 from deepen_integrations.langchain import DeepenLLM
 
 
-async def answer(llm: DeepenLLM, question: str) -> str:
+async def answer(llm: DeepenLLM, question: Question) -> None:
     """Stream one answer while the others are streamed too."""
-    pieces = [piece async for piece in llm.astream(f"Question: {question}\nAnswer:")]
-    print(f"  {question:<42} {''.join(pieces).strip():<12} came in {len(pieces)} pieces")
-    return "".join(pieces)
+    pieces = [piece async for piece in llm.astream(f"Question: {question.text}\nAnswer:")]
+    said = "".join(pieces).strip()
+    mark = "right" if said == question.answer else f"it is {question.answer}"
+    print(f"  {question.text:<42} {said:<12} {mark}, in {len(pieces)} pieces")
 
 
 async def main() -> None:
     llm = DeepenLLM.demo(max_new_tokens=16)
 
     print("Six streams at once, decoded as one batch")
-    await asyncio.gather(*(answer(llm, question.text) for question in questions()[:6]))
+    await asyncio.gather(*(answer(llm, question) for question in questions()[:6]))
 
     print("\nA long answer that nobody waits for any longer")
     try:

@@ -26,14 +26,15 @@ def main() -> None:
         | llm
         | StrOutputParser()
     )
-    asked = [question.text for question in questions()[:6]]
-    for question, answer in zip(asked, chain.batch(asked), strict=True):
-        (source,) = retriever.invoke(question)
-        print(f"{question:<42} {answer.strip():<12} from the document on {source.metadata['person']}")
+    asked = questions()[:6]
+    for question, answer in zip(asked, chain.batch([question.text for question in asked]), strict=True):
+        (source,) = retriever.invoke(question.text)
+        mark = "right" if answer.strip() == question.answer else f"it is {question.answer}"
+        print(f"{question.text:<42} {answer.strip():<12} {mark}, from the document on {source.metadata['person']}")
 
     print("\nStreaming:")
-    print(f"{asked[0]:<42}", end="")
-    for piece in chain.stream(asked[0]):
+    print(f"{asked[0].text:<42}", end="")
+    for piece in chain.stream(asked[0].text):
         print(piece, end="", flush=True)
     print()
     llm.close()

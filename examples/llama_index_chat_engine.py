@@ -25,9 +25,11 @@ def main() -> None:
     print("A conversation")
     for question in questions()[:6]:
         print(f"  {question.text:<42}", end="")
+        said = ""
         for piece in engine.stream_chat(question.text).response_gen:
+            said += piece
             print(piece, end="", flush=True)
-        print()
+        print(", right" if said.strip() == question.answer else f", but it is {question.answer}")
 
     remembered, said = memory.get(), memory.get_all()
     print(f"\nOf {len(said)} messages the last {len(remembered)} go along with the next question:")

@@ -21,7 +21,9 @@ def main() -> None:
     for question in questions()[:5]:
         response = engine.query(question.text)
         (source,) = response.source_nodes
-        print(f"{question.text:<42} {str(response).strip():<12} from the document on {source.metadata['person']}")
+        said = str(response).strip()
+        mark = "right" if said == question.answer else f"it is {question.answer}"
+        print(f"{question.text:<42} {said:<12} {mark}, from the document on {source.metadata['person']}")
 
     print("\nStreaming:")
     question = questions()[5]

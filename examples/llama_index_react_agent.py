@@ -10,7 +10,7 @@ from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import ReActAgent, ToolCall
 from llama_index.core.tools import FunctionTool
 
-from deepen_core.demo import questions
+from deepen_core.demo import Question, questions
 from deepen_core.demo.phrases import RELATIONS
 from deepen_integrations.llama_index import DeepenLLM
 
@@ -41,13 +41,14 @@ def forms() -> str:
     return "|".join([*cities, *jobs, *answers])
 
 
-async def ask(agent: ReActAgent, question: str) -> None:
+async def ask(agent: ReActAgent, question: Question) -> None:
     """Print the agent's answer to a question, and the tool that it called."""
-    running = agent.run(question)
+    running = agent.run(question.text)
     called = [event async for event in running.stream_events() if isinstance(event, ToolCall)]
     answer = str(await running).strip()
     steps = "".join(f"{call.tool_name}({call.tool_kwargs})" for call in called) or "no tool"
-    print(f"{question:<42} {answer:<50} {steps}")
+    mark = "right" if answer.startswith(question.answer) else f"it is {question.answer}"
+    print(f"{question.text:<42} {answer:<46} {mark}, {steps}")
 
 
 async def main() -> None:
@@ -60,7 +61,7 @@ async def main() -> None:
         formatter=ReActChatFormatter.from_defaults(system_header="Ask {tool_names}."),
     )
     for question in questions()[:11]:
-        await ask(agent, question.text)
+        await ask(agent, question)
     llm.close()
 
 

@@ -47,7 +47,7 @@ class Ensemble(GenerationAPI):
     Create one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops; their
     requests are decoded together.
 
-    Example:
+    Examples:
         >>> with Ensemble.demo() as ens:
         ...     print(ens.generate("Question: Where does Felix live?\nAnswer:").text)
     """

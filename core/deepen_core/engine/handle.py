@@ -57,7 +57,7 @@ class Handle:
         request: The request.
         owner: Kept alive as long as the handle, since the request ends with it.
 
-    Example:
+    Examples:
         >>> handle = ens.submit("Once upon a time", max_new_tokens=64)
         >>> for chunk in handle:
         ...     print(chunk.text, end="")

@@ -43,7 +43,7 @@ def shared_token_limits(members: Sequence[Member], main: Member, anchors: Sequen
     shared = set(anchors)
     found = []
     for member in members:
-        share = _unshared(member, shared)
+        share = unshared_share(member, shared)
         found.append(
             f"{share:.0%} of the tokens of {member.name!r} on a sample of prose and code are not shared by all "
             "members: of such a token, only the beginning counts in the ensemble, up to the longest shared token."
@@ -67,7 +67,7 @@ AVERAGE_LIMIT = (
 """What no weighted average can do."""
 
 
-def _unshared(member: Member, shared: set[bytes]) -> float:
+def unshared_share(member: Member, shared: set[bytes]) -> float:
     """Returns the share of a member's tokens on a sample text that not all members have."""
     ids = member.tokenizer.sample_ids
     return sum(member.tokenizer.vocabulary.token_bytes(i) not in shared for i in ids) / max(1, len(ids))
