@@ -36,5 +36,5 @@ class ReadmeHook(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
         """See `MetadataHookInterface.update`."""
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
-        repository = metadata["urls"]["Repository"]
+        repository = metadata["urls"]["Source"]
         metadata["readme"] = {"content-type": "text/markdown", "text": absolute_links(text, repository)}

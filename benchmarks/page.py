@@ -14,50 +14,12 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks import plots
+from benchmarks.markdown import markdown, measured_on
 from benchmarks.report import read
+from deepen_core.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-
-HEADINGS = {
-    "choices that fusion changes": "choice changed by fusion",
-    "equal choices": "same choice",
-    "steps where main is sure (>= 0.2)": "steps with main's top probability >= 0.2",
-    "equal there": "same choice there",
-    "of the limit": "fraction of the limit",
-    "plain tokens/s": "as published, tokens/s",
-    "against plain": "speedup over published",
-    "against batch 1": "speedup over batch 1",
-    "decoding against batch 1": "decoding speedup over batch 1",
-    "of the whole": "share of total time",
-    "ids run for one": "ids run, one prompt",
-    "ids run for all": "ids run, all prompts",
-    "dense GiB": "dense matrices, GiB",
-    "dense ms": "dense matrices, ms",
-    "spaces s": "calibration s",
-}
-"""The heading of a column if it is not the key under which the benchmark publishes it."""
-
-
-def markdown(
-    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], headings: Mapping[str, str] | None = None
-) -> str:
-    """Format some columns of published results as a Markdown table.
-
-    Args:
-        rows: Published results, one mapping per line of the table.
-        columns: The keys to show, each with the format of its numbers, or "" for text.
-        headings: Headings of this table, which replace those in `HEADINGS`.
-    """
-    shown = {**HEADINGS, **(headings or {})}
-    numbers = [bool(form) for form in columns.values()]
-    lines = [[shown.get(key, key) for key in columns], ["---:" if number else "---" for number in numbers]]
-    lines += [[_written(row[key], form) for key, form in columns.items()] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _written(value: Any, form: str) -> str:
-    return str(value) if isinstance(value, str) or not form else format(value, form)
 
 
 def fusion_tables() -> dict[str, str]:
@@ -97,7 +59,7 @@ def fusion_tables() -> dict[str, str]:
             {"world": "", "spaces s": ".1f", "build s": ".1f", "rows": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
         ),
     }
-    measured = _measured_on(fusion=fusion, fidelity=fidelity)
+    measured = measured_on(fusion=fusion, fidelity=fidelity)
     return {**rows, "real pairs": _bits_alone(), "real gains": _gains(), "machine": measured}
 
 
@@ -186,7 +148,7 @@ def models_tables() -> dict[str, str]:
             {"pair": "", "shared tokens": ",d", "first not shared": ".0%", "second not shared": ".0%"}
             | {"length ratio": ".2f", "size ratio": ".1f", "fusion MiB": ".0f", "warnings": "d"},
         ),
-        "machine": _measured_on(pairs=pairs),
+        "machine": measured_on(pairs=pairs),
     }
 
 
@@ -205,7 +167,7 @@ def performance_tables() -> dict[str, str]:
             {"main": "", "others": "", "dtype": "", "batch": "d", "tokens/s": ".1f", "of transformers": ".2f"},
             {"of transformers": "of transformers alone, in a batch"},
         ),
-        "machine": _measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves),
+        "machine": measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves),
     }
 
 
@@ -244,7 +206,7 @@ def decoding_tables() -> dict[str, str]:
             | {"other tokens, deterministic": "d", "other bits, deterministic": "d", "time": ".1f"},
             {"time": "time of the batch, deterministic over usual"},
         ),
-        "machine": _measured_on(decoding=decoding, recurrent=recurrent, determinism=determinism),
+        "machine": measured_on(decoding=decoding, recurrent=recurrent, determinism=determinism),
     }
 
 
@@ -252,7 +214,15 @@ def evaluation_tables() -> dict[str, str]:
     """Return every table of the page on evaluation by name."""
     tasks = read("tasks")
     found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
-    return {**found, "machine": _measured_on(tasks=tasks)}
+    return {**found, "demo": _demo(), "machine": measured_on(tasks=tasks)}
+
+
+def _demo() -> str:
+    """Return the table of the demo's right answers: each member alone, and the strategies with each as main."""
+    rows = read("quality")["rows"]
+    kinds = {name: ".0%" for name in rows[0] if name.startswith("known to ")}
+    shown = [row for row in rows if row["who answers"].endswith(" alone") or row["who answers"] in PRESETS]
+    return markdown(shown, {"who answers": "", "main": "", "exact match": ".1%"} | kinds)
 
 
 def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -281,14 +251,6 @@ PAGES = {
     "docs/performance.md": performance_tables,
 }
 """The pages with tables, by their place in the repository."""
-
-
-def _measured_on(**contents: Mapping[str, Any]) -> str:
-    seen = {name: content["machine"] for name, content in contents.items()}
-    said = [
-        f"`{n}` on {m['cpu']}, {m['threads']} threads, GPU: {m['gpu']}, torch {m['torch']}" for n, m in seen.items()
-    ]
-    return f"Measured: {'; '.join(said)}."
 
 
 def filled(page: str, content: Mapping[str, str]) -> str:

@@ -24,7 +24,7 @@ def repository() -> str:
     """The repository's address, which only pyproject.toml states."""
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["urls"]["Repository"]).rstrip("/")
+    return str(project["urls"]["Source"]).rstrip("/")
 
 
 def on_config(config: Any) -> Any:

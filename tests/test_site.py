@@ -3,10 +3,12 @@
 `make docs` builds them, where every broken link is an error.
 """
 
+import importlib
 import inspect
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from deepen_core import errors
@@ -58,11 +60,27 @@ def test_troubleshooting_has_an_entry_for_each_class_and_no_other():
     assert all(len(text.split()) >= 5 for _, text in entries)
 
 
-def test_the_address_of_the_repository_is_in_one_place():
-    (address,) = re.findall(
-        r'^Repository = "(\S+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
-    )
+def description():
+    """The README as a package index gets it, and the repository's address."""
+    plugins = pytest.importorskip("hatchling.plugin.manager")
+    metadata = importlib.import_module("hatchling.metadata.core").ProjectMetadata(str(ROOT), plugins.PluginManager())
+    return metadata.core.readme, metadata.core.urls["Source"]
+
+
+def test_links_and_pictures_of_the_readme_work_on_a_package_index():
+    """They are absolute there, and lead into the repository."""
+    text, source = description()
+    given = re.findall(r"\]\((?![a-z]+:|#)([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    assert len(given) > 10
+    for target in given:
+        kind = "raw" if target.endswith(".svg") else "blob"
+        assert ("!" if kind == "raw" else "", f"{source}/{kind}/main/{target}") in links
+    assert all(re.match("[a-z]+:", target) for _, target in links)
+
+
+def test_the_address_of_the_repository_is_in_one_file():
+    _, source = description()
     files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "mkdocs.yml", "hatch_build.py")]
-    for file in [*files, *DOCS.rglob("*.md"), *DOCS.rglob("*.py"), *(ROOT / "examples").iterdir()]:
-        if file.is_file():
-            assert address not in file.read_text(encoding="utf-8"), file
+    for file in [*files, *DOCS.rglob("*.md"), *DOCS.rglob("*.py"), *(ROOT / "examples").glob("*.*")]:
+        assert source not in file.read_text(encoding="utf-8"), file
