@@ -17,5 +17,6 @@ def fake(monkeypatch):
         ensemble.opened = {"members": options.pop("member"), "chat": chat, **options}
         return ensemble
 
-    monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", open_fake)
+    for module in ("asking", "describing", "measuring"):
+        monkeypatch.setattr(f"deepen_integrations.cli.{module}.open_ensemble", open_fake)
     return ensemble
