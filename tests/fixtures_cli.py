@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 import pytest
-from cli_parts import FakeEnsemble
+from cli_parts import OPENING, FakeEnsemble
 
 
 @pytest.fixture
@@ -17,6 +17,6 @@ def fake(monkeypatch):
         ensemble.opened = {"members": options.pop("member"), "chat": chat, **options}
         return ensemble
 
-    for module in ("asking", "describing", "measuring"):
-        monkeypatch.setattr(f"deepen_integrations.cli.{module}.open_ensemble", open_fake)
+    for name in OPENING:
+        monkeypatch.setattr(name, open_fake)
     return ensemble

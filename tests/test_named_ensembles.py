@@ -89,7 +89,10 @@ def test_paths_are_relative_to_the_file(file, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("it:\n  models: [a]\n  wieghts: [1]\n", r"Ensemble 'it' in .*: unknown option 'wieghts': did you mean 'weights'"),
+        (
+            "it:\n  models: [a]\n  wieghts: [1]\n",
+            r"Ensemble 'it' in .*: unknown option 'wieghts': did you mean 'weights'",
+        ),
         ("it:\n  models: [a]\n  progress: true\n", "unknown option 'progress': known are models, main"),
         ("it:\n  main: 0\n", "has no 'models'"),
         ("it: [a, b]\n", r"is \['a', 'b'\]: give the options"),

@@ -60,7 +60,8 @@ def generate(
                 StreamedAnswer(stats=stats).show(ensemble.stream(prompt, **params))
                 return
             with Status("answering"):
-                found = ensemble.generate(prompt, **params) if voted is None else ensemble.vote(prompt, **params, **voted)
+                ask = ensemble.generate if voted is None else ensemble.vote
+                found = ask(prompt, **params, **(voted or {}))
         typer.echo(to_json(found) if as_json else found.text)
         if isinstance(found, Choice) and not as_json:
             _show_votes(found)
@@ -68,7 +69,8 @@ def generate(
 
 def _show_votes(choice: Choice) -> None:
     print_votes(Console(stderr=True, highlight=False), choice)
-    show_notes(note for candidate in choice.candidates if candidate.generation for note in candidate.generation.warnings)
+    generations = [candidate.generation for candidate in choice.candidates if candidate.generation]
+    show_notes(note for generation in generations for note in generation.warnings)
 
 
 @commands.command(

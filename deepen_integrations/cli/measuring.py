@@ -182,9 +182,8 @@ def fit(
     with clear_errors(debug):
         paths = ev.files(examples, "FILE")
         chosen = ev.checked_by(by)
-        with open_ensemble(load) as ensemble:
-            with Status("fitting weights"):
-                found = ensemble.fit_weights(paths, by=chosen, limit=limit)
+        with open_ensemble(load) as ensemble, Status("fitting weights"):
+            found = ensemble.fit_weights(paths, by=chosen, limit=limit)
         typer.echo(",".join(f"{weight:g}" for weight in found.weights))
         notice(ev.told(found), style="dim")
         if output is not None:

@@ -226,7 +226,7 @@ class SamplingOptions:
     ] = None
     timeout: Annotated[float | None, _sampling(help="Return the partial answer after this many seconds.")] = None
     logprobs: Annotated[
-        int | None, _sampling(help="Show the log-probability of each token, and this many alternatives, after the text.")
+        int | None, _sampling(help="Show each token's log-probability, and this many alternatives, after the text.")
     ] = None
 
 

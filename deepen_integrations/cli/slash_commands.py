@@ -58,7 +58,8 @@ def _set(conversation: Conversation, rest: str) -> None:
         _tell(", ".join(options) or "All options are at their defaults.")
         return
     known = conversation.set_option(name, value.strip())
-    _tell(f"{known} is {conversation.options[known]!r}." if known in conversation.options else f"{known} is the default.")
+    options = conversation.options
+    _tell(f"{known} is {options[known]!r}." if known in options else f"{known} is at its default.")
 
 
 def _system(conversation: Conversation, rest: str) -> None:
