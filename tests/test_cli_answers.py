@@ -5,8 +5,8 @@ from cli_parts import run
 
 from deepen_core.config.named_ensembles import FILE_VARIABLE
 from deepen_core.errors import ConfigurationError
-from deepen_integrations.cli.options import EnsembleOptions
 from deepen_integrations.cli.opening import TOY, named_options
+from deepen_integrations.cli.options import EnsembleOptions
 
 SPEED = "2 tokens in 1.00 s: 4.0 tokens/s, first token after 0.75 s (3 tokens of prompt)."
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepen_integrations.doctor.findings import size
+
 if TYPE_CHECKING:
     from deepen_core.results import EnsembleInfo, MemberInfo, TokenLogprob
     from deepen_core.voting import Choice
@@ -41,16 +43,6 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
 """What is shown of a member; None where its strategy of fusion has no such number."""
 _MISSING = "-"
 _KNOWN = {"both": "Both know", "half": "Both are in two minds"}
-
-
-def size(count: int) -> str:
-    """Formats a number of bytes, such as `12.3 MiB`."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1024
-    return f"{amount:.3g} GiB"
 
 
 def _has_space(member: MemberInfo) -> bool:
