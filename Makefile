@@ -58,13 +58,15 @@ clean: ## remove the environment and all that was built
 	rm -rf $(VENV) $(LOWEST) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first and alone: its constraint takes a CPU build where one is offered.
+# pip goes first, because older ones know no dependency groups; then torch, alone: its constraint takes a CPU build where
+# one is offered.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo 'deepen-integrations needs Python 3.10 or newer: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt 'pip>=25.1'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev
 	@touch $@
 
 # Only what constraints-lowest.txt names is older than in .venv.

@@ -7,13 +7,20 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 
 import pytest
 
 from deepen_integrations.cli import status
 from deepen_integrations.cli.status import Status
 
-DEEPEN = [sys.executable, "-m", "deepen_integrations.cli"]
+# Ctrl-C is a signal only in the terminal that controls a process.
+DEEPEN = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from deepen_integrations.cli import app
+app()
+"""
 SECONDS = 120
 
 
@@ -30,7 +37,12 @@ class Terminal:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "TERM": "xterm"}
         place = other if output is None else output
         self.process = subprocess.Popen(
-            [*DEEPEN, *arguments], stdin=other, stderr=other, stdout=place, env=env, start_new_session=True
+            [sys.executable, "-c", DEEPEN, *arguments],
+            stdin=other,
+            stderr=other,
+            stdout=place,
+            env=env,
+            start_new_session=True,
         )
         os.close(other)
         self.shown = ""
@@ -113,10 +125,9 @@ def test_the_prompt_is_in_the_terminal_where_the_answers_are(terminal):
 
 @pytest.fixture
 def error_stream(monkeypatch):
-    """A terminal that is the error stream of this process; called, it returns what was written to it."""
+    """A terminal: a stream, and a function that returns what was written to it."""
     reading, writing = pty.openpty()
     stream = os.fdopen(writing, "w", buffering=1)
-    monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(status, "_PATIENCE_S", 0.2)
 
@@ -127,30 +138,33 @@ def error_stream(monkeypatch):
             text += os.read(reading, 65536)
         return text.decode()
 
-    yield written
+    yield stream, written
     stream.close()
     os.close(reading)
 
 
 def test_what_takes_long_is_said_and_removed(error_stream):
-    with Status("counting [sheep]"):
+    stream, written = error_stream
+    with redirect_stderr(stream), Status("counting [sheep]"):
         time.sleep(1.2)
-    text = error_stream()
+    text = written()
     assert "counting [sheep]" in text
     assert text.rstrip("\r\n").endswith("\x1b[2K")  # the line is cleared
-    with Status("counting [sheep]") as line:
+    with redirect_stderr(stream), Status("counting [sheep]") as line:
         time.sleep(0.5)
         line.stop()
-        error_stream()
+        written()
         time.sleep(0.5)
-        assert error_stream() == ""
+        assert written() == ""
 
 
 def test_what_is_quick_is_not(error_stream):
-    with Status("blinking"):
-        pass
-    time.sleep(0.4)
-    assert error_stream() == ""
+    stream, written = error_stream
+    with redirect_stderr(stream):
+        with Status("blinking"):
+            pass
+        time.sleep(0.4)
+    assert written() == ""
 
 
 def test_no_line_outside_of_a_terminal(monkeypatch, capsys):

@@ -54,8 +54,8 @@ def _help(_conversation: Conversation, _rest: str) -> None:
 def _set(conversation: Conversation, rest: str) -> None:
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
     if not name:
-        options = (f"{option} {value!r}" for option, value in conversation.options.items())
-        _tell(", ".join(options) or "All options are at their defaults.")
+        shown = (f"{option} {value!r}" for option, value in conversation.options.items())
+        _tell(", ".join(shown) or "All options are at their defaults.")
         return
     known = conversation.set_option(name, value.strip())
     options = conversation.options
