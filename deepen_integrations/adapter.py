@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationErro
 from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
 from deepen_integrations.load_options import DEMO, LoadOptions
@@ -86,6 +88,23 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             )
         shared = adopted_ensemble(ensemble)  # referenced here until the adapter does
         return cls(models=shared.options.models, **options)
+
+    @classmethod
+    def from_config(cls, config: str | Path | Mapping[str, Any], **options: Any) -> Self:
+        """Returns a model on an ensemble that is described in a YAML file.
+
+        The description is read now, and its options become fields: copies and pickles hold them, not its name, and it
+        shares the loaded ensemble with every adapter that has equal ones.
+
+        Args:
+            config: A name in `~/.config/deepen/ensembles.yaml`, the path of a file, or a mapping, as for
+                `Ensemble.from_config`.
+            options: Fields of this class, which replace those of the description.
+
+        Raises:
+            ConfigurationError: If there is no such ensemble, its file cannot be read, or an option is wrong.
+        """
+        return cls(**{**ensemble_options(config), **options})
 
     @classmethod
     def demo(cls, **options: Any) -> Self:

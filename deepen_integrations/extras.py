@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from importlib import import_module
 
+EXTRAS = {
+    "langchain": "deepen_integrations.langchain",
+    "llama-index": "deepen_integrations.llama_index",
+    "cli": "the command deepen",
+    "structured": "tools, structured output and constraints (json_schema, regex, choices, grammar)",
+    "voting": "votes by chrF (by='mbr')",
+    "eval": "lm-evaluation-harness (deepen eval --harness) and plots",
+}
+"""What each extra is needed for."""
+DISTRIBUTION = "deepen-integrations"
+"""The name under which both packages are installed."""
+
+
+def install_command(extra: str) -> str:
+    """Returns the command that installs an extra."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
+
 
 def require(module: str, extra: str) -> None:
     """Imports a framework.
@@ -20,5 +37,5 @@ def require(module: str, extra: str) -> None:
     except ModuleNotFoundError as missing:
         if missing.name is None or not f"{module}.".startswith(f"{missing.name}."):
             raise
-        hint = f'pip install "deepen-integrations[{extra}]"'
-        raise ImportError(f"{missing.name} is not installed: {hint}", name=missing.name) from missing
+        hint = f"{EXTRAS[extra]} needs it: {install_command(extra)}"
+        raise ImportError(f"{missing.name} is not installed, and {hint}", name=missing.name) from missing

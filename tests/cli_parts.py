@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, TokenLogprob, Usage
+from deepen_core.results import Chunk, EnsembleInfo, Generation, MemberInfo, Timings, TokenLogprob, Usage
 from deepen_integrations.cli.commands import commands
 
 
@@ -50,7 +50,8 @@ class FakeEnsemble:
         self.options = options
         logprobs = [TokenLogprob(7, b"\xf0\x9f", -0.5, ((7, b"\xf0\x9f", -0.5),))]
         text = "".join(piece for piece in self.pieces if isinstance(piece, str))
-        return Generation(text, [7, 8], "length", Usage(3, 2), logprobs, warnings=self.warnings)
+        shown = logprobs if options.get("logprobs") is not None else None
+        return Generation(text, [7, 8], "length", Usage(3, 2), shown, Timings(0.5, 0.25, 0.25), warnings=self.warnings)
 
     def stream(self, prompt, **options):
         generation = self.generate(prompt, **options)
@@ -59,6 +60,10 @@ class FakeEnsemble:
                 raise piece
             yield Chunk(piece, [7])
         yield Chunk("", [], "length", generation)
+
+
+OPENING = [f"deepen_integrations.cli.{module}.open_ensemble" for module in ("asking", "describing", "measuring")]
+"""Where the commands look up what opens their ensemble."""
 
 
 def run(*arguments: str, input: str | None = None):  # noqa: A002 (CliRunner's name)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 import pytest
-from cli_parts import FakeEnsemble
+from cli_parts import OPENING, FakeEnsemble
 
 
 @pytest.fixture
@@ -17,5 +17,6 @@ def fake(monkeypatch):
         ensemble.opened = {"members": options.pop("member"), "chat": chat, **options}
         return ensemble
 
-    monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", open_fake)
+    for name in OPENING:
+        monkeypatch.setattr(name, open_fake)
     return ensemble

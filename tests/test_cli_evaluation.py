@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cli_parts import OPENING
 from cli_parts import run as deepen
 from evaluation_parts import ITEMS, written
 
@@ -13,9 +14,8 @@ from deepen_core.evaluation.items import ChoiceItem
 class TestTheCommands:
     @pytest.fixture
     def opened(self, monkeypatch, load):
-        monkeypatch.setattr(
-            "deepen_integrations.cli.commands.open_ensemble", lambda _, chat=False: load("alpha", "beta")
-        )
+        for name in OPENING:
+            monkeypatch.setattr(name, lambda _, chat=False: load("alpha", "beta"))
 
     @pytest.fixture
     def files(self, tmp_path):

@@ -9,10 +9,11 @@ from cli_parts import FakeEnsemble, member, run
 from rich.console import Console
 
 from deepen_core.config import PRESETS
-from deepen_core.demo import Question
+from deepen_core.demo import MEMBERS, Question, questions
 from deepen_core.results import EnsembleInfo, MemberInfo
 from deepen_integrations.cli.demo import Answers, Comparison
-from deepen_integrations.cli.tables import print_answers, size
+from deepen_integrations.cli.tables import print_answers
+from deepen_integrations.doctor.findings import size
 
 
 def test_info_shows_members_side_by_side(fake):
@@ -105,3 +106,14 @@ def test_the_table_of_answers_marks_right_and_wrong():
     text = console.file.getvalue()
     for part in ("Where [does] Ada live?", "✗ Rome", "✓ Oslo", "Right: atlas 0 of 1, together 1 of 1."):
         assert part in text
+
+
+def test_the_table_of_answers_fits_eighty_columns():
+    asked = questions()
+    longest = max((question.answer for question in asked), key=len)
+    answers = [Answers(name, [longest] * len(asked), [False] * len(asked)) for name in (*MEMBERS, "together")]
+    console = Console(file=io.StringIO(), width=80)
+    print_answers(console, Comparison(asked, answers))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]

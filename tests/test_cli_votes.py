@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cli_parts import OPENING
 from cli_parts import run as deepen
 from evaluation_parts import ITEMS, QUESTIONS, written
 
@@ -18,7 +19,8 @@ def on_one_line(output):
 @pytest.fixture
 def opened(monkeypatch, load):
     """Every command gets an ensemble of two members."""
-    monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", lambda _, chat=False: load("alpha", "beta"))
+    for name in OPENING:
+        monkeypatch.setattr(name, lambda _, chat=False: load("alpha", "beta"))
 
 
 @pytest.mark.usefixtures("opened")
@@ -59,10 +61,11 @@ class TestGenerate:
         (["--votes", "3", "--vote-among", "friends"], "not 'friends'"),
         (["--votes", "3", "--extract", "luck"], "which has no group"),
         (["--votes", "3", "--temperature", "0"], "all 3 answers are equal"),
+        (["--votes", "3", "--logprobs", "1"], "shown by --json only"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(monkeypatch, options, message):
-    monkeypatch.setattr("deepen_integrations.cli.commands.open_ensemble", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("deepen_integrations.cli.asking.open_ensemble", lambda _: pytest.fail("it was loaded"))
     result = deepen("generate", PROMPT, *options)
     assert result.exit_code in (1, 2)
     assert message in on_one_line(result.output)

@@ -25,6 +25,8 @@ EXTRAS = {
     "deepen_integrations/langchain": "langchain",
     "deepen_integrations/llama_index": "llama-index",
 }
+OTHER_NAMES = {"yaml": "pyyaml"}
+"""Modules that are not named like their distributions."""
 
 
 def python(code: str, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -64,7 +66,7 @@ def imported(path: Path) -> set[str]:
 
 def distribution(module: str, names: Sequence[str]) -> str:
     """Which of some distributions a module is of: `llama_index.core.llms` of `llama-index-core`."""
-    parts = module.replace("_", "-").split(".")
+    parts = OTHER_NAMES.get(module, module).replace("_", "-").split(".")
     return next((name for name in ("-".join(parts[:2]), parts[0]) if name in names), module)
 
 
@@ -87,6 +89,38 @@ def test_the_lowest_constraints_are_the_lower_bounds():
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", "\n".join(lines), re.MULTILINE))
     assert {name: pins.get(name) for name in lowest} == lowest
+
+
+def test_extras_are_described_where_errors_name_them():
+    from deepen_integrations.extras import EXTRAS as described
+
+    assert {*described, "all"} == {*pyproject()["project"]["optional-dependencies"]}
+
+
+def test_a_person_finds_python_and_systems_in_the_classifiers():
+    """Every Python from the oldest one on that `constraints.txt` is for, and the addresses in one place."""
+    project = pyproject()["project"]
+    oldest = int(project["requires-python"].removeprefix(">=3."))
+    named = re.findall(r"Python :: 3\.(\d+)", "\n".join(project["classifiers"]))
+    assert list(map(int, named)) == list(range(oldest, oldest + len(named)))
+    assert sys.version_info < (3, oldest + len(named)), "add the classifier of the Python that the tests run with"
+    assert all(address.startswith(project["urls"]["Homepage"]) for address in project["urls"].values())
+
+
+def test_the_demo_is_small():
+    weights = (ROOT / "core/deepen_core/demo").rglob("*.safetensors")
+    assert 0 < sum(file.stat().st_size for file in weights) < 20e6
+
+
+def test_the_version_is_written_once():
+    from importlib.metadata import version
+
+    import deepen_core
+
+    assert deepen_core.__version__ == version("deepen-integrations")
+    number = pyproject()["project"]["version"]
+    sources = [*(ROOT / "core").rglob("*.py"), *(ROOT / "deepen_integrations").rglob("*.py")]
+    assert not [path for path in sources if f'"{number}"' in path.read_text(encoding="utf-8")]
 
 
 def test_what_llamahub_reads_is_what_can_be_imported():
@@ -169,15 +203,10 @@ def test_the_engine_runs_without_the_adapters_frameworks():
     assert run.stdout.strip() == "Ensemble", run.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory) -> set[str]:
-    """The files of a wheel that is built from the source distribution, as a package index gets them."""
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    with zipfile.ZipFile(next(out.glob("*.whl"))) as wheel:
-        return set(wheel.namelist())
+@pytest.fixture
+def wheel_names(wheel) -> set[str]:
+    with zipfile.ZipFile(wheel) as opened:
+        return set(opened.namelist())
 
 
 @pytest.mark.slow

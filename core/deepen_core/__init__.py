@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepen_core.engine.handle import Handle
     from deepen_core.ensemble import Ensemble
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Chunk",
@@ -41,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from deepen_core.engine.handle import Handle  # noqa: PLC0415  as above
 
         return Handle
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  only an installed distribution has a version
+
+        return version("deepen-integrations")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

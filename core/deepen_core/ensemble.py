@@ -16,6 +16,7 @@ from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.chat.thoughts import Thinking, Thoughts
 from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions, resolve_sampling
 from deepen_core.config.constraints import can_constrain
+from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.prompts import FormOption
 from deepen_core.demo import member_paths
 from deepen_core.engine.builder import EngineOptions
@@ -141,6 +142,31 @@ class Ensemble(GenerationAPI):
             options.check_members(described, steps)
             engine = options.build(load_members(described, steps), steps)
         return cls(engine)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | Mapping[str, Any],
+        *,
+        chat: bool = False,
+        progress: bool = True,
+        **changes: Any,
+    ) -> Ensemble:
+        """Loads an ensemble that is described in a YAML file.
+
+        Args:
+            config: A name in `~/.config/deepen/ensembles.yaml` (see `ensembles_file`), the path of a file with one
+                ensemble, or a mapping of the arguments of `load`.
+            chat: As for `load`.
+            progress: As for `load`.
+            changes: Arguments of `load` that replace those of the description.
+
+        Raises:
+            ConfigurationError: If there is no such ensemble, its file cannot be read, or it has unknown options.
+            DeepenError: As for `load`.
+        """
+        options = ensemble_options({**ensemble_options(config), **changes})
+        return cls.load(**options, chat=chat, progress=progress)
 
     @classmethod
     def read_budget(

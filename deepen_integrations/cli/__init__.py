@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from deepen_integrations.extras import install_command
+
 _EXTRA = ("typer", "rich")
 
 
@@ -15,5 +17,5 @@ def app() -> None:
         package = (missing.name or "").partition(".")[0]
         if package not in _EXTRA:
             raise
-        sys.exit(f'deepen needs {package}: pip install "deepen-integrations[cli]"')
+        sys.exit(f"deepen needs {package}: {install_command('cli')}")
     commands(prog_name="deepen")

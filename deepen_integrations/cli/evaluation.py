@@ -149,13 +149,13 @@ def plan_of(
     return plan
 
 
-def with_mains(plan: Plan, ensemble: Ensemble, main: str, *, each: bool) -> Plan:
+def with_mains(plan: Plan, ensemble: Ensemble, main: str | None, *, each: bool) -> Plan:
     """Returns a plan with the main members that options ask for.
 
     Args:
         plan: The plan.
         ensemble: The ensemble.
-        main: Index or name of the main member.
+        main: Index or name of the main member; the ensemble's own if None.
         each: Each member in turn instead.
 
     Raises:
@@ -164,7 +164,8 @@ def with_mains(plan: Plan, ensemble: Ensemble, main: str, *, each: bool) -> Plan
     from deepen_core.members.loading import main_index  # noqa: PLC0415 (slow)
 
     names = [member.name for member in ensemble.info.members]
-    place = int(main) if main.removeprefix("-").isdecimal() else main
+    named = ensemble.info.main if main is None else main
+    place = int(named) if main is not None and named.removeprefix("-").isdecimal() else named
     return replace(plan, mains=range(len(names)) if each else (main_index(place, names, ()),))
 
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from deepen_core.config import PRESETS
-from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
 from deepen_core.evaluation.ledger import open_folder
 from deepen_integrations.cli.evaluation import in_a_file_name
-from deepen_integrations.cli.session import notice, open_ensemble
+from deepen_integrations.cli.opening import member_count, open_ensemble
+from deepen_integrations.cli.session import notice
 
 if TYPE_CHECKING:
     from deepen_core.results import EnsembleInfo
@@ -88,10 +88,11 @@ def settings(load: EnsembleOptions, fusions: Sequence[str]) -> list[EnsembleOpti
 
     Raises:
         typer.BadParameter: For a strategy that is unknown.
+        ConfigurationError: If there is no ensemble of that name.
     """
     if unknown := [name for name in fusions if name not in PRESETS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRESETS)}.", param_hint="--fusion")
-    count = len(load.member or DEMO_MEMBERS)
+    count = member_count(load)
     shares = (",".join("1" if place == number else "0" for place in range(count)) for number in range(count))
     alone = [replace(load, main=str(number), weights=weights) for number, weights in enumerate(shares)]
     return alone + [replace(load, fusion=fusion) for fusion in fusions if count > 1]

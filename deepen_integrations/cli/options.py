@@ -23,7 +23,9 @@ _sampling = functools.partial(typer.Option, rich_help_panel="Choosing tokens")
 _harness = functools.partial(typer.Option, rich_help_panel="lm-evaluation-harness (extra `eval`)")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Fusion = Annotated[str, _ensemble(metavar="NAME", help=f"How distributions are fused: {', '.join(PRESETS)}.")]
+_FUSED = f"How distributions are fused: {', '.join(PRESETS)}."
+Fusion = Annotated[str, _ensemble(metavar="NAME", help=_FUSED)]
+Stats = Annotated[bool, typer.Option("--stats", help="Say after an answer how fast it was.")]
 
 By = Annotated[str, typer.Option("--by", metavar="score|likelihood", help="What fitted weights are best at.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items of each file.")]
@@ -63,7 +65,7 @@ class VoteOptions:
 
 @dataclass(frozen=True)
 class EnsembleOptions:
-    """Which ensemble a command loads. Fields other than `member` and `demo` are options of `Ensemble.load`."""
+    """Which ensemble a command loads. Fields other than the first three are options of `Ensemble.load`."""
 
     member: Annotated[
         list[str] | None,
@@ -72,13 +74,28 @@ class EnsembleOptions:
             "-m",
             metavar="MODEL",
             help="A member: a folder in transformers format, or a hub id. Repeat the option for each model.",
-            show_default="the embedded demo",
+            show_default="the toy demo",
         ),
     ] = None
-    demo: Annotated[bool, _ensemble("--demo", help="Use the embedded demo ensemble.")] = False
+    ensemble: Annotated[
+        str | None,
+        _ensemble(
+            "--ensemble",
+            "-e",
+            metavar="NAME",
+            help="An ensemble in ~/.config/deepen/ensembles.yaml, or the path of a YAML file with one. Other options "
+            "replace what it says.",
+        ),
+    ] = None
+    demo: Annotated[bool, _ensemble("--demo", help="Use the toy demo, and do not say so.")] = False
     main: Annotated[
-        str, _ensemble(metavar="MEMBER", help="The model whose tokens are generated: index or name of a member.")
-    ] = "0"
+        str | None,
+        _ensemble(
+            metavar="MEMBER",
+            help="The model whose tokens are generated: index or name of a member.",
+            show_default="0, or that of the named ensemble",
+        ),
+    ] = None
     weights: Annotated[
         str | None,
         _ensemble(
@@ -88,7 +105,9 @@ class EnsembleOptions:
             show_default="equal",
         ),
     ] = None
-    fusion: Fusion = "deepen"
+    fusion: Annotated[
+        str | None, _ensemble(metavar="NAME", help=_FUSED, show_default="deepen, or that of the named ensemble")
+    ] = None
     gate: Annotated[
         float | None,
         _ensemble(
@@ -144,7 +163,13 @@ class SamplingOptions:
     """How a command generates: options of `SamplingParams`. None leaves the default to the engine."""
 
     max_new_tokens: Annotated[
-        int | None, _sampling(help="Maximum number of tokens to generate.", show_default="256; 4096 if it may think")
+        int | None,
+        _sampling(
+            "--max-tokens",
+            "--max-new-tokens",
+            help="Maximum number of tokens to generate.",
+            show_default="256; 4096 if it may think",
+        ),
     ] = None
     temperature: Annotated[
         float | None,
@@ -201,7 +226,7 @@ class SamplingOptions:
     ] = None
     timeout: Annotated[float | None, _sampling(help="Return the partial answer after this many seconds.")] = None
     logprobs: Annotated[
-        int | None, _sampling(help="With --json: report log-probabilities, and this many alternatives to each token.")
+        int | None, _sampling(help="Show each token's log-probability, and this many alternatives, after the text.")
     ] = None
 
 

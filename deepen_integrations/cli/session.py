@@ -1,11 +1,10 @@
-"""What every command does around its work: check options, open the ensemble, report errors in one line."""
+"""What every command does around its work: check options, and report errors in one line."""
 
 from __future__ import annotations
 
 import json
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +13,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deepen_core.config.weights import POLICIES
-
 if TYPE_CHECKING:
-    from deepen_core import Ensemble, MemberConfig
     from deepen_core.voting import By
     from deepen_core.voting.sampling import Among
-    from deepen_integrations.cli.options import EnsembleOptions, SamplingOptions, VoteOptions
+    from deepen_integrations.cli.options import SamplingOptions, VoteOptions
 
 
 def notice(message: str, style: str = "yellow") -> None:
@@ -57,13 +53,15 @@ def read_prompt(argument: str | None) -> str:
     """Returns the prompt of the command line; for `-` or no prompt, the standard input without its last newline.
 
     Raises:
-        typer.BadParameter: If there is no prompt and the standard input is a terminal.
+        typer.BadParameter: If there is no prompt and the standard input is a terminal, or the prompt is empty.
     """
-    if argument is not None and argument != "-":
-        return argument
+    ask = "Give a text, or pipe one in."
     if argument is None and sys.stdin.isatty():
-        raise typer.BadParameter("Give a text to continue, or pipe one in.", param_hint="TEXT")
-    return sys.stdin.read().removesuffix("\n")
+        raise typer.BadParameter(ask, param_hint="TEXT")
+    text = sys.stdin.read().removesuffix("\n") if argument in (None, "-") else argument
+    if not text:
+        raise typer.BadParameter(f"It is empty. {ask}", param_hint="TEXT")
+    return text
 
 
 def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
@@ -74,16 +72,33 @@ def checked_sampling(options: SamplingOptions) -> dict[str, Any]:
     """
     from deepen_core.config import resolve_sampling  # noqa: PLC0415 (slow)
 
-    given = _given(options)
+    given = {name: value for name, value in asdict(options).items() if value is not None}
     if "stop" in given:
-        # A newline is hard to type in a shell.
-        given["stop"] = [text.replace("\\n", "\n").replace("\\t", "\t") for text in given["stop"]]
+        given["stop"] = [unescaped(text) for text in given["stop"]]
     if "template_option" in given:
         given["chat_template_kwargs"] = dict(map(_variable, given.pop("template_option")))
     if "reasoning" in given:
-        given["reasoning"] = {"on": True, "off": False}.get(given["reasoning"], given["reasoning"])
+        given["reasoning"] = on_or_off(given["reasoning"])
     resolve_sampling(None, given)
     return given
+
+
+def unescaped(text: str) -> str:
+    """Returns a text with the newlines and tabs for which it has escapes, because both are hard to type in a shell."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def on_or_off(text: str) -> bool | str:
+    """Returns the value of `reasoning` that a text stands for: "on", "off", or an effort."""
+    return {"on": True, "off": False}.get(text, text)
+
+
+def json_or_text(text: str) -> Any:
+    """Returns the value that a text is as JSON, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def checked_vote(options: VoteOptions, sampling: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -117,99 +132,4 @@ def _variable(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(
             f"{text!r} is not NAME=VALUE, such as reasoning_effort=low.", param_hint="--template-option"
         )
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
-    """Loads the members, or the embedded demo ensemble if there are none.
-
-    Args:
-        options: The options that were given.
-        chat: Whether every prompt will be a conversation.
-
-    Raises:
-        typer.BadParameter: If options contradict each other.
-        ChatTemplateError: With `chat`, if a member that takes part has no chat template.
-        DeepenError: If the ensemble cannot be loaded.
-    """
-    if options.member and options.demo:
-        raise typer.BadParameter("--demo brings its own members: leave out --demo or --member.")
-    from deepen_core import Ensemble  # noqa: PLC0415 (slow)
-    from deepen_core.errors import ChatTemplateError  # noqa: PLC0415
-
-    given = _given(options)
-    del given["demo"]
-    members = given.pop("member", None)
-    if "languages" in given:
-        members = _translating(members or [], given.pop("languages"))
-    if "prompt" in given:
-        given["prompts"] = dict(map(_form, given.pop("prompt")))
-    given |= {name: read(given[name]) for name, read in _READERS.items() if name in given}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
-        if not members:
-            return Ensemble.demo(**given)
-        try:
-            return Ensemble.load(members, chat=chat, **given)
-        except ChatTemplateError as error:
-            raise ChatTemplateError(f"{error} `deepen generate` continues plain text.") from error
-
-
-def _form(text: str) -> tuple[str, str]:
-    name, equals, template = text.partition("=")
-    if not name or not equals:
-        raise typer.BadParameter(
-            f"{text!r} is not MEMBER=TEMPLATE, such as 'specialist=Question: {{prompt}}'.", param_hint="--prompt"
-        )
-    return name, template.replace("\\n", "\n")
-
-
-def _translating(members: list[str], languages: list[str]) -> list[MemberConfig]:
-    """Returns the members with their languages, given as MEMBER=FROM:TO.
-
-    Raises:
-        typer.BadParameter: For a text of another form, or a name that no member has.
-        ConfigurationError: If there are no members.
-    """
-    from deepen_core.members.loading import member_configs  # noqa: PLC0415 (slow)
-
-    configs = {str(config.name): config for config in member_configs(members)}
-    for text in languages:
-        name, _, pair = text.partition("=")
-        source, colon, target = pair.partition(":")
-        if not colon or name not in configs:
-            raise typer.BadParameter(
-                f"{text!r} is not MEMBER=FROM:TO, such as nllb=eng_Latn:fra_Latn, for one of the members "
-                f"{', '.join(configs)}.",
-                param_hint="--languages",
-            )
-        named = {"source_language": source or None, "target_language": target or None}
-        configs[name] = configs[name].model_copy(update=named)
-    return list(configs.values())
-
-
-def _given(options: EnsembleOptions | SamplingOptions) -> dict[str, Any]:
-    return {name: value for name, value in asdict(options).items() if value is not None}
-
-
-def _main(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def _weights(text: str) -> list[float] | str:
-    if text in POLICIES:
-        return text
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of numbers such as 0.7,0.3, nor one of {', '.join(POLICIES)}.",
-            param_hint="--weights",
-        ) from None
-
-
-_READERS: dict[str, Callable[[str], Any]] = {"main": _main, "weights": _weights}
-"""Options that the command line takes as text and the engine does not."""
+    return name, json_or_text(value)

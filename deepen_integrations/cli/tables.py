@@ -1,8 +1,8 @@
-"""The tables of `deepen info`, `deepen demo` and `deepen generate --votes`."""
+"""The tables of `deepen info` and `deepen demo`, and those of answers: votes and log-probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepen_integrations.doctor.findings import size
+
 if TYPE_CHECKING:
-    from deepen_core.results import EnsembleInfo, MemberInfo
+    from deepen_core.results import EnsembleInfo, MemberInfo, TokenLogprob
     from deepen_core.voting import Choice
     from deepen_integrations.cli.demo import Comparison
 
@@ -41,16 +43,6 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
 """What is shown of a member; None where its strategy of fusion has no such number."""
 _MISSING = "-"
 _KNOWN = {"both": "Both know", "half": "Both are in two minds"}
-
-
-def size(count: int) -> str:
-    """Formats a number of bytes, such as `12.3 MiB`."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1024
-    return f"{amount:.3g} GiB"
 
 
 def _has_space(member: MemberInfo) -> bool:
@@ -127,6 +119,26 @@ def print_votes(console: Console, choice: Choice) -> None:
         table.add_row(*(Text(cell) for cell in cells), style="bold" if place == choice.place else "")
     console.print(table)
     console.print(f"{100 * choice.share:.0f} % of {len(choice.candidates)} answers agree with the chosen one.")
+
+
+def print_logprobs(console: Console, tokens: Sequence[TokenLogprob]) -> None:
+    """Prints a row for each token: its log-probability in nats, fused and under each member, and the alternatives."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("token", overflow="fold")
+    names = [member.name for member in tokens[0].members] if tokens else []
+    for name in ("logprob", *names):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("most probable", overflow="fold")
+    for token in tokens:
+        others = [f"{_quoted(piece)} {logprob:.2f}" for _, piece, logprob in token.top]
+        alone = [_number(member.logprob, ".2f") or _MISSING for member in token.members]
+        cells = (_quoted(token.token), f"{token.logprob:.2f}", *alone, "  ".join(others))
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def _quoted(token: bytes) -> str:
+    return repr(token.decode("utf-8", "backslashreplace"))
 
 
 def _marked(text: str, right: bool) -> Text:

@@ -15,7 +15,7 @@ from llama_index.core.types import Model
 from llama_index_instrumentation import get_dispatcher
 from pydantic import ValidationError
 
-from deepen_core.config.constraints import can_constrain
+from deepen_core.config.constraints import check_can_constrain
 from deepen_core.errors import StructuredAnswerError
 
 _dispatcher = get_dispatcher(__name__)
@@ -51,13 +51,11 @@ class StructuredCall(Generic[Model]):
         options = dict(llm_kwargs or {})
         strict = options.pop("strict", getattr(llm, "strict", False))
         name, self._schema = output_cls.__name__, output_cls.model_json_schema()
-        self._followed = None
-        if can_constrain():
-            from deepen_core.constraints.grammar import followed_schema  # noqa: PLC0415  needs an extra
+        check_can_constrain(f"An answer as an object of class {name}")
+        from deepen_core.constraints.grammar import followed_schema  # noqa: PLC0415  needs an extra
 
-            self._followed = followed_schema(self._schema, f"object {name!r}", strict=strict)
-        schema = self._followed.schema if self._followed else self._schema
-        self._options = {**options, "json_schema": schema}
+        self._followed = followed_schema(self._schema, f"object {name!r}", strict=strict)
+        self._options = {**options, "json_schema": self._followed.schema}
 
     def predict(self) -> Model:
         """Returns the object.
@@ -143,7 +141,7 @@ class StructuredCall(Generic[Model]):
         except ValidationError as problem:
             reason = found.raw["finish_reason"] if isinstance(found.raw, dict) else "unknown"
             raise StructuredAnswerError.from_answer(self._class.__name__, text, reason, problem) from problem
-        check = self._followed and self._followed.check
+        check = self._followed.check
         if check and (broken := check.problem(json.loads(text))):
             raise StructuredAnswerError.from_broken_schema(self._class.__name__, broken)
         return parsed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -52,14 +52,18 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
 def _sentence(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        cutoff = _NEAR_SHORT if len(name) <= _SHORT else _NEAR
-        near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=cutoff)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}."
-        return f"Unknown option {name!r}: {hint}"
+        return f"Unknown option {name!r}: {nearest_or_all(name, model.model_fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     if not name:  # of several options together
         return f"{message[:1].upper()}{message[1:]}."
     return f"Option {name!r} is {shown(fault['input'])}: {message}"
+
+
+def nearest_or_all(name: str, known: Collection[str]) -> str:
+    """Returns a hint for an unknown name: the nearest known one, or all if none is near."""
+    cutoff = _NEAR_SHORT if len(name) <= _SHORT else _NEAR
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
 
 
 def shown(value: object) -> str:

@@ -11,17 +11,32 @@ from pydantic import BaseModel, field_validator, model_validator
 from typing_extensions import Self
 
 from deepen_core.config.base import Options
+from deepen_core.errors import SamplingError
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which at most one may be given."""
 _DEEPEST = 128
 """Maximum depth of a schema, llguidance's own limit."""
+_NEEDS_EXTRA = 'needs llguidance, which is not installed: pip install "deepen-integrations[structured]"'
 _HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
 def can_constrain() -> bool:
     """Whether the extra `structured` is installed, which constraints need."""
     return find_spec("llguidance") is not None
+
+
+def check_can_constrain(feature: str) -> None:
+    """Rejects what needs the extra `structured` where that is not installed.
+
+    Args:
+        feature: What the caller asked for, at the beginning of a sentence.
+
+    Raises:
+        SamplingError: If it is not installed; it names the feature and the extra.
+    """
+    if not can_constrain():
+        raise SamplingError(f"{feature} {_NEEDS_EXTRA}.")
 
 
 def plain_schema(value: Any) -> dict[str, Any]:
@@ -124,7 +139,7 @@ class ConstraintOptions(Options):
         if value is None:
             return None
         if not can_constrain():
-            raise ValueError("constraints need llguidance: pip install 'deepen-integrations[structured]'")
+            raise ValueError(f"a constraint {_NEEDS_EXTRA}")
         if _holds_half_a_character(value):
             raise ValueError(_HALF)
         return value

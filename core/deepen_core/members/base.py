@@ -188,6 +188,23 @@ class MemberDescription:
     parameters: int = 0
 
 
+@dataclass(frozen=True)
+class WeightBytes:
+    """How large the weights of a member are.
+
+    Attributes:
+        parameters: Their number.
+        files: Bytes on disk.
+        memory: Bytes on its device, in the dtype that it is loaded in.
+        dtype: That dtype.
+    """
+
+    parameters: int
+    files: int
+    memory: int
+    dtype: str
+
+
 class Member(Protocol):
     """A language model with its tokenizer."""
 

@@ -13,7 +13,7 @@ from deepen_core.config import MemberConfig, member_config
 from deepen_core.config.members import KINDS
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, WeightBytes
 from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -41,6 +41,19 @@ class DescribedMember(Protocol):
     @property
     def device(self) -> torch.device:
         """The device that it will be loaded on."""
+        ...
+
+    @property
+    def architecture(self) -> str:
+        """Kind of model."""
+        ...
+
+    def weight_bytes(self) -> WeightBytes | None:
+        """Returns how large its weights are; None if they are not on this machine yet.
+
+        Raises:
+            ModelFilesError: If files are missing or damaged.
+        """
         ...
 
     def check_files(self) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams, resolve_sampling
-from deepen_core.config.constraints import can_constrain, plain_schema
+from deepen_core.config.constraints import can_constrain, check_can_constrain, plain_schema
 from deepen_core.errors import SamplingError
 from deepen_core.replies.argument_bounds import ArgumentBounds
 from deepen_core.replies.grammar import reply_rules
@@ -107,13 +107,15 @@ class ReplyForm:
             thoughts: Those that may come before.
 
         Raises:
-            SamplingError: If the caller has constrained the answer in another way.
+            SamplingError: If the caller has constrained the answer in another way, or the extra `structured` is not
+                installed.
         """
         if self.is_text:
             return given
         if given.constraint is not None:
             what = "tools that may be called" if self.callable else "response_format"
             raise SamplingError(f"{what} and {given.constraint} are given; an answer can have one constraint.")
+        check_can_constrain("Calling tools" if self.callable else "An answer as an object (response_format, a class)")
         followed, bounds = self._followed, ArgumentBounds.from_params(given)
         schemas = {tool.name: followed[tool.name].schema if followed else tool.schema for tool in self.callable}
         tools = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +123,20 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     raise ModelFilesError(f"{folder} has no weights ({WEIGHTS}): {_SAVE}.")
+
+
+def count_parameters(folder: Path) -> int:
+    """Returns the number of parameters in a model's safetensors files, from their headers.
+
+    Raises:
+        ModelFilesError: As `weight_files`, or if a file is damaged.
+    """
+    count = 0
+    for path in weight_files(folder):
+        _check_safetensors(path)
+        with safe_open(path, framework="pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -12,11 +12,17 @@ import torch
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
+from deepen_core.members.base import WeightBytes
 from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.bars import hub_bars, weight_bars
 from deepen_core.members.transformers.causal import CausalMember
-from deepen_core.members.transformers.checkpoint import check_model_folder, declared_window, weight_files
+from deepen_core.members.transformers.checkpoint import (
+    check_model_folder,
+    count_parameters,
+    declared_window,
+    weight_files,
+)
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
 from deepen_core.members.transformers.languages import language_id, set_source_language
@@ -59,6 +65,21 @@ class Description:
         """The dtype to load its weights in; "auto" is resolved as far as its configuration allows."""
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    @property
+    def architecture(self) -> str:
+        """See `DescribedMember.architecture`."""
+        return ", ".join(getattr(self.model_config, "architectures", None) or [type(self.model_config).__name__])
+
+    def weight_bytes(self) -> WeightBytes | None:
+        """See `DescribedMember.weight_bytes`. Quantised weights stay as they are in the files."""
+        if not self.local:
+            return None
+        parameters = count_parameters(self.folder)
+        files = sum(file.stat().st_size for file in weight_files(self.folder))
+        quantised = getattr(self.model_config, "quantization_config", None) is not None
+        memory = files if quantised else parameters * self.wanted_dtype.itemsize
+        return WeightBytes(parameters, files, memory, str(self.wanted_dtype).removeprefix("torch."))
 
     def check_files(self) -> None:
         """See `DescribedMember.check_files`."""

@@ -1,0 +1,82 @@
+"""An answer in the terminal: its text on the standard output, and all that is said about it on the error stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from deepen_integrations.cli.session import notice
+from deepen_integrations.cli.status import Status
+from deepen_integrations.cli.tables import print_logprobs
+
+if TYPE_CHECKING:
+    from deepen_core.results import Chunk, Generation
+
+
+class StreamedAnswer:
+    """Writes an answer while it is generated.
+
+    Args:
+        stats: Say afterwards how fast it was.
+        trim: Leave out the white space before it.
+
+    Attributes:
+        text: What was written so far.
+    """
+
+    def __init__(self, *, stats: bool, trim: bool = False) -> None:
+        self.text = ""
+        self._stats = stats
+        self._trim = trim
+
+    def show(self, chunks: Iterable[Chunk]) -> None:
+        """Writes the answer, then its notes.
+
+        Raises:
+            DeepenError: If the answer ends with one; the text so far is written, and ends with a newline.
+        """
+        generation: Generation | None = None
+        finished = False
+        try:
+            with Status("reading the prompt") as status:
+                for chunk in chunks:
+                    piece = chunk.text.lstrip() if self._trim and not self.text else chunk.text
+                    if piece:
+                        status.stop()
+                        typer.echo(piece, nl=False)
+                        self.text += piece
+                    generation = chunk.generation or generation
+            finished = True
+        finally:
+            if finished or self.text:
+                typer.echo()
+        if generation is not None:
+            self._report(generation)
+
+    def _report(self, generation: Generation) -> None:
+        if generation.logprobs is not None:
+            print_logprobs(Console(stderr=True, highlight=False), generation.logprobs)
+        show_notes(generation.warnings)
+        if self._stats:
+            notice(speed(generation), style="dim")
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Writes each different note to the error stream."""
+    for note in dict.fromkeys(notes):
+        notice(f"Note: {note}")
+
+
+def speed(generation: Generation) -> str:
+    """Says how fast an answer was: tokens per second after the first token, and the seconds until that."""
+    timings, usage = generation.timings, generation.usage
+    first = timings.queue_s + timings.prefill_s
+    later = usage.completion_tokens - 1
+    rate = f"{later / timings.decode_s:.1f} tokens/s, " if later > 0 and timings.decode_s > 0 else ""
+    return (
+        f"{usage.completion_tokens} tokens in {first + timings.decode_s:.2f} s: {rate}first token after {first:.2f} s "
+        f"({usage.prompt_tokens} tokens of prompt)."
+    )
