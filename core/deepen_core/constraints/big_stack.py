@@ -29,13 +29,13 @@ def on_big_stack(work: Callable[[], T]) -> T:
     done: Future[T] = Future()
 
     def run() -> None:
-        mark_big()
+        _here.is_big = True
         try:
             done.set_result(work())
         except BaseException as problem:  # noqa: BLE001 (raised again in the caller's thread)
             done.set_exception(problem)
 
-    start_big(threading.Thread(target=run, name="deepen-compiler", daemon=True))
+    _start(threading.Thread(target=run, name="deepen-compiler", daemon=True))
     return done.result()
 
 
@@ -44,13 +44,7 @@ def is_big() -> bool:
     return getattr(_here, "is_big", False)
 
 
-def mark_big() -> None:
-    """Records that this thread has a large stack."""
-    _here.is_big = True
-
-
-def start_big(thread: threading.Thread) -> None:
-    """Starts a thread with a large stack."""
+def _start(thread: threading.Thread) -> None:
     with _starting:
         usual = threading.stack_size(STACK_BYTES)
         try:

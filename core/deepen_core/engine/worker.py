@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.failures import OUR_FAULT
 from deepen_core.engine.handle import Handle, Request
+from deepen_core.engine.preparation import Preparation
 from deepen_core.engine.scheduler import Scheduler
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ClosedError, brief
@@ -69,6 +70,7 @@ class Worker:
         self._process = os.getpid()
         self._closed = False
         self._broken = ""
+        self._preparation = Preparation()
 
     def submit(
         self,
@@ -108,6 +110,15 @@ class Worker:
         self._inbox.put(task)
         self._check_open()
         return task.done
+
+    def prepare(self, work: Callable[[], T], *, short: bool) -> Future[T]:
+        """Runs a function beside the worker, see `Preparation.run`.
+
+        Raises:
+            ClosedError: As from `submit`.
+        """
+        self._start()  # so that a fork is noticed
+        return self._preparation.run(work, short=short)
 
     def stop(self, *, wait: bool = True) -> None:
         """Ends the worker at its next step, and every request with `ClosedError`.
