@@ -23,9 +23,9 @@ def objects(optional):
     return {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(optional)}}
 
 
-def rules(count, inner="%s"):
-    lines = ["r%d: %s" % (i, inner % ('"a" r%d' % (i + 1))) for i in range(count - 2)]
-    return "\n".join(["start: r0", *lines, 'r%d: "b"' % (count - 2)])
+def rules(count, opening="", closing=""):
+    lines = [f'r{i}: {opening}"a" r{i + 1}{closing}' for i in range(count - 2)]
+    return "\n".join(["start: r0", *lines, f'r{count - 2}: "b"'])
 
 
 REFUSED = {
@@ -63,7 +63,7 @@ def test_a_grammar_beyond_a_limit_is_refused_at_once():
     [
         {"json_schema": chain(MAX_DEPTH // 2 - 2)},
         {"json_schema": chain(MAX_DEPTH // 3, lambda ref: {"anyOf": [ref, {"type": "string"}]})},
-        {"grammar": rules(MAX_RULES - 1, "(" * 20 + "%s" + ")" * 20)},
+        {"grammar": rules(MAX_RULES - 1, "(" * 20, ")" * 20)},
     ],
 )
 def test_what_is_within_the_limits_compiles_in_a_thread_with_little_stack(option):
@@ -98,7 +98,8 @@ def test_the_part_at_fault_is_looked_for_only_briefly():
 
 
 def test_errors_and_results_come_back_from_the_large_stack():
-    assert on_big_stack(is_big) and not is_big()
+    assert on_big_stack(is_big)
+    assert not is_big()
     assert on_big_stack(lambda: on_big_stack(threading.get_ident) == threading.get_ident())
     threading.stack_size(2**20)
     with pytest.raises(ZeroDivisionError):

@@ -120,8 +120,8 @@ def _followed(said: str, what: str, strict: bool) -> FollowedSchema:
     followed, relaxed = on_big_stack(partial(_following, said, what, strict))
     if relaxed:
         warnings.warn(
-            f"{what[:1].upper()}{what[1:]}: its schema is relaxed while decoding ({', '.join(relaxed)}), and checked in "
-            "the finished answer. strict=True refuses it instead.",
+            f"{what[:1].upper()}{what[1:]}: its schema is relaxed while decoding ({', '.join(relaxed)}), and checked "
+            "in the finished answer. strict=True refuses it instead.",
             SchemaWarning,
             stacklevel=2,
         )
