@@ -15,6 +15,7 @@ from scheduler_parts import ENDLESS, OPTIONS, PROMPT, Serving, eventually
 
 from deepen_core.errors import (
     ClosedError,
+    CrashedError,
 )
 
 
@@ -151,18 +152,51 @@ class TestLife(Serving):
             assert ended == [True] * 3
         assert workers() == set()
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_a_worker_that_breaks_tells_everybody(self, ensemble, monkeypatch):
+        """It begins anew three times a minute; after the fourth crash every call raises."""
+        problem = SystemExit("the end")
+
         def breaks(_):
-            raise SystemExit("the end")
+            raise problem
 
         monkeypatch.setattr("deepen_core.engine.scheduler.Scheduler._admit", breaks)
-        handle = ensemble.submit(PROMPT, **OPTIONS)
         said = r"has crashed: SystemExit: the end\. This is a bug in deepen"
-        with pytest.raises(ClosedError, match=said):
-            handle.result(timeout=30)
-        with pytest.raises(ClosedError, match=said):
+        for way_out in (*["Ask again"] * 3, "the crash number 4 within a minute: load it again"):
+            handle = ensemble.submit(PROMPT, **OPTIONS)
+            with pytest.raises(ClosedError, match=f"{said}.*{way_out}") as failed:
+                handle.result(timeout=30)
+            assert isinstance(failed.value, CrashedError)
+            assert failed.value.__cause__ is problem
+        with pytest.raises(ClosedError, match=said) as failed:
             ensemble.submit(PROMPT)
+        assert failed.value.__cause__ is problem
+
+    @pytest.mark.parametrize("place", ["engine.scheduler.Scheduler._prefill", "engine.member_runner.MemberRunner.run"])
+    def test_after_a_crash_the_next_request_is_answered_as_before(self, load, monkeypatch, place):
+        with load("alpha", "beta") as ensemble:
+            right = ensemble.generate(PROMPT, **OPTIONS).token_ids
+            monkeypatch.setattr(f"deepen_core.{place}", crashes := Crash())
+            handles = [ensemble.submit(PROMPT, **OPTIONS) for _ in range(3)]
+            for handle in handles:
+                with pytest.raises(CrashedError, match="MemoryError: no more"):
+                    handle.result(timeout=30)
+            assert crashes.count
+            monkeypatch.undo()
+            assert ensemble.generate(PROMPT, **OPTIONS).token_ids == right
+
+
+class Crash:
+    """Not an error of any request."""
+
+    count = 0
+
+    def __call__(self, *_):
+        self.count += 1
+        raise OutsideError("MemoryError: no more")
+
+
+class OutsideError(BaseException):
+    pass
 
 
 SCRIPT = """

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from typing_extensions import Self
 
-from deepen_core.chat.messages import Prompt, check_messages
+from deepen_core.chat.messages import Prompt, check_messages, check_unicode
 from deepen_core.chat.thoughts import Thinking, Thoughts
 from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions, resolve_sampling
 from deepen_core.config.constraints import can_constrain
@@ -386,11 +386,21 @@ class Ensemble(GenerationAPI):
         return fit(self._opened(), tasks, None if output is None else Path(output), by=by, progress=progress)
 
     def tokenize(self, text: str) -> list[int]:
-        """Returns main's ids of a text, without BOS; control tokens in it are read as plain text."""
+        """Returns main's ids of a text, without BOS; control tokens in it are read as plain text.
+
+        Raises:
+            PromptError: If the text holds a lone surrogate.
+        """
+        check_unicode(text, "The text")
         return self._opened().main_member.tokenizer.encode(text)
 
     def token_ends(self, text: str) -> list[int]:
-        """Returns where each of main's tokens of a text, as in `tokenize`, ends in it, in characters."""
+        """Returns where each of main's tokens of a text, as in `tokenize`, ends in it, in characters.
+
+        Raises:
+            PromptError: If the text holds a lone surrogate.
+        """
+        check_unicode(text, "The text")
         return self._opened().main_member.tokenizer.backend.token_ends(text)
 
     def count_tokens(self, prompt: Prompt) -> int:

@@ -157,6 +157,10 @@ class ClosedError(DeepenError):
     """The ensemble was closed and its models released."""
 
 
+class CrashedError(ClosedError):
+    """A fault outside of any request, its `__cause__`, ended every request under way."""
+
+
 def _ways_out(finish_reason: str, otherwise: str) -> str:
     return {"length": "raise max_new_tokens.", "timeout": "raise timeout."}.get(finish_reason, otherwise)
 

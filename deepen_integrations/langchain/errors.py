@@ -74,6 +74,10 @@ class ClosedError(errors.ClosedError, ModelError):
     """See the engine's error of this name. A closed ensemble stays closed."""
 
 
+class CrashedError(errors.CrashedError, ModelAPIError):
+    """See `deepen_core.errors.CrashedError`."""
+
+
 class StructuredAnswerError(errors.StructuredAnswerError, OutputParserException):
     """See the engine's error of this name. LangChain's parsers raise the other one."""
 
@@ -94,6 +98,7 @@ KINDS: dict[type[DeepenError], type[DeepenError]] = {
         DecodingError,
         TimedOutError,
         ClosedError,
+        CrashedError,
     )
 }
 """The kind of each of the engine's errors."""

@@ -65,7 +65,7 @@ class _Splitter:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         tokens = list(tokens)
-        self._starts = re.compile(f"(?={any_of(t for t in tokens if len(t) > 1)}).", re.DOTALL)
+        self._starts = re.compile(_starts_of([t for t in tokens if len(t) > 1]))
         self._single = re.compile(any_of(t for t in tokens if len(t) == 1))
         self._openings = {t[:i].rstrip() for t in tokens for i in range(1, len(t))} - {""}
         self._endings = {t[i:].lstrip() for t in tokens for i in range(1, len(t))} - {""}
@@ -88,6 +88,13 @@ class _Splitter:
         first = _BREAK if any(core[:n] in self._endings for n in parts) else ""
         last = _BREAK if core and any(core[-n:] in self._openings for n in parts) else ""
         return whole[:lead] + first + whole[lead:tail] + last + whole[tail:] if core else whole
+
+
+def _starts_of(tokens: Collection[str]) -> str:
+    """Returns a pattern for the first character of each token. It begins with these, so that others are skipped."""
+    firsts = {token[0] for token in tokens}
+    parts = [re.escape(c) + f"(?={any_of(t[1:] for t in tokens if t[0] == c)})" for c in sorted(firsts)]
+    return "|".join(parts) or "(?!)"
 
 
 def any_of(tokens: Iterable[str]) -> str:

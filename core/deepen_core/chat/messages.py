@@ -9,6 +9,8 @@ from deepen_core.errors import PromptError
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
+_DEEPEST = 100
+"""Maximum depth of lists and mappings in a message."""
 
 
 class TrustedMarkup(str):
@@ -74,6 +76,7 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
             "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."
         )
     for number, message in enumerate(messages):
+        _check_depth(message, number)
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise PromptError(
                 f"Message {number} is {message!r}: each message is a mapping with 'role' and 'content', such as "
@@ -139,6 +142,21 @@ def _is_function(function: Any) -> bool:
         and isinstance(function.get("name"), str)
         and isinstance(function.get("arguments"), (str, Mapping, type(None)))
     )
+
+
+def _check_depth(message: Any, number: int) -> None:
+    """Rejects a message that is nested deeper than what reads it can follow."""
+    level = [message]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for value in level
+            if isinstance(value, (Mapping, list, tuple))
+            for part in (value.values() if isinstance(value, Mapping) else value)
+        ]
+        if not level:
+            return
+    raise PromptError(f"Message {number} is nested more than {_DEEPEST} levels deep, which is the limit: flatten it.")
 
 
 def _check_strings(value: Any, where: str) -> None:

@@ -22,8 +22,9 @@ from deepen_core.chat.tool_format import TOOL_TAGS
 from deepen_core.config import SamplingParams
 from deepen_core.config.prompts import CHAT
 from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
-from deepen_core.errors import ChatTemplateError, PromptError, SamplingError
+from deepen_core.errors import ChatTemplateError, ContextWindowError, PromptError, SamplingError
 from deepen_core.tokenization.fast_tokenizer import Backend
+from deepen_core.tokenization.token_bound import characters_a_token
 
 _TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
 """Tags that the text of an assistant may contain, even if a template writes them too."""
@@ -108,6 +109,7 @@ class PromptReader:
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
         self._start_ids, self._end_ids = self._read_affixes()
+        self._characters_a_token = characters_a_token(backend)
 
     def _read_affixes(self) -> tuple[list[int], list[int]]:
         """Returns the ids that the tokenizer puts before and after every text."""
@@ -192,22 +194,37 @@ class PromptReader:
                 )
         return {**switched, **given}
 
-    def read_text(self, text: str, *, control_tokens: bool = False) -> MemberPrompt:
+    def _check_fits(self, text: str, window: int | None) -> None:
+        """Rejects a text that has more tokens than a window, by its length alone."""
+        if window is None or self._characters_a_token is None or len(text) <= window * self._characters_a_token:
+            return
+        length = len(unshielded(text))
+        least = -(-length // self._characters_a_token)
+        if least > window:
+            raise ContextWindowError(
+                f"The prompt has {length:,} characters, which are at least {least:,} tokens for member {self._name!r}, "
+                f"whose context window is {window:,}: shorten it."
+            )
+
+    def read_text(self, text: str, *, control_tokens: bool = False, window: int | None = None) -> MemberPrompt:
         """Encodes a text to be continued.
 
         Args:
             text: The text.
             control_tokens: Read control tokens in it as such, as `transformers` does; else they are plain text. A BOS
                 token at its start is not doubled.
+            window: Do not tokenise a text that cannot fit into this many tokens.
 
         Raises:
+            ContextWindowError: If the text cannot fit.
             PromptError: If the text has no tokens and the tokenizer has no BOS token to start from, or if it contains
                 a lone surrogate.
         """
         check_unicode(text, "The prompt")
         shown = self._form.shown(text)
         if not isinstance(shown, str):
-            return self._read_conversation(shown, None)
+            return self._read_conversation(shown, None, window)
+        self._check_fits(shown, window)
         return self._read_shown(shown, cut=self._form.ends_with_prompt, control_tokens=control_tokens)
 
     def _read_shown(self, text: str, *, cut: bool, control_tokens: bool) -> MemberPrompt:
@@ -252,24 +269,29 @@ class PromptReader:
             )
         return replace(prompt, ids=[bos])
 
-    def read_messages(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> MemberPrompt:
+    def read_messages(
+        self, messages: Sequence[Message], options: Mapping[str, Any] | None = None, window: int | None = None
+    ) -> MemberPrompt:
         """Encodes a conversation, rendered by the member's own chat template and ready for the assistant's answer.
 
         Args:
             messages: The conversation. If the last message is of the assistant and its field `prefix` is true, the
                 answer begins with it.
             options: Variables for the template, such as `enable_thinking`.
+            window: As for `read_text`.
 
         Raises:
             ChatTemplateError: If there is no template, or it refuses the messages in every form.
+            ContextWindowError: If the rendered conversation cannot fit.
             PromptError: If the rendered conversation has no tokens, and the tokenizer has no BOS token.
         """
         asked, begun = begun_answer(messages)
         shown = self._form.shown(asked)
         if isinstance(shown, str):
             check_unicode(shown, "The prompt")
+            self._check_fits(shown, window)
             return self._begun(self._read_shown(shown, cut=False, control_tokens=False), begun)
-        return self._begun(self._read_conversation(shown, options), begun)
+        return self._begun(self._read_conversation(shown, options, window), begun)
 
     def _begun(self, prompt: MemberPrompt, text: str) -> MemberPrompt:
         """Returns the prompt with the beginning of the answer, in which no control token is read."""
@@ -278,10 +300,14 @@ class PromptReader:
         backend = self._strict if self._unmarked.search(prompt.text + text) else prompt.backend
         return replace(prompt, text=prompt.text + text, backend=backend, cut=True)
 
-    def _read_conversation(self, messages: Sequence[Message], options: Mapping[str, Any] | None) -> MemberPrompt:
+    def _read_conversation(
+        self, messages: Sequence[Message], options: Mapping[str, Any] | None, window: int | None = None
+    ) -> MemberPrompt:
         if self._chat is None:
             raise no_template([self._name])
-        return self._started(self._read_controlled(self._chat.render(messages, options), unshielded))
+        rendered = self._chat.render(messages, options)
+        self._check_fits(rendered, window)
+        return self._started(self._read_controlled(rendered, unshielded))
 
     def _read_controlled(self, rendered: str, cleaned: Callable[[str], str]) -> MemberPrompt:
         """Returns the ids of a rendered chat, with control tokens read as `transformers` reads them.

@@ -52,19 +52,23 @@ class SourceReader(PromptReader):
         """Whether the member can encode a conversation: its last message is a text."""
         return True
 
-    def read_text(self, text: str, *, control_tokens: bool = False) -> MemberPrompt:
+    def read_text(self, text: str, *, control_tokens: bool = False, window: int | None = None) -> MemberPrompt:
         """See `PromptReader.read_text`; the text goes to the encoder."""
-        return self._as_source(super().read_text(text, control_tokens=control_tokens))
+        return self._as_source(super().read_text(text, control_tokens=control_tokens, window=window))
 
     def _begun(self, prompt: MemberPrompt, text: str) -> MemberPrompt:
         """See `PromptReader._begun`; the beginning of an answer is the decoder's, and the encoder does not read it."""
         return super()._begun(self._as_source(prompt), text)
 
-    def _read_conversation(self, messages: Sequence[Message], options: Mapping[str, Any] | None) -> MemberPrompt:
+    def _read_conversation(
+        self, messages: Sequence[Message], options: Mapping[str, Any] | None, window: int | None = None
+    ) -> MemberPrompt:
         if self._chat is not None:
-            return super()._read_conversation(messages, options)
+            return super()._read_conversation(messages, options, window)
         asked = [message for message in messages if message["role"] == "user"] or messages
-        return self._read_shown(text_of(asked[-1]), cut=False, control_tokens=False)
+        text = text_of(asked[-1])
+        self._check_fits(text, window)
+        return self._read_shown(text, cut=False, control_tokens=False)
 
     def _as_source(self, read: MemberPrompt) -> MemberPrompt:
         backend = read.backend or self._plain

@@ -7,13 +7,15 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
 
 from deepen_core.config.constraints import ConstraintOptions
+from deepen_core.constraints.big_stack import on_big_stack
 from deepen_core.constraints.json_schema import checked_schema
+from deepen_core.constraints.limits import check_grammar, check_size
 from deepen_core.constraints.relaxation import Relaxation
 from deepen_core.errors import SamplingError, SchemaWarning
 
@@ -48,13 +50,18 @@ def grammar_of(params: ConstraintOptions) -> str:
             or a mistake in a regular expression or grammar.
     """
     assert params.constraint is not None
-    return _grammar(params.constraint, json.dumps(getattr(params, params.constraint)))
+    said = json.dumps(getattr(params, params.constraint))
+    check_size(said, params.constraint)
+    return _grammar(params.constraint, said)
 
 
 @lru_cache(maxsize=64)
 def _grammar(name: str, said: str) -> str:
     """Cached, since each request is compiled twice: to check it before its ensemble is loaded, and again after that."""
-    value = json.loads(said)
+    return on_big_stack(partial(_compiled, name, json.loads(said)))
+
+
+def _compiled(name: str, value: Any) -> str:
     if name == "json_schema":
         return f"start: {json_rule(value)}\n{_FREE}"
     if name == "choices":
@@ -62,6 +69,7 @@ def _grammar(name: str, said: str) -> str:
     elif name == "regex":
         rules = _start(value)
     else:
+        check_grammar(value)
         rules = _with_compact_json(value)
     if problem := _problem(rules):
         raise SamplingError(f"{name} cannot be followed: {problem}")
@@ -102,38 +110,49 @@ def followed_schema(schema: Mapping[str, Any], what: str, *, strict: bool = Fals
     Raises:
         SamplingError: If it cannot be followed, naming `what` and the part at fault.
     """
-    return _followed(json.dumps(schema), what, strict)
+    said = json.dumps(schema)
+    check_size(said, f"The schema of {what}")
+    return _followed(said, what, strict)
 
 
 @lru_cache(maxsize=512)
 def _followed(said: str, what: str, strict: bool) -> FollowedSchema:
+    followed, relaxed = on_big_stack(partial(_following, said, what, strict))
+    if relaxed:
+        warnings.warn(
+            f"{what[:1].upper()}{what[1:]}: its schema is relaxed while decoding ({', '.join(relaxed)}), and checked "
+            "in the finished answer. strict=True refuses it instead.",
+            SchemaWarning,
+            stacklevel=2,
+        )
+    return followed
+
+
+def _following(said: str, what: str, strict: bool) -> tuple[FollowedSchema, list[str]]:
     given = {name: value for name, value in json.loads(said).items() if name != _DIRECTIVES}
     named = f"{what[:1].upper()}{what[1:]}"
     try:
         if strict:
-            return FollowedSchema(checked_schema(given, _problem_of_schema), None)
+            return FollowedSchema(checked_schema(given, _problem_of_schema), None), []
         relaxation = Relaxation(given, _problem_of_schema)
         schema = checked_schema(relaxation.schema, _problem_of_schema)
     except SamplingError as problem:
         raise SamplingError(f"{named}: {problem}") from problem
     if not relaxation.relaxed:
-        return FollowedSchema(schema, None)
-    warnings.warn(
-        f"{named}: its schema is relaxed while decoding ({', '.join(relaxation.relaxed)}), and checked in the finished "
-        "answer. strict=True refuses it instead.",
-        SchemaWarning,
-        stacklevel=2,
-    )
+        return FollowedSchema(schema, None), []
     from deepen_core.constraints.validation import SchemaCheck  # noqa: PLC0415  slow, and seldom needed
 
-    return FollowedSchema(schema, SchemaCheck(given))
+    return FollowedSchema(schema, SchemaCheck(given)), relaxation.relaxed
 
 
 @lru_cache(maxsize=256)
 def _may_begin(schema: str, text: str) -> bool:
-    matcher = LLMatcher(LLTokenizer("byte"), f"start: {json_rule(json.loads(schema))}", log_level=0)
-    said = text.encode()
-    return matcher.try_consume_tokens(list(said)) == len(said)
+    def begins() -> bool:
+        matcher = LLMatcher(LLTokenizer("byte"), f"start: {json_rule(json.loads(schema))}", log_level=0)
+        said = text.encode()
+        return matcher.try_consume_tokens(list(said)) == len(said)
+
+    return on_big_stack(begins)
 
 
 def json_may_begin(schema: Mapping[str, Any], text: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from deepen_core.constraints.limits import check_schema
 from deepen_core.errors import SamplingError
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -26,6 +28,7 @@ _WAYS_OUT = {
 _FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 _UUID = re.compile("uuid([1-8])")  # pydantic's name for a version
 _UUID_PATTERN = "^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
+_BLAMING_S = 0.5  # how long the part at fault is looked for
 _OF_URIS = "#/%:~!$&'()*+,;=@?"
 
 
@@ -71,8 +74,9 @@ def prepared(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str]) -
         problem: As for `checked_schema`.
 
     Raises:
-        SamplingError: For a reference to another document.
+        SamplingError: For a reference to another document, and for a schema beyond the limits of `limits`.
     """
+    check_schema(schema, _children)
     schema = copy.deepcopy(schema)
     for path, part in parts_of(schema):
         reference = part.get("$ref")
@@ -122,11 +126,14 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blamed(schema: dict[str, Any], problem: Callable[[dict[str, Any]], str], said: str) -> str:
-    """Returns the path of the smallest part that has the same problem on its own."""
+    """Returns the path of the smallest part that has the same problem on its own, as far as it is found in time."""
     shared: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     path, part = "$", schema
+    end = time.perf_counter() + _BLAMING_S
     while True:
         for where, child in _children(part):
+            if time.perf_counter() > end:
+                return path
             if isinstance(child, dict) and problem({**shared, **child}) == said:
                 path, part = path + where, child
                 break

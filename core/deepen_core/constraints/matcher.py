@@ -7,12 +7,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
+from deepen_core.constraints.big_stack import on_big_stack
 from deepen_core.constraints.grammar import grammar_of
 from deepen_core.errors import DecodingError, SamplingError
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -221,8 +223,7 @@ class Constraints:
             if compiled is not None:
                 self._compiled.move_to_end(key)
         if compiled is None:  # not under the lock: large grammars take a while
-            limits = LLParserLimits(verbose_errors=False)
-            compiled = LLMatcher(lexicon.tokenizer, grammar_of(params), log_level=0, limits=limits)
+            compiled = on_big_stack(partial(_compiled, params, lexicon))
             if said := _said(compiled):
                 raise SamplingError(f"{params.constraint} cannot be followed: {said}")
             with self._lock:
@@ -230,6 +231,11 @@ class Constraints:
                 while len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
         return compiled.deep_copy()
+
+
+def _compiled(params: ConstraintOptions, lexicon: Lexicon) -> LLMatcher:
+    limits = LLParserLimits(verbose_errors=False)
+    return LLMatcher(lexicon.tokenizer, grammar_of(params), log_level=0, limits=limits)
 
 
 def _said(matcher: LLMatcher) -> str:

@@ -13,6 +13,7 @@ from deepen_core.chat.messages import Message, Prompt, check_messages, prompt_li
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.handle import Handle
+from deepen_core.engine.preparation import is_short
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.worker import Worker
 from deepen_core.errors import DeepenError, PromptError, SamplingError
@@ -28,8 +29,8 @@ Outcome = Generation | DeepenError
 class GenerationAPI(ABC):
     """Reads prompts into sequences, which the worker decodes together.
 
-    Wrong options and prompts raise in the call itself, before anything is run. The async methods check them on the
-    worker and never block the event loop; they may be used from several loops at once.
+    Wrong options and prompts raise in the call itself, before anything is run. The async methods check them on
+    threads of their own and never block the event loop; they may be used from several loops at once.
     """
 
     @abstractmethod
@@ -152,7 +153,7 @@ class GenerationAPI(ABC):
         asked = time.perf_counter()
         worker, decoder = self._serving()
         reads = [
-            worker.call(partial(_kept, return_exceptions, partial(_start, decoder, p, o)))
+            worker.prepare(partial(_kept, return_exceptions, partial(_start, decoder, p, o)), short=is_short(p, o))
             for p, o in zip(prompts, each, strict=True)
         ]
         sequences = [await asyncio.wrap_future(read) for read in reads]
@@ -227,14 +228,16 @@ class GenerationAPI(ABC):
         return handle
 
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
-        """Like `submit`, for an event loop: a long prompt is tokenised on the worker."""
+        """Like `submit`, for an event loop: a long prompt is tokenised on a thread beside it."""
         resolved = resolve_sampling(params, options)
         return await self._aread_and_submit(_only(prompt, "asubmit"), resolved)
 
     async def _aread_and_submit(self, prompt: Prompt, params: SamplingParams) -> Handle:
         asked = time.perf_counter()
         worker, decoder = self._serving()
-        sequence = await asyncio.wrap_future(worker.call(partial(decoder.start, prompt, params)))
+        sequence = await asyncio.wrap_future(
+            worker.prepare(partial(decoder.start, prompt, params), short=is_short(prompt, params))
+        )
         (handle,) = worker.submit([sequence], self, decoder, asked)
         return handle
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from typing_extensions import Self
 
 from deepen_core.engine.decoder import Decoder
@@ -83,13 +85,15 @@ class Handle:
         """Waits for the whole answer.
 
         Args:
-            timeout: Maximum number of seconds to wait; the request continues in any case.
+            timeout: Maximum number of seconds to wait; the request continues in any case. What is longer than Python
+                can wait (292 years) is no limit.
 
         Raises:
             NotDoneError: If the timeout has passed.
             DeepenError: The error that ended the request.
         """
-        if not self._mail.wait(self._mail.ended, timeout):
+        bounded = None if timeout is None or timeout > threading.TIMEOUT_MAX else timeout
+        if not self._mail.wait(self._mail.ended, bounded):
             raise NotDoneError(
                 f"The answer was not complete after {timeout} s. The request continues: ask for the result again, "
                 "cancel it, or give the request a timeout of its own, which ends it with the partial answer."
@@ -124,6 +128,14 @@ class Handle:
             if chunk := self._mail.take():
                 return chunk
         raise StopAsyncIteration
+
+    def __copy__(self) -> Self:
+        """Returns this handle itself: a copy that is dropped would cancel the request."""
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """See `__copy__`."""
+        return self
 
     def __del__(self) -> None:
         self.cancel()

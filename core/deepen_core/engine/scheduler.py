@@ -68,6 +68,10 @@ class Scheduler:
         self._prefilling.clear()
         self._decoding.clear()
 
+    def anew(self) -> Scheduler:
+        """Returns a scheduler without requests."""
+        return Scheduler(self.decoder, self._size, self._budget)
+
     def _end_overdue(self) -> None:
         ended = False
         for request in (*self._waiting, *self._prefilling, *self._decoding):

@@ -125,11 +125,12 @@ class SequenceFactory:
         Raises:
             PromptError: If the prompt is empty and the member cannot start from nothing.
             ChatTemplateError: If a conversation is given and the member cannot read it.
+            ContextWindowError: If the prompt is so long that it cannot fit.
         """
-        reader = self._members[member].tokenizer.reader
+        reader, window = self._members[member].tokenizer.reader, prompt_window(self._members[member])
         if isinstance(prompt, str):
-            return reader.read_text(prompt, control_tokens=params.control_tokens)
-        return reader.read_messages(prompt, reader.variables(params, strict=member == self._main))
+            return reader.read_text(prompt, control_tokens=params.control_tokens, window=window)
+        return reader.read_messages(prompt, reader.variables(params, strict=member == self._main), window)
 
     def _rendered_already(self, prompt: str) -> list[str]:
         """Returns a warning if a text looks as if main's chat template had rendered it; the first one is logged too."""

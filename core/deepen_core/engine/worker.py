@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -13,14 +14,17 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.failures import OUR_FAULT
+from deepen_core.engine.failures import OUR_FAULT, forget_frames
 from deepen_core.engine.handle import Handle, Request
+from deepen_core.engine.preparation import Preparation
 from deepen_core.engine.scheduler import Scheduler
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.errors import ClosedError, brief
+from deepen_core.errors import ClosedError, CrashedError, brief
 
 T = TypeVar("T")
 
+_log = logging.getLogger("deepen_core")
+_CRASHES, _CRASHES_WITHIN_S = 3, 60.0  # after more crashes within this many seconds it ends for good
 _TASKS_S = 0.01  # while sequences decode, tasks take at most about this many seconds between two steps
 
 
@@ -55,6 +59,9 @@ class Worker:
     reaches it through one queue that may be filled from anywhere, destructors included. All other state is private to
     the thread, so no caller ever waits for a lock that is held during a step.
 
+    After a crash (an exception outside of any request, or one that is not an `Exception`) the requests under way end
+    with its cause, and the next ones are decoded as before; after four crashes within a minute, none are.
+
     Args:
         decoder: Steps the sequences.
         max_batch_size: Maximum number of sequences decoded together.
@@ -68,7 +75,9 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._closed = False
-        self._broken = ""
+        self._broken: BaseException | None = None
+        self._crashes: list[float] = []
+        self._preparation = Preparation()
 
     def submit(
         self,
@@ -109,6 +118,15 @@ class Worker:
         self._check_open()
         return task.done
 
+    def prepare(self, work: Callable[[], T], *, short: bool) -> Future[T]:
+        """Runs a function beside the worker, see `Preparation.run`.
+
+        Raises:
+            ClosedError: As from `submit`.
+        """
+        self._start()  # so that a fork is noticed
+        return self._preparation.run(work, short=short)
+
     def stop(self, *, wait: bool = True) -> None:
         """Ends the worker at its next step, and every request with `ClosedError`.
 
@@ -145,19 +163,40 @@ class Worker:
                 "its worker thread exists only there. Load it in this process, or fork before its first request."
             )
         if self._closed:
-            raise closed_error(self._broken)
+            raise self._ended_error()
 
     def _work(self) -> None:
         try:
-            while self._receive():
-                assert self._scheduler is not None, "only this thread sets it to None"
-                self._scheduler.step()
-        except BaseException as problem:
-            self._broken = brief(problem)
-            raise
+            while self._works_on():
+                pass
         finally:
             self._closed = True
             self._abandon()
+
+    def _works_on(self) -> bool:
+        """Receives and steps once; after a crash, begins anew without the requests that were under way."""
+        assert self._scheduler is not None, "only this thread sets it to None"
+        try:
+            if not self._receive():
+                return False
+            self._scheduler.step()
+        except BaseException as problem:  # noqa: BLE001 (every request that is lost reports it)
+            return self._crash(problem)
+        return True
+
+    def _crash(self, problem: BaseException) -> bool:
+        """Ends the requests under way; returns whether the worker goes on, which it does a few times a minute."""
+        assert self._scheduler is not None, "only this thread sets it to None"
+        _log.error("The worker of an ensemble crashed.", exc_info=problem)
+        now = time.monotonic()
+        self._crashes = [*(then for then in self._crashes if now - then < _CRASHES_WITHIN_S), now]
+        goes_on = len(self._crashes) <= _CRASHES
+        if not goes_on:
+            self._broken, self._closed = problem, True
+        self._scheduler.abandon(partial(crashed_error, problem, for_good=not goes_on))
+        self._scheduler = self._scheduler.anew()
+        forget_frames(problem)
+        return goes_on
 
     def _receive(self) -> bool:
         """Handles incoming items, and waits for one while there is nothing to step; returns False when it must end."""
@@ -180,23 +219,38 @@ class Worker:
 
     def _abandon(self) -> None:
         if self._scheduler is not None:
-            self._scheduler.abandon(partial(closed_error, self._broken))
+            self._scheduler.abandon(self._ended_error)
             self._scheduler = None
         while not self._inbox.empty():
             item = self._inbox.get()
             if not isinstance(item, _Stop):
-                item.fail(closed_error(self._broken))
+                item.fail(self._ended_error())
+
+    def _ended_error(self) -> ClosedError:
+        """Returns a new error for calls after the end."""
+        return closed_error() if self._broken is None else crashed_error(self._broken, for_good=True)
 
 
-def closed_error(broken: str = "") -> ClosedError:
-    """Returns the error for calls after the end.
+def closed_error() -> ClosedError:
+    """Returns the error for calls after `Ensemble.close`."""
+    return ClosedError("This ensemble was closed and its models released: load it again.")
+
+
+def crashed_error(problem: BaseException, *, for_good: bool) -> CrashedError:
+    """Returns the error of a request that a crash ended.
 
     Args:
-        broken: What ended the worker, if it was not `Ensemble.close`.
+        problem: What ended the worker.
+        for_good: Whether it was one crash too many.
     """
-    if broken:
-        return ClosedError(f"This ensemble has crashed: {broken}. {OUR_FAULT} Load it again to continue.")
-    return ClosedError("This ensemble was closed and its models released: load it again.")
+    way_out = (
+        f"It was the crash number {_CRASHES + 1} within a minute: load it again to continue."
+        if for_good
+        else "Ask again: the next request starts anew."
+    )
+    error = CrashedError(f"This ensemble has crashed: {brief(problem)}. {OUR_FAULT} {way_out}")
+    error.__cause__ = problem
+    return error
 
 
 def _stop_if_alive(reference: weakref.ref[Worker]) -> None:

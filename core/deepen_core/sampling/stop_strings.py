@@ -8,13 +8,18 @@ from collections.abc import Sequence
 class StopMatcher:
     """Passes text through up to the first stop string, and holds back what may become one.
 
+    A step looks up the pieces of the text that is held, so its time does not depend on the number of stop strings, only
+    on their lengths.
+
     Args:
         stops: Stop strings, none of them empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max(map(len, self._stops), default=0)
+        self._stops = frozenset(stops)
+        self._lengths = sorted({len(stop) for stop in self._stops}, reverse=True)
+        self._beginnings = frozenset(stop[:end] for stop in self._stops for end in range(1, len(stop)))
+        self._longest = max(self._lengths, default=0)
         self._held = ""
         self.matched: str | None = None
         """The stop string that ended the text."""
@@ -24,9 +29,8 @@ class StopMatcher:
         if self.matched is not None:
             return ""
         self._held += text
-        found = [(self._held.find(s), -len(s), s) for s in self._stops if s in self._held]
-        if found:
-            place, _, self.matched = min(found)
+        if self._stops and (found := self._first()):
+            place, self.matched = found
             shown, self._held = self._held[:place], ""
             return shown
         keep = self._undecided()
@@ -38,10 +42,17 @@ class StopMatcher:
         shown, self._held = self._held, ""
         return shown
 
+    def _first(self) -> tuple[int, str] | None:
+        """Returns where the first stop string begins in the held text, and the longest one that begins there."""
+        for place in range(len(self._held)):
+            for length in self._lengths:
+                if (stop := self._held[place : place + length]) in self._stops:
+                    return place, stop
+        return None
+
     def _undecided(self) -> int:
         """Returns the length of the longest end of the held text that is the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
-            end = self._held[-length:]
-            if any(s.startswith(end) for s in self._stops):
+            if self._held[-length:] in self._beginnings:
                 return length
         return 0

@@ -1,0 +1,121 @@
+"""What callers send raises errors that say what was wrong, and does not stop other callers."""
+
+import asyncio
+import copy
+import random
+import threading
+import unicodedata
+
+import pytest
+
+from deepen_core.config import SamplingParams
+from deepen_core.engine.preparation import Preparation, is_short
+from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.sampling.stop_strings import StopMatcher
+from deepen_core.tokenization.token_bound import _COMPOSED, characters_a_token
+
+
+def nested(levels):
+    value = "x"
+    for _ in range(levels):
+        value = [value]
+    return [{"role": "user", "content": value}]
+
+
+def test_half_characters_and_deep_messages_are_prompt_errors(pair):
+    for read in (pair.tokenize, pair.token_ends):
+        with pytest.raises(PromptError, match="lone surrogate"):
+            read("a\ud800")
+    for levels in (200, 3000):
+        with pytest.raises(PromptError, match="more than 100 levels deep"):
+            pair.count_tokens(nested(levels))
+
+
+def test_one_may_wait_for_any_time_and_copy_a_handle(pair):
+    handle = pair.submit("The", max_new_tokens=3, ignore_eos=True)
+    for copied in (copy.copy(handle), copy.deepcopy(handle)):
+        assert copied is handle
+    del copied
+    assert handle.result(timeout=1e12).finish_reason == "length"
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(pair, monkeypatch):
+    def tokenised(*_):
+        raise AssertionError("it takes seconds")
+
+    text = "word " * 400_000
+    monkeypatch.setattr("deepen_core.tokenization.fast_tokenizer._ids", tokenised)
+    with pytest.raises(ContextWindowError, match="2,000,000 characters, which are at least"):
+        pair.submit(text)
+    with pytest.raises(ContextWindowError, match="2,000,000 characters, which are at least"):
+        asyncio.run(pair.agenerate(text))
+
+
+def test_no_text_has_fewer_tokens_than_its_length_says(pair):
+    draw = random.Random(3)
+    alphabet = [*"abc \n\t<|>{}é", "e\u0301", "\u1112\u1161\u11ab", "漢", "🙂", "   " * 9, "\u1f82"]
+    bounded = 0
+    for member in pair._opened().members:
+        backend = member.tokenizer.backend
+        most = characters_a_token(backend)
+        bounded += most is not None
+        texts = [*backend.pieces, *("".join(draw.choices(alphabet, k=60)) for _ in range(300))] if most else []
+        for text in texts:
+            assert len(text) <= most * len(backend.encode(text)), text
+    assert bounded
+
+
+def test_composition_joins_at_most_four_characters():
+    characters = (chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    assert max(len(unicodedata.normalize("NFD", one)) for one in characters) == _COMPOSED
+
+
+def test_no_short_request_waits_for_a_long_one():
+    pool, go = Preparation(), threading.Event()
+    long = [pool.run(go.wait, short=False) for _ in range(20)]
+    assert pool.run(lambda: "here", short=True).result(timeout=10) == "here"
+    go.set()
+    assert all(one.result(timeout=10) for one in long)
+
+
+def test_what_is_short():
+    plain = SamplingParams()
+    assert is_short("Hi", plain)
+    assert is_short([{"role": "user", "content": ["a", {"type": "text", "text": "b"}]}], plain)
+    assert not is_short("a" * 30_000, plain)
+    assert not is_short([{"role": "user", "content": [{"type": "text", "text": "b" * 30_000}]}], plain)
+    assert not is_short("Hi", SamplingParams(choices=["a", "b"]))
+
+
+def first_stop(text, stops):
+    """As a text is cut, by its definition."""
+    found = [(text.find(stop), -len(stop), stop) for stop in stops if stop in text]
+    return (text[: min(found)[0]], min(found)[2]) if found else (text, None)
+
+
+def test_many_stop_strings_cut_as_a_search_for_each_would():
+    draw = random.Random(5)
+    for _ in range(500):
+        stops = ["".join(draw.choices("ab", k=draw.randint(1, 5))) for _ in range(draw.randint(1, 6))]
+        pieces = ["".join(draw.choices("abc", k=draw.randint(1, 3))) for _ in range(6)]
+        matcher, said, seen = StopMatcher(stops), "", ""
+        for piece in pieces:
+            seen += piece
+            said += matcher.feed(piece)
+            if matcher.matched:
+                break
+        said += matcher.finish()
+        assert (said, matcher.matched) == first_stop(seen, stops)
+
+
+def test_a_step_looks_at_no_stop_string_by_itself():
+    class Watched(str):
+        __slots__ = ()
+
+        def startswith(self, *_):
+            raise AssertionError("one of 100,000")
+
+    matcher = StopMatcher([Watched(f"stop {i}") for i in range(1000)])
+    assert matcher.feed("a stop ") == "a "
+    assert matcher.feed("77") == ""
+    assert matcher.matched == "stop 77"
