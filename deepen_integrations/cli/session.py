@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from deepen_core.config.weights import POLICIES
+from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble, MemberConfig
@@ -123,12 +124,13 @@ def _variable(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
+def open_ensemble(options: EnsembleOptions, *, chat: bool = False, demo: Sequence[str] = DEMO_MEMBERS) -> Ensemble:
     """Loads the members, or the embedded demo ensemble if there are none.
 
     Args:
         options: The options that were given.
         chat: Whether every prompt will be a conversation.
+        demo: The members of the embedded demo ensemble.
 
     Raises:
         typer.BadParameter: If options contradict each other.
@@ -151,7 +153,7 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
         if not members:
-            return Ensemble.demo(**given)
+            return Ensemble.demo(demo, **given)
         try:
             return Ensemble.load(members, chat=chat, **given)
         except ChatTemplateError as error:
