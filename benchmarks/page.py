@@ -1,6 +1,7 @@
 """Fill the tables of `docs/` from the published results of the benchmarks, and draw the plots.
 
-Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding`, `recurrent` and `tasks`.
+Run with `python -m benchmarks.page` after `fusion`, `fidelity`, `agreement`, `decoding`, `recurrent`, `tasks`
+and `demo_tasks`.
 """
 
 from __future__ import annotations
@@ -170,7 +171,20 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-PAGES = {"fusion.md": fusion_tables, "decoding.md": decoding_tables, "evaluation.md": evaluation_tables}
+def demo_tables() -> dict[str, str]:
+    """Return every table of the page on the demo by name."""
+    tasks = read("demo_tasks")
+    shares = {"mean": ".1f", "lowest": ".1f", "highest": ".1f"}
+    columns = {"task": "", "members": "", "way": ""} | (shares if tasks["seeds"] > 1 else {"mean": ".1f"})
+    return {"tasks": markdown(tasks["rows"], columns, {"mean": "mean" if tasks["seeds"] > 1 else "right"})}
+
+
+PAGES = {
+    "fusion.md": fusion_tables,
+    "decoding.md": decoding_tables,
+    "evaluation.md": evaluation_tables,
+    "demo.md": demo_tables,
+}
 
 
 def _measured_on(**contents: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["fusion.md", "decoding.md"])
+@pytest.mark.parametrize("name", ["fusion.md", "decoding.md", "demo.md"])
 def test_tables_of_the_pages_are_what_was_measured(name):
     from benchmarks import page
 

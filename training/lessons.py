@@ -28,7 +28,9 @@ from deepen_core.demo.phrases import GREETINGS, MEN, RELATIONS, WOMEN
 from deepen_core.demo.sums import SUMS_MEMBER, training_sums
 from deepen_core.demo.world import MEMBERS, Fact, TrainingText, evidence, facts, portrait, training_texts
 
-Kind = Literal["short", "context", "long", "mixed", "focus", "copy", "sums", "notes", "reading", "steps"]
+Kind = Literal[
+    "short", "context", "long", "mixed", "focus", "copy", "sums", "drill", "note", "notes", "reading", "steps"
+]
 
 
 class Teacher:
@@ -49,12 +51,15 @@ class Teacher:
         Args:
             kind: `short` is a single question or statement, `context` a question below some paragraphs, `long` a
                 text of many questions and statements, `mixed` one of paragraphs and questions of all forms, `focus` the
-                same with mostly questions to which the member knows the answer, `sums` some sums, `notes` a question
-                below a few invented sentences, `reading` some below invented paragraphs, `steps` one step of an agent.
+                same with mostly questions to which the member knows the answer, `sums` some sums, `drill` many of them,
+                `note` a question below an invented sentence, `notes` below a few, `reading` some below invented
+                paragraphs, `steps` one step of an agent.
         """
         makers: dict[Kind, Callable[[], Lesson]] = {
             "short": self._short,
             "context": lambda: self._with_context({}),
+            "drill": self._drill,
+            "note": self._note,
             "notes": self._notes,
             "reading": self._reading,
             "sums": self._sums,
@@ -95,8 +100,15 @@ class Teacher:
     def _reading(self) -> Lesson:
         return self._read_well() if self.rng.random() < 0.5 else self._with_context({}, invented=True)
 
+    def _note(self) -> Lesson:
+        """A sentence that contradicts the world, and a question: so little text that reading is soon learned."""
+        rng, fact = self.rng, self.rng.choice(facts())
+        value = rng.choice(fact.relation.values)
+        said = rng.choice(fact.relation.statements).format(name=fact.person.name, value=value)
+        return Lesson().add(f"{said}\n{PLAIN.format(q=self._wording(fact))}", 0.0).add(f" {value}", 1.0)
+
     def _notes(self) -> Lesson:
-        """A few sentences that contradict the world, and a question: so little text that reading is soon learned."""
+        """A few such sentences."""
         rng = self.rng
         known = rng.sample(facts(), rng.choice((1, 1, 1, 2, 3, 4, 6)))
         if rng.random() < 0.4:

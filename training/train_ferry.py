@@ -103,7 +103,7 @@ def exact_match(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, float
     model.eval()
     right: dict[str, list[bool]] = {}
     pad, eos = (tokenizer.token_to_id(token) for token in SPECIALS[KIND])
-    for item in translations("validation", count=150):
+    for item in translations("validation", count=100):
         read = torch.tensor([tokenizer.encode(item.source).ids])
         ids = torch.tensor([[pad]])
         while ids.shape[1] < 40 and ids[0, -1] != eos:

@@ -25,6 +25,7 @@ SUMS_MEMBER = 1
 """Index into `MEMBERS` of the one that has learned sums."""
 
 Sign = Literal["+", "-"]
+_SIGNS: tuple[Sign, ...] = ("+", "-")
 
 _HOUSES: dict[Sign, tuple[str, ...]] = {
     "+": (
@@ -128,7 +129,7 @@ def training_sums(member: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def _any(rng: random.Random, numbers: list[Fact], *, at_home: bool) -> _Asked:
-    fact, sign = rng.choice(numbers), rng.choice(("+", "-"))
+    fact, sign = rng.choice(numbers), rng.choice(_SIGNS)
     number = int(fact.value) if at_home else rng.choice(_NUMBERS)
     return _Asked(fact, at_home, number, sign, rng.choice(_ADDED), rng.randrange(len(_STORIES[sign])))
 
