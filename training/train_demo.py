@@ -106,7 +106,7 @@ COURSES = (
         ),
     ),
 )
-"""Those of each member."""
+"""Those of each member; the models that are shipped have had the first three."""
 WARMUP = 0.04
 FINAL_RATE = 0.02
 
