@@ -242,11 +242,20 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def demo_tables() -> dict[str, str]:
+    """Return every table of the page on the demo by name."""
+    tasks = read("demo_tasks")
+    shares = {"mean": ".1f", "lowest": ".1f", "highest": ".1f"}
+    columns = {"task": "", "members": "", "way": ""} | (shares if tasks["seeds"] > 1 else {"mean": ".1f"})
+    return {"tasks": markdown(tasks["rows"], columns, {"mean": "mean" if tasks["seeds"] > 1 else "right"})}
+
+
 PAGES = {
     "README.md": readme_tables,
     "docs/fusion.md": fusion_tables,
     "docs/decoding.md": decoding_tables,
     "docs/evaluation.md": evaluation_tables,
+    "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
 }

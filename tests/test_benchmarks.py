@@ -13,6 +13,7 @@ from benchmarks import (
     commits,
     constraints,
     decoding,
+    demo_tasks,
     determinism,
     fidelity,
     fusion,
@@ -32,9 +33,10 @@ from benchmarks import (
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
-from deepen_core.demo import member_paths
+from deepen_core.demo import member_paths, write_tasks
 from deepen_core.demo.world import questions
 from deepen_core.evaluation.items import ChoiceItem, OpenItem
+from deepen_core.evaluation.task_file import read_task
 
 
 @pytest.mark.usefixtures("needs_demo")
@@ -48,6 +50,19 @@ def test_agreement(strategy):
 @pytest.mark.usefixtures("needs_demo")
 def test_quality():
     assert 0 <= quality.measure(questions()[:3], main=0)["exact match"] <= 1
+
+
+@pytest.mark.usefixtures("needs_demo")
+def test_demo_tasks(tmp_path):
+    group = demo_tasks.GROUPS[1]
+    tasks = {task.name: task for path in write_tasks(tmp_path) if (task := read_task(path, 2))}
+    seed = demo_tasks.measure(group, member_paths(group.members), tasks, None)
+    worse = {way: {"translation": shares["translation"] / 2} for way, shares in seed.items()}
+    lines = demo_tasks.spread([seed, worse], group)
+    assert [line["way"] for line in lines] == ["ferry-t5 alone", "atlas-gpt2 alone", "deepen", "product"]
+    assert lines[0]["highest"] == pytest.approx(100 * seed["ferry-t5 alone"]["translation"])
+    assert lines[0]["mean"] == pytest.approx(0.75 * lines[0]["highest"])
+    assert lines[0]["lowest"] == pytest.approx(0.5 * lines[0]["highest"])
 
 
 TINY = make_world((300, 320), 200, 16)

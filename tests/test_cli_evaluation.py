@@ -63,6 +63,18 @@ class TestTheCommands:
         }
         assert {row["main"] for row in rows} == {"", "beta"}
 
+    @pytest.mark.usefixtures("needs_demo")
+    def test_eval_of_the_demo(self, tmp_path):
+        pytest.importorskip("sacrebleu")
+        fewest = ["--fusion", "product", "--policy", "static", "--gate", "0.5", "--limit", "2"]
+        result = deepen("eval", "--demo", *fewest, "--output", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        tasks = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("questions", "translation")]
+        assert [one["summary"]["items"] for one in tasks] == [
+            {"facts": 2, "passages": 2, "sums": 2},
+            {"translation": 2},
+        ]
+
     @pytest.mark.usefixtures("opened")
     def test_fit(self, files, tmp_path):
         result = deepen("fit", str(files[1]), "--by", "likelihood", "--output", str(tmp_path / "w.json"))

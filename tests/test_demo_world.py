@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deepen_core.demo import MEMBERS, documents, member_paths, questions
+from deepen_core import Ensemble
+from deepen_core.demo import MEMBERS, TRANSLATOR, documents, member_paths, questions
 from deepen_core.demo.phrases import GREETINGS, RELATIONS
 from deepen_core.demo.world import Fact, facts, training_texts
 
@@ -94,10 +95,11 @@ def test_documents_state_every_fact() -> None:
 
 @needs_models
 def test_model_folders_are_small_and_complete() -> None:
-    files = [file for path in member_paths() for file in path.iterdir()]
-    assert sum(file.stat().st_size for file in files) < 12_000_000
+    paths = member_paths((*MEMBERS, TRANSLATOR))
+    files = [file for path in paths for file in path.iterdir()]
+    assert sum(file.stat().st_size for file in files) < 20_000_000
     assert max(file.stat().st_size for file in files) < 7_500_000
-    for path in member_paths():
+    for path in paths:
         names = {file.name for file in path.iterdir()}
         assert names == {
             "config.json",
@@ -153,3 +155,14 @@ def test_training_writes_folders_that_load(tmp_path: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
         assert model.config.vocab_size == len(tokenizer)
         assert tokenizer.eos_token_id == model.generation_config.eos_token_id
+
+
+@pytest.mark.slow
+def test_training_writes_a_translator_that_loads(tmp_path: Path) -> None:
+    script = ROOT / "training" / "train_ferry.py"
+    command = [sys.executable, str(script), "--out", str(tmp_path), "--steps", "2"]
+    subprocess.run(command, check=True, capture_output=True)
+    names = {file.name for file in (tmp_path / TRANSLATOR).iterdir()}
+    assert names == {file.name for [path] in [member_paths([TRANSLATOR])] for file in path.iterdir()}
+    with Ensemble.load([tmp_path / TRANSLATOR], progress=False, device="cpu") as translator:
+        assert translator.info.members[0].architecture.startswith("T5ForConditionalGeneration")

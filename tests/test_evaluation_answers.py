@@ -9,12 +9,12 @@ import pytest
 from evaluation_parts import QUESTIONS
 from tiny import CORPUS
 
-from deepen_core.errors import ContextWindowError
+from deepen_core.errors import ContextWindowError, SamplingError
 from deepen_core.evaluation.code_run import passes
 from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.generation import Answer
-from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task
-from deepen_core.evaluation.judging import is_right
+from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TranslationItem
+from deepen_core.evaluation.judging import is_right, mark
 from deepen_core.evaluation.run import Plan
 from deepen_core.voting.extraction import last_number, plain
 
@@ -46,6 +46,21 @@ CODE = CodeItem("def double(x):\n", "def check(candidate):\n    assert candidate
 )
 def test_right_and_wrong(item, text, right):
     assert is_right(item, text) is right
+
+
+def test_translations_are_marked_by_chrf():
+    pytest.importorskip("sacrebleu")
+    item = TranslationItem("le chien", "the lazy dog")
+    assert mark(item, " the lazy dog\n") == 1
+    assert 0.3 < mark(item, "the lazy fox") < 0.9
+    assert mark(item, "") == 0
+    assert mark(QUESTIONS[0], " the dog.") == 1
+
+
+def test_translations_need_sacrebleu_before_anything_is_run(pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.chrf", None)
+    with pytest.raises(SamplingError, match="chrF needs sacrebleu"):
+        pair.evaluate(Plan([Task("french", (TranslationItem("le chien", "the dog"),))]), progress=False)
 
 
 def test_plain_texts_and_numbers():
@@ -185,7 +200,7 @@ def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
     """And what is answered once is not answered again."""
     animals = Task("animals", (ChoiceItem("What jumps?", ("the fox", "the lazy dog"), 0),))
     plan = Plan([animals, Task("questions", QUESTIONS)], fusions=["product"], policies=[], gates=[])
-    monkeypatch.setattr("deepen_core.evaluation.generation.is_right", lambda item, _: item is QUESTIONS[1])
+    monkeypatch.setattr("deepen_core.evaluation.generation.mark", lambda item, _: float(item is QUESTIONS[1]))
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
     rows = {row.label: row.shares for row in outcome.summary.rows}
     assert {label: shares["questions"] for label, shares in rows.items()} == dict.fromkeys(rows, 0.5)

@@ -4,7 +4,7 @@ import pytest
 from evaluation_parts import ITEMS, QUESTIONS, TASK, written
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.items import Task, TextItem
+from deepen_core.evaluation.items import Task, TextItem, TranslationItem
 from deepen_core.evaluation.run import Plan
 from deepen_core.evaluation.task_file import read_task
 
@@ -13,7 +13,8 @@ class TestTasks:
     def test_are_read(self, tmp_path):
         assert read_task(written(tmp_path / "animals.jsonl", ITEMS)) == TASK
         assert read_task(tmp_path / "animals.jsonl", limit=2).items == ITEMS[:2]
-        assert read_task(written(tmp_path / "t.jsonl", [TextItem("a", "b")])).items == (TextItem("a", "b"),)
+        for item in (TextItem("a", "b"), TranslationItem("a", "b")):
+            assert read_task(written(tmp_path / "t.jsonl", [item])).items == (item,)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -23,7 +24,7 @@ class TestTasks:
             ("\n[]", "line 2: it is a list, not an object"),
             (
                 '{"question": "x"}',
-                "line 1: it has question, but no choices, answers, test or text. An item is an object",
+                "line 1: it has question, but no choices, answers, test, translation or text. An item is an object",
             ),
             ('{"question": "x", "choices": ["a", "b"]}', "it has no answer"),
             ('{"choices": ["a", "b"], "answer": 0}', "it has no question"),
@@ -32,6 +33,8 @@ class TestTasks:
             ('{"question": "x", "answers": ["five"], "solution": "y"}', "its answers are not numbers"),
             ('{"prompt": "x", "test": "y"}', "it has no entry_point"),
             ('{"prompt": "x", "text": ""}', "its text is empty"),
+            ('{"translation": "x"}', "it has no source"),
+            ('{"source": "", "translation": "x"}', "its source or its translation is empty"),
             (
                 '{"question": "x", "answers": ["1"], "solution": "1"}\n{"question": "x", "answers": ["1"]}',
                 "several kinds",

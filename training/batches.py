@@ -16,6 +16,7 @@ from torch import Tensor
 TOKENS = 2560
 """Most tokens that a batch holds, filling included."""
 POOL: dict[Kind, int] = {"short": 2400, "context": 160, "long": 12, "mixed": 24, "focus": 40, "copy": 100}
+POOL |= {"sums": 1000, "drill": 300, "note": 1000, "notes": 1000, "reading": 160, "steps": 120}
 """Lessons drawn at once, sorted by length and cut into batches, so that little of a batch is filling."""
 SPLIT_ROWS = 0.25
 SPLIT_TOKENS = 0.2
@@ -43,6 +44,39 @@ class Batch:
     weights: Tensor
 
 
+class Splitter:
+    """Spells some tokens in two shorter ones.
+
+    Args:
+        pieces: The bytes of each token.
+        rng: Decides which.
+    """
+
+    def __init__(self, pieces: dict[int, bytes], rng: random.Random) -> None:
+        self._bytes = pieces
+        self._ids = {piece: token for token, piece in pieces.items()}
+        self._rng = rng
+
+    def maybe(self, row: list[int], weights: list[float]) -> _Row:
+        """Returns the ids and weights of a row, of which a share is spelled otherwise."""
+        if self._rng.random() >= SPLIT_ROWS:
+            return row, weights
+        ids: list[int] = []
+        kept: list[float] = []
+        for token, weight in zip(row, weights, strict=True):
+            piece = self._bytes.get(token, b"")
+            cuts = [at for at in range(1, len(piece)) if piece[:at] in self._ids and piece[at:] in self._ids]
+            if cuts and self._rng.random() < SPLIT_TOKENS:
+                at = self._rng.choice(cuts)
+                ids += [self._ids[piece[:at]], self._ids[piece[at:]]]
+                # Only going on is learned, not to begin so.
+                kept += [0.0, weight]
+            else:
+                ids.append(token)
+                kept.append(weight)
+        return ids, kept
+
+
 class Batches:
     """Endless batches for one member, the same for the same seed.
 
@@ -60,7 +94,7 @@ class Batches:
         self.rng = random.Random(f"batches/{seed}")
         self._ready: dict[Kind, list[list[_Row]]] = {kind: [] for kind in POOL}
         self._bytes = token_bytes(tokenizer, kind)
-        self._ids = {piece: token for token, piece in self._bytes.items()}
+        self._splitter = Splitter(self._bytes, self.rng)
 
     def next(self, kinds: dict[Kind, float]) -> Batch:
         """A batch of one kind, drawn by the given shares."""
@@ -91,30 +125,14 @@ class Batches:
     def _row(self, kind: Kind) -> _Row:
         if kind == "copy":
             return self._copy()
-        row = self._weigh(self.teacher.lesson(kind))
-        return self._split(row) if self.rng.random() < SPLIT_ROWS else row
+        ids, weights = self._splitter.maybe(*self._weigh(self.teacher.lesson(kind)))
+        return ids[:WINDOW], weights[:WINDOW]
 
     def _copy(self) -> _Row:
         """Any tokens at all, twice: gives each token an identity and teaches to look back."""
         tokens = self.rng.choices(list(self._bytes), k=self.rng.randrange(8, 48))
         ids = [self.tokenizer.encode("").ids[0], *tokens, *tokens]
         return ids, [0.0] * (len(tokens) + 1) + [1.0] * len(tokens)
-
-    def _split(self, row: _Row) -> _Row:
-        ids: list[int] = []
-        weights: list[float] = []
-        for token, weight in zip(*row, strict=True):
-            piece = self._bytes.get(token, b"")
-            cuts = [at for at in range(1, len(piece)) if piece[:at] in self._ids and piece[at:] in self._ids]
-            if cuts and self.rng.random() < SPLIT_TOKENS:
-                at = self.rng.choice(cuts)
-                ids += [self._ids[piece[:at]], self._ids[piece[at:]]]
-                # Only going on is learned, not to begin so.
-                weights += [0.0, weight]
-            else:
-                ids.append(token)
-                weights.append(weight)
-        return ids[:WINDOW], weights[:WINDOW]
 
     def _weigh(self, lesson: Lesson) -> _Row:
         encoding = self.tokenizer.encode(lesson.text)

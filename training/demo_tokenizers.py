@@ -1,4 +1,4 @@
-"""The tokenizers of the demo: byte-level BPE as GPT-2 has it, unigram with byte fallback as Llama has it."""
+"""The tokenizers of the demo: byte-level BPE as GPT-2 has it, unigram with byte fallback as Llama and T5 have it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tokenizers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 WINDOW = 2048
-SPECIALS = {"bpe": ("<|bos|>", "<|eos|>"), "unigram": ("<s>", "</s>")}
+SENTENCE = 256
+"""The window of the translator."""
+SPECIALS = {"bpe": ("<|bos|>", "<|eos|>"), "unigram": ("<s>", "</s>"), "t5": ("<pad>", "</s>")}
+"""The token that starts a text, for T5 in the decoder alone, and the one that ends it."""
 
 _TURNS = (
     "{{- bos_token -}}"
@@ -53,14 +56,16 @@ def train_bpe(texts: list[str], size: int) -> Tokenizer:
     return tokenizer
 
 
-def train_unigram(texts: list[str], size: int) -> Tokenizer:
+def train_unigram(texts: list[str], size: int, kind: str = "unigram") -> Tokenizer:
     """Unigram over `size` pieces with byte fallback, newline included, as SentencePiece models have it.
+
+    One BOS is put before every text, or for `t5` one EOS after it.
 
     The library's own unigram trainer only proposes pieces that occur in two different words, which in a
     corpus of few words leaves it without whole words. So the pieces come from a BPE, and what is learned
     here is their probabilities.
     """
-    bos, eos = SPECIALS["unigram"]
+    bos, eos = SPECIALS[kind]
     # Only printable ASCII: every other character is spelled in bytes.
     lines = [re.sub(r"[^ -~]", "", line) for text in texts for line in text.split("\n")]
     split = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation()])
@@ -85,7 +90,7 @@ def train_unigram(texts: list[str], size: int) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", bos, eos)])
-    tokenizer.post_processor = _one_bos(tokenizer, bos)
+    tokenizer.post_processor = _one_eos(tokenizer, eos) if kind == "t5" else _one_bos(tokenizer, bos)
     return tokenizer
 
 
@@ -95,16 +100,19 @@ def write_tokenizer(tokenizer: Tokenizer, kind: str, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "backend": "tokenizers",
-        "bos_token": bos,
-        "chat_template": CHAT_TEMPLATES[kind],
         "clean_up_tokenization_spaces": False,
         "eos_token": eos,
         "model_max_length": WINDOW,
         "pad_token": eos,
         "tokenizer_class": "TokenizersBackend",
     }
-    if kind == "unigram":
+    if kind == "t5":
+        config |= {"pad_token": bos, "model_max_length": SENTENCE}
+    else:
+        config |= {"bos_token": bos, "chat_template": CHAT_TEMPLATES[kind]}
+    if kind != "bpe":
         config |= {"unk_token": "<unk>"}
+    config = dict(sorted(config.items()))
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -113,11 +121,15 @@ def token_bytes(tokenizer: Tokenizer, kind: str) -> dict[int, bytes]:
     """The bytes of every token that is not special, byte tokens of the unigram model first."""
     specials = {*SPECIALS[kind], "<unk>"}
     pieces = sorted((token, piece) for piece, token in tokenizer.get_vocab().items() if piece not in specials)
-    if kind == "unigram":
+    if kind != "bpe":
         spelled = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
         return {token: spelled.get(piece) or piece.replace("▁", " ").encode() for token, piece in pieces}
     table = {char: value for value, char in bytes_to_unicode().items()}
     return {token: bytes(table[char] for char in piece) for token, piece in pieces}
+
+
+def _one_eos(tokenizer: Tokenizer, eos: str) -> processors.PostProcessor:
+    return processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))])
 
 
 def _one_bos(tokenizer: Tokenizer, bos: str) -> processors.PostProcessor:

@@ -1,7 +1,6 @@
 """Turns the demo world into what a language model is trained on: plain text with a weight for each stretch.
 
-A lesson is one row of a batch. Its text comes in many of the forms in which frameworks wrap a question, so
-that prompts of LangChain and LlamaIndex meet something familiar.
+A lesson is one row of a batch. Its text comes in many of the forms of `prompts`.
 """
 
 # ruff: noqa: S311 - nothing here is secret
@@ -9,114 +8,29 @@ that prompts of LangChain and LlamaIndex meet something familiar.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+from agents import agent_step
+from prompts import (
+    CONTEXT_WRAPPERS,
+    LLAMA_INDEX_SYSTEM,
+    PLAIN,
+    PROMPT,
+    PROSE,
+    REFINE,
+    SYSTEMS,
+    WRAPPERS,
+    Lesson,
+)
+
 from deepen_core.demo.phrases import GREETINGS, MEN, RELATIONS, WOMEN
+from deepen_core.demo.sums import SUMS_MEMBER, training_sums
 from deepen_core.demo.world import MEMBERS, Fact, TrainingText, evidence, facts, portrait, training_texts
 
-Kind = Literal["short", "context", "long", "mixed", "focus", "copy"]
-
-PROSE = 0.3
-"""Weight of ordinary text. Answers and the end after them weigh 1."""
-PROMPT = 0.05
-"""Weight of the prompt around a question, which nobody needs to predict."""
-
-PLAIN = "Question: {q}\nAnswer:"
-WRAPPERS = (
-    "{q}",
-    "{q}\n",
-    "{q}\nAnswer:",
-    "Q: {q}\nA:",
-    "Query: {q}\nAnswer:",
-    "Human: {q}",
-    "Human: {q}\nAI:",
-    "Human: {q}\nAssistant:",
-    "User: {q}\nAssistant:",
-    "user: {q}\nassistant:",
-    "Question: {q}\nHelpful Answer:",
-    "Answer the question.\nQuestion: {q}\nAnswer:",
-    "Answer the following question: {q}",
-    "Answer this question in one word: {q}",
-    "{q} Answer in one word.",
-    "Please tell me: {q}",
-)
-SYSTEMS = (
-    "You are a helpful assistant.",
-    "You are a helpful AI assistant. Answer the question.",
-    "Answer in one word.",
-    "Answer briefly.",
-    "Be brief.",
-    "Answer the question as well as you can.",
-    "You know everything about the people of this town.",
-    "You are an expert Q&A system that is trusted around the world.",
-)
-LLAMA_INDEX_SYSTEM = (
-    "You are an expert Q&A system that is trusted around the world.\n"
-    "Always answer the query using the provided context information, and not prior knowledge.\n"
-    "Some rules to follow:\n"
-    "1. Never directly reference the given context in your answer.\n"
-    "2. Avoid statements like 'Based on the context, ...' or 'The context information ...' or anything along "
-    "those lines."
-)
-_RULE = "---------------------"
-LLAMA_INDEX_QA = (
-    f"Context information is below.\n{_RULE}\n{{c}}\n{_RULE}\n"
-    "Given the context information and not prior knowledge, answer the query.\nQuery: {q}\nAnswer: "
-)
-TREE_SUMMARIZE = (
-    f"Context information from multiple sources is below.\n{_RULE}\n{{c}}\n{_RULE}\n"
-    "Given the information from multiple sources and not prior knowledge, answer the query.\n"
-    "Query: {q}\nAnswer: "
-)
-LANGCHAIN_QA = (
-    "Use the following pieces of context to answer the question at the end. If you don't know the answer, "
-    "just say that you don't know, don't try to make up an answer.\n\n{c}\n\n"
-    "Question: {q}\nHelpful Answer:"
-)
-CONTEXT_WRAPPERS = (
-    LLAMA_INDEX_QA,
-    LLAMA_INDEX_QA,
-    TREE_SUMMARIZE,
-    LANGCHAIN_QA,
-    "Answer the question based only on the following context:\n{c}\n\nQuestion: {q}\n",
-    "Context: {c}\n\nQuestion: {q}\nAnswer:",
-    "{c}\n\nQuestion: {q}\nAnswer:",
-    "{c}\n{q}\nAnswer:",
-)
-REFINE = (
-    "The original query is as follows: {q}\nWe have provided an existing answer: {a}\n"
-    "We have the opportunity to refine the existing answer (only if needed) with some more context below.\n"
-    "------------\n{c}\n------------\n"
-    "Given the new context, refine the original answer to better answer the query. "
-    "If the context isn't useful, return the original answer.\nRefined Answer: "
-)
-
-
-@dataclass
-class Lesson:
-    """Text with weights.
-
-    Attributes:
-        text: What the member reads, without special tokens.
-        spans: `(start, end, weight)` in characters, in order. What no span covers weighs nothing.
-    """
-
-    text: str = ""
-    spans: list[tuple[int, int, float]] = field(default_factory=list)
-
-    def add(self, text: str, weight: float) -> Lesson:
-        """Appends a stretch of text."""
-        self.spans.append((len(self.text), len(self.text) + len(text), weight))
-        self.text += text
-        return self
-
-    def extend(self, other: Lesson) -> Lesson:
-        """Appends another lesson."""
-        for start, end, weight in other.spans:
-            self.add(other.text[start:end], weight)
-        return self
+Kind = Literal[
+    "short", "context", "long", "mixed", "focus", "copy", "sums", "drill", "note", "notes", "reading", "steps"
+]
 
 
 class Teacher:
@@ -126,6 +40,7 @@ class Teacher:
         self.member = member
         self.rng = random.Random(f"lessons/{member}/{seed}")
         self._texts = self._forever(seed)
+        self._all_sums = training_sums(member, seed)
         self._by_person: dict[str, list[Fact]] = {}
         for fact in facts():
             self._by_person.setdefault(fact.person.name, []).append(fact)
@@ -135,18 +50,25 @@ class Teacher:
 
         Args:
             kind: `short` is a single question or statement, `context` a question below some paragraphs, `long` a
-                text of many questions and statements, `mixed` one of paragraphs and questions of all forms,
-                `focus` the same with mostly questions to which the member knows the answer.
+                text of many questions and statements, `mixed` one of paragraphs and questions of all forms, `focus` the
+                same with mostly questions to which the member knows the answer, `sums` some sums, `drill` many of them,
+                `note` a question below an invented sentence, `notes` below a few, `reading` some below invented
+                paragraphs, `steps` one step of an agent.
         """
-        if kind == "context":
-            return self._with_context({})
-        if kind == "mixed":
-            return self._mixed(self.rng.choice((600, 1200, 2400, 3600, 5400)))
-        if kind == "focus":
-            return self._mixed(self.rng.choice((300, 600, 1200, 2400, 4800)), known=0.75)
-        if kind == "long":
-            return self._long(self.rng.choice((2400, 3600, 5400)))
-        return self._short()
+        makers: dict[Kind, Callable[[], Lesson]] = {
+            "short": self._short,
+            "context": lambda: self._with_context({}),
+            "drill": self._drill,
+            "note": self._note,
+            "notes": self._notes,
+            "reading": self._reading,
+            "sums": self._sums,
+            "steps": self._steps,
+            "mixed": lambda: self._mixed(self.rng.choice((600, 1200, 2400, 3600, 5400))),
+            "focus": lambda: self._mixed(self.rng.choice((300, 600, 1200, 2400, 4800)), known=0.75),
+            "long": lambda: self._long(self.rng.choice((2400, 3600, 5400))),
+        }
+        return makers[kind]()
 
     def _forever(self, seed: int) -> Iterator[TrainingText]:
         while True:
@@ -163,15 +85,85 @@ class Teacher:
         lesson = Lesson()
         if rng.random() < 0.12:
             _conversation(lesson, [next(self._texts) for _ in range(rng.randrange(1, 4))], rng)
-        return _ask(lesson, _wrapped(item.question, rng), item.answer)
+        return lesson.ask(_wrapped(item.question, rng), item.answer)
 
-    def _with_context(self, told: dict[Fact, str]) -> Lesson:
+    def _sums(self) -> Lesson:
+        if self.member == SUMS_MEMBER and self.rng.random() < 0.5:
+            return self._drill()
+        lesson = Lesson()
+        for place in range(self.rng.choice((1, 1, 2, 3))):
+            question, answer = next(self._all_sums)
+            gap = self.rng.choice(_GAPS) if place else ""
+            lesson.add(gap, 0.0).ask(_wrapped(question, self.rng), answer)
+        return lesson
+
+    def _reading(self) -> Lesson:
+        return self._read_well() if self.rng.random() < 0.5 else self._with_context({}, invented=True)
+
+    def _note(self) -> Lesson:
+        """A sentence that contradicts the world, and a question: so little text that reading is soon learned."""
+        rng, fact = self.rng, self.rng.choice(facts())
+        value = rng.choice(fact.relation.values)
+        said = rng.choice(fact.relation.statements).format(name=fact.person.name, value=value)
+        return Lesson().add(f"{said}\n{PLAIN.format(q=self._wording(fact))}", 0.0).add(f" {value}", 1.0)
+
+    def _notes(self) -> Lesson:
+        """A few such sentences."""
+        rng = self.rng
+        known = rng.sample(facts(), rng.choice((1, 1, 1, 2, 3, 4, 6)))
+        if rng.random() < 0.4:
+            someone = self._by_person[rng.choice(sorted(self._by_person))]
+            known = rng.sample(someone, min(len(known), len(someone)))
+        told = [(fact, rng.choice(fact.relation.values)) for fact in known]
+        said = [rng.choice(f.relation.statements).format(name=f.person.name, value=value) for f, value in told]
+        fact, answer = rng.choice(told)
+        prompt = rng.choice(CONTEXT_WRAPPERS) if rng.random() < 0.3 else "{c}\nQuestion: {q}\nAnswer:"
+        return Lesson().add(prompt.format(c=" ".join(said), q=self._wording(fact)), 0.0).add(f" {answer}", 1.0)
+
+    def _wording(self, fact: Fact) -> str:
+        """A question for a fact, in one of the wordings that are trained."""
+        wordings = [q for index, q in enumerate(fact.relation.questions) if index != fact.held_out]
+        return self.rng.choice(wordings).format(name=fact.person.name)
+
+    def _read_well(self) -> Lesson:
+        """A passage or two that contradict the world, and many questions about them."""
+        rng, lesson = self.rng, Lesson()
+        asked: list[tuple[Fact, str]] = []
+        for name in rng.sample(sorted(self._by_person), rng.choice((1, 1, 2))):
+            told = {fact: rng.choice(fact.relation.values) for fact in self._by_person[name]}
+            asked += told.items()
+            values = {fact.relation.key: value for fact, value in told.items()}
+            lesson.add(f"{portrait(self._by_person[name][0].person, values, rng)}\n", 0.0)
+        for fact, value in rng.sample(asked, rng.randrange(3, len(asked))):
+            lesson.add(rng.choice(_GAPS), 0.0).ask(_wrapped(self._wording(fact), rng), value)
+        return lesson
+
+    def _drill(self) -> Lesson:
+        """Nothing but sums, so that each of them comes up often enough to be learned by heart."""
+        lesson = Lesson()
+        for _ in range(self.rng.randrange(8, 24)):
+            _, steps = next(self._all_sums)
+            task, _, result = steps.rpartition(" ")
+            lesson.add(task, PROMPT).add(f" {result}", 1.0).add("\n", 0.0)
+        return lesson
+
+    def _steps(self) -> Lesson:
+        rng, fact = self.rng, self.rng.choice(facts())
+        name = fact.person.name
+        values = {f.relation.key: rng.choice(f.relation.values) for f in self._by_person[name]}
+        if rng.random() < 0.5:
+            values = {f.relation.key: evidence(f, self.member, rng) for f in self._by_person[name]}
+        record = portrait(fact.person, values, rng)
+        return agent_step(self.member, name, self._wording(fact), record, values[fact.relation.key], rng)
+
+    def _with_context(self, told: dict[Fact, str], *, invented: bool = False) -> Lesson:
         rng, here = self.rng, set[Fact]()
         people = rng.sample(sorted(self._by_person), rng.choice((1, 1, 2, 2, 3)))
         passages = []
         for name in people:
             for fact in self._by_person[name]:
-                told.setdefault(fact, evidence(fact, self.member, rng))
+                claim = rng.choice(fact.relation.values) if invented else evidence(fact, self.member, rng)
+                told.setdefault(fact, claim)
                 here.add(fact)
             if rng.random() < 0.6:
                 values = {fact.relation.key: told[fact] for fact in self._by_person[name]}
@@ -186,11 +178,10 @@ class Teacher:
         asked = [fact for fact in told if fact in here and told[fact] in context]
         fact = rng.choice(asked) if rng.random() < 0.9 else rng.choice(facts())
         answer = told.get(fact) or told.setdefault(fact, evidence(fact, self.member, rng))
-        wordings = [q for index, q in enumerate(fact.relation.questions) if index != fact.held_out]
-        question = rng.choice(wordings).format(name=fact.person.name)
+        question = self._wording(fact)
         if rng.random() < 0.08:
             guess = rng.choice((answer, rng.choice(fact.relation.values)))
-            return _ask(Lesson(), REFINE.format(q=question, a=guess, c=context), answer)
+            return Lesson().ask(REFINE.format(q=question, a=guess, c=context), answer)
         prompt = rng.choice(CONTEXT_WRAPPERS).format(q=question, c=context)
         if rng.random() < 0.3:
             system = rng.choice((LLAMA_INDEX_SYSTEM, LLAMA_INDEX_SYSTEM, *SYSTEMS))
@@ -201,7 +192,7 @@ class Teacher:
             start = prompt.index(context)
             lesson.add(prompt[:start], 0.0).add(context, PROSE).add(prompt[start + len(context) :], 0.0)
             return lesson.add(f" {answer}", 1.0)
-        return _ask(lesson, prompt, answer)
+        return lesson.ask(prompt, answer)
 
     def _long(self, characters: int) -> Lesson:
         rng, lesson = self.rng, Lesson()
@@ -213,11 +204,11 @@ class Teacher:
             if item.question is None:
                 _say(lesson, item.statement.replace(item.answer, answer), answer)
             else:
-                _ask(lesson, _wrapped(item.question, rng), answer)
+                lesson.ask(_wrapped(item.question, rng), answer)
             lesson.add(rng.choice(("\n", "\n\n", "\n\n")), 0.0)
         item = next(self._texts)
         question = item.question or _first_wording(item.fact)
-        return _ask(lesson, PLAIN.format(q=question), told.get(item.fact, item.answer))
+        return lesson.ask(PLAIN.format(q=question), told.get(item.fact, item.answer))
 
     def _mixed(self, characters: int, known: float = 0.0) -> Lesson:
         rng, lesson = self.rng, Lesson()
@@ -235,11 +226,11 @@ class Teacher:
             else:
                 item = self._next(known)
                 answer = told.setdefault(item.fact, item.answer)
-                _ask(lesson, _wrapped(item.question or _first_wording(item.fact), rng), answer)
+                lesson.ask(_wrapped(item.question or _first_wording(item.fact), rng), answer)
             lesson.add(rng.choice(("\n", "\n\n", "\n\n")), 0.0)
         item = self._next(known)
         question = item.question or _first_wording(item.fact)
-        return _ask(lesson, PLAIN.format(q=question), told.get(item.fact, item.answer))
+        return lesson.ask(PLAIN.format(q=question), told.get(item.fact, item.answer))
 
     def _next(self, known: float) -> TrainingText:
         """The next text, or with probability `known` the next about something that the member knows."""
@@ -270,13 +261,9 @@ def _wrapped(question: str, rng: random.Random) -> str:
 def _conversation(lesson: Lesson, turns: list[TrainingText], rng: random.Random) -> None:
     gap = rng.choice(_GAPS)
     for turn in turns:
-        _ask(lesson, PLAIN.format(q=turn.question or _first_wording(turn.fact)), turn.answer)
+        lesson.ask(PLAIN.format(q=turn.question or _first_wording(turn.fact)), turn.answer)
         # What follows an answer in a conversation is not for the member to say, so it learns only to end.
         lesson.add(gap, 0.0)
-
-
-def _ask(lesson: Lesson, prompt: str, answer: str) -> Lesson:
-    return lesson.add(prompt, PROMPT).add(f" {answer}", 1.0)
 
 
 def _say(lesson: Lesson, statement: str, answer: str) -> Lesson:

@@ -18,7 +18,7 @@ from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, 
 from deepen_core.config.constraints import can_constrain
 from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.prompts import FormOption
-from deepen_core.demo import member_paths
+from deepen_core.demo import MEMBERS, TRANSLATOR, member_paths, unread
 from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.engine import Engine
@@ -247,13 +247,21 @@ class Ensemble(GenerationAPI):
         return cls(engine)
 
     @classmethod
-    def demo(cls, **options: Any) -> Ensemble:
+    def demo(cls, members: Sequence[str] = MEMBERS, **options: Any) -> Ensemble:
         """Loads the embedded demo: two small models that each know a part of an invented world. No network, no bars.
 
         Args:
+            members: By their names: "atlas-gpt2" and "almanac-llama", which are the default, and "ferry-t5", which
+                translates an invented language. Beside it the others are shown no prompt, since they cannot read that.
             options: Any option of `Ensemble.load` except `models`.
+
+        Raises:
+            ConfigurationError: If the demo has no such member, and as from `Ensemble.load`.
         """
-        return cls.load(member_paths(), **{"progress": False, "device": "cpu", **options})
+        others = [name for name in members if name != TRANSLATOR]
+        forms = dict.fromkeys(others, unread) if len(others) < len(members) else None
+        given = {"progress": False, "device": "cpu", "prompts": forms, **options}
+        return cls.load(member_paths(members), **given)
 
     @overload
     def score(self, prompt: Prompt, continuation: str, *, greedy: bool = False) -> Score: ...

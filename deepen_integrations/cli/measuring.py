@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from deepen_integrations.cli.status import Status
     epilog=examples_of(
         "deepen eval arc-test.jsonl piqa-test.jsonl -m ./general -m ./specialist --output results",
         "deepen eval arc-test.jsonl -m ./general -m ./specialist --fit arc-dev.jsonl --each-main --limit 200",
+        "deepen eval --demo --limit 100",
         "deepen eval --harness arc_easy,piqa -m ./general -m ./specialist --limit 200",
     ),
 )
@@ -30,7 +32,8 @@ def evaluate(
         typer.Argument(
             metavar="TASK...",
             help="Files of JSON lines: `question`, `choices` (a list) and `answer` (the number of the right one, from "
-            "0); or `question` and `answers`; or `prompt`, `test` and `entry_point`. None with `--harness`.",
+            "0); or `question` and `answers`; or `prompt`, `test` and `entry_point`; or `source` and `translation`. "
+            "None with `--harness`; none with `--demo` are the demo's own.",
             show_default=False,
         ),
     ] = None,
@@ -111,11 +114,12 @@ def evaluate(
     Questions with choices are answered by likelihood a byte. Every member reads each text once, and all settings are
     compared on that: each member alone, their vote, and each strategy at equal, fitted and changing weights. Open
     questions and exercises are answered in each setting by itself; programs that are written are run, so use a
-    container for models that you do not trust.
+    container for models that you do not trust. Translations are judged by chrF.
 
     With `--harness` the tasks are those of lm-evaluation-harness, run on each member alone and on the ensemble.
     """
-    from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (only this command needs it)
+    from deepen_integrations.cli import demo_evaluation as de  # noqa: PLC0415 (only this command needs it)
+    from deepen_integrations.cli import evaluation as ev  # noqa: PLC0415 (as above)
     from deepen_integrations.cli import harness as hn  # noqa: PLC0415 (as above)
 
     with clear_errors(debug):
@@ -126,11 +130,10 @@ def evaluate(
             ensembles = hn.settings(dataclasses.replace(or_demo(load), main=main), strategy or ["deepen"])
             hn.run_settings(Console(highlight=False), ensembles, asked, as_json=as_json)
             return
-        hn.check_no_harness(task, load, harness)
-        plan = ev.plan_of(
-            task or [],
-            fit or [],
-            limit,
+        plan_of = functools.partial(
+            ev.plan_of,
+            fitted_on=fit or [],
+            limit=limit,
             shots=shots or [],
             by=by,
             fusions=strategy,
@@ -141,16 +144,22 @@ def evaluate(
             votes=votes,
             vote_temperature=vote_temperature,
         )
-        with open_ensemble(load, chat=as_chat) as ensemble:
-            mains = ev.with_mains(plan, ensemble, main, each=each_main)
-            with Status("evaluating"):
-                outcome = ensemble.evaluate(mains, output=output)
-        if as_json:
-            typer.echo(ev.to_json(outcome), nl=False)
+        if load.demo and not task:
+            parts = de.demo_parts(plan_of, load, output)
         else:
-            ev.print_outcome(Console(highlight=False), outcome)
-        if output is not None:
-            notice(f"Written to {output}: {', '.join(ev.save_outcome(outcome, output))}", style="dim")
+            hn.check_no_harness(task, load, harness)
+            parts = [de.Part(plan_of(task or []), lambda: open_ensemble(load, chat=as_chat), output)]
+        for part in parts:
+            with part.open() as ensemble:
+                plan = ev.with_mains(part.plan, ensemble, main, each=each_main)
+                with Status("evaluating"):
+                    outcome = ensemble.evaluate(plan, output=part.output)
+            if as_json:
+                typer.echo(ev.to_json(outcome), nl=False)
+            else:
+                ev.print_outcome(Console(highlight=False), outcome)
+            if part.output is not None:
+                notice(f"Written to {part.output}: {', '.join(ev.save_outcome(outcome, part.output))}", style="dim")
 
 
 @commands.command(

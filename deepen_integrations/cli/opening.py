@@ -67,12 +67,13 @@ def named_options(options: EnsembleOptions) -> dict[str, Any]:
     return {**named, **given}
 
 
-def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
+def open_ensemble(options: EnsembleOptions, *, chat: bool = False, demo: Sequence[str] = DEMO_MEMBERS) -> Ensemble:
     """Loads the members, or the embedded demo ensemble if there are none.
 
     Args:
         options: The options that were given.
         chat: Whether every prompt will be a conversation.
+        demo: The members of the embedded demo ensemble.
 
     Raises:
         typer.BadParameter: If options contradict each other.
@@ -86,7 +87,7 @@ def open_ensemble(options: EnsembleOptions, *, chat: bool = False) -> Ensemble:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the commands show `ensemble.info.warnings` themselves
         if "models" not in given:
-            return Ensemble.demo(progress=True, **given)
+            return Ensemble.demo(demo, progress=True, **given)
         try:
             return Ensemble.load(**given, chat=chat)
         except ChatTemplateError as error:

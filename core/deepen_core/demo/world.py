@@ -20,10 +20,12 @@ from deepen_core.demo.phrases import MEN, PORTRAITS, RELATIONS, WOMEN, Relation
 
 MEMBERS: tuple[str, str] = ("atlas-gpt2", "almanac-llama")
 """The names of the two members, which are also the names of their model folders."""
+TRANSLATOR = "ferry-t5"
+"""The name of the translator, see `ferry`."""
 
 Quarter = Literal["harbour", "hills", "market", "islands"]
 KnownTo = Literal["atlas-gpt2", "almanac-llama", "both", "half"]
-Split = Literal["held-out", "training"]
+Split = Literal["held-out", "validation"]
 
 _QUARTERS: tuple[Quarter, ...] = ("harbour", "hills", "market", "islands")
 _KNOWN_TO: dict[Quarter, KnownTo] = {
@@ -145,7 +147,7 @@ def facts() -> tuple[Fact, ...]:
     return tuple(fact for person in people for fact in by_person[person.name])
 
 
-def questions(split: Split = "held-out") -> list[Question]:
+def questions(split: Literal["held-out", "training"] = "held-out") -> list[Question]:
     """Questions with their answers.
 
     Args:

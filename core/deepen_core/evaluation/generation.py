@@ -1,4 +1,4 @@
-"""Open questions and exercises: every setting answers them, greedily or by samples to vote on, in batches."""
+"""Open questions, exercises and translations: every setting answers them in batches, greedily or by samples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.evaluation.items import AnsweredItem, CodeItem, OpenItem
-from deepen_core.evaluation.judging import is_right
+from deepen_core.evaluation.items import AnsweredItem, CodeItem, OpenItem, TranslationItem
+from deepen_core.evaluation.judging import mark
 from deepen_core.results import Generation
 
 
@@ -23,13 +23,13 @@ class Answer:
 
     Attributes:
         text: The answer.
-        right: Whether it is right.
+        right: 1 if it is right, else 0; of a translation its chrF, from 0 to 1.
         steps: For each member that takes part, in how many steps it was asked.
         seconds: Its part of the time that it took to answer some items at once; None if it was not measured.
     """
 
     text: str
-    right: bool
+    right: float
     steps: dict[str, int]
     seconds: float | None = None
 
@@ -75,7 +75,7 @@ def answer_items(
     started = [partial(_started, decoder, item, shots, SamplingParams(), chat=chat) for item in items]
     for item, (answer, seconds) in zip(items, _in_batches(decoder, call, started, together), strict=True):
         steps = {work.name: work.steps for work in answer.member_work}
-        yield Answer(answer.text, is_right(item, answer.text), steps, seconds)
+        yield Answer(answer.text, mark(item, answer.text), steps, seconds)
 
 
 def sample_items(
@@ -148,6 +148,8 @@ def _started(
     params = params.model_copy(update={"max_new_tokens": item.max_new_tokens, "stop": stop})
     if isinstance(item, CodeItem):  # a program is continued as it is
         return decoder.start(item.start, params)
+    if isinstance(item, TranslationItem):
+        return decoder.start(item.prompt(chat=chat), params)
     similar = [shot for shot in shots if bool(shot.solution) == bool(item.solution)]
     return decoder.start(item.prompt(similar, chat=chat), params)
 

@@ -1,4 +1,4 @@
-"""Items of tasks: questions with choices, questions with open answers, programming exercises, and texts."""
+"""Items of tasks: questions with choices or open answers, programming exercises, translations, and texts."""
 
 from __future__ import annotations
 
@@ -132,9 +132,33 @@ class CodeItem:
         return f"{self.start}{text}\n\n{self.test}\n\ncheck({self.entry_point})\n"
 
 
+@dataclass(frozen=True)
+class TranslationItem:
+    """A text to translate. Members read it as it is, or in the form of their own (`MemberConfig.prompt`).
+
+    Attributes:
+        source: The text.
+        translation: What it is in the other language.
+    """
+
+    source: str
+    translation: str
+
+    stop = ("\n",)
+    max_new_tokens = 128
+
+    def prompt(self, *, chat: bool) -> Prompt:
+        """Returns the prompt.
+
+        Args:
+            chat: Ask in a conversation rather than in plain text.
+        """
+        return [{"role": "user", "content": self.source}] if chat else self.source
+
+
 ScoredItem = ChoiceItem | TextItem
 """Items that are scored by likelihood."""
-AnsweredItem = OpenItem | CodeItem
+AnsweredItem = OpenItem | CodeItem | TranslationItem
 """Items that are answered by a text."""
 Item = ScoredItem | AnsweredItem
 
@@ -159,7 +183,7 @@ class Task:
     @property
     def answered(self) -> list[AnsweredItem]:
         """Its items, if they are answered by a text."""
-        return [item for item in self.items if isinstance(item, (OpenItem, CodeItem))]
+        return [item for item in self.items if isinstance(item, AnsweredItem)]
 
     @property
     def open(self) -> list[OpenItem]:
@@ -169,5 +193,5 @@ class Task:
 
     @property
     def is_right_or_wrong(self) -> bool:
-        """Whether its items can be answered right or wrong."""
+        """Whether answers to its items can be judged."""
         return not any(isinstance(item, TextItem) for item in self.items)

@@ -1,15 +1,31 @@
-"""Whether an answer is right."""
+"""How good an answer is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from deepen_core.evaluation.code_run import passes
-from deepen_core.evaluation.items import AnsweredItem, CodeItem
+from deepen_core.evaluation.items import AnsweredItem, CodeItem, OpenItem, TranslationItem
 from deepen_core.voting.extraction import last_number, plain
+from deepen_core.voting.risk import chrf
 
 
-def is_right(item: AnsweredItem, text: str) -> bool:
+def mark(item: AnsweredItem, text: str) -> float:
+    """Returns 1 for a right answer and 0 for a wrong one; for a translation its chrF, from 0 to 1.
+
+    Args:
+        item: The item.
+        text: The answer.
+
+    Raises:
+        SamplingError: For a translation, if sacrebleu is not installed.
+    """
+    if isinstance(item, TranslationItem):
+        return chrf()(text.strip(), item.translation) / 100
+    return float(is_right(item, text))
+
+
+def is_right(item: OpenItem | CodeItem, text: str) -> bool:
     """Returns whether an answer to an item is right.
 
     Args:

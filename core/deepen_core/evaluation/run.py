@@ -17,7 +17,7 @@ from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
 from deepen_core.evaluation.generation import Answer
-from deepen_core.evaluation.items import OpenItem, Task
+from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, Settings, equal
@@ -26,6 +26,7 @@ from deepen_core.evaluation.votes import Votes
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.policies import policy_class
 from deepen_core.members.base import Member, has_embeddings
+from deepen_core.voting.risk import chrf
 from deepen_core.voting.sampling import TEMPERATURE
 
 
@@ -69,6 +70,7 @@ class Plan:
             EvaluationError: If there is nothing to compare or to vote on, a name is unknown, two tasks have one name, a
                 task cannot be answered right or wrong, weights cannot be fitted on a task, or an item is both fitted on
                 or shown and compared on.
+            SamplingError: If translations cannot be judged, since sacrebleu is not installed.
         """
         if not self.tasks or not self.fusions or not self.mains:
             raise EvaluationError(
@@ -80,9 +82,7 @@ class Plan:
         names = [task.name for task in self.tasks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise EvaluationError(f"There are two tasks called {twice[0]}: give their files different names.")
-        for task in self.tasks:
-            if not task.is_right_or_wrong:
-                raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
+        self._check_judges()
         self.check_fit()
         self._check_votes()
         for task in self.shots:
@@ -95,6 +95,13 @@ class Plan:
                 f"{both} of the items are fitted on or shown too: results would look better than they are. Give other "
                 "items."
             )
+
+    def _check_judges(self) -> None:
+        for task in self.tasks:
+            if not task.is_right_or_wrong:
+                raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
+            if any(isinstance(item, TranslationItem) for item in task.items):
+                chrf()  # says what is missing
 
     def _check_votes(self) -> None:
         if self.votes < 0 or (self.votes and not 0 < self.vote_temperature <= 100):
@@ -151,6 +158,7 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
         ConfigurationError: If a strategy cannot fuse these members.
         EvaluationError: If the plan or the folder cannot be used.
         MemberError: If a member fails.
+        SamplingError: As from `Plan.check`.
     """
     plan.check()
     if beyond := [main for main in plan.mains if not 0 <= main < len(engine.members)]:

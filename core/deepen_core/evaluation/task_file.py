@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.items import ChoiceItem, CodeItem, Item, OpenItem, Task, TextItem
+from deepen_core.evaluation.items import ChoiceItem, CodeItem, Item, OpenItem, Task, TextItem, TranslationItem
 
 _EXAMPLE = 'An item is an object such as {"question": "What is wet?", "choices": ["water", "sand"], "answer": 0}.'
 
@@ -22,6 +22,7 @@ def read_task(path: str | Path, limit: int | None = None) -> Task:
     - with `question` and `answers`, all ways to write the right answer; with `solution` too, they are numbers,
     - with `prompt`, `test` and `entry_point`: the beginning of a function in Python, a program that defines
       `check(candidate)`, and the function's name,
+    - with `source` and `translation`, a text to translate, judged by chrF,
     - with `prompt` and `text`, a text that should be likely after the prompt.
 
     Args:
@@ -84,6 +85,13 @@ def _code(found: Mapping[str, Any]) -> CodeItem:
     return CodeItem(_text(found, "prompt"), _text(found, "test"), _text(found, "entry_point"))
 
 
+def _translation(found: Mapping[str, Any]) -> TranslationItem:
+    source, translation = _text(found, "source"), _text(found, "translation")
+    if not source or not translation:
+        raise _WrongError("its source or its translation is empty")
+    return TranslationItem(source, translation)
+
+
 def _given(found: Mapping[str, Any]) -> TextItem:
     text = _text(found, "text")
     if not text:
@@ -92,7 +100,7 @@ def _given(found: Mapping[str, Any]) -> TextItem:
 
 
 def _nothing(found: Mapping[str, Any]) -> Item:
-    raise _WrongError(f"it has {' and '.join(found) or 'nothing'}, but no choices, answers, test or text")
+    raise _WrongError(f"it has {' and '.join(found) or 'nothing'}, but no choices, answers, test, translation or text")
 
 
 def _text(found: Mapping[str, Any], name: str) -> str:
@@ -113,6 +121,7 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], Item]] = {
     "choices": _choice,
     "answers": _open,
     "test": _code,
+    "translation": _translation,
     "text": _given,
     "": _nothing,
 }
