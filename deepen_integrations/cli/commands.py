@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from deepen_integrations.cli import options as opt
+from deepen_integrations.cli.serve import serve
 from deepen_integrations.cli.session import (
     checked_sampling,
     checked_vote,
@@ -377,3 +378,8 @@ def fit(
         notice(ev.told(found), style="dim")
         if output is not None:
             found.save(output)
+
+
+commands.command(
+    epilog=_examples("deepen serve -m ./general -m ./specialist --port 8000", "DEEPEN_API_KEY=... deepen serve --demo")
+)(serve)
