@@ -30,6 +30,11 @@ class RunningServer:
     def get(self, path):
         return httpx.get(f"{self.root}{path}", headers={"authorization": f"Bearer {self.key}"}, timeout=60)
 
+    def metric(self, name):
+        """The value of one of the metrics, with its labels."""
+        lines = [line.rpartition(" ") for line in self.get("/metrics").text.splitlines()]
+        return next((float(value) for known, _, value in lines if known == name), None)
+
 
 @contextmanager
 def running(models, options=None, sampling=None, *, ready=True):
