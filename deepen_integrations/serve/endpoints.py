@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation
 
 _OWNER = "deepen"
-_INLINE = 16 * 1024  # bytes of a body that is read on the event loop; a larger one is read in a thread
+_SMALL = 8 * 1024  # bytes of a body that is read on the event loop; a larger one is read in a thread
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Work:
     wire: Wire
     stream: bool
     include_usage: bool
+    is_small: bool
+    """Whether it is read on the event loop, as a thread would cost more time than that takes."""
 
 
 class Endpoints:
@@ -98,13 +100,15 @@ class Endpoints:
     async def _answer(self, request: Request, read: Callable[[bytes], Work]) -> Response:
         started = time.perf_counter()
         raw = await read_body(request, self._options)
-        work = read(raw) if len(raw) <= _INLINE else await asyncio.to_thread(read, raw)
+        work = read(raw) if len(raw) <= _SMALL else await asyncio.to_thread(read, raw)
         facts, model = request.state.facts, work.served.name
         facts.update(model=model, answers=len(work.prompts), stream=work.stream)
         self._admission.enter(len(work.prompts))
 
-        def over(answers: Sequence[Generation]) -> None:
+        def over(answers: Sequence[Generation], gone: bool = False) -> None:
             self._admission.leave(len(work.prompts))
+            if gone:
+                facts["gone"] = True
             self._metrics.answered(model, answers)
             facts.update(_told(answers))
 
@@ -116,7 +120,7 @@ class Endpoints:
         answers: list[Generation] = []
         streaming = False
         try:
-            handles = await while_connected(request, _asked(work))
+            handles = _asked_now(work) if work.is_small else await while_connected(request, _asked(work))
             if work.stream:
                 streaming = True
                 return EventStream(work.wire, handles, include_usage=work.include_usage, seen=seen, over=over)
@@ -138,7 +142,7 @@ class Endpoints:
         calls = [request.prepare(ensemble) for _ in params]
         constrained = each_answer(calls[0].params, 1, body.answers)
         wire = ChatWire(body.model, [call.parser for call in calls], ensemble.count_tokens)
-        return _work(served, [call.prompt for call in calls], constrained, wire, body)
+        return _work(served, [call.prompt for call in calls], constrained, wire, body, raw)
 
     def _text_work(self, raw: bytes) -> Work:
         body = parsed(raw, CompletionBody)
@@ -146,13 +150,24 @@ class Endpoints:
         texts = body.prompts
         params = each_answer(sampling_of(served.sampling, body.options), len(texts), body.answers)
         prompts = [text for text in texts for _ in range(body.answers)]
-        return _work(served, prompts, params, TextWire(body.model, len(texts), body.answers), body)
+        return _work(served, prompts, params, TextWire(body.model, len(texts), body.answers), body, raw)
 
 
 def _work(
-    served: ServedEnsemble, prompts: Sequence[Prompt], params: Sequence[SamplingParams], wire: Wire, body: Body
+    served: ServedEnsemble,
+    prompts: Sequence[Prompt],
+    params: Sequence[SamplingParams],
+    wire: Wire,
+    body: Body,
+    raw: bytes,
 ) -> Work:
-    return Work(served, prompts, params, wire, bool(body.stream), body.include_usage)
+    small = len(raw) <= _SMALL
+    return Work(served, prompts, params, wire, bool(body.stream), body.include_usage, small)
+
+
+def _asked_now(work: Work) -> list[Handle]:
+    ensemble = work.served.ensemble
+    return [ensemble.submit(prompt, params) for prompt, params in zip(work.prompts, work.params, strict=True)]
 
 
 async def _asked(work: Work) -> list[Handle]:

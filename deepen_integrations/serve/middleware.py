@@ -71,7 +71,7 @@ class Observed:
             method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
             self._metrics.requests.labels(path, method, status).inc()
             self._metrics.seconds.labels(path).observe(seconds)
-            if facts.get("gone") or status == _GONE:
+            if facts.get("gone"):
                 self._metrics.gone.inc()
             level = logging.DEBUG if path in _OPEN else logging.INFO
             said = {"request_id": request_id, "method": method, "path": path, "status": status}

@@ -63,7 +63,7 @@ class EventStream(StreamingResponse):
         handles: The answers.
         include_usage: Whether a last event has the numbers of tokens.
         seen: Is called with each piece.
-        over: Is called at the end, with all answers if they are complete.
+        over: Is called at the end, with all answers if they are complete, and whether the client went away first.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EventStream(StreamingResponse):
         *,
         include_usage: bool,
         seen: Callable[[Chunk], None],
-        over: Callable[[Sequence[Generation]], None],
+        over: Callable[[Sequence[Generation], bool], None],
     ) -> None:
         self._wire = wire
         self._handles = handles
@@ -81,6 +81,7 @@ class EventStream(StreamingResponse):
         self._seen = seen
         self._over = over
         self._answers: dict[int, Generation] = {}
+        self._gone = True  # until the last event was sent
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         self._written = self._events()
         super().__init__(self._written, media_type="text/event-stream", headers=headers)
@@ -94,7 +95,7 @@ class EventStream(StreamingResponse):
                 handle.cancel()
             await self._written.aclose()
             complete = len(self._answers) == len(self._handles)
-            self._over([self._answers[number] for number in range(len(self._handles))] if complete else [])
+            self._over([self._answers[number] for number in range(len(self._handles))] if complete else [], self._gone)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         for event in self._wire.opening():
@@ -111,6 +112,7 @@ class EventStream(StreamingResponse):
                 yield _sent(self._wire.last([self._answers[number] for number in range(len(self._handles))]))
         except DeepenError as problem:
             yield _sent(api_error(problem).body)
+        self._gone = False
         yield b"data: [DONE]\n\n"
 
     def _event(self, event: dict[str, Any]) -> bytes:
