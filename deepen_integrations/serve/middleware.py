@@ -21,6 +21,8 @@ from deepen_integrations.serve.streams import json_response
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/health", "/ready"})
 """Paths that need no key, for probes."""
+_QUIET = _OPEN | {"/metrics"}
+"""Paths that are asked again and again, whose lines in the log are of level DEBUG."""
 _GONE = 499  # nginx's status of a request whose client went away
 _LONGEST_ID = 128
 
@@ -73,7 +75,7 @@ class Observed:
             self._metrics.seconds.labels(path).observe(seconds)
             if facts.get("gone"):
                 self._metrics.gone.inc()
-            level = logging.DEBUG if path in _OPEN else logging.INFO
+            level = logging.DEBUG if path in _QUIET else logging.INFO
             said = {"request_id": request_id, "method": method, "path": path, "status": status}
             _log.log(level, "request", extra={"facts": {**said, "seconds": round(seconds, 4), **facts}})
 
