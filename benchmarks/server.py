@@ -25,6 +25,9 @@ import torch
 from benchmarks.report import publish
 from deepen_core import Ensemble
 from deepen_core.demo.world import questions
+from deepen_integrations.serve import ServeOptions
+from deepen_integrations.serve.served import Catalogue
+from deepen_integrations.serve.server import listen, server_of
 
 NAME = "ensemble"
 OPTIONS = {"ignore_eos": True}
@@ -33,10 +36,6 @@ OPTIONS = {"ignore_eos": True}
 @contextmanager
 def served(ensemble: Ensemble) -> Iterator[int]:
     """Serves an ensemble while the block runs; gives the port."""
-    from deepen_integrations.serve import ServeOptions
-    from deepen_integrations.serve.served import Catalogue
-    from deepen_integrations.serve.server import listen, server_of
-
     catalogue = Catalogue({NAME: ensemble})
     server, listening = server_of(catalogue, ServeOptions()), listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -55,19 +54,22 @@ class Clients:
 
     def __init__(self, port: int) -> None:
         command = [sys.executable, "-m", "benchmarks.server", "--clients", str(port)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        root = Path(__file__).parent.parent
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._asked, self._answered = self._process.stdin, self._process.stdout
 
     def ask(self, bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Sends all bodies at once; returns the seconds to the last answer and to the first piece of each."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(bodies), file=self._process.stdin, flush=True)
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        print(json.dumps(bodies), file=self._asked, flush=True)
+        found: dict[str, Any] = json.loads(self._answered.readline())
         return found
 
     def close(self) -> None:
         """Ends it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._asked.close()
+        self._answered.close()
         self._process.wait()
 
 
@@ -177,7 +179,9 @@ def main() -> None:
     ensemble = Ensemble.load(models, dtype=arguments.dtype) if models else Ensemble.demo()
     with ensemble:
         rows = measure(ensemble, arguments.requests, arguments.tokens, arguments.repeats)
-    print(rows)
+    members = " and ".join(path.name for path in models) if models else "the demo"
+    title = f"{arguments.requests} requests of {arguments.tokens} tokens to {members}: Ensemble.generate and the server"
+    publish("server", title, rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from deepen_integrations.serve.logs import JsonFormatter, TextFormatter
 from deepen_integrations.serve.server import is_local, listen
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+EVERYWHERE = "0.0.0.0"  # noqa: S104 (nothing listens there)
 ENDLESS = {"model": "demo", "prompt": "Felix", "max_tokens": 900, "ignore_eos": True, "stream": True}
 BRIEF = {"model": "demo", "prompt": "Where?", "max_tokens": 2}
 
@@ -103,23 +104,28 @@ class TestLoading:
 
 class TestStopping:
     def test_running_requests_end_and_no_new_ones_begin(self, served_demo):
-        with running({"demo": served_demo}, ServeOptions()) as server:
-            with httpx.stream("POST", f"{server.url}/completions", json={**ENDLESS, "max_tokens": 60}) as response:
-                events = response.iter_lines()
-                next(events)
-                server.server.should_exit = True
-                assert until(lambda: not _connects(server))
-                assert [*events][-2] == "data: [DONE]"
+        asked = {**ENDLESS, "max_tokens": 60}
+        with (
+            running({"demo": served_demo}, ServeOptions()) as server,
+            httpx.stream("POST", f"{server.url}/completions", json=asked) as response,
+        ):
+            events = response.iter_lines()
+            next(events)
+            server.server.should_exit = True
+            assert until(lambda: not _connects(server))
+            assert [*events][-2] == "data: [DONE]"
         assert served_demo.generate("Where?", max_new_tokens=1).text  # it is not the server's to close
 
     def test_what_takes_longer_than_the_time_for_it_is_cut(self, served_demo):
-        with running({"demo": served_demo}, ServeOptions(shutdown_s=0)) as server:
-            with httpx.stream("POST", f"{server.url}/completions", json=ENDLESS) as response:
-                events = response.iter_lines()
-                next(events)
-                server.server.should_exit = True
-                with pytest.raises(httpx.RemoteProtocolError):
-                    list(events)
+        with (
+            running({"demo": served_demo}, ServeOptions(shutdown_s=0)) as server,
+            httpx.stream("POST", f"{server.url}/completions", json=ENDLESS) as response,
+        ):
+            events = response.iter_lines()
+            next(events)
+            server.server.should_exit = True
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(events)
         assert until(lambda: sequences_held(served_demo) == 0, 5)
 
 
@@ -153,12 +159,12 @@ class TestMistakes:
             listen("127.0.0.1", taken.getsockname()[1])
 
     def test_local_addresses(self):
-        assert [is_local(address) for address in ("127.0.0.1", "::1", "0.0.0.0", "10.0.0.1")] == [
+        assert [is_local(address) for address in ("127.0.0.1", "::1", EVERYWHERE, "10.0.0.1")] == [
             True,
             True,
             False,
             False,
-        ]  # noqa: S104
+        ]
 
 
 class TestCommand:
@@ -184,7 +190,7 @@ class TestCommand:
         opened = []
         monkeypatch.setattr("deepen_integrations.cli.serve.open_ensemble", opened.append)
         result = run(
-            *["serve", "-m", "./general", "-m", "hub/special", "--port", "0", "--host", "0.0.0.0", "--api-key", "k"],
+            *["serve", "-m", "./general", "-m", "hub/special", "--port", "0", "--host", EVERYWHERE, "--api-key", "k"],
             *["--max-answers", "5", "--max-body", "2048", "--shutdown", "3", "--log-format", "json"],
             *["--temperature", "0.5", "--max-batch-size", "7", "--weights", "0.7,0.3"],
         )

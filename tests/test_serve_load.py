@@ -61,8 +61,8 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(server, served_de
     body = {"model": "demo", "messages": ASKED[0], "max_tokens": 400, "ignore_eos": True, "n": 2, "temperature": 1.0}
     headers = {"authorization": f"Bearer {KEY}"}
     for number in range(20):
+        wait = httpx.Timeout(30, read=0.003 * (number + 1))
         with pytest.raises(httpx.ReadTimeout):
-            wait = httpx.Timeout(30, read=0.003 * (number + 1))
             httpx.post(f"{server.url}/chat/completions", json=body, headers=headers, timeout=wait)
         streamed = {**body, "stream": True}
         with httpx.stream("POST", f"{server.url}/chat/completions", json=streamed, headers=headers) as response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -186,7 +187,7 @@ def parsed(raw: bytes, kind: type[_B]) -> _B:
         raise ApiError(400, explain(problem, kind), param=param) from None
 
 
-def sampling_of(own: SamplingParams, options: dict[str, Any]) -> SamplingParams:
+def sampling_of(own: SamplingParams, options: Mapping[str, Any]) -> SamplingParams:
     """Returns the sampling options of a request.
 
     Args:

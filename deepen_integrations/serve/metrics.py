@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 if TYPE_CHECKING:
     from deepen_core.results import Generation
     from deepen_integrations.serve.admission import Admission
-    from deepen_integrations.serve.served import Catalogue
+    from deepen_integrations.serve.served import Catalogue, ServedEnsemble
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -57,7 +58,7 @@ class Metrics:
         self._tokens = Counter("deepen_tokens", "Tokens.", ["model", "kind"], registry=registry)
         ready = Gauge("deepen_model_ready", "Whether a model is loaded.", ["model"], registry=registry)
         for served in catalogue:
-            ready.labels(served.name).set_function(lambda served=served: float(served.status == "ready"))
+            ready.labels(served.name).set_function(partial(_is_ready, served))
 
     def answered(self, model: str, answers: Sequence[Generation]) -> None:
         """Counts the tokens of complete answers."""
@@ -69,3 +70,7 @@ class Metrics:
     def text(self) -> bytes:
         """Returns all counts in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+def _is_ready(served: ServedEnsemble) -> float:
+    return float(served.status == "ready")

@@ -16,6 +16,7 @@ from deepen_integrations.serve.errors import ApiError
 if TYPE_CHECKING:
     from deepen_core import Ensemble
 
+Status = Literal["waiting", "loading", "ready", "failed", "closed"]
 Loader = Callable[[], "Ensemble"]
 _log = logging.getLogger(__name__)
 _RETRY_S = 5  # after so many seconds a client may ask an ensemble again that is being loaded
@@ -40,7 +41,7 @@ class ServedEnsemble:
         self.name = name
         self.sampling = sampling
         self.created = int(time.time())
-        self.status: Literal["waiting", "loading", "ready", "failed", "closed"] = "waiting"
+        self.status: Status = "waiting"
         self.step = ""
         self.error: Exception | None = None
         self._load: Loader | None = source if callable(source) else None
@@ -77,11 +78,8 @@ class ServedEnsemble:
         except Exception as problem:  # noqa: BLE001 (`serve` raises it; requests report it)
             self.error, self.status = problem, "failed"
             return
-        with self._lock:
-            if self.status != "closed":
-                self._ensemble, self.status = ensemble, "ready"
-                return
-        self._release(ensemble)
+        if not self._take(ensemble):
+            self._release(ensemble)
 
     def close(self) -> None:
         """Releases the ensemble; one that is still being loaded is released once it is."""
@@ -94,6 +92,14 @@ class ServedEnsemble:
         """Returns how far it is, as plain data."""
         said = {"status": self.status, "step": self.step or None, "error": str(self.error) if self.error else None}
         return {name: value for name, value in said.items() if value is not None}
+
+    def _take(self, ensemble: Ensemble) -> bool:
+        """Begins to answer with an ensemble that was loaded; returns whether there is still need for it."""
+        with self._lock:
+            if self.status == "closed":
+                return False
+            self._ensemble, self.status = ensemble, "ready"
+            return True
 
     def _release(self, ensemble: Ensemble) -> None:
         if self._load is not None:
