@@ -137,6 +137,38 @@ def _connects(server):
     return True
 
 
+class TestFailures:
+    @pytest.fixture
+    def failing(self, needs_demo):
+        with Ensemble.demo() as ensemble, running({"demo": ensemble}) as server:
+            yield ensemble, server
+
+    def test_an_ensemble_that_is_closed_is_no_longer_ready(self, failing):
+        ensemble, server = failing
+        ensemble.close()
+        refused = server.post("/v1/completions", json=BRIEF)
+        assert refused.status_code == 503
+        assert server.get("/ready").json()["models"]["demo"]["status"] == "failed"
+        assert "closed" in server.post("/v1/completions", json=BRIEF).json()["error"]["message"]
+
+    @pytest.mark.parametrize(("stream", "status"), [(False, 500), (True, 200)])
+    def test_a_member_that_fails_ends_only_its_request(self, failing, monkeypatch, stream, status):
+        ensemble, server = failing
+        decoder = ensemble._engine.decoder
+
+        def fail(_sequences):
+            raise RuntimeError("out of luck")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "step", fail)
+            answer = server.post("/v1/completions", json={**BRIEF, "stream": stream})
+        assert answer.status_code == status
+        assert '"type":"server_error"' in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n") == stream
+        assert server.post("/v1/completions", json=BRIEF).status_code == 200
+        assert server.metric("deepen_answers_running") == 0
+
+
 class TestMistakes:
     @pytest.mark.parametrize("models", [{}, {"": None}])
     def test_models(self, models):

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.base import explain
-from deepen_core.config.constraints import is_deeper
+from deepen_core.config.constraints import CONSTRAINTS, is_deeper
 from deepen_core.config.sampling import several_answers
 from deepen_integrations.option_names import known_options
 from deepen_integrations.serve.errors import ApiError
@@ -81,6 +81,11 @@ class Body(BaseModel):
         return 1 if self.n is None else self.n
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether the answer follows a grammar or a schema."""
+        return any((self.model_extra or {}).get(name) is not None for name in CONSTRAINTS)
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -116,6 +121,11 @@ class ChatBody(Body):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """As for `Body`; tools and objects have schemas."""
+        return super().is_constrained or self.tools is not None or self.response_format is not None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deepen_core.chat.messages import check_messages
 from deepen_core.config import SamplingParams
+from deepen_core.errors import ClosedError
 from deepen_integrations.chat import ChatRequest
 from deepen_integrations.serve.admission import Admission
 from deepen_integrations.serve.bodies import Body, ChatBody, CompletionBody, each_answer, parsed, sampling_of
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation
 
 _OWNER = "deepen"
-_SMALL = 8 * 1024  # bytes of a body that is read on the event loop; a larger one is read in a thread
+_SMALL = 8 * 1024  # bytes of a body that is read on the event loop, as a thread would take longer than that
+_B = TypeVar("_B", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,6 @@ class Work:
     wire: Wire
     stream: bool
     include_usage: bool
-    is_small: bool
-    """Whether it is read on the event loop, as a thread would cost more time than that takes."""
 
 
 class Endpoints:
@@ -69,11 +69,11 @@ class Endpoints:
 
     async def chat(self, request: Request) -> Response:
         """Answers `POST /v1/chat/completions`."""
-        return await self._answer(request, self._chat_work)
+        return await self._answer(request, ChatBody, self._chat_work)
 
     async def completions(self, request: Request) -> Response:
         """Answers `POST /v1/completions`."""
-        return await self._answer(request, self._text_work)
+        return await self._answer(request, CompletionBody, self._text_work)
 
     async def models(self, _request: Request) -> Response:
         """Answers `GET /v1/models`."""
@@ -97,10 +97,13 @@ class Endpoints:
         """Answers `GET /metrics`."""
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    async def _answer(self, request: Request, read: Callable[[bytes], Work]) -> Response:
+    async def _answer(self, request: Request, kind: type[_B], read: Callable[[_B], Work]) -> Response:
         started = time.perf_counter()
         raw = await read_body(request, self._options)
-        work = read(raw) if len(raw) <= _SMALL else await asyncio.to_thread(read, raw)
+        small = len(raw) <= _SMALL
+        body = parsed(raw, kind) if small else await asyncio.to_thread(parsed, raw, kind)
+        small = small and not body.is_constrained  # grammars take long to compile
+        work = read(body) if small else await asyncio.to_thread(read, body)
         facts, model = request.state.facts, work.served.name
         facts.update(model=model, answers=len(work.prompts), stream=work.stream)
         self._admission.enter(len(work.prompts))
@@ -120,18 +123,20 @@ class Endpoints:
         answers: list[Generation] = []
         streaming = False
         try:
-            handles = _asked_now(work) if work.is_small else await while_connected(request, _asked(work))
+            handles = _asked_now(work) if small else await while_connected(request, _asked(work))
             if work.stream:
                 streaming = True
                 return EventStream(work.wire, handles, include_usage=work.include_usage, seen=seen, over=over)
             answers = await while_connected(request, _collected(handles))
             return json_response(work.wire.whole(answers))
+        except ClosedError as problem:
+            work.served.fail(problem)
+            raise
         finally:
             if not streaming:
                 over(answers)
 
-    def _chat_work(self, raw: bytes) -> Work:
-        body = parsed(raw, ChatBody)
+    def _chat_work(self, body: ChatBody) -> Work:
         served = self._catalogue.named(body.model)
         messages = check_messages(body.messages)
         request = ChatRequest.from_options(messages, body.options, lambda given: sampling_of(served.sampling, given))
@@ -142,27 +147,20 @@ class Endpoints:
         calls = [request.prepare(ensemble) for _ in params]
         constrained = each_answer(calls[0].params, 1, body.answers)
         wire = ChatWire(body.model, [call.parser for call in calls], ensemble.count_tokens)
-        return _work(served, [call.prompt for call in calls], constrained, wire, body, raw)
+        return _work(served, [call.prompt for call in calls], constrained, wire, body)
 
-    def _text_work(self, raw: bytes) -> Work:
-        body = parsed(raw, CompletionBody)
+    def _text_work(self, body: CompletionBody) -> Work:
         served = self._catalogue.named(body.model)
         texts = body.prompts
         params = each_answer(sampling_of(served.sampling, body.options), len(texts), body.answers)
         prompts = [text for text in texts for _ in range(body.answers)]
-        return _work(served, prompts, params, TextWire(body.model, len(texts), body.answers), body, raw)
+        return _work(served, prompts, params, TextWire(body.model, len(texts), body.answers), body)
 
 
 def _work(
-    served: ServedEnsemble,
-    prompts: Sequence[Prompt],
-    params: Sequence[SamplingParams],
-    wire: Wire,
-    body: Body,
-    raw: bytes,
+    served: ServedEnsemble, prompts: Sequence[Prompt], params: Sequence[SamplingParams], wire: Wire, body: Body
 ) -> Work:
-    small = len(raw) <= _SMALL
-    return Work(served, prompts, params, wire, bool(body.stream), body.include_usage, small)
+    return Work(served, prompts, params, wire, bool(body.stream), body.include_usage)
 
 
 def _asked_now(work: Work) -> list[Handle]:

@@ -34,7 +34,7 @@ class ServedEnsemble:
         created: When it was added, in seconds since 1970.
         status: How far it is.
         step: The last step of loading that was done.
-        error: Why it could not be loaded.
+        error: Why it could not be loaded, or will answer no more.
     """
 
     def __init__(self, name: str, source: Loader | Ensemble, sampling: SamplingParams) -> None:
@@ -59,7 +59,7 @@ class ServedEnsemble:
         if self.status == "ready" and ensemble is not None:
             return ensemble
         if self.error is not None:
-            raise ApiError(503, f"{self.name!r} could not be loaded: {self.error}", code="model_failed")
+            raise ApiError(503, f"{self.name!r} has failed: {self.error}", code="model_failed")
         raise ApiError(
             503,
             f"{self.name!r} is not loaded yet ({self.step or self.status}); /ready tells when it is.",
@@ -76,16 +76,22 @@ class ServedEnsemble:
                 assert ensemble is not None, "there is an ensemble or its loader"
                 ensemble.warm_up()
         except Exception as problem:  # noqa: BLE001 (`serve` raises it; requests report it)
-            self.error, self.status = problem, "failed"
+            self.fail(problem)
             return
         if not self._take(ensemble):
             self._release(ensemble)
 
+    def fail(self, problem: Exception) -> None:
+        """Keeps the error because of which it will answer no more."""
+        with self._lock:
+            if self.status != "closed":
+                self.error, self.status = problem, "failed"
+
     def close(self) -> None:
         """Releases the ensemble; one that is still being loaded is released once it is."""
         with self._lock:
-            loaded, self.status = self.status == "ready", "closed"
-        if loaded and self._ensemble is not None:
+            loading, self.status = self.status == "loading", "closed"
+        if not loading and self._ensemble is not None:
             self._release(self._ensemble)
 
     def report(self) -> dict[str, Any]:
@@ -175,7 +181,7 @@ class Catalogue:
 
     @property
     def error(self) -> Exception | None:
-        """Why the first ensemble that could not be loaded could not."""
+        """Why the first ensemble that has failed has."""
         return next((served.error for served in self if served.error is not None), None)
 
     def start(self) -> threading.Thread:

@@ -47,7 +47,7 @@ def serve(
 
     Raises:
         ConfigurationError: If the address cannot be used, or as from `create_app`.
-        DeepenError: The error of a model that cannot be loaded.
+        DeepenError: The error of a model that cannot be loaded, or has crashed.
     """
     options = ServeOptions() if options is None else options
     catalogue = Catalogue(models, sampling)
@@ -105,7 +105,7 @@ async def _serve(server: uvicorn.Server, catalogue: Catalogue, listening: socket
 
 
 async def _stop_on_failure(server: uvicorn.Server, catalogue: Catalogue) -> None:
-    """Ends the server when an ensemble cannot be loaded, so that whatever started it notices."""
+    """Ends the server when an ensemble cannot be loaded or has crashed, so that whatever started it notices."""
     while catalogue.error is None:
         await asyncio.sleep(_WATCH_S)
     server.should_exit = True

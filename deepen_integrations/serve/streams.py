@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from deepen_core.engine.handle import Handle
     from deepen_core.results import Chunk, Generation
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -111,6 +113,7 @@ class EventStream(StreamingResponse):
             if self._include_usage:
                 yield _sent(self._wire.last([self._answers[number] for number in range(len(self._handles))]))
         except DeepenError as problem:
+            _log.error("failed", exc_info=problem)
             yield _sent(api_error(problem).body)
         self._gone = False
         yield b"data: [DONE]\n\n"
