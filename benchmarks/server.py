@@ -1,8 +1,8 @@
 """What the server costs beside the engine: throughput of a batch and time to the first token, as ratios.
 
 Run with `python -m benchmarks.server`; `--help` lists the options. The server runs in a thread of this process, on the
-ensemble that also answers in this process; its clients are a process of their own. The two ways take turns, and the
-best turn of each counts, as other work on the machine only ever slows them down.
+ensemble that also answers in this process; its clients are a process of their own. The two ways take turns, and what
+counts is the median of the ratios of turns that follow each other, since other work on the machine slows down both.
 """
 
 from __future__ import annotations
@@ -139,26 +139,23 @@ def measure(ensemble: Ensemble, clients: int, tokens: int, repeats: int) -> list
         finally:
             asking.close()
     made = clients * tokens
-    rows = [
-        {
-            "answers": f"{name}, tokens/s",
-            "generate": round(made / min(here)),
-            "server": round(made / min(seconds)),
-            "ratio": round(min(here) / min(seconds), 3),
-        }
+    speeds = [
+        _row(f"{name}, tokens/s", [made / each for each in here], [made / each for each in seconds])
         for name, seconds in (("whole", whole), ("streamed", streamed))
     ]
-    spread = [(f"first token, {name} ms", of) for name, of in (("best", min), ("median", statistics.median))]
-    firsts = [
-        {
-            "answers": name,
-            "generate": round(1000 * of(firsts_here), 1),
-            "server": round(1000 * of(firsts_there), 1),
-            "ratio": round(of(firsts_there) / of(firsts_here), 3),
-        }
-        for name, of in spread
-    ]
-    return [*rows, *firsts]
+    return [*speeds, _row("first token, ms", [1000 * s for s in firsts_here], [1000 * s for s in firsts_there])]
+
+
+def _row(what: str, here: Sequence[float], there: Sequence[float]) -> dict[str, Any]:
+    """Medians, and the median of the ratios of turns that follow each other."""
+    ratios = [second / first for first, second in zip(here, there, strict=True)]
+    return {
+        "answers": what,
+        "generate": round(statistics.median(here), 1),
+        "server": round(statistics.median(there), 1),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios, lowest to highest": f"{min(ratios):.2f} to {max(ratios):.2f}",
+    }
 
 
 def main() -> None:
