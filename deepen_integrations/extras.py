@@ -10,6 +10,7 @@ EXTRAS = {
     "cli": "the command deepen",
     "structured": "tools, structured output and constraints (json_schema, regex, choices, grammar)",
     "voting": "votes by chrF (by='mbr')",
+    "serve": "the command deepen serve",
     "eval": "lm-evaluation-harness (deepen eval --harness) and plots",
 }
 """What each extra is needed for."""

@@ -33,6 +33,7 @@ pytest_plugins = [
     "fixtures_cli",
     "fixtures_folders",
     "fixtures_replies",
+    "fixtures_serve",
     "fixtures_wheel",
 ]
 

@@ -27,6 +27,7 @@ from benchmarks import (
     report,
     retokenisation,
     scoring,
+    server,
     stories,
     tasks,
 )
@@ -278,3 +279,12 @@ def test_constraints_over_a_real_vocabulary():
     row = constraints.measure_vocabulary("mistral-v1", "json_schema", 10)
     assert (row["tokens"], row["later start ms"] < row["first start ms"]) == (32_000, True)
     assert 0 < row["median"] <= row["largest"]
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.usefixtures("needs_demo")
+def test_server():
+    with Ensemble.demo() as ensemble:
+        rows = server.measure(ensemble, clients=2, tokens=3, repeats=1)
+    assert [row["answers"].partition(",")[0] for row in rows] == ["whole", "streamed", "first token"]
+    assert all(row["ratio"] > 0 for row in rows)

@@ -24,6 +24,7 @@ EXTRAS = {
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",
     "deepen_integrations/llama_index": "llama-index",
+    "deepen_integrations/serve": "serve",
 }
 OTHER_NAMES = {"yaml": "pyyaml"}
 """Modules that are not named like their distributions."""
@@ -180,6 +181,8 @@ assert state() == before, (before, state())
         ("deepen_integrations.langchain", ["langchain_core"], "langchain"),
         ("deepen_integrations.llama_index", ["llama_index"], "llama-index"),
         ("deepen_integrations.harness", ["lm_eval"], "eval"),
+        ("deepen_integrations.serve", ["starlette"], "serve"),
+        ("deepen_integrations.serve", ["uvicorn"], "serve"),
     ],
 )
 def test_an_adapter_without_its_extra_says_which(module, blocked, extra):

@@ -90,6 +90,12 @@ def test_a_pattern_that_only_decoding_knows_does_not_stop_the_check():
     assert check.problem({"a": "é", "tags": ["a", "a"]}).startswith("at $.tags, ")
 
 
+def test_a_number_of_more_than_64_bits_is_told():
+    schema = {"type": "object", "properties": {"a": {"const": 2**70}}}
+    with pytest.raises(SamplingError, match=f"^Object 'large'.*{2**70}"):
+        followed_schema(schema, "object 'large'", strict=True)
+
+
 def test_langchain_has_a_broken_call_among_the_invalid_ones(ensemble):
     ensemble.has_chat_template = True
     ensemble.default = CALL % ("invalid", '["a", "a"]') + "\n" + CALL % ("invalid", '["a", "b"]')

@@ -62,7 +62,7 @@ def plain_schema(value: Any) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
-    if _is_deeper(plain, _DEEPEST):
+    if is_deeper(plain, _DEEPEST):
         raise ValueError(f"it has more than {_DEEPEST} levels; put its parts side by side under $defs")
     if _holds_half_a_character(plain):
         raise ValueError(_HALF)
@@ -77,7 +77,7 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value["schema"] if wraps else value
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and mappings are nested more than `levels` deep."""
     inside = [value]
     for _ in range(levels + 1):

@@ -173,7 +173,11 @@ def _escaped(text: str) -> str:
 
 
 def _problem_of_schema(schema: dict[str, Any]) -> str:
-    return _problem(LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT))
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
+    except ValueError as problem:  # a whole number of more than 64 bits
+        return f"{problem}."
+    return _problem(grammar)
 
 
 def _problem(grammar: str) -> str:

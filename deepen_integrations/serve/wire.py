@@ -1,0 +1,107 @@
+"""What the two kinds of response share: their frame, the numbers of tokens, and how an answer ended."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deepen_core import __version__
+from deepen_integrations.adapter import report
+
+if TYPE_CHECKING:
+    from deepen_core.results import Chunk, Generation
+
+_FINGERPRINT = f"deepen-{__version__}"
+_ENDINGS = {"timeout": "length", "cancelled": "length"}
+"""Ways to end that OpenAI's protocol does not have, and the one that is nearest: the answer is not complete."""
+
+
+class Wire(ABC):
+    """Writes the answers to one request.
+
+    Args:
+        model: The name by which the client asked.
+        prompts: Number of prompts; each has the same number of answers, one after the other.
+    """
+
+    whole_kind: ClassVar[str]
+    piece_kind: ClassVar[str]
+    prefix: ClassVar[str]
+
+    def __init__(self, model: str, prompts: int) -> None:
+        self._prompts = prompts
+        self._frame = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "object": self.piece_kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": _FINGERPRINT,
+        }
+
+    @abstractmethod
+    def opening(self) -> list[dict[str, Any]]:
+        """Returns the events before the first pieces."""
+
+    @abstractmethod
+    def events(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """Returns the events of a piece of one answer.
+
+        Args:
+            number: The answer.
+            chunk: The piece.
+        """
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Generation]) -> dict[str, Any]:
+        """Returns the response with all answers."""
+
+    def piece(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Returns the event of one choice."""
+        return {**self._frame, "choices": [choice]}
+
+    def last(self, answers: Sequence[Generation]) -> dict[str, Any]:
+        """Returns the event with the numbers of tokens."""
+        return {**self._frame, "choices": [], "usage": self.usage(answers)}
+
+    def response(self, choices: Sequence[dict[str, Any]], answers: Sequence[Generation]) -> dict[str, Any]:
+        """Returns a whole response."""
+        return {**self._frame, "object": self.whole_kind, "choices": [*choices], "usage": self.usage(answers)}
+
+    def usage(self, answers: Sequence[Generation]) -> dict[str, Any]:
+        """Returns the numbers of tokens of all answers; a prompt counts once."""
+        each = len(answers) // self._prompts
+        prompts = sum(answer.usage.prompt_tokens for answer in answers[::each])
+        completions = sum(answer.usage.completion_tokens for answer in answers)
+        return {
+            "prompt_tokens": prompts,
+            "completion_tokens": completions,
+            "total_tokens": prompts + completions,
+        }
+
+
+def ended(answer: Generation, notes: Sequence[str] = (), *, calls: bool = False) -> dict[str, Any]:
+    """Returns how an answer ended: `finish_reason`, and `warnings` if there are any.
+
+    Args:
+        answer: The answer.
+        notes: Warnings beyond the engine's own.
+        calls: Whether it calls tools.
+    """
+    told = report(answer, notes, calls=calls)
+    reason = told["finish_reason"]
+    warnings = told.get("warnings", [])
+    if reason in _ENDINGS:
+        warnings = [*warnings, f"The answer is not complete: it ended by {reason}."]
+    found = {"finish_reason": _ENDINGS.get(reason, reason)}
+    return {**found, "warnings": warnings} if warnings else found
+
+
+def encoded(value: Any) -> bytes:
+    """Returns a value as JSON in UTF-8; half a character, which UTF-8 cannot hold, becomes an escape."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+        "utf-8", "backslashreplace"
+    )
