@@ -92,9 +92,9 @@ def test_the_lowest_constraints_are_the_lower_bounds():
 
 
 def test_extras_are_described_where_errors_name_them():
-    from deepen_integrations.extras import EXTRAS as described
+    from deepen_integrations import extras
 
-    assert {*described, "all"} == {*pyproject()["project"]["optional-dependencies"]}
+    assert {*extras.EXTRAS, "all"} == {*pyproject()["project"]["optional-dependencies"]}
 
 
 def test_a_person_finds_python_and_systems_in_the_classifiers():
