@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from benchmarks.given_text import MODELS
 from deepen_core.config import SamplingParams
+from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.demo import member_paths
+from deepen_core.members.loading import member_configs
 from deepen_integrations.cli.commands import commands
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,23 @@ def test_commands_run(words):
         assert "models/general" in result.stderr
     else:
         assert result.exit_code == 0, result.output
+
+
+COMMAND_LINE = ROOT / "docs" / "command_line.md"
+
+
+@pytest.mark.parametrize("line", "".join(blocks("bash", COMMAND_LINE)).splitlines())
+def test_commands_of_their_own_page_run(needs_demo, line):
+    piped, _, command = line.rpartition(" | ")
+    result = CliRunner().invoke(commands, shlex.split(command)[1:], input=piped.removeprefix("echo ").strip('"'))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+def test_the_named_ensemble_of_the_page_can_be_read(tmp_path):
+    (tmp_path / "ensembles.yaml").write_text(blocks("yaml", COMMAND_LINE)[0], encoding="utf-8")
+    members = member_configs(ensemble_options(tmp_path / "ensembles.yaml")["models"])
+    assert [(member.name, member.weight) for member in members] == [("smollm2-135m", 1), ("coder", 2)]
 
 
 def test_test_files_that_are_named_exist():
