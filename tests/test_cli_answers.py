@@ -56,12 +56,12 @@ def loaded(monkeypatch):
     """What `Ensemble.load` or `Ensemble.demo` was called with; they fail."""
     calls = []
 
-    def fail(models="demo", **options):
+    def fail(models, **options):
         calls.append({"models": models, **options})
         raise ConfigurationError("Not today.")
 
     monkeypatch.setattr("deepen_core.Ensemble.load", fail)
-    monkeypatch.setattr("deepen_core.Ensemble.demo", fail)
+    monkeypatch.setattr("deepen_core.Ensemble.demo", lambda _members, **options: fail("demo", **options))
     return calls
 
 

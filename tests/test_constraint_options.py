@@ -120,7 +120,7 @@ def test_without_the_extra_it_is_named(monkeypatch, option):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     for make in (parsed, lambda **options: DeepenLLM(models="demo", **options)):
         with pytest.raises(
-            (SamplingError, ConfigurationError), match=r"pip install 'deepen-integrations\[structured\]'"
+            (SamplingError, ConfigurationError), match=r'pip install "deepen-integrations\[structured\]"'
         ):
             make(**option)
     assert parsed(regex=None, max_new_tokens=3).max_new_tokens == 3

@@ -179,7 +179,7 @@ REAL = {"acomplete": _complete, "achat": _chat, "astream_complete": _drain, "ast
 @pytest.mark.parametrize("endpoint", REAL)
 def test_the_loop_goes_on(load, endpoint):
     with load("alpha", "beta") as ensemble:
-        ensemble.generate(TEXT, max_new_tokens=2)
+        asyncio.run(ensemble.agenerate(TEXT, max_new_tokens=2))  # starts the engine's own threads
         member = hook(ensemble)
         llm = DeepenLLM.from_ensemble(ensemble, max_new_tokens=40, ignore_eos=True)
 

@@ -95,7 +95,8 @@ def test_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_s
         await asyncio.gather(*(queries.ask(n, asked[n % len(asked)].text) for n in range(start, start + AT_ONCE)))
         return len(asyncio.all_tasks())
 
-    llm.ensemble.generate("The engine's thread starts with the first request.", max_new_tokens=1)
+    # The engine's threads start with the first requests.
+    asyncio.run(llm.ensemble.agenerate("The first one.", max_new_tokens=1))
     threads = threading.active_count()
     for start in range(0, QUERIES, AT_ONCE):
         assert asyncio.run(several(start)) == 1

@@ -112,7 +112,9 @@ def test_members_follow_each_through_its_own_template_as_far_as_they_can():
     heard = {}
     for member in (main, other):
         read = member.tokenizer.reader.read_messages
-        member.tokenizer.reader.read_messages = lambda m, o, n=member.name, r=read: heard.update({n: o}) or r(m, o)
+        member.tokenizer.reader.read_messages = lambda m, o, *w, n=member.name, r=read: (
+            heard.update({n: o}) or r(m, o, *w)
+        )
     with Ensemble.from_members([main, other]) as ensemble:
         ensemble.generate(HI, max_new_tokens=1, reasoning=False)
         assert heard == {"main": {"enable_thinking": False}, "other": {}}

@@ -248,6 +248,7 @@ class TestCommand:
             "-m",
             "deepen_integrations.cli",
             "serve",
+            "--demo",
             "--port",
             str(port),
             "--log-format",

@@ -115,11 +115,12 @@ def _target(reference: str, root: dict[str, Any]) -> Any:
 def _check_part(part: dict[str, Any], path: str) -> None:
     _check_optional(part, path)
     named = [(k, v) for k, v in part.items() if isinstance(v, (int, float)) or k in ("const", "enum")]
-    if any(_holds_large(value) for _, value in named):
-        raise SamplingError(
-            f"The schema cannot be followed at {path}: it has an integer beyond 64 bits; give it as a string, or leave "
-            "it out."
-        )
+    for _, value in named:
+        if (large := _large_in(value)) is not None:
+            raise SamplingError(
+                f"The schema cannot be followed at {path}: it has an integer beyond 64 bits ({_shown(large)}): give it "
+                "as a string, or leave it out."
+            )
 
 
 def _check_optional(part: dict[str, Any], path: str) -> None:
@@ -138,15 +139,20 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _holds_large(value: Any) -> bool:
-    """Whether a JSON value holds an integer beyond 64 bits."""
+def _shown(large: int) -> str:
+    """Returns an integer as an error tells it; Python refuses to write very large ones out."""
+    return str(large) if large.bit_length() <= 256 else f"one of {large.bit_length():,} bits"
+
+
+def _large_in(value: Any) -> int | None:
+    """Returns an integer beyond 64 bits that a JSON value holds, if any."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, int) and not _LEAST <= one <= _MOST:
-            return True
+            return one
         if isinstance(one, dict):
             waiting += one.values()
         elif isinstance(one, list):
             waiting += one
-    return False
+    return None

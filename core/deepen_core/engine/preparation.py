@@ -31,8 +31,20 @@ class Preparation:
         Args:
             work: The work.
             short: Whether it takes a few milliseconds at most.
+
+        Raises:
+            RuntimeError: After `close`.
         """
         return (self._short if short else self._long).submit(work)
+
+    def close(self, *, wait: bool) -> None:
+        """Ends the threads after what they have been given; none is accepted any more.
+
+        Args:
+            wait: Wait for the thread of short requests.
+        """
+        self._short.shutdown(wait=wait)
+        self._long.shutdown(wait=False)
 
 
 def is_short(prompt: str | Sequence[Message], params: SamplingParams) -> bool:

@@ -125,7 +125,10 @@ class Worker:
             ClosedError: As from `submit`.
         """
         self._start()  # so that a fork is noticed
-        return self._preparation.run(work, short=short)
+        try:
+            return self._preparation.run(work, short=short)
+        except RuntimeError:  # stopped meanwhile
+            raise self._ended_error() from None
 
     def stop(self, *, wait: bool = True) -> None:
         """Ends the worker at its next step, and every request with `ClosedError`.
@@ -137,6 +140,7 @@ class Worker:
         if self._process != os.getpid():
             self._scheduler = None  # the worker thread does not exist in this fork
             return
+        self._preparation.close(wait=wait)
         with self._starting:
             worker = self._thread
         if worker is None:
