@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 import weakref
@@ -107,6 +108,10 @@ class SharedEnsemble:
         )
         self.name = "+".join(member.name for member in ensemble.info.members)
 
+    def unlock(self) -> None:
+        """Forgets a load that was under way in the parent of this process."""
+        self._loading = threading.Lock()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_ensemble, (self.options,)
 
@@ -159,3 +164,15 @@ def _members(options: LoadOptions) -> list[Path | MemberConfig]:
             "this process. Name the model folders, or call from_ensemble again."
         )
     return list(options.models)
+
+
+def _unlocked() -> None:
+    """Replaces the locks in a fork, which may have been held by threads that exist only in its parent."""
+    global _ensembles_lock  # noqa: PLW0603  a lock cannot be made anew in place
+    _ensembles_lock = threading.Lock()
+    for shared in list(_ensembles.values()):
+        shared.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)

@@ -22,6 +22,7 @@ from deepen_core.demo import MEMBERS, TRANSLATOR, member_paths, unread
 from deepen_core.engine.builder import EngineOptions
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.engine import Engine
+from deepen_core.engine.forks import before_computing
 from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.report import engine_info, engine_warnings
 from deepen_core.engine.scoring import paired, score
@@ -132,6 +133,7 @@ class Ensemble(GenerationAPI):
             max_context_window=max_context_window,
             gate=gate,
         )
+        before_computing()
         with options.steps("Loading", progress=progress, described=True) as steps:
             described = []
             for c in configs:
@@ -241,6 +243,7 @@ class Ensemble(GenerationAPI):
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"The members are {names}: give at least one, and each a name of its own.")
         options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error, gate=gate)
+        before_computing()
         with options.steps("Preparing", progress=progress, described=False) as steps:
             options.check_members(members, steps)
             engine = options.build(members, steps)
