@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,13 @@ from deepen_integrations.load_options import DEMO
 
 KEY_VARIABLE = "DEEPEN_API_KEY"
 _server = functools.partial(typer.Option, rich_help_panel="Server")
+
+
+class LogFormat(Enum):
+    """The format of log lines."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class ServerOptions:
     shutdown: Annotated[
         int, _server(min=0, metavar="SECONDS", help="Time for running requests once the server is asked to stop.")
     ] = 30
-    log_format: Annotated[Literal["text", "json"], _server(help="Format of log lines, on the error stream.")] = "text"
+    log_format: Annotated[LogFormat, _server(help="Format of log lines, on the error stream.")] = LogFormat.TEXT
 
 
 @commands.command(
@@ -108,5 +116,5 @@ def serve(
             sampling={name: defaults},
             host=server.host,
             port=server.port,
-            log_format=server.log_format,
+            log_format=server.log_format.value,
         )

@@ -21,7 +21,7 @@ def before_computing() -> None:
         torch.set_num_threads(1)
         _log.warning(
             "Process %d is a fork of %s, which has loaded an ensemble: torch's other threads exist only there, so this "
-            "one computes on a single thread. To use more, fork before anything is loaded, or start processes by spawn.",
+            "one computes on a single thread. To use more, fork before a load, or start processes by spawn.",
             os.getpid(),
             _computed_in,
         )
