@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 STACK_BYTES = 256 * 2**20
-"""Compiling at the limits of `limits` takes less than a quarter of it. Only what is touched takes memory."""
+"""Schemas and grammars beyond the limits of `limits` were compiled in it. Only what is touched takes memory."""
 
 _starting = threading.Lock()  # the size of stacks is one setting of the whole process
 _here = threading.local()

@@ -30,7 +30,8 @@ from deepen_core.results import MemberScore
 STEPS = 128
 """Most steps whose distributions are held at once. On a CPU, a text took a quarter longer with 64."""
 _FUSED_ON_CPU = 8
-"""Steps that are fused together: what they take stays in a core's cache, where all at once take five times as long."""
+"""Steps that are fused together, so that what they take stays in a core's cache. An `exp` over 152,000 tokens took 0.12
+ms a step, and 0.89 ms with 128 steps at once."""
 
 
 @dataclass(frozen=True)
