@@ -94,6 +94,21 @@ def test_prefill_in_pieces_gives_the_same_logits(pair):
             sequence.release()
 
 
+def test_output_layers_get_dense_hidden_states(pair):
+    """`matmul` copies the whole output layer for each sequence of a slice, one by one too."""
+    seen = []
+    hooks = [
+        member.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        for member in pair._engine.members
+    ]
+    pair.generate("The quick brown fox jumps over", max_new_tokens=2)
+    pair.generate(["The lazy dog sleeps under the trees", "The quick brown fox jumps over the dog"], max_new_tokens=2)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) >= 2 * len(hooks)
+    assert all(hidden.stride() == torch.empty(hidden.shape).stride() for hidden in seen)
+
+
 @pytest.mark.parametrize("member", [0, 1])
 def test_ids_that_have_settled(pair, member):
     """All of main's; of another member's, at least those before the open text, and none that changes."""

@@ -79,7 +79,7 @@ class RaggedForward:
         self._cache.aim(slots, starts, batch[1])
         options: dict[str, Any] = {self._cache_option: self._cache, "use_cache": True}
         if self._keeps:
-            options["logits_to_keep"] = _kept(keep, count, batch)
+            options["logits_to_keep"] = keep
         if min(starts) != max(starts):
             options["attention_mask"] = self._masks.make(batch[1], max(starts) + count)
         output = self._model(batch[0], position_ids=batch[1], **options)
@@ -193,14 +193,3 @@ class RaggedRunner:
         self._work.forwards += 1
         self._work.ids_run += new
         self._work.ids_rerun += run - new
-
-
-def _kept(keep: int, count: int, batch: torch.Tensor) -> int | torch.Tensor:
-    """Returns the last places in the form that `logits_to_keep` takes.
-
-    With several sequences, as indices: a number would be used as a slice, whose sequences are not contiguous, and on a
-    CPU that makes the output layer ten times as slow.
-    """
-    if keep == count or batch.shape[1] == 1:
-        return keep
-    return torch.arange(count - keep, count, device=batch.device)
