@@ -149,24 +149,24 @@ def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
         inner: How they spell the continuation bytes of a character. A piece may start or end in the middle of one.
     """
     pieces = list(pieces)
-    inner = frozenset(inner)
-    # Most pieces are taken as one text, with a character between them that is in none of them.
-    plain = [piece for piece in pieces if inner.isdisjoint(piece)]
-    seam = next(c for c in map(chr, range(0x10FFFF, 0, -1)) if not any(c in piece for piece in plain))
-    text = seam.join(plain)
+    # All pieces are taken as one text, with a character between them that is in none of them.
+    whole = "".join(pieces)
+    seam = next(c for c in map(chr, range(0x10FFFF, 0, -1)) if c not in whole)
+    text = seam + seam.join(pieces) + seam
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
-    neighbours = np.unique(codes[:-1] << 21 | codes[1:]).tolist()  # 21 bits hold any character
+    seams = codes == ord(seam)
+    continues = np.zeros(0x110000, bool)
+    continues[[ord(c) for c in inner]] = True
+    # Where characters begin, the part of one that a piece begins with too; and the seams, where they end.
+    begins = np.flatnonzero(~continues[codes] | np.roll(seams, 1))
+    inside = ~seams[begins]
+    pairs = np.flatnonzero(inside[:-2] & inside[1:-1])  # two in a row, before another one or a seam
+    starts, ends = begins[pairs], begins[pairs + 2]
+    short = ends - starts == 2
+    neighbours = np.unique(codes[starts[short]] << 21 | codes[starts[short] + 1]).tolist()  # 21 bits hold any character
     found = {chr(pair >> 21) + chr(pair & 0x1FFFFF) for pair in neighbours}
-    found = {pair for pair in found if seam not in pair}
-    for piece in pieces if inner else ():
-        if inner.isdisjoint(piece):
-            continue
-        starts = [i for i, c in enumerate(piece) if c not in inner]
-        if starts and starts[0] > 0:
-            starts.insert(0, 0)
-        ends = [*starts[2:], len(piece)]
-        found.update(piece[start:end] for start, end in zip(starts, ends, strict=False) if len(starts) > 1)
-    return found
+    longer = zip(starts[~short].tolist(), ends[~short].tolist(), strict=True)
+    return found | {text[start:end] for start, end in longer}
 
 
 def _cuts_nothing(part: dict[str, Any], backend: Backend) -> bool:

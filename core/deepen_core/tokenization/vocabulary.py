@@ -219,6 +219,8 @@ def _speller(kind: str, backend: Backend) -> Callable[[str], bytes]:
 def _all_spelled(pieces: list[str], kind: str, spell: Callable[[str], bytes]) -> Iterable[bytes]:
     """Returns the bytes of all pieces; in a byte-level vocabulary of nothing but coded ones, a character is a byte."""
     text = "".join(pieces)
+    if kind == "sentencepiece" and "\0" not in text:  # characters are spelled one by one
+        return spell("\0".join(pieces)).split(b"\0") if pieces else []
     if kind != "byte-level" or not _BYTE_OF.keys() >= set(text):
         return map(spell, pieces)
     data, ends = spell(text), list(accumulate(map(len, pieces)))
