@@ -11,6 +11,7 @@ EXTRAS = {
     "structured": "tools, structured output and constraints (json_schema, regex, choices, grammar)",
     "voting": "votes by chrF (by='mbr')",
     "serve": "the command deepen serve",
+    "peft": "adapters of members, such as LoRA (MemberConfig.adapter)",
     "eval": "lm-evaluation-harness (deepen eval --harness) and plots",
 }
 """What each extra is needed for."""

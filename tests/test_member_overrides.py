@@ -103,7 +103,7 @@ def test_what_is_of_the_configuration_is_refused_before_weights_are_loaded(folde
         Ensemble.read_budget([MemberConfig(model=str(folders["beta"]), model_kwargs={name: 32})])
 
 
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype", "device_map", "trust_remote_code", "use_safetensors"])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype", "token", "variant", "use_safetensors"])
 def test_arguments_that_have_another_place_are_refused(name):
     with pytest.raises(ConfigurationError, match=f"model_kwargs.*{name} (has a field|cannot be chosen|is always)"):
         LoadOptions(models=[{"model": "a", "model_kwargs": {name: "auto"}}])

@@ -182,10 +182,8 @@ def test_adapters(folder, refused, monkeypatch, installed, prompt, beside):
     save_file({"base_model.model.lora": torch.ones(2)}, folder / "adapter_model.safetensors")
     told = {
         (False, False): (
-            f"{folder} is an adapter of 'org/base' (adapter_config.json), not a whole model. Merge the two once with "
-            "peft, and give the result: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('org/base'), "
-            f"'{folder}').merge_and_unload().save_pretrained('merged') and "
-            "AutoTokenizer.from_pretrained('org/base').save_pretrained('merged')."
+            f"{folder} is an adapter of 'org/base' (adapter_config.json), not a whole model. Give both: "
+            f"MemberConfig(model='org/base', adapter='{folder}')."
         ),
         (False, True): (
             f"{folder} is an adapter of 'org/base' (adapter_config.json), not a whole model. It is a learned prompt, "
@@ -194,9 +192,8 @@ def test_adapters(folder, refused, monkeypatch, installed, prompt, beside):
         (True, False): (
             f"{folder} has an adapter (adapter_config.json) beside its weights, which transformers applies only where "
             "peft is installed. Separate the two: move adapter_config.json and adapter_model.safetensors to a folder "
-            "of their own. What remains is the model without the adapter. For the model with it, merge them once: "
-            f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{folder}'), 'that folder')"
-            ".merge_and_unload().save_pretrained('merged')."
+            "of their own. What remains is the model without the adapter. For the model with it, give "
+            f"MemberConfig(model='{folder}', adapter='that folder')."
         ),
         (True, True): (
             f"{folder} has an adapter (adapter_config.json) beside its weights, which transformers applies only where "
@@ -205,14 +202,6 @@ def test_adapters(folder, refused, monkeypatch, installed, prompt, beside):
         ),
     }
     assert str(refused(folder, ModelFilesError)) == told[beside, prompt]
-
-
-def test_an_adapter_with_a_tokenizer_of_its_own(folder, refused):
-    without_weights(folder)
-    set_json(folder / "adapter_config.json", base_model_name_or_path=None)
-    error = str(refused(folder, ModelFilesError))
-    assert error.startswith(f"{folder} is an adapter of 'its base model' (adapter_config.json), not a whole model.")
-    assert error.endswith(f" and AutoTokenizer.from_pretrained('{folder}').save_pretrained('merged').")
 
 
 def test_what_remains_without_the_adapter_loads(folder, tmp_path, weights_read):

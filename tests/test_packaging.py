@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Which extra the modules of a folder may import from, besides what is always there.
 EXTRAS = {
+    "core/deepen_core/members/transformers/adapter.py": "peft",
     "core/deepen_core/constraints/matcher.py": "structured",
     "core/deepen_core/constraints/grammar.py": "structured",
     "core/deepen_core/constraints/validation.py": "structured",

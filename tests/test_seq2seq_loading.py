@@ -140,7 +140,7 @@ class TestFiles:
 
     def test_what_answers_never_contain(self, changed):
         folder = changed("bart", "generation_config.json", bad_words_ids=[[5], [6, 7]], suppress_tokens=[8])
-        assert described(str(folder)).ruled_out == [5, 8]
+        assert described(str(folder)).text.ruled_out == [5, 8]
 
     def test_pickled_weights(self, changed):
         folder = changed("t5", "config.json")
@@ -161,11 +161,11 @@ class TestWindows:
     )
     def test_of_both_halves(self, changed, family, values, options, expected):
         found = described(MemberConfig(model=str(changed(family, "config.json", **values)), **options))
-        assert (found.source_window, found.context_window) == expected
+        assert (found.text.source_window, found.context_window) == expected
 
     def test_are_capped_together(self, seq2seq_folders):
         found = described(str(seq2seq_folders["bart"]), max_window=50)
-        assert (found.source_window, found.context_window) == (50, 50)
+        assert (found.text.source_window, found.context_window) == (50, 50)
 
     def test_prompts_are_planned_for_the_encoder(self, seq2seq_folders):
         with Ensemble.load([config(seq2seq_folders, "bart")], progress=False, device="cpu") as ensemble:

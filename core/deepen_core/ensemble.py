@@ -35,7 +35,14 @@ from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member
 from deepen_core.members.context_budget import ContextBudget
-from deepen_core.members.loading import describe_member, load_members, main_index, member_configs, with_prompts
+from deepen_core.members.loading import (
+    describe_member,
+    given_members,
+    load_members,
+    main_index,
+    member_configs,
+    with_prompts,
+)
 from deepen_core.results import EnsembleInfo, Score
 from deepen_core.voting import Ballot, Choice, Extract
 from deepen_core.voting import By as ChosenBy
@@ -248,6 +255,33 @@ class Ensemble(GenerationAPI, PromptFacts):
             options.check_members(members, steps)
             engine = options.build(members, steps)
         return cls(engine)
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Sequence[tuple[Any, Any]] | Mapping[str, tuple[Any, Any]],
+        *,
+        prompts: Sequence[FormOption | None] | Mapping[str, FormOption] | None = None,
+        max_context_window: int | None = None,
+        **options: Any,
+    ) -> Ensemble:
+        """Creates an ensemble of models and tokenizers of `transformers` that are in memory already.
+
+        While it is open, a model must not be used elsewhere. Its weights are shared, not copied; its attention may be
+        replaced by an equal one.
+
+        Args:
+            models: Pairs of a model, in evaluation mode, and its tokenizer, in order or by the names of the members.
+            prompts: As for `load`.
+            max_context_window: As for `load`.
+            options: Those of `from_members`.
+
+        Raises:
+            ConfigurationError: If a model cannot be a member, and as from `from_members`.
+            TokenizerError: If a tokenizer cannot be used.
+            DeepenError: As from `from_members`.
+        """
+        return cls.from_members(given_members(models, prompts, max_context_window), **options)
 
     @classmethod
     def demo(cls, members: Sequence[str] = MEMBERS, **options: Any) -> Ensemble:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
+from typing_extensions import Self
 
 from deepen_core.config.base import Options
 from deepen_core.config.prompts import FormOption, check_form
@@ -19,8 +20,11 @@ _FIELD = "has a field of its own: {}"
 _FIXED_KWARGS = {
     "dtype": _FIELD.format("dtype"),
     "torch_dtype": _FIELD.format("dtype"),
-    "device_map": "cannot be chosen: a member runs on one device, see device",
+    "token": _FIELD.format("token"),
+    "tp_plan": "needs one process for each part, and an ensemble runs in one: see device_map",
+    "variant": "cannot be chosen: weights are read from model.safetensors, so save the variant under that name",
     "revision": _FIELD.format("revision"),
+    "torch_compile": "cannot be chosen: lengths and batches change at every step, and each would be compiled anew",
     "trust_remote_code": _FIELD.format("trust_remote_code"),
     "use_safetensors": "is always True",
     "output_loading_info": "is always True",
@@ -51,8 +55,13 @@ class MemberConfig(Options):
     model's configuration declares."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    token: SecretStr | None = None
+    """Access token for a hub id that is not public; by default that of `hf auth login` or HF_TOKEN."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Leave it off unless you trust the author."""
+    adapter: str | None = Field(default=None, min_length=1)
+    """Folder or hub id of an adapter, such as LoRA, that is merged into the weights (extra `peft`). If there is a
+    tokenizer in it, that is used."""
     tokenizer: str | None = Field(default=None, min_length=1)
     """Folder or hub id of a tokenizer to use instead of the model's own, for instance if that is incomplete."""
     chat_template: str | None = Field(default=None, min_length=1)
@@ -68,8 +77,8 @@ class MemberConfig(Options):
     target_language: str | None = Field(default=None, min_length=1)
     """The language to answer in, for an encoder-decoder model that is told by a first token: "fra_Latn" (NLLB)."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
-    """More arguments for the model's `from_pretrained`, such as `attn_implementation` or
-    `quantization_config`, as JSON values."""
+    """More arguments for the model's `from_pretrained`, as JSON values: `attn_implementation`, `quantization_config`,
+    or `device_map`, which spreads it over several devices in place of `device`."""
 
     def __hash__(self) -> int:
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""
@@ -80,6 +89,12 @@ class MemberConfig(Options):
     @classmethod
     def _form(cls, given: object) -> object:
         return check_form(given)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.device is not None and "device_map" in self.model_kwargs:
+            raise ValueError(f"device is {self.device!r}, and model_kwargs has a device_map: give one of the two")
+        return self
 
     @field_validator("model_kwargs")
     @classmethod

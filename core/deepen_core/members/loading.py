@@ -174,6 +174,35 @@ def describe_member(
     return described
 
 
+def given_members(models: Sequence[Any] | Mapping[str, Any], prompts: object, max_window: int | None) -> list[Member]:
+    """Returns members of models and tokenizers of `transformers` that are in memory.
+
+    Args:
+        models: Pairs of a model and its tokenizer, by name or in order.
+        prompts: See `with_prompts`.
+        max_window: Caps their context windows.
+
+    Raises:
+        ConfigurationError: If there are none, one is no pair, or a model cannot be a member.
+        TokenizerError: If a tokenizer cannot be used.
+    """
+    named = models.items() if isinstance(models, Mapping) else ((None, pair) for pair in models)
+    entries: list[dict[str, Any]] = []
+    pairs: list[tuple[Any, Any]] = []
+    for number, (name, pair) in enumerate(named):
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ConfigurationError(
+                f"Member {number} is a {type(pair).__name__}: give pairs of a loaded model and its tokenizer."
+            )
+        model, tokenizer = pair
+        place = getattr(model, "name_or_path", "") or type(model).__name__
+        entries.append({"model": place, "name": name})
+        pairs.append((model, tokenizer))
+    configs = with_prompts(member_configs(entries), prompts)
+    given = import_module("deepen_core.members.transformers.given").given_member
+    return [given(config, *pair, max_window) for config, pair in zip(configs, pairs, strict=True)]
+
+
 def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Member]:
     """Checks the weight files of all members, then loads them one after the other, one step each."""
     for description in described:

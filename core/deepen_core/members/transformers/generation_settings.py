@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.members.transformers.checkpoint import read_object
 from deepen_core.members.transformers.pretrained import text_config
+
+_FILE = "generation_config.json"
 
 
 class GenerationSettings:
@@ -16,19 +20,31 @@ class GenerationSettings:
 
     Args:
         place: The folder or hub id, for error messages.
-        folder: The folder with the small files.
+        given: What is in generation_config.json; None without one.
         model_config: The model's configuration.
-
-    Raises:
-        ModelFilesError: If generation_config.json is not JSON.
     """
 
-    def __init__(self, place: str, folder: Path, model_config: Any) -> None:
+    def __init__(self, place: str, given: Mapping[str, Any] | None, model_config: Any) -> None:
         self._place = place
-        path = folder / "generation_config.json"
-        self._sources: list[tuple[Path, Mapping[str, Any]]] = [(path, read_object(path))] if path.is_file() else []
+        folder = Path(place)
+        self._sources = [] if given is None else [(folder / _FILE, given)]
         parts = (text_config(model_config), model_config)
         self._configs = [(folder / "config.json", part.to_dict()) for part in parts]
+
+    @classmethod
+    def in_folder(cls, place: str, folder: Path, model_config: Any) -> Self:
+        """Reads the settings of a model's files.
+
+        Args:
+            place: The folder or hub id, for error messages.
+            folder: The folder with the small files.
+            model_config: The model's configuration.
+
+        Raises:
+            ModelFilesError: If generation_config.json is not JSON.
+        """
+        path = folder / _FILE
+        return cls(place, read_object(path) if path.is_file() else None, model_config)
 
     def stop_ids(self) -> set[int]:
         """Returns every id that ends a text according to generation_config.json, else to config.json.

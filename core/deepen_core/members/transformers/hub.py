@@ -48,6 +48,15 @@ def fetch_weights(config: MemberConfig) -> Path:
     return folder
 
 
+def fetch_file(config: MemberConfig, name: str) -> None:
+    """Downloads one file of a model, beside its small ones in the hub's cache.
+
+    Raises:
+        ModelFilesError: As `fetch_description`.
+    """
+    _snapshot(config, [*_DESCRIPTION_FILES, name], _names(config)[1])
+
+
 def _snapshot(config: MemberConfig, patterns: list[str], unreachable: str | None) -> Path:
     try:
         folder = snapshot_download(
@@ -56,6 +65,7 @@ def _snapshot(config: MemberConfig, patterns: list[str], unreachable: str | None
             allow_patterns=patterns,
             ignore_patterns=_NOT_FETCHED,
             local_files_only=unreachable is not None,
+            token=_token(config),
         )
     except Exception as problem:  # network, authorisation and cache errors share no useful base class
         said = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
@@ -76,9 +86,13 @@ def _names(config: MemberConfig) -> tuple[list[str], str | None]:
     if constants.HF_HUB_OFFLINE or any(switch in ("1", "ON", "YES", "TRUE") for switch in switches):
         return [], "HF_HUB_OFFLINE is set, and it is not in the cache"
     try:
-        model = HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS)
+        model = HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS, token=_token(config))
     except HfHubHTTPError:
         return [], None  # the hub does answer: the download reports what is wrong
     except Exception as problem:  # noqa: BLE001 (network errors share no useful base class)
         return [], brief(problem)
     return top_names(file.rfilename for file in model.siblings or ()), None
+
+
+def _token(config: MemberConfig) -> str | None:
+    return None if config.token is None else config.token.get_secret_value()

@@ -9,32 +9,28 @@ from typing import Any
 
 import torch
 
-from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
 from deepen_core.members.base import WeightBytes
 from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.members.transformers.adapter import Adapter
 from deepen_core.members.transformers.bars import hub_bars, weight_bars
-from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.checkpoint import (
     check_model_folder,
     count_parameters,
-    declared_window,
     weight_files,
 )
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
-from deepen_core.members.transformers.languages import language_id, set_source_language
 from deepen_core.members.transformers.model_member import ModelMember
-from deepen_core.members.transformers.pretrained import auto_class, is_encoder_decoder, load_config, load_tokenizer
+from deepen_core.members.transformers.pretrained import auto_class, load_config, load_tokenizer
 from deepen_core.members.transformers.random_state import kept_random_state
-from deepen_core.members.transformers.requirements import missing_package
-from deepen_core.members.transformers.seq2seq import Seq2SeqMember
-from deepen_core.members.transformers.source import find_source
+from deepen_core.members.transformers.requirements import check_unquantised, missing_package
+from deepen_core.members.transformers.source import find_adapter, find_source
+from deepen_core.members.transformers.text_side import TextSide
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_NO_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,26 @@ class Description:
     local: bool
     """Whether `folder` is the user's own; otherwise it is in the hub's cache and has no weights yet."""
     model_config: Any
-    tokenizer: MemberTokenizer
-    context_window: int
+    text: TextSide
     device: torch.device
     dtype: torch.dtype | str
-    source_window: int | None = None
-    """Of the encoder, in an encoder-decoder model; `context_window` is then its decoder's."""
-    ruled_out: Sequence[int] = ()
-    """Ids that no answer contains."""
+    adapter: Adapter | None = None
+    """Merged into the weights when they are loaded."""
 
     @property
     def name(self) -> str:
         """The member's name."""
         return str(self.config.name)
+
+    @property
+    def tokenizer(self) -> MemberTokenizer:
+        """The member's tokenizer."""
+        return self.text.tokenizer
+
+    @property
+    def context_window(self) -> int:
+        """See `DescribedMember.context_window`."""
+        return self.text.context_window
 
     @property
     def wanted_dtype(self) -> torch.dtype:
@@ -119,30 +122,13 @@ def describe(
     with hub_bars(progress):
         source = find_source(config)
     model_config = load_config(config, source)
+    adapter = find_adapter(config)
+    if adapter is not None:
+        check_unquantised(source.place, model_config, config.model_kwargs)
     tokenizer = load_tokenizer(config, source, model_config)
-    name, settings = str(config.name), GenerationSettings(source.place, source.folder, model_config)
-    start, source_window, ruled_out = None, None, []
-    if is_encoder_decoder(model_config):
-        set_source_language(tokenizer, config.source_language, source.place)
-        target = config.target_language
-        forced = None if target is None else language_id(tokenizer, target, source.place, "target_language")
-        start, ruled_out = settings.decoder_start(forced), settings.ruled_out()
-        source_window = _window(config, max_window, model_config, tokenizer, "encoder")
-    form = PromptForm(config.prompt, config.system, name)
-    described = MemberTokenizer(tokenizer, name, settings.stop_ids(), form, start)
-    window = _window(config, max_window, model_config, tokenizer, None if source_window is None else "decoder")
-    return Description(
-        config,
-        source.folder,
-        source.local,
-        model_config,
-        described,
-        window,
-        place,
-        kind,
-        source_window=source_window,
-        ruled_out=ruled_out,
-    )
+    settings = GenerationSettings.in_folder(source.place, source.folder, model_config)
+    text = TextSide.of(config, source.place, tokenizer, model_config, settings, max_window)
+    return Description(config, source.folder, source.local, model_config, text, place, kind, adapter=adapter)
 
 
 def load_member(described: Description, progress: bool) -> ModelMember:
@@ -174,7 +160,11 @@ def load_member(described: Description, progress: bool) -> ModelMember:
             )
             model, report = loaded
             _check_complete(folder, model, report)
-            model.eval().requires_grad_(False).to(described.device)
+            if described.adapter is not None:
+                model = described.adapter.merged_into(model, described.config.model)
+            model.eval().requires_grad_(False)
+            if "device_map" not in described.config.model_kwargs:
+                model.to(described.device)
     except DeepenError:
         raise
     except Exception as problem:  # a wrong value in config.json raises anything that the model's own code raises
@@ -195,10 +185,7 @@ def load_member(described: Description, progress: bool) -> ModelMember:
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
             f"or try the model alone with {kind.__name__}.from_pretrained."
         ) from problem
-    parts = (described.name, model, described.tokenizer, described.context_window)
-    if described.source_window is None:
-        return CausalMember(*parts)
-    return Seq2SeqMember(*parts, described.source_window, described.ruled_out)
+    return described.text.member(described.name, model)
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
@@ -252,19 +239,3 @@ def _dtype(name: object) -> torch.dtype | str:
     if not isinstance(dtype, torch.dtype) or dtype not in [getattr(torch, known) for known in _DTYPES]:
         raise ConfigurationError(f"Unknown dtype {name!r}: use 'auto', {', '.join(map(repr, _DTYPES))}.")
     return dtype
-
-
-def _window(config: MemberConfig, most: int | None, model_config: Any, tokenizer: Any, part: str | None = None) -> int:
-    """Returns a window in tokens: the member's own option, else what the configuration or the tokenizer declares.
-
-    Args:
-        config: The member.
-        most: Caps it.
-        model_config: The model's configuration.
-        tokenizer: A `transformers` tokenizer.
-        part: "encoder" or "decoder", for one of the two windows of an encoder-decoder model.
-    """
-    text_config = model_config.get_text_config(**({} if part is None else {part: True}))
-    declared = declared_window(text_config.to_dict(), part or "")
-    window = config.context_window or declared or int(min(tokenizer.model_max_length, _NO_LIMIT))
-    return window if most is None else min(window, most)

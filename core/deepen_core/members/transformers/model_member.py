@@ -21,6 +21,7 @@ class ModelMember:
 
     Attributes:
         work: Counts of the work done.
+        vocabulary_size: See `Member.vocabulary_size`: one logit per embedding; logits beyond it are not tokens.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: MemberTokenizer, context_window: int) -> None:
@@ -29,13 +30,18 @@ class ModelMember:
         self.tokenizer = tokenizer
         self.context_window = context_window
         self.work = Work()
-        if (output_layer := model.get_output_embeddings()) is not None:
+        embeddings, output_layer = len(self._embedding_matrix()), model.get_output_embeddings()
+        # Some models that see have embeddings beyond their logits, for the places of an image.
+        self.vocabulary_size = min(embeddings, getattr(output_layer, "out_features", embeddings))
+        if output_layer is not None:
             output_layer.register_forward_pre_hook(_dense)
 
     @property
     def device(self) -> torch.device:
-        """The device of its logits."""
+        """The device of its ids and logits: the first of several."""
         device = self.model.device
+        if device.type == "meta":  # offloaded
+            device = next(weights.device for weights in self.model.parameters() if weights.device.type != "meta")
         assert isinstance(device, torch.device)
         return device
 
@@ -49,14 +55,12 @@ class ModelMember:
     @property
     def embeddings(self) -> torch.Tensor:
         """Input embeddings [vocabulary, width]."""
+        return self._embedding_matrix()[: self.vocabulary_size]
+
+    def _embedding_matrix(self) -> torch.Tensor:
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         return weight
-
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Member.vocabulary_size`: one logit per embedding; logits beyond it are not tokens."""
-        return len(self.embeddings)
 
     def describe(self) -> MemberDescription:
         """See `Member.describe`."""

@@ -11,10 +11,12 @@ import transformers
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -55,7 +57,7 @@ def load_config(config: MemberConfig, source: ModelSource) -> Any:
             f"model_kwargs cannot set {' or '.join(inside)} of {source.place}: that is part of its configuration. "
             "Change it in a copy of its config.json."
         )
-    _check_kind(source.place, model_config, config, trusted=trusted)
+    check_kind(source.place, model_config, config, trusted=trusted)
     check_quantisation(source.place, given, model_config, trusted=trusted)
     check_packages(source.place, given, model_config, auto_class(model_config), trusted=trusted)
     return model_config
@@ -117,11 +119,29 @@ def text_config(model_config: Any) -> Any:
 
 def auto_class(model_config: Any) -> Any:
     """Returns the class of `transformers` that loads a model."""
-    return AutoModelForSeq2SeqLM if is_encoder_decoder(model_config) else AutoModelForCausalLM
+    if is_encoder_decoder(model_config):
+        return AutoModelForSeq2SeqLM
+    return AutoModelForImageTextToText if _sees(model_config) else AutoModelForCausalLM
 
 
-def _check_kind(place: str, model_config: Any, config: MemberConfig, *, trusted: bool) -> None:
-    """Rejects models that do not write text after text, and options for models of another kind."""
+def _sees(model_config: Any) -> bool:
+    """Whether a model reads images beside text, and no class of `transformers` loads the rest of it alone."""
+    kind = type(model_config)
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def check_kind(place: str, model_config: Any, config: MemberConfig, *, trusted: bool) -> None:
+    """Rejects models that do not write text after text, and options for models of another kind.
+
+    Args:
+        place: What errors call the model.
+        model_config: Its configuration.
+        config: The member.
+        trusted: Whether the model's own code is run.
+
+    Raises:
+        ConfigurationError: If it is rejected.
+    """
     if is_encoder_decoder(model_config):
         _check_seq2seq(place, model_config, trusted=trusted)
         return
@@ -154,7 +174,7 @@ def _check_causal(place: str, model_config: Any, *, trusted: bool) -> None:
     has_code = isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
     if trusted and has_code:
         return
-    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not _sees(model_config):
         if has_code:
             raise own_code(place)
         raise ConfigurationError(

@@ -74,6 +74,19 @@ def check_quantisation(place: str, given: Mapping[str, Any], model_config: Any, 
         )
 
 
+def check_unquantised(place: str, model_config: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Rejects an adapter for quantised weights: the sum would be rounded again, to something else than was trained.
+
+    Raises:
+        ConfigurationError: If the weights are quantised, or to be.
+    """
+    if _quantisation(model_config) or model_kwargs.get("quantization_config"):
+        raise ConfigurationError(
+            f"The weights of {place} are quantised, and an adapter cannot be merged into such weights without another "
+            f"rounding: {_UNQUANTISED}, or without the adapter."
+        )
+
+
 def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool) -> None:
     """Builds a model without memory for its weights, and rejects it if a package is missing for that.
 

@@ -46,9 +46,8 @@ class Seq2SeqMember(ModelMember):
         self._halves = EncoderDecoder(model, self.vocabulary_size, ruled_out)
         self._found: tuple[TogetherRunner | WholeRunner, str] | None = None
 
-    @property
-    def embeddings(self) -> torch.Tensor:
-        """Input embeddings of the decoder [vocabulary, width]."""
+    def _embedding_matrix(self) -> torch.Tensor:
+        """Returns those of the decoder."""
         weight = self.model.get_decoder().get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         return weight

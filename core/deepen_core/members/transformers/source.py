@@ -9,10 +9,10 @@ from pathlib import Path
 
 from deepen_core.config import MemberConfig
 from deepen_core.members.model_path import model_path
-from deepen_core.members.transformers.adapter import check_adapter
+from deepen_core.members.transformers.adapter import WEIGHTS, Adapter, check_adapter
 from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer, read_object
 from deepen_core.members.transformers.formats import CAUSAL, SEQ2SEQ, check_format, folder_names
-from deepen_core.members.transformers.hub import fetch_description
+from deepen_core.members.transformers.hub import fetch_description, fetch_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -57,11 +57,34 @@ def find_tokenizer(config: MemberConfig, model: ModelSource) -> ModelSource:
     Raises:
         ModelFilesError: If they cannot be found.
     """
-    if config.tokenizer is None:
+    if config.tokenizer is not None:
+        source = _locate(config.model_copy(update={"model": config.tokenizer, "revision": None}))
+        check_tokenizer(source.folder)
+        return source
+    if config.adapter is None:
         return model
-    source = _locate(config.model_copy(update={"model": config.tokenizer, "revision": None}))
-    check_tokenizer(source.folder)
-    return source
+    adapter = _locate(_of_adapter(config))
+    return adapter if "tokenizer_config.json" in adapter.names else model
+
+
+def find_adapter(config: MemberConfig) -> Adapter | None:
+    """Finds the adapter of a member, and fetches it if it is on the hub; None if it has none.
+
+    Raises:
+        ConfigurationError: If `peft` is not installed.
+        ModelFilesError: If files are missing, or it cannot be merged.
+    """
+    if config.adapter is None:
+        return None
+    given = _of_adapter(config)
+    source = _locate(given)
+    if not source.local and WEIGHTS in source.names:
+        fetch_file(given, WEIGHTS)
+    return Adapter.checked(source.place, source.folder, source.names)
+
+
+def _of_adapter(config: MemberConfig) -> MemberConfig:
+    return config.model_copy(update={"model": config.adapter, "revision": None})
 
 
 def _locate(config: MemberConfig) -> ModelSource:
