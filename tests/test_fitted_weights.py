@@ -1,6 +1,7 @@
 """Weights that are fitted on examples."""
 
 import math
+import re
 
 import pytest
 from evaluation_parts import ITEMS, written
@@ -9,7 +10,7 @@ from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
 from deepen_core.errors import ConfigurationError, EvaluationError
-from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates
+from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates, fitted
 from deepen_core.evaluation.items import ChoiceItem, Task, TextItem
 from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
@@ -39,26 +40,63 @@ class TestWeights:
         with pytest.raises(EvaluationError, match="y has texts without choices: fit by likelihood"):
             best([(Task("y", (TextItem("a", "b"),)), scores[:1])], [first], "score")
 
+    @pytest.mark.parametrize("by", ["score", "likelihood"])
+    @pytest.mark.parametrize(
+        ("right", "expected"),
+        [
+            ({"0.1 0.9": 40, "0.5 0.5": 20, "alone": 10}, (0.1, 0.9)),
+            ({"0.1 0.9": 21, "0.5 0.5": 20, "alone": 10}, (0.5, 0.5)),
+            ({"0.1 0.9": 21, "0.5 0.5": 10, "alone": 20}, (1, 0)),
+            ({"0.1 0.9": 20, "0.5 0.5": 20, "alone": 20}, (0.5, 0.5)),
+        ],
+    )
+    def test_have_to_be_better_than_chance(self, right, expected, by):
+        """By how many of 60 items are answered right, which overlap as if by chance."""
+        labels, count = [s.label for s in candidates("deepen", 2)], 60
+        places = {name: {(7 * i + k) % count for i in range(n)} for k, (name, n) in enumerate(right.items())}
+
+        def nats(name, item):
+            return [-1.0, -2.0] if item in places.get(name, ()) else [-2.0, -1.0]
+
+        scores = [
+            ChoiceScores(
+                [1, 1],
+                {"first": nats("alone", item), "second": [-9.0, -9.0]},
+                {label: nats(label.removeprefix("deepen "), item) for label in labels},
+            )
+            for item in range(count)
+        ]
+        tasks = [(Task("x", tuple(ChoiceItem("x", ("a", "b"), 0) for _ in range(count))), scores)]
+        found = fitted(tasks, "deepen", ["first", "second"], "first", by)
+        assert tuple(found.weights) == expected
+        if by == "score":
+            assert [round(v * count) for v in (found.equal_value, found.alone_value)] == [
+                right["0.5 0.5"],
+                right["alone"],
+            ]
+
     @pytest.mark.parametrize("fusion", ["deepen", "product"])
     def test_favour_who_knows_more(self, fusion, tmp_path):
         """Of two members that have met different texts, on the texts of one."""
         tables = TableMember("first", byte_level(), CORPUS[:4]), TableMember("second", sentencepiece_bpe(), CORPUS[4:7])
-        for known, texts in enumerate((CORPUS[:4], CORPUS[4:7])):
-            place = written(tmp_path / f"{known}.jsonl", [TextItem(text[:20], text[20:]) for text in texts])
+        for known, texts in enumerate((CORPUS[:3], CORPUS[4:7])):
+            cuts = [re.search(r"\S(?= \S)", text[12:]).end() + 12 for text in texts]  # between tokens of both
+            cut = [(text[:at], text[at:]) for text, at in zip(texts, cuts, strict=True)]
+            place = written(tmp_path / f"{known}.jsonl", [TextItem(*parts) for parts in cut])
             with Ensemble.from_members(tables, fusion=fusion) as ensemble:
                 found = ensemble.fit_weights(place, by="likelihood", progress=False)
-                own = [ensemble.score(text[:20], text[20:]) for text in texts]
+                own = [ensemble.score(*parts) for parts in cut]
             assert found.weights[known] > 0.5
             assert found.value < found.equal_value
             assert found.members == ["first", "second"]
             equal_bits = -sum(s.total / s.bytes for s in own) / len(own) / math.log(2)
             assert found.equal_value == pytest.approx(equal_bits, abs=1e-4)
             with Ensemble.from_members(tables, fusion=fusion, weights=found.weights) as ensemble:
-                own = [ensemble.score(text[:20], text[20:]) for text in texts]
+                own = [ensemble.score(*parts) for parts in cut]
             assert found.value == pytest.approx(-sum(s.total / s.bytes for s in own) / len(own) / math.log(2), abs=1e-4)
 
     def test_are_saved_and_loaded(self, tmp_path):
-        fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25)
+        fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)
         fit.save(tmp_path / "w.json")
         assert FittedWeights.load(tmp_path / "w.json") == fit
         for text in ("{", "[]", '{"members": []}'):

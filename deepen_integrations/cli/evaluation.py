@@ -191,9 +191,14 @@ def checked_by(text: str) -> By:
 def told(fit: FittedWeights) -> str:
     """Returns what fitted weights come to, in a sentence."""
     if fit.by == "score":
-        values = f"{100 * fit.value:.1f} % right, {100 * fit.equal_value:.1f} % at equal weights"
+        found, others = (
+            f"{100 * fit.value:.1f} % right",
+            (f"{100 * v:.1f} %" for v in (fit.equal_value, fit.alone_value)),
+        )
     else:
-        values = f"{fit.value:.3f} bits a byte of right answers, {fit.equal_value:.3f} at equal weights"
+        found = f"{fit.value:.3f} bits a byte of right answers"
+        others = (f"{v:.3f}" for v in (fit.equal_value, fit.alone_value))
+    values = f"{found}, {' at equal weights, '.join(others)} by main alone"
     return f"{' and '.join(fit.members)}, main {fit.main}, fusion {fit.fusion}: {values}."
 
 

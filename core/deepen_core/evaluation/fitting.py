@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import log
+from functools import partial
+from math import log, sqrt
 from pathlib import Path
+from statistics import variance
 from typing import Literal
 
 from typing_extensions import Self
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.evaluation import rights
 from deepen_core.evaluation.items import Task
-from deepen_core.evaluation.likelihood import ChoiceScores
+from deepen_core.evaluation.likelihood import ChoiceScores, chosen
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 
 By = Literal["score", "likelihood"]
@@ -35,6 +36,7 @@ class FittedWeights:
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.
+        alone_value: What main alone comes to.
     """
 
     members: list[str]
@@ -45,6 +47,7 @@ class FittedWeights:
     tasks: list[str]
     value: float
     equal_value: float
+    alone_value: float
 
     def save(self, path: str | Path) -> None:
         """Saves them as JSON.
@@ -97,15 +100,12 @@ def best(
     Raises:
         EvaluationError: If answers are to be right, and a task has none.
     """
+    _check(tasks, by)
     bits = {s: sum(bits_a_byte(task, scores, s) for task, scores in tasks) / len(tasks) for s in settings}
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    without = [task.name for task, _ in tasks if not task.is_right_or_wrong]
-    if without:
-        raise EvaluationError(f"{' and '.join(without)} has texts without choices: fit by likelihood.")
-    every = [rights(task, scores, {s.label: s for s in settings}) for task, scores in tasks]
-    share = {s: sum(sum(one[s.label]) / len(one[s.label]) for one in every) / len(every) for s in settings}
+    share = {s: _mean(_values(tasks, partial(_together, s.label), by)) for s in settings}
     found = max(settings, key=lambda s: (share[s], -bits[s]))
     return found, share[found]
 
@@ -113,7 +113,10 @@ def best(
 def fitted(
     tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], fusion: str, members: Sequence[str], main: str, by: By
 ) -> FittedWeights:
-    """Returns the weights that are best on some tasks.
+    """Returns the weights that are best on some tasks, if they are better than chance would make the best of many.
+
+    They have to be better by more than one standard error, paired by item, than both equal weights and main alone
+    (Breiman et al. 1984, section 3.4.3); else it is the better one of these two, which fits other items as well.
 
     Args:
         tasks: The tasks with the scores of their items, in all of `candidates`.
@@ -126,11 +129,57 @@ def fitted(
         EvaluationError: If answers are to be right, and a task has none.
     """
     settings = candidates(fusion, len(members))
-    found, value = best(tasks, settings, by)
-    _, equal_value = best(tasks, settings[:1], by)
+    found, _ = best(tasks, settings, by)
     assert not isinstance(found.weights, str), "candidates have numbers"
+    values = {
+        equal(len(members)): _values(tasks, partial(_together, settings[0].label), by),
+        tuple(float(name == main) for name in members): _values(tasks, lambda held: held.alone[main], by),
+    }
+    of_equal, alone = (_mean(of_tasks) for of_tasks in values.values())
+    simple = max(values, key=lambda weights: _mean(values[weights]))
+    gained = _values(tasks, partial(_together, found.label), by)
+    chosen_weights = found.weights
+    if _is_within_error(gained, values[simple]):
+        chosen_weights, gained = simple, values[simple]
+    sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]
-    return FittedWeights(list(members), main, fusion, list(found.weights), by, names, value, equal_value)
+    value, of_equal, alone = (sign * number for number in (_mean(gained), of_equal, alone))
+    return FittedWeights(list(members), main, fusion, list(chosen_weights), by, names, value, of_equal, alone)
+
+
+def _check(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], by: By) -> None:
+    if by == "score" and (without := [task.name for task, _ in tasks if not task.is_right_or_wrong]):
+        raise EvaluationError(f"{' and '.join(without)} has texts without choices: fit by likelihood.")
+
+
+def _together(label: str, held: ChoiceScores) -> list[float]:
+    return held.together[label]
+
+
+def _values(
+    tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], nats_of: Callable[[ChoiceScores], list[float]], by: By
+) -> list[list[float]]:
+    """Returns for each item of each task whether it is answered right, or the negative bits a byte of its answer."""
+    found = []
+    for task, scores in tasks:
+        pairs = [(item.answer, nats_of(held), held.bytes) for item, held in zip(task.scored, scores, strict=True)]
+        if by == "score":
+            found.append([float(chosen(nats, lengths) == answer) for answer, nats, lengths in pairs])
+        else:
+            found.append([nats[answer] / lengths[answer] / log(2) for answer, nats, lengths in pairs])
+    return found
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    """Returns the mean over tasks of the means over their items."""
+    return sum(sum(one) / len(one) for one in values) / len(values)
+
+
+def _is_within_error(better: Sequence[Sequence[float]], than: Sequence[Sequence[float]]) -> bool:
+    """Whether one mean is better than another one by at most one standard error of their difference."""
+    gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(better, than, strict=True)]
+    squares = sum(variance(one) / len(one) for one in gains if len(one) > 1)
+    return _mean(gains) <= sqrt(squares) / len(gains)
 
 
 def bits_a_byte(task: Task, scores: Sequence[ChoiceScores], setting: Setting) -> float:

@@ -209,6 +209,9 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
             for fusion in plan.fusions:
                 setting = settings[fusion]
                 votes.add((fusion, main), reader, task, setting, built, _with_main(setting.label, reader))
+        for fit in fits:
+            if max(fit.weights) == 1 and (right := alone.get(alone_label(main))):
+                together[_fitted_label(fit)] = right
         for label, right in alone.items():
             found.alone.setdefault(label, {})[task.name] = right
         for label, right in together.items():
@@ -309,16 +312,18 @@ def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[Fitted
     return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
 
 
+def _fitted_label(fit: FittedWeights) -> str:
+    return f"{fit.fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"
+
+
 def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[str, Setting]:
     """Returns all settings by their labels in the table."""
     found = {}
     for fusion in plan.fusions:
         found[fusion] = Setting(fusion, equal(members))
         for fit in fits:
-            if fit.fusion == fusion:
-                found[f"{fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"] = Setting(
-                    fusion, tuple(fit.weights)
-                )
+            if fit.fusion == fusion and max(fit.weights) < 1:
+                found[_fitted_label(fit)] = Setting(fusion, tuple(fit.weights))
         found |= {f"{fusion}, gate {gate:g}": Setting(fusion, equal(members), gate) for gate in plan.gates}
         compares = strategy_of(PRESETS[fusion]).compares_tokens
         usable = [policy for policy in plan.policies if compares or not policy_class(policy).compares]
