@@ -334,7 +334,7 @@ def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = Fa
 
     Returns:
         `finish_reason`, `usage` and `timings` in seconds; `warnings` if there are any; `logprobs` if they were
-        requested, in OpenAI's shape, which both frameworks know.
+        requested, in OpenAI's shape, which both frameworks know; `trace` if it was, as `Trace.from_dict` reads it.
     """
     usage = answer.usage
     found: dict[str, Any] = {
@@ -350,6 +350,8 @@ def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = Fa
         found["warnings"] = warnings
     if answer.logprobs is not None:
         found["logprobs"] = openai_logprobs(answer.logprobs)
+    if answer.trace is not None:
+        found["trace"] = answer.trace.to_dict()
     return found
 
 

@@ -80,7 +80,7 @@ class ServerOptions:
         "DEEPEN_API_KEY=... deepen serve --demo",
     )
 )
-@opt.spread()
+@opt.spread(without=["logprobs", "trace"])
 def serve(
     *,
     load: ServedEnsembleOptions,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepen_core.engine.frontend import Outcome
     from deepen_core.results import Chunk
     from deepen_core.results import Generation as Answer
+    from deepen_core.tracing import Trace
 
 
 def llm_result(
@@ -45,13 +46,24 @@ def llm_result(
 def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
     """Makes the chunk of a piece of an answer.
 
-    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs of
-    its own tokens.
+    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs and
+    the steps of the trace of its own tokens.
     """
     info = {} if piece.generation is None else _info(piece.generation, model_name)
     if piece.logprobs is not None:
         info["logprobs"] = openai_logprobs(piece.logprobs)
+    if piece.trace is not None:
+        info["trace"] = trace_part(piece.trace, last=piece.generation is not None)
     return GenerationChunk(text=piece.text, generation_info=info or None)
+
+
+def trace_part(trace: Trace, *, last: bool) -> dict[str, Any]:
+    """Returns the part of a trace that one chunk has: its own steps, and once, in the last chunk, who the members are.
+
+    So the parts that LangChain has added are a whole trace, as `Trace.from_dict` reads it.
+    """
+    whole = trace.to_dict()
+    return whole if last else {"steps": whole["steps"]}
 
 
 def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:
@@ -60,6 +72,8 @@ def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:
     info = dict(infos[-1])
     if "logprobs" in info:
         info["logprobs"] = {"content": [token for each in infos for token in each["logprobs"]["content"]]}
+    if "trace" in info:
+        info["trace"] = {**info["trace"], "steps": [step for each in infos for step in each["trace"]["steps"]]}
     generation = Generation(text="".join(chunk.text for chunk in chunks), generation_info=info)
     return _result([[generation]], info["model_name"])
 

@@ -10,14 +10,21 @@ from deepen_core.tracing.records import Candidate, MemberSummary, TraceStep, Voi
 
 COLOURS = ("#2f7fd0", "#d9702b", "#1f9d76", "#b45bb0", "#b08a00", "#d0506a")
 """The colours of members, main's first; told apart by most colour-blind people, and readable on white and on black."""
-_ENDS = "⏹"
-_CONTROLS = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+_ENDS = "■"
+_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 """Pictures of control characters, which would command a terminal, or vanish."""
-_HIDDEN = dict.fromkeys(
-    [*range(0x80, 0xA0), 0xAD, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF], "\ufffd"
+_HIDING = (
+    *range(0x80, 0xA0),
+    0xAD,
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2060, 0x2070),
+    *range(0xD800, 0xE000),
+    0xFEFF,
+    *range(0xE0000, 0xE0080),
 )
-"""C1 controls, and marks that reorder, join or hide text."""
-_HIDDEN |= dict.fromkeys(range(917504, 917632), "�") | dict.fromkeys(range(55296, 57344), "�")
+"""C1 controls, halves of characters, and marks that reorder, join or hide text."""
+_HIDDEN = dict.fromkeys(_HIDING, "\ufffd")
 _SHOWN_BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
@@ -52,13 +59,11 @@ def visible(text: str) -> str:
 
 def shown_token(text: str) -> str:
     """Returns a token by itself, on one line, with its blanks at both ends marked."""
-    safe = text.translate(_CONTROLS | _HIDDEN) if text.strip(" \n\t") else text
-    for blank, mark in _SHOWN_BLANKS.items():
-        if safe.startswith(blank):
-            safe = mark + safe[1:]
-        if safe.endswith(blank):
-            safe = safe[:-1] + mark
-    return safe.translate(_CONTROLS | _HIDDEN)
+    inner = text.strip("".join(_SHOWN_BLANKS))
+    before = len(text) - len(text.lstrip("".join(_SHOWN_BLANKS)))
+    marked = "".join(_SHOWN_BLANKS.get(c, c) for c in (text[:before] if inner else text))
+    after = "".join(_SHOWN_BLANKS.get(c, c) for c in text[before + len(inner) :]) if inner else ""
+    return marked + inner.translate(_CONTROLS | _HIDDEN) + after
 
 
 def label_of(step: TraceStep) -> str:

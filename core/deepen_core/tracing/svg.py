@@ -102,7 +102,7 @@ def _draw_block(
 def _caption(drawing: Drawing) -> str:
     counts = [f"{one.name} decided {one.decided}" for one in drawing.summary]
     agreed = sum(step.decision == "agreement" for step in drawing.steps)
-    return f"{len(drawing.steps)} steps: all agree on {agreed}, {', '.join(counts)}."
+    return f"{len(drawing.steps)} steps: on {agreed} (grey) all members agree, {', '.join(counts)}."
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
