@@ -13,9 +13,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, Part, ReplyParser, Text, Thought, parse_reply
-from deepen_integrations.adapter import openai_logprobs, report
+from deepen_integrations.adapter import openai_logprobs, report, trace_part
 from deepen_integrations.chat import new_call_id
-from deepen_integrations.langchain.outputs import total_usage, trace_part
+from deepen_integrations.langchain.outputs import total_usage
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation, TokenLogprob

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from deepen_core.errors import DeepenError
-from deepen_integrations.adapter import openai_logprobs, report
+from deepen_integrations.adapter import openai_logprobs, report, trace_part
 from deepen_integrations.langchain.partial_failures import PartialFailureError
 
 if TYPE_CHECKING:
     from deepen_core.engine.frontend import Outcome
     from deepen_core.results import Chunk
     from deepen_core.results import Generation as Answer
-    from deepen_core.tracing import Trace
 
 
 def llm_result(
@@ -55,15 +54,6 @@ def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
     if piece.trace is not None:
         info["trace"] = trace_part(piece.trace, last=piece.generation is not None)
     return GenerationChunk(text=piece.text, generation_info=info or None)
-
-
-def trace_part(trace: Trace, *, last: bool) -> dict[str, Any]:
-    """Returns the part of a trace that one chunk has: its own steps, and once, in the last chunk, who the members are.
-
-    So the parts that LangChain has added are a whole trace, as `Trace.from_dict` reads it.
-    """
-    whole = trace.to_dict()
-    return whole if last else {"steps": whole["steps"]}
 
 
 def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:

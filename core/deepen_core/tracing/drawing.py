@@ -21,9 +21,11 @@ _HIDING = (
     *range(0x2060, 0x2070),
     *range(0xD800, 0xE000),
     0xFEFF,
+    0xFFFE,
+    0xFFFF,
     *range(0xE0000, 0xE0080),
 )
-"""C1 controls, halves of characters, and marks that reorder, join or hide text."""
+"""C1 controls, halves of characters, what is none, and marks that reorder, join or hide text."""
 _HIDDEN = dict.fromkeys(_HIDING, "\ufffd")
 _SHOWN_BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 

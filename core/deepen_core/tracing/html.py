@@ -26,7 +26,8 @@ h1{font-size:1.05rem;font-weight:600;margin:0 0 1rem;white-space:pre-wrap;overfl
 padding:.6rem .75rem;background:var(--card);border:1px solid var(--line);border-radius:8px;white-space:normal;
 font:13px/1.45 system-ui,sans-serif;box-shadow:0 6px 24px rgb(0 0 0/.25)}
 .t:hover>.card,.t:focus>.card{display:block}
-.card b{font-weight:600}.card table,.sum{border-collapse:collapse;margin-top:.35rem}
+.card td:first-child{white-space:nowrap}.card b{font-weight:600}
+.card table,.sum{border-collapse:collapse;margin-top:.35rem}
 .card td,.card th,.sum td,.sum th{padding:.1rem .6rem .1rem 0;text-align:left;vertical-align:top;font-weight:400}
 .card th,.sum th{color:var(--faint)}.card code{font:12px/1.4 ui-monospace,monospace;white-space:pre-wrap}
 .sum{margin:1.25rem 0;font-size:.9rem}.sum td+td,.sum th+th{text-align:right}
@@ -65,7 +66,7 @@ def _card(drawing: Drawing, step: TraceStep) -> str:
         head += " · not the most probable"
     rows = [_row("together", "", step.probability, [("", step.top)])]
     rows += [_voice(drawing, voice) for voice in step.voices]
-    headings = "<tr><th></th><th>weight</th><th>gives it</th><th>most probable</th></tr>"
+    headings = "<tr><th></th><th>weight</th><th>this token</th><th>most probable</th></tr>"
     return f'<span class="card">{head}<table>{headings}{"".join(rows)}</table></span>'
 
 
@@ -74,8 +75,8 @@ def _voice(drawing: Drawing, voice: Voice) -> str:
     if not voice.spoke:
         return f"<tr><td>{name}</td><td>{percent(voice.weight)}</td><td></td><td>{escaped(silence_of(voice))}</td></tr>"
     lists = [("", voice.heard)]
-    if voice.own and voice.own != voice.heard:
-        lists.append((f"own, after {shown_token(voice.after)}: ", voice.own))
+    if [candidate.text for candidate in voice.own] != [candidate.text for candidate in voice.heard]:
+        lists.append((f"in its own tokens, after {shown_token(voice.after)}: ", voice.own))
     return _row(name, percent(voice.weight), voice.probability, lists, safe=True)
 
 
