@@ -58,6 +58,7 @@ class Browser:
 
     def open(self, url):
         self.call("Page.navigate", url=url)
+        self.until(f"location.href === {url!r} && document.readyState === 'complete'")
 
     def run(self, code):
         """The value of a JavaScript expression, once its promise is there."""

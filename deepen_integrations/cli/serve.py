@@ -51,8 +51,8 @@ class ServerOptions:
             "-e",
             metavar="NAME",
             rich_help_panel="Ensemble",
-            help="An ensemble in ~/.config/deepen/ensembles.yaml, or the path of a YAML file with one. Repeat the option "
-            "for several; each is served under its name. Other options replace what they say.",
+            help="An ensemble in ~/.config/deepen/ensembles.yaml, or the path of a YAML file with one. Repeat the "
+            "option for several; each is served under its name. Other options replace what they say.",
         ),
     ] = None
     every: Annotated[

@@ -26,8 +26,9 @@ _HIDING = (
     *range(0xE0000, 0xE0080),
 )
 """C1 controls, halves of characters, what is none, and marks that reorder, join or hide text."""
-_HIDDEN = dict.fromkeys(_HIDING, "\ufffd")
-_SHOWN_BLANKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+_ON_A_LINE = _CONTROLS | dict.fromkeys(_HIDING, "\ufffd")
+_IN_A_TEXT = {code: shown for code, shown in _ON_A_LINE.items() if chr(code) not in "\n\t"}
+_SHOWN_BLANKS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,14 @@ def colour_of(name: str, main: str, members: Sequence[str]) -> str:
 
 def visible(text: str) -> str:
     """Returns a text in which nothing commands a terminal or reorders what is read; line breaks and tabs stay."""
-    kept = {code: glyph for code, glyph in _CONTROLS.items() if chr(code) not in "\n\t"}
-    return text.translate(kept | _HIDDEN)
+    return text.translate(_IN_A_TEXT)
 
 
 def shown_token(text: str) -> str:
     """Returns a token by itself, on one line, with its blanks at both ends marked."""
-    inner = text.strip("".join(_SHOWN_BLANKS))
-    before = len(text) - len(text.lstrip("".join(_SHOWN_BLANKS)))
-    marked = "".join(_SHOWN_BLANKS.get(c, c) for c in (text[:before] if inner else text))
-    after = "".join(_SHOWN_BLANKS.get(c, c) for c in text[before + len(inner) :]) if inner else ""
-    return marked + inner.translate(_CONTROLS | _HIDDEN) + after
+    inner = text.strip(" \n\t")
+    before, _, after = text.partition(inner) if inner else (text, "", "")
+    return before.translate(_SHOWN_BLANKS) + inner.translate(_ON_A_LINE) + after.translate(_SHOWN_BLANKS)
 
 
 def label_of(step: TraceStep) -> str:

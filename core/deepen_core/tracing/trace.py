@@ -83,9 +83,14 @@ class Trace:
             TraceError: If it is not a trace.
         """
         try:
-            return cls(values["main"], values["members"], [TraceStep.from_dict(step) for step in values["steps"]])
+            trace = cls(values["main"], values["members"], [TraceStep.from_dict(step) for step in values["steps"]])
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise TraceError(f"This is not a trace ({problem!r}): give what Trace.to_dict returned.") from problem
+        for step in trace.steps:
+            names = [voice.name for voice in step.voices]
+            if tuple(names) != trace.members or {trace.main, step.by or trace.main} - set(names):
+                raise TraceError(f"A step has the members {names}, but the trace {list(trace.members)}.")
+        return trace
 
     def to_jsonl(self) -> str:
         """Returns it as JSON lines: the members in the first one, then a step a line."""
