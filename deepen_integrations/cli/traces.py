@@ -19,7 +19,6 @@ from deepen_core.tracing.drawing import (
     label_of,
     listed,
     percent,
-    shown_token,
     silence_of,
     visible,
 )
@@ -98,8 +97,8 @@ def _summary_table(trace: Trace) -> Table:
         table.add_column(name, justify="left" if name == "member" else "right")
     for one in trace.summary():
         counts = (str(count) for count in (one.spoke, one.silent, one.decided))
-        name = Text(visible(shown_token(one.name)), style=_colour(trace, one.name))
-        table.add_row(name, percent(one.weight), *counts, percent(one.probability))
+        member = Text(visible(one.name), style=_colour(trace, one.name))
+        table.add_row(member, percent(one.weight), *counts, percent(one.probability))
     return table
 
 
