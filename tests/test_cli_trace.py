@@ -1,7 +1,9 @@
 """`deepen trace` and `deepen generate --trace`."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from cli_parts import run
@@ -9,6 +11,7 @@ from cli_parts import run
 from deepen_core.tracing import Trace
 from deepen_integrations.cli.traces import Painter
 
+SHOWN = Path(__file__).parent.parent / "docs" / "trace.svg"
 pytestmark = pytest.mark.usefixtures("needs_demo")
 
 
@@ -82,3 +85,10 @@ def test_a_terminal_gets_colours_and_no_commands(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown
     assert "a␛[2Jb" in shown
+
+
+def test_the_picture_in_the_docs_is_what_the_command_draws(tmp_path):
+    """But for the numbers, which rounding may change."""
+    assert run("trace", "--demo", "--svg", str(tmp_path / "trace.svg")).exit_code == 0
+    drawn, shown = (re.sub(r"[\d.]+", "", path.read_text(encoding="utf-8")) for path in (tmp_path / "trace.svg", SHOWN))
+    assert drawn == shown
