@@ -50,6 +50,8 @@ def voting():
 
 def serve():
     import deepen_integrations.serve
+    from deepen_integrations.serve.page import Page
+    Page()
 
 def ray():
     import deepen_integrations.serve.ray_router

@@ -18,18 +18,19 @@ from deepen_core.tracing.style import CSS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _PAGE_CSS = """
-body{margin:0 auto;max-width:52rem;padding:1.5rem 1rem 20rem;background:var(--ground);color:var(--ink);
+body{margin:0 auto;max-width:52rem;padding:1.5rem 1rem 55vh;background:var(--ground);color:var(--ink);
 font:16px/1.6 system-ui,sans-serif}
 h1{font-size:1.05rem;font-weight:600;margin:0 0 1rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .answer{font-size:1.15rem;line-height:1.9;padding:1rem;border:1px solid var(--line);border-radius:8px}
-.card{display:none;position:absolute;left:0;top:100%;margin-top:2px;z-index:3;width:max-content;max-width:min(34rem,88vw);
-padding:.6rem .75rem;background:var(--card);border:1px solid var(--line);border-radius:8px;white-space:normal;
-font:13px/1.45 system-ui,sans-serif;box-shadow:0 6px 24px rgb(0 0 0/.25)}
+.card{display:none;position:fixed;inset:auto 0 0;margin:0 auto;z-index:3;max-width:52rem;max-height:50vh;overflow:auto;
+padding:.6rem 1rem 1rem;background:var(--card);border:1px solid var(--line);border-radius:12px 12px 0 0;
+white-space:normal;font:13px/1.45 system-ui,sans-serif;box-shadow:0 6px 24px rgb(0 0 0/.25)}
 .t:hover>.card,.t:focus>.card{display:block}
 .card td:first-child{white-space:nowrap}.card b{font-weight:600}
 .card table,.sum{border-collapse:collapse;margin-top:.35rem}
 .card td,.card th,.sum td,.sum th{padding:.1rem .6rem .1rem 0;text-align:left;vertical-align:top;font-weight:400}
-.card th,.sum th{color:var(--faint)}.card code{font:12px/1.4 ui-monospace,monospace;white-space:pre-wrap}
+.card th,.sum th{color:var(--faint)}
+.card th{white-space:nowrap}.card code{font:12px/1.4 ui-monospace,monospace;white-space:pre-wrap}
 .sum{margin:1.25rem 0;font-size:.9rem}.sum td+td,.sum th+th{text-align:right}
 .key{color:var(--faint);font-size:.85rem}.key span{margin-right:1.1em}
 """.strip()
