@@ -253,8 +253,8 @@ def demo_tables() -> dict[str, str]:
 def traces_tables() -> dict[str, str]:
     """Return every table of the page on traces by name."""
     tracing = read("tracing")
-    spread = {f"{kind}: middle half": "" for kind in ("off, again", "on")}
-    columns = {"members": "", "batch": "d", "ms a step": ".1f", "off, again": ".2f", "on": ".2f", "on, and read": ".2f"}
+    spread = {f"{kind}: middle half": "" for kind in ("off", "on")}
+    columns = {"members": "", "batch": "d", "ms a step": ".1f", "off": ".2f", "on": ".2f", "on, and read": ".2f"}
     headings = {name: name.replace(": middle half", ", middle half of pairs") for name in spread}
     return {"cost": markdown(tracing["rows"], columns | spread, headings), "machine": measured_on(tracing=tracing)}
 

@@ -1,9 +1,8 @@
-"""What tracing costs: the time of decoding with it over that without, and, for scale, how much equal runs differ.
+"""What tracing costs: CPU time without a trace over that of a decoder without the code for it, and with a trace.
 
 Run with `python -m benchmarks.tracing`; `--help` lists the options. Both ways are run in this process by turns, in
 pairs that follow each other. What is timed is the CPU time of the process: it has one thread that computes, and other
 work on the machine slows down the clock on the wall more than that. What counts is the median of the pairs' ratios.
-"Off, again" are pairs that both run without a trace: what is measured where there is no difference.
 """
 
 from __future__ import annotations
@@ -12,33 +11,40 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.report import publish, read
 from deepen_core import Ensemble, SamplingParams
+from deepen_core.engine.trace_recorder import TraceRecorder
 
 PROMPT = "The house at the end of the street"
-_KINDS = {"off, again": (False, False), "on": (False, True), "on, and read": (False, None)}
+Way = Literal["no code", "off", "on", "read"]
+_KINDS: dict[str, tuple[Way, Way]] = {"off": ("no code", "off"), "on": ("off", "on"), "on, and read": ("off", "read")}
+"""What is compared: the second way over the first."""
 
 
-def seconds(ensemble: Ensemble, answers: int, tokens: int, trace: bool | None) -> float:
-    """Returns the CPU seconds of some answers decoded together; with `trace` None the records are made as well."""
+def seconds(ensemble: Ensemble, answers: int, tokens: int, way: Way) -> float:
+    """Returns the CPU seconds of some answers decoded together; "read" makes the records of their traces as well."""
     prompts = [f"{PROMPT} number {number}" for number in range(answers)]
-    params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, trace=trace is not False)
+    params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, trace=way in {"on", "read"})
+    code = TraceRecorder.observe
+    if way == "no code":
+        TraceRecorder.observe = lambda *_: None  # type: ignore[method-assign]
     started = time.process_time()
-    found = ensemble.generate(prompts, params)
-    if trace is None:
-        for answer in found:
-            assert answer.trace is not None, "it was asked for"
-            assert answer.trace.steps
-    return time.process_time() - started
+    try:
+        found = ensemble.generate(prompts, params)
+        if way == "read":
+            assert all(answer.trace is not None and answer.trace.steps for answer in found)
+        return time.process_time() - started
+    finally:
+        TraceRecorder.observe = code  # type: ignore[method-assign]
 
 
 def measure(ensemble: Ensemble, members: str, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Measures one ensemble with one number of answers together."""
-    seconds(ensemble, batch, tokens, trace=None)
+    seconds(ensemble, batch, tokens, "read")
     ratios: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     base = []
     for repeat in range(repeats):
