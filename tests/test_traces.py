@@ -145,6 +145,29 @@ def test_the_end_of_a_text_is_a_step(demo):
     assert "".join(answer.trace.pieces()) == answer.text
 
 
+@pytest.mark.parametrize("fusion", ["union", "translate"])
+def test_strategies_that_do_not_compare_show_tokens_of_the_same_bytes(needs_demo, fusion):
+    with Ensemble.demo(fusion=fusion) as ensemble:
+        trace = ensemble.generate("Question: Where does Felix live?\nAnswer:", trace=True).trace
+        mine = ensemble._engine.main_member.tokenizer.vocabulary
+    city, end = trace.steps
+    voice = city.voices[1]
+    assert voice.heard[0].text == voice.own[0].text == " Lisbon"
+    assert voice.probability == pytest.approx(voice.own[0].probability)
+    for heard in voice.heard:
+        assert heard.text.encode() in mine.tokens
+        begun = [
+            own.probability for own in voice.own if mine.longest_beginning(own.text.encode()) == id_of(mine, heard)
+        ]
+        assert heard.probability == pytest.approx(sum(begun))
+    assert (city.decision, end.decision, end.ends) == ("agreement", "agreement", True)
+    assert end.voices[1].own[0].text != end.voices[1].heard[0].text  # each has an end of its own
+
+
+def id_of(vocabulary, candidate):
+    return vocabulary.id_of(candidate.text.encode())
+
+
 def test_chunks_have_the_steps_since_the_last_one(demo):
     chunks = list(demo.stream(STORY, max_new_tokens=16, stop="number", trace=True))
     whole = chunks[-1].generation

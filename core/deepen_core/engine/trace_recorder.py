@@ -302,9 +302,11 @@ class TraceRecorder:
 
     def _same(self, heard: int | None, token: int) -> bool:
         """Whether a token that a member was heard to say stands for one of main's."""
-        if heard is None or heard == token or not self._column_of:
+        if heard is None or heard == token:
             return heard == token
-        return self._column_of[heard] == self._column_of[token]
+        stops = self._tokenizers[self._main].vocabulary.stop_ids
+        same_column = bool(self._column_of) and self._column_of[heard] == self._column_of[token]
+        return same_column or {heard, token} <= stops
 
 
 class _Texts:
