@@ -250,6 +250,15 @@ def demo_tables() -> dict[str, str]:
     return {"tasks": markdown(tasks["rows"], columns, {"mean": "mean" if tasks["seeds"] > 1 else "right"})}
 
 
+def traces_tables() -> dict[str, str]:
+    """Return every table of the page on traces by name."""
+    tracing = read("tracing")
+    spread = {f"{kind}: middle half": "" for kind in ("off", "on")}
+    columns = {"members": "", "batch": "d", "ms a step": ".1f", "off": ".2f", "on": ".2f", "on, and read": ".2f"}
+    headings = {name: name.replace(": middle half", ", middle half of pairs") for name in spread}
+    return {"cost": markdown(tracing["rows"], columns | spread, headings), "machine": measured_on(tracing=tracing)}
+
+
 PAGES = {
     "README.md": readme_tables,
     "docs/fusion.md": fusion_tables,
@@ -258,6 +267,7 @@ PAGES = {
     "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
+    "docs/traces.md": traces_tables,
 }
 """The pages with tables, by their place in the repository."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.members.context_budget import ContextBudget
     from deepen_core.results import Generation, TokenLogprob
+    from deepen_core.tracing import Trace
 
 _OWN = LoadOptions.model_fields.keys() | SamplingParams.model_fields.keys()
 """The options that are not the frameworks'."""
@@ -334,7 +335,7 @@ def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = Fa
 
     Returns:
         `finish_reason`, `usage` and `timings` in seconds; `warnings` if there are any; `logprobs` if they were
-        requested, in OpenAI's shape, which both frameworks know.
+        requested, in OpenAI's shape, which both frameworks know; `trace` if it was, as `Trace.from_dict` reads it.
     """
     usage = answer.usage
     found: dict[str, Any] = {
@@ -350,7 +351,18 @@ def report(answer: Generation, warnings: Sequence[str] = (), *, calls: bool = Fa
         found["warnings"] = warnings
     if answer.logprobs is not None:
         found["logprobs"] = openai_logprobs(answer.logprobs)
+    if answer.trace is not None:
+        found["trace"] = answer.trace.to_dict()
     return found
+
+
+def trace_part(trace: Trace, *, last: bool) -> dict[str, Any]:
+    """Returns the part of a trace that one piece of a stream has: its own steps; and the members, in the last piece.
+
+    So parts that are added as LangChain adds chunks are a whole trace, as `Trace.from_dict` reads it.
+    """
+    whole = trace.to_dict()
+    return whole if last else {"steps": whole["steps"]}
 
 
 def openai_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

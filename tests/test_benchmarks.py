@@ -30,6 +30,7 @@ from benchmarks import (
     server,
     stories,
     tasks,
+    tracing,
 )
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
@@ -288,3 +289,10 @@ def test_server():
         rows = server.measure(ensemble, clients=2, tokens=3, repeats=1)
     assert [row["answers"].partition(",")[0] for row in rows] == ["whole", "streamed", "first token"]
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_tracing(pair):
+    row = tracing.measure(pair, "two", batch=2, tokens=4, repeats=2)
+    assert {"off", "on", "on, and read"} < row.keys()
+    assert all(row[kind] > 0 for kind in ("off", "on", "on, and read", "ms a step"))
+    assert pair.generate("x", max_new_tokens=2, trace=True).trace.steps  # the code is back

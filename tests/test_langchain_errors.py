@@ -44,8 +44,9 @@ def every_error(kind=DeepenError):
 
 
 def test_every_error_of_the_engine_is_one_of_langchains():
-    """But for those that only readers of answers raise, and those of handles and evaluations, which adapters lack."""
-    others = {DeepenError, errors.EvaluationError, errors.NotDoneError, *every_error(errors.UnusableAnswerError)}
+    """But for those that only readers of answers and traces raise, and those of handles and evaluations."""
+    lacking = {errors.EvaluationError, errors.NotDoneError, errors.TraceError}
+    others = {DeepenError, *lacking, *every_error(errors.UnusableAnswerError)}
     assert set(KINDS) == set(every_error()) - others
 
 

@@ -25,8 +25,12 @@ EXTRAS = {
     "deepen_integrations/cli": "cli",
     "deepen_integrations/langchain": "langchain",
     "deepen_integrations/llama_index": "llama-index",
+    "deepen_integrations/serve/ray.py": "ray",
+    "deepen_integrations/serve/ray_router.py": "ray",
     "deepen_integrations/serve": "serve",
 }
+BESIDE = {"ray": "serve"}
+"""Extras that are installed beside another one."""
 OTHER_NAMES = {"yaml": "pyyaml"}
 """Modules that are not named like their distributions."""
 
@@ -50,7 +54,7 @@ def declared() -> dict[str, list[str]]:
 
 def bounds(requirements: Sequence[str]) -> dict[str, str]:
     """The lower bound of each requirement, by name."""
-    return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<[\d.]+)?", text).groups() for text in requirements)
+    return dict(re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<[\d.]+)?", text).groups() for text in requirements)
 
 
 def imported(path: Path) -> set[str]:
@@ -79,9 +83,10 @@ def test_what_is_imported_is_declared_and_nothing_else():
         for path in (ROOT / package).rglob("*.py"):
             place = path.relative_to(ROOT).as_posix()
             extra = next((extra for start, extra in EXTRAS.items() if f"{place}/".startswith(f"{start}/")), "")
+            owners = ["", extra, BESIDE.get(extra, extra)]
             for module in imported(path):
-                name = distribution(module, [*names[""], *names[extra]])
-                found["" if name in names[""] else extra].add(name)
+                name = distribution(module, [name for owner in owners for name in names[owner]])
+                found[next((owner for owner in owners if name in names[owner]), extra)].add(name)
     assert found == {extra: set(named) for extra, named in names.items()}
 
 

@@ -182,7 +182,7 @@ _fields = st.sampled_from(
     "messages prompt model n stream stream_options temperature top_p top_k min_p stop seed logprobs top_logprobs tools "
     "tool_choice parallel_tool_calls response_format logit_bias max_completion_tokens presence_penalty user metadata "
     "functions reasoning reasoning_effort chat_template_kwargs regex choices grammar json_schema timeout on_timeout "
-    "penalty_window control_tokens strict echo best_of suffix modalities api_key extra".split()
+    "penalty_window control_tokens strict echo best_of suffix modalities api_key extra trace member".split()
 )
 _wild = settings(
     max_examples=examples(400),

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 BROUGHT_BY_OTHERS = {
     "": {"cli"},  # huggingface-hub has a command line of its own
     "eval": {"voting"},  # lm-eval needs sacrebleu
-    "all": EXTRAS.keys() - {"eval"},
+    "ray": {"serve"},
+    "all": EXTRAS.keys() - {"eval", "ray"},
 }
 """Extras that are there without being asked for."""
 # Uses what each extra is for, and tells the error of each, or nothing. Warnings are errors.
@@ -49,13 +50,19 @@ def voting():
 
 def serve():
     import deepen_integrations.serve
+    from deepen_integrations.serve.page import Page
+    Page()
+
+def ray():
+    import deepen_integrations.serve.ray_router
+    import deepen_integrations.serve.ray
 
 def eval():
     import deepen_integrations.harness
     import matplotlib
 
 told = {}
-for probe in (langchain, llama_index, cli, structured, voting, serve, eval):
+for probe in (langchain, llama_index, cli, structured, voting, serve, ray, eval):
     try:
         probe()
     except (Exception, SystemExit) as problem:

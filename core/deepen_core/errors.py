@@ -54,6 +54,10 @@ class SamplingError(DeepenError):
     """An unknown sampling option, a value outside its range, or a constraint that cannot be followed."""
 
 
+class TraceError(DeepenError):
+    """What was given to be read as a trace is not one."""
+
+
 class MemberError(DeepenError):
     """A member failed while decoding."""
 

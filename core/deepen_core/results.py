@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deepen_core.tracing import Trace
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 ONE_AT_A_TIME = "one sequence at a time"
@@ -102,6 +104,8 @@ class Generation:
     warnings: list[str] = field(default_factory=list)
     """Notes for the caller: a lowered `max_new_tokens`, a member that failed and was dropped, stop strings that were
     not applied because of a constraint."""
+    trace: Trace | None = None
+    """What each member said at each step, if `SamplingParams.trace` asked for it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class Chunk:
     """The whole answer, on the last chunk only."""
     logprobs: list[TokenLogprob] | None = None
     """One entry per token of `token_ids`, if `SamplingParams.logprobs` asked for them."""
+    trace: Trace | None = None
+    """The steps since the last chunk, if `SamplingParams.trace` asked for them."""
 
 
 @dataclass(frozen=True)

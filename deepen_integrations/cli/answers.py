@@ -14,6 +14,8 @@ from deepen_integrations.cli.tables import print_logprobs
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation
+    from deepen_core.tracing import Trace
+    from deepen_integrations.cli.traces import Painter
 
 
 class StreamedAnswer:
@@ -22,13 +24,17 @@ class StreamedAnswer:
     Args:
         stats: Say afterwards how fast it was.
         trim: Leave out the white space before it.
+        painter: Colours a traced answer, whose tables follow.
 
     Attributes:
         text: What was written so far.
+        trace: Of the whole answer, if it was traced.
     """
 
-    def __init__(self, *, stats: bool, trim: bool = False) -> None:
+    def __init__(self, *, stats: bool, trim: bool = False, painter: Painter | None = None) -> None:
         self.text = ""
+        self.trace: Trace | None = None
+        self._painter = painter
         self._stats = stats
         self._trim = trim
 
@@ -46,7 +52,7 @@ class StreamedAnswer:
                     piece = chunk.text.lstrip() if self._trim and not self.text else chunk.text
                     if piece:
                         status.stop()
-                        typer.echo(piece, nl=False)
+                        self._write(piece, chunk)
                         self.text += piece
                     generation = chunk.generation or generation
             finished = True
@@ -56,7 +62,16 @@ class StreamedAnswer:
         if generation is not None:
             self._report(generation)
 
+    def _write(self, piece: str, chunk: Chunk) -> None:
+        if self._painter is None:
+            typer.echo(piece, nl=False)
+        else:
+            self._painter.write(piece, chunk.trace)
+
     def _report(self, generation: Generation) -> None:
+        self.trace = generation.trace
+        if self._painter is not None and generation.trace is not None:
+            self._painter.explain(generation.trace)
         if generation.logprobs is not None:
             print_logprobs(Console(stderr=True, highlight=False), generation.logprobs)
         show_notes(generation.warnings)

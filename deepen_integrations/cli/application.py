@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepen_core import __version__
+from deepen_core.tracing import Trace
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -27,11 +28,15 @@ def _print_version(wanted: bool) -> None:
 
 def to_json(record: Any) -> str:
     """Formats a result as JSON. The bytes of a token become text, with escapes where they are not UTF-8."""
+
+    def plain(value: bytes | Trace) -> Any:
+        return value.to_dict() if isinstance(value, Trace) else value.decode("utf-8", "backslashreplace")
+
     return json.dumps(
         dataclasses.asdict(record),
         ensure_ascii=False,
         indent=2,
-        default=lambda data: data.decode("utf-8", "backslashreplace"),
+        default=plain,
     )
 
 

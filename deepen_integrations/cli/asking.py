@@ -17,6 +17,7 @@ from deepen_integrations.cli.opening import open_ensemble
 from deepen_integrations.cli.session import checked_sampling, checked_vote, clear_errors, notice, read_prompt
 from deepen_integrations.cli.status import Status
 from deepen_integrations.cli.tables import print_votes
+from deepen_integrations.cli.traces import Painter
 
 
 @commands.command(
@@ -53,11 +54,14 @@ def generate(
         voted = checked_vote(voting, params)
         if voted is not None and params.get("logprobs") is not None and not as_json:
             raise typer.BadParameter("With --votes they are shown by --json only.", param_hint="--logprobs")
+        if voted is not None and sampling.trace and not as_json:
+            raise typer.BadParameter("With --votes it is shown by --json only.", param_hint="--trace")
         with open_ensemble(load) as ensemble:
             for warning in ensemble.info.warnings:
                 notice(f"Warning: {warning}")
             if voted is None and not as_json:
-                StreamedAnswer(stats=stats).show(ensemble.stream(prompt, **params))
+                painter = Painter() if sampling.trace else None
+                StreamedAnswer(stats=stats, painter=painter).show(ensemble.stream(prompt, **params))
                 return
             with Status("answering"):
                 ask = ensemble.generate if voted is None else ensemble.vote
@@ -82,7 +86,7 @@ def _show_votes(choice: Choice) -> None:
         "deepen chat -m ./general -m ./specialist --no-enable-thinking",
     )
 )
-@opt.spread(without=["control_tokens", "logprobs"])
+@opt.spread(without=["control_tokens", "logprobs", "trace"])
 def chat(
     text: Annotated[
         str | None,

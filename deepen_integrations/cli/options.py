@@ -228,6 +228,10 @@ class SamplingOptions:
     logprobs: Annotated[
         int | None, _sampling(help="Show each token's log-probability, and this many alternatives, after the text.")
     ] = None
+    trace: Annotated[
+        bool | None,
+        typer.Option("--trace", help="Colour each token by the member that decided it, and say after the text who."),
+    ] = None
 
 
 @dataclass(frozen=True)

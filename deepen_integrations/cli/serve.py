@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated
 
 import typer
 
+from deepen_core.config.named_ensembles import ensemble_names, ensembles_file
 from deepen_core.config.serving import ServingConfig
+from deepen_core.errors import ConfigurationError
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.application import commands, examples_of
-from deepen_integrations.cli.opening import open_ensemble, or_demo
+from deepen_integrations.cli.opening import named_options, open_ensemble, or_demo
 from deepen_integrations.cli.session import checked_sampling, clear_errors, notice
 from deepen_integrations.load_options import DEMO
 
@@ -40,8 +42,25 @@ class ServedEnsembleOptions(opt.EnsembleOptions):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How the ensemble is served: options of `deepen_integrations.serve.ServeOptions`, and where."""
+    """What is served, how, and where: options of `deepen_integrations.serve.ServeOptions` among them."""
 
+    named: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ensemble",
+            "-e",
+            metavar="NAME",
+            rich_help_panel="Ensemble",
+            help="An ensemble in ~/.config/deepen/ensembles.yaml, or the path of a YAML file with one. Repeat the "
+            "option for several; each is served under its name. Other options replace what they say.",
+        ),
+    ] = None
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", rich_help_panel="Ensemble", help="Serve all ensembles in ~/.config/deepen/ensembles.yaml."
+        ),
+    ] = False
     port: Annotated[int, _server("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000
     host: Annotated[str, _server(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1"
     name: Annotated[
@@ -76,11 +95,11 @@ class ServerOptions:
 @commands.command(
     epilog=examples_of(
         "deepen serve -m ./general -m ./specialist --port 8000",
-        "deepen serve -e NAME",
+        "deepen serve -e fast -e careful",
         "DEEPEN_API_KEY=... deepen serve --demo",
     )
 )
-@opt.spread()
+@opt.spread(without=["ensemble", "logprobs", "trace"])
 def serve(
     *,
     load: ServedEnsembleOptions,
@@ -88,10 +107,10 @@ def serve(
     server: ServerOptions,
     debug: opt.Debug = False,
 ) -> None:
-    """Serve the ensemble to clients of OpenAI's API, such as `openai`, LangChain, LlamaIndex and Open WebUI.
+    """Serve ensembles to clients of OpenAI's API, such as `openai`, LangChain, LlamaIndex and Open WebUI.
 
-    They use `http://HOST:PORT/v1` as the base URL. Options of choosing tokens count where a request does not give its
-    own. Needs the extra `serve`.
+    They use `http://HOST:PORT/v1` as the base URL; a page to chat with is at `http://HOST:PORT/`. Options of choosing
+    tokens count where a request does not give its own. Needs the extra `serve`.
     """
     with clear_errors(debug):
         try:
@@ -99,11 +118,9 @@ def serve(
         except ImportError as missing:
             notice(f"Error: {missing}", style="bold red")
             raise typer.Exit(1) from missing
-        named = or_demo(load)
+        models = _served(load, server)
         defaults = checked_sampling(sampling)
         keys = server.api_key or [key for key in os.environ.get(KEY_VARIABLE, "").split(",") if key]
-        own = PurePath(named.ensemble).stem if named.ensemble else ""
-        name = server.name or own or "+".join(PurePath(member).name for member in named.member or ()) or DEMO
         given = {
             "api_keys": keys,
             "max_body_bytes": server.max_body,
@@ -111,10 +128,39 @@ def serve(
             "shutdown_s": server.shutdown,
         }
         serving.serve(
-            {name: lambda: open_ensemble(named)},
+            {name: functools.partial(open_ensemble, options) for name, options in models.items()},
             serving.ServeOptions.checked(given),
-            sampling={name: defaults},
+            sampling=dict.fromkeys(models, defaults),
             host=server.host,
             port=server.port,
             log_format=server.log_format.value,
         )
+
+
+def _served(load: ServedEnsembleOptions, server: ServerOptions) -> dict[str, opt.EnsembleOptions]:
+    """Returns the options of each ensemble to serve, by the names by which clients ask for them.
+
+    Raises:
+        typer.BadParameter: If options contradict each other, or two ensembles have one name.
+        ConfigurationError: If there is no such ensemble.
+    """
+    wanted = [*(server.named or ())]
+    if server.every:
+        wanted += [name for name in ensemble_names() if name not in wanted]
+        if not wanted:
+            raise ConfigurationError(f"There are no ensembles in {ensembles_file()}: write it, or name the members.")
+    each = [or_demo(replace(load, ensemble=name)) for name in wanted or [None]]
+    for options in each:
+        named_options(options)
+    names = [_name_of(options) for options in each]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"Two of {', '.join(names)} have one name.", param_hint="--ensemble")
+    if server.name and len(names) > 1:
+        raise typer.BadParameter("It names one ensemble; several have their own names.", param_hint="--name")
+    return dict(zip([server.name] if server.name else names, each, strict=True))
+
+
+def _name_of(options: opt.EnsembleOptions) -> str:
+    if options.ensemble:
+        return PurePath(options.ensemble).stem
+    return "+".join(PurePath(member).name for member in options.member or ()) or DEMO

@@ -13,12 +13,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, Part, ReplyParser, Text, Thought, parse_reply
-from deepen_integrations.adapter import openai_logprobs, report
+from deepen_integrations.adapter import openai_logprobs, report, trace_part
 from deepen_integrations.chat import new_call_id
 from deepen_integrations.langchain.outputs import total_usage
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation, TokenLogprob
+    from deepen_core.tracing import Trace
 
 PROVIDER = "deepen"
 _Count = Callable[[str], int]
@@ -60,10 +61,10 @@ def _generation(answer: Generation, parser: ReplyParser, model_name: str, count:
 class ChatChunks:
     """Makes message chunks from the pieces of one answer.
 
-    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs of
-    the tokens since the previous one. A tool call is one chunk, because LangChain would complete a call that is cut
-    off, and run it. One that is cut off, or breaks its schema, begins with its tag, so that it is not JSON and
-    LangChain takes it for invalid.
+    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs and
+    the steps of the trace of the tokens since the previous one. A tool call is one chunk, because LangChain would
+    complete a call that is cut off, and run it. One that is cut off, or breaks its schema, begins with its tag, so that
+    it is not JSON and LangChain takes it for invalid.
 
     Args:
         parser: A fresh parser, which splits the answer into its parts.
@@ -78,11 +79,14 @@ class ChatChunks:
         self._thoughts: list[str] = []
         self._calls = 0
         self._logprobs: list[TokenLogprob] | None = None
+        self._trace: Trace | None = None
 
     def chunks_for(self, piece: Chunk) -> Iterator[ChatGenerationChunk]:
         """Yields the chunks that this piece completes; after the last piece, also a chunk with the metadata."""
         if piece.logprobs is not None:
             self._logprobs = [*(self._logprobs or ()), *piece.logprobs]
+        if piece.trace is not None:
+            self._trace = piece.trace if self._trace is None else self._trace + piece.trace
         for part in self._parser.feed(piece.text):
             yield ChatGenerationChunk(message=self._message(part))
         if piece.generation is None:
@@ -92,7 +96,7 @@ class ChatChunks:
         metadata = _metadata(piece.generation, self._model_name, self._parser, calls=self._calls > 0)
         last = AIMessageChunk(
             content="",
-            response_metadata={**metadata, **self._since_last()},
+            response_metadata={**metadata, **self._since_last(last=True)},
             usage_metadata=_usage(piece.generation, "".join(self._thoughts), self._count),
             chunk_position="last",
         )
@@ -111,10 +115,12 @@ class ChatChunks:
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[call], response_metadata=metadata)
 
-    def _since_last(self) -> dict[str, Any]:
-        """Returns the logprobs of the tokens since the last chunk, if they were requested."""
+    def _since_last(self, *, last: bool = False) -> dict[str, Any]:
+        """Returns the logprobs and the trace of the tokens since the last chunk, if they were requested."""
         tokens, self._logprobs = self._logprobs, None if self._logprobs is None else []
-        return {} if tokens is None else {"logprobs": openai_logprobs(tokens)}
+        trace, self._trace = self._trace, None
+        found = {} if tokens is None else {"logprobs": openai_logprobs(tokens)}
+        return found if trace is None else {**found, "trace": trace_part(trace, last=last)}
 
 
 def _invalid(call: CutCall | BrokenCall, finish_reason: str) -> InvalidToolCall:

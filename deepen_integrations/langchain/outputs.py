@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from deepen_core.errors import DeepenError
-from deepen_integrations.adapter import openai_logprobs, report
+from deepen_integrations.adapter import openai_logprobs, report, trace_part
 from deepen_integrations.langchain.partial_failures import PartialFailureError
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def llm_result(
 def generation_chunk(piece: Chunk, model_name: str) -> GenerationChunk:
     """Makes the chunk of a piece of an answer.
 
-    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs of
-    its own tokens.
+    LangChain merges chunks by adding them. So only the last chunk has the metadata, and each chunk has the logprobs and
+    the steps of the trace of its own tokens.
     """
     info = {} if piece.generation is None else _info(piece.generation, model_name)
     if piece.logprobs is not None:
         info["logprobs"] = openai_logprobs(piece.logprobs)
+    if piece.trace is not None:
+        info["trace"] = trace_part(piece.trace, last=piece.generation is not None)
     return GenerationChunk(text=piece.text, generation_info=info or None)
 
 
@@ -60,6 +62,8 @@ def joined_chunks(chunks: Sequence[GenerationChunk]) -> LLMResult:
     info = dict(infos[-1])
     if "logprobs" in info:
         info["logprobs"] = {"content": [token for each in infos for token in each["logprobs"]["content"]]}
+    if "trace" in info:
+        info["trace"] = {**info["trace"], "steps": [step for each in infos for step in each["trace"]["steps"]]}
     generation = Generation(text="".join(chunk.text for chunk in chunks), generation_info=info)
     return _result([[generation]], info["model_name"])
 

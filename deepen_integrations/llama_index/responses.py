@@ -23,6 +23,7 @@ from llama_index.core.base.llms.types import (
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, ReplyParser, Text, Thought
 from deepen_core.results import Chunk, Generation, TokenLogprob
+from deepen_core.tracing import Trace
 from deepen_integrations.adapter import openai_logprobs, report
 from deepen_integrations.chat import new_call_id
 
@@ -31,6 +32,8 @@ Response = TypeVar("Response", CompletionResponse, ChatResponse)
 
 class Responses(ABC, Generic[Response]):
     """Makes the responses of one answer, each with all the text so far and the logprobs of what it adds.
+
+    In a stream, `additional_kwargs` of each response have the trace of what it adds, as `raw` of the last one has all.
 
     Args:
         model_name: The model's name, for the raw data.
@@ -83,7 +86,13 @@ class CompletionResponses(Responses[CompletionResponse]):
         """Returns the response to a piece of the answer."""
         self._text += piece.text
         logprobs = None if piece.logprobs is None else _logprobs(piece.logprobs)
-        return CompletionResponse(text=self._text, delta=piece.text, raw=self._raw(piece), logprobs=logprobs)
+        return CompletionResponse(
+            text=self._text,
+            delta=piece.text,
+            raw=self._raw(piece),
+            logprobs=logprobs,
+            additional_kwargs={} if piece.trace is None else {"trace": piece.trace.to_dict()},
+        )
 
 
 class ChatResponses(Responses[ChatResponse]):
@@ -102,6 +111,7 @@ class ChatResponses(Responses[ChatResponse]):
         self._thoughts = self._text = ""
         self._calls: list[ToolCallBlock] = []
         self._logprobs: list[TokenLogprob] | None = None
+        self._trace: Trace | None = None
 
     def response_for(self, piece: Chunk) -> ChatResponse | None:
         """Returns the response to a piece of the answer; None if the piece completes nothing yet.
@@ -112,6 +122,8 @@ class ChatResponses(Responses[ChatResponse]):
         parts = self._parser.feed(piece.text)
         if piece.logprobs is not None:
             self._logprobs = [*(self._logprobs or ()), *piece.logprobs]
+        if piece.trace is not None:
+            self._trace = piece.trace if self._trace is None else self._trace + piece.trace
         if piece.generation is not None:
             parts += self._parser.finish()
             for part in parts:
@@ -129,12 +141,14 @@ class ChatResponses(Responses[ChatResponse]):
         self._calls += [_block(part) for part in parts if isinstance(part, Call)]
         raw = self._raw(piece, self._parser.warnings, calls=bool(self._calls))
         tokens, self._logprobs = self._logprobs, None
+        trace, self._trace = self._trace, None
+        more = {"thinking_delta": thought} if thought else {}
         return ChatResponse(
             message=self._message(last=raw is not None),
             delta=said,
             raw=raw,
             logprobs=None if tokens is None else _logprobs(tokens),
-            additional_kwargs={"thinking_delta": thought} if thought else {},
+            additional_kwargs=more if trace is None else {**more, "trace": trace.to_dict()},
         )
 
     def _message(self, *, last: bool) -> ChatMessage:

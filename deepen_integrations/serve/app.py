@@ -17,6 +17,7 @@ from deepen_integrations.serve.endpoints import Endpoints
 from deepen_integrations.serve.metrics import Metrics
 from deepen_integrations.serve.middleware import Keyed, Observed, on_error, on_gone, on_http
 from deepen_integrations.serve.options import ServeOptions
+from deepen_integrations.serve.page import Page
 from deepen_integrations.serve.served import Catalogue, Loader
 from deepen_integrations.serve.streams import ClientGoneError
 
@@ -53,6 +54,7 @@ def app_of(catalogue: Catalogue, options: ServeOptions) -> Starlette:
     metrics = Metrics(catalogue, admission)
     endpoints = Endpoints(catalogue, options, admission, metrics)
     routes = [
+        Route("/", Page().answer),
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/v1/completions", endpoints.completions, methods=["POST"]),
         Route("/v1/models", endpoints.models),

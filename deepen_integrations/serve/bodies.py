@@ -46,10 +46,14 @@ class Body(BaseModel):
         "modalities".split()
     )
     """Fields that are checked and have no effect."""
-    outer: ClassVar[frozenset[str]] = frozenset({"model", "stream", "stream_options", "n"})
+    outer: ClassVar[frozenset[str]] = frozenset({"model", "member", "stream", "stream_options", "n"})
     """Fields that are no options of the answer."""
 
     model: str
+    member: str | None = None
+    """A member of the ensemble, which answers alone."""
+    trace: bool | None = None
+    """Whether each choice has a `trace` of who decided what."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=128)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from deepen_core.errors import NoToolCallError
 from deepen_core.replies import BrokenCall, Call, CutCall, Part, ReplyParser, Text, Thought, parse_reply
-from deepen_integrations.adapter import openai_logprobs
+from deepen_integrations.adapter import openai_logprobs, trace_part
 from deepen_integrations.chat import new_call_id
-from deepen_integrations.serve.wire import Wire, ended
+from deepen_integrations.serve.wire import Wire, ended, traced
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation, TokenLogprob
+    from deepen_core.tracing import Trace
 
 
 class ChatWire(Wire):
@@ -47,13 +48,14 @@ class ChatWire(Wire):
         """Returns the events of a piece of one answer."""
         answer = self._answers[number]
         choices = [
-            _choice(number, delta, logprobs=answer.taken_logprobs())
+            {**_choice(number, delta, logprobs=answer.taken_logprobs()), **answer.taken_trace()}
             for delta in map(answer.delta, answer.fed(chunk))
             if delta
         ]
         if chunk.generation is not None:
             ending = ended(chunk.generation, answer.notes(chunk.generation), calls=answer.calls > 0)
-            choices.append({**_choice(number, {}, logprobs=answer.taken_logprobs()), **ending})
+            last = _choice(number, {}, logprobs=answer.taken_logprobs())
+            choices.append({**last, **answer.taken_trace(last=True), **ending})
         return [self.piece(choice) for choice in choices]
 
     def whole(self, answers: Sequence[Generation]) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class ChatWire(Wire):
                 message["tool_calls"] = [_call(call) for call in reply.calls]
             logprobs = None if answer.logprobs is None else _logprobs(answer.logprobs)
             ending = ended(answer, streamed.notes(answer), calls=bool(reply.calls))
-            choices.append({"index": number, "message": message, "logprobs": logprobs, **ending})
+            choices.append({"index": number, "message": message, "logprobs": logprobs, **traced(answer), **ending})
         return self.response(choices, answers)
 
     def usage(self, answers: Sequence[Generation]) -> dict[str, Any]:
@@ -90,10 +92,13 @@ class _Streamed:
         self.thoughts: list[str] = []
         self.unusable: list[CutCall | BrokenCall] = []
         self._logprobs: list[TokenLogprob] | None = None
+        self._trace: Trace | None = None
 
     def fed(self, chunk: Chunk) -> list[Part]:
         if chunk.logprobs is not None:
             self._logprobs = [*(self._logprobs or ()), *chunk.logprobs]
+        if chunk.trace is not None:
+            self._trace = chunk.trace if self._trace is None else self._trace + chunk.trace
         parts = self.parser.feed(chunk.text)
         return parts if chunk.generation is None else [*parts, *self.parser.finish()]
 
@@ -114,6 +119,11 @@ class _Streamed:
         """Returns the logprobs of the tokens since the last event, if they were requested."""
         tokens, self._logprobs = self._logprobs, None
         return None if tokens is None else _logprobs(tokens)
+
+    def taken_trace(self, *, last: bool = False) -> dict[str, Any]:
+        """Returns the trace of the tokens since the last event, if it was requested."""
+        trace, self._trace = self._trace, None
+        return {} if trace is None else {"trace": trace_part(trace, last=last)}
 
     def notes(self, answer: Generation) -> list[str]:
         """Returns warnings beyond the engine's own."""

@@ -28,6 +28,7 @@ from deepen_integrations.serve.text_answers import TextWire
 from deepen_integrations.serve.wire import Wire
 
 if TYPE_CHECKING:
+    from deepen_core import Ensemble
     from deepen_core.chat.messages import Prompt
     from deepen_core.engine.handle import Handle
     from deepen_core.results import Chunk, Generation
@@ -42,6 +43,8 @@ class Work:
     """Everything that a request comes to."""
 
     served: ServedEnsemble
+    ensemble: Ensemble
+    """What answers: that of `served`, or one of its members alone."""
     prompts: Sequence[Prompt]
     """One for each answer."""
     params: Sequence[SamplingParams]
@@ -141,35 +144,41 @@ class Endpoints:
         messages = check_messages(body.messages)
         request = ChatRequest.from_options(messages, body.options, lambda given: sampling_of(served.sampling, given))
         params = each_answer(request.sampling, 1, body.answers)
-        ensemble = served.ensemble
+        ensemble = served.asked(body.member)
         if not ensemble.has_chat_template:
             raise ApiError(400, f"A member of {body.model!r} has no chat template: ask for /v1/completions instead.")
         calls = [request.prepare(ensemble) for _ in params]
         constrained = each_answer(calls[0].params, 1, body.answers)
         wire = ChatWire(body.model, [call.parser for call in calls], ensemble.count_tokens)
-        return _work(served, [call.prompt for call in calls], constrained, wire, body)
+        return _work(served, ensemble, [call.prompt for call in calls], constrained, wire, body)
 
     def _text_work(self, body: CompletionBody) -> Work:
         served = self._catalogue.named(body.model)
         texts = body.prompts
         params = each_answer(sampling_of(served.sampling, body.options), len(texts), body.answers)
         prompts = [text for text in texts for _ in range(body.answers)]
-        return _work(served, prompts, params, TextWire(body.model, len(texts), body.answers), body)
+        wire = TextWire(body.model, len(texts), body.answers)
+        return _work(served, served.asked(body.member), prompts, params, wire, body)
 
 
 def _work(
-    served: ServedEnsemble, prompts: Sequence[Prompt], params: Sequence[SamplingParams], wire: Wire, body: Body
+    served: ServedEnsemble,
+    ensemble: Ensemble,
+    prompts: Sequence[Prompt],
+    params: Sequence[SamplingParams],
+    wire: Wire,
+    body: Body,
 ) -> Work:
-    return Work(served, prompts, params, wire, bool(body.stream), body.include_usage)
+    return Work(served, ensemble, prompts, params, wire, bool(body.stream), body.include_usage)
 
 
 def _asked_now(work: Work) -> list[Handle]:
-    ensemble = work.served.ensemble
+    ensemble = work.ensemble
     return [ensemble.submit(prompt, params) for prompt, params in zip(work.prompts, work.params, strict=True)]
 
 
 async def _asked(work: Work) -> list[Handle]:
-    ensemble = work.served.ensemble
+    ensemble = work.ensemble
     return [await ensemble.asubmit(prompt, params) for prompt, params in zip(work.prompts, work.params, strict=True)]
 
 
@@ -182,7 +191,7 @@ async def _collected(handles: Sequence[Handle]) -> list[Generation]:
 
 
 def _described(served: ServedEnsemble) -> dict[str, Any]:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": _OWNER}
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": _OWNER, **served.facts}
 
 
 def _told(answers: Sequence[Generation]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from deepen_integrations.serve.metrics import Metrics
 from deepen_integrations.serve.streams import json_response
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key, for probes."""
-_QUIET = _OPEN | {"/metrics"}
+_OPEN = frozenset({"/", "/health", "/ready"})
+"""Paths that need no key: those for probes, and the page, which asks for one."""
+_QUIET = frozenset({"/health", "/ready", "/metrics"})
 """Paths that are asked again and again, whose lines in the log are of level DEBUG."""
 _GONE = 499  # nginx's status of a request whose client went away
 _LONGEST_ID = 128

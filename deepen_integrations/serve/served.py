@@ -34,6 +34,7 @@ class ServedEnsemble:
         created: When it was added, in seconds since 1970.
         status: How far it is.
         step: The last step of loading that was done.
+        facts: Its members, once it is loaded: their names, which is main, and which can read conversations.
         error: Why it could not be loaded, or will answer no more.
     """
 
@@ -43,6 +44,7 @@ class ServedEnsemble:
         self.created = int(time.time())
         self.status: Status = "waiting"
         self.step = ""
+        self.facts: dict[str, Any] = {}
         self.error: Exception | None = None
         self._load: Loader | None = source if callable(source) else None
         self._ensemble: Ensemble | None = None if callable(source) else source
@@ -67,6 +69,20 @@ class ServedEnsemble:
             retry_after_s=_RETRY_S,
         )
 
+    def asked(self, member: str | None) -> Ensemble:
+        """Returns what answers a request: the ensemble, or one of its members alone.
+
+        Raises:
+            ApiError: If it is not loaded, or has no such member.
+        """
+        ensemble = self.ensemble
+        if member is None:
+            return ensemble
+        try:
+            return ensemble.alone(member)
+        except ConfigurationError as problem:
+            raise ApiError(400, str(problem), param="member") from None
+
     def load(self) -> None:
         """Loads the ensemble and warms it up. A failure is kept in `error`."""
         self.status = "loading"
@@ -75,6 +91,7 @@ class ServedEnsemble:
                 ensemble = self._ensemble if self._load is None else self._load()
                 assert ensemble is not None, "there is an ensemble or its loader"
                 ensemble.warm_up()
+            self.facts = _facts_of(ensemble)
         except Exception as problem:  # noqa: BLE001 (`serve` raises it; requests report it)
             self.fail(problem)
             return
@@ -124,6 +141,12 @@ class ServedEnsemble:
         finally:
             engine.removeHandler(follower)
             engine.setLevel(level)
+
+
+def _facts_of(ensemble: Ensemble) -> dict[str, Any]:
+    info = ensemble.info
+    chats = [member.name for member in info.members if member.has_chat_template]
+    return {"members": [member.name for member in info.members], "main": info.main, "chats": chats}
 
 
 class _Follower(logging.Handler):

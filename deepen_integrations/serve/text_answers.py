@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deepen_integrations.serve.wire import Wire, ended
+from deepen_integrations.adapter import trace_part
+from deepen_integrations.serve.wire import Wire, ended, traced
 
 if TYPE_CHECKING:
     from deepen_core.results import Chunk, Generation, TokenLogprob
@@ -37,6 +38,8 @@ class TextWire(Wire):
         """Returns the events of a piece of one answer."""
         logprobs = None if chunk.logprobs is None else self._logprobs[number].told(chunk.logprobs)
         choice = {"index": number, "text": chunk.text, "logprobs": logprobs, "finish_reason": None}
+        if chunk.trace is not None:
+            choice["trace"] = trace_part(chunk.trace, last=chunk.generation is not None)
         return [self.piece(choice if chunk.generation is None else {**choice, **ended(chunk.generation)})]
 
     def whole(self, answers: Sequence[Generation]) -> dict[str, Any]:
@@ -46,6 +49,7 @@ class TextWire(Wire):
                 "index": number,
                 "text": answer.text,
                 "logprobs": None if answer.logprobs is None else self._logprobs[number].told(answer.logprobs),
+                **traced(answer),
                 **ended(answer),
             }
             for number, answer in enumerate(answers)

@@ -100,6 +100,11 @@ def ended(answer: Generation, notes: Sequence[str] = (), *, calls: bool = False)
     return {**found, "warnings": warnings} if warnings else found
 
 
+def traced(answer: Generation) -> dict[str, Any]:
+    """Returns the trace of an answer, if it was asked for."""
+    return {} if answer.trace is None else {"trace": answer.trace.to_dict()}
+
+
 def encoded(value: Any) -> bytes:
     """Returns a value as JSON in UTF-8; half a character, which UTF-8 cannot hold, becomes an escape."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(

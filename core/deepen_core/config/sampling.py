@@ -72,6 +72,9 @@ class SamplingParams(ConstraintOptions):
     rounding depends a little on what is decoded beside a request, in half precision enough to change some answers."""
     logprobs: int | None = Field(default=None, ge=0, le=100)
     """Report the log-probability of each chosen token and of this many alternatives, before any constraint applies."""
+    trace: bool = False
+    """Record what each member would have said at each step, how much it counted, and how far fusion moved the choice:
+    `Generation.trace`. The text stays the same."""
     timeout: float | None = None
     """Seconds, waiting in the queue included, after which the request ends with `finish_reason="timeout"` and the
     partial answer."""

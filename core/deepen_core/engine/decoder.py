@@ -17,6 +17,7 @@ from deepen_core.engine.member_runner import MemberLogits, MemberRunner
 from deepen_core.engine.prompt_likelihood import comparable
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
+from deepen_core.engine.trace_recorder import Outputs, StepTrace, TraceRecorder
 from deepen_core.errors import DecodingError, DeepenError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion
@@ -42,7 +43,16 @@ class _Fused(NamedTuple):
     own: list[torch.Tensor | None]
     """Each member's own log-probabilities [sequences, vocabulary]."""
     comparison: Comparison | None
-    """For a policy that learns from it."""
+    """For a policy that learns from it, and for traces."""
+    speaking: torch.Tensor
+    """Which members have an output, bool [sequences, members]."""
+    weights: torch.Tensor
+    """How much each counts [sequences, members]."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """What traces are made of."""
+        return Outputs(self.own, self.logprobs, self.speaking, self.weights, self.comparison)
 
 
 class Decoder:
@@ -80,6 +90,7 @@ class Decoder:
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
         self._reporter = TokenReporter(members, main)
+        self._recorder = TraceRecorder(members, main, self._takes_part)
         self._forwards = [
             MemberRunner(m, number, is_main=number == main, on_member_error=on_member_error)
             for number, m in enumerate(members)
@@ -157,14 +168,17 @@ class Decoder:
                     self._conclude([sequence], [one.only([place]) for one in said])
             return
         # 3) Choose a token for each sequence, and update the other members with it.
+        traced = self._recorder.observe(sequences, together.outputs)
         for place, sequence in enumerate(sequences):
             token = sequence.next_token
             try:
-                self._speak(sequence, place, said, together)
+                self._speak(sequence, place, said, together, traced)
             except DeepenError as error:
                 sequence.fail(error)
             except Exception as problem:  # noqa: BLE001 (a failure in one sequence must not end the others)
                 sequence.fail(step_failed(problem, token=token))
+        if traced is not None:
+            traced.finish()
         self._learn(sequences, together.comparison)
 
     def _learn(self, sequences: Sequence[EnsembleSequence], comparison: Comparison | None) -> None:
@@ -200,7 +214,14 @@ class Decoder:
             main_alone=[float(number == self._main) for number in range(len(self._members))],
         )
 
-    def _speak(self, sequence: EnsembleSequence, place: int, said: Sequence[MemberLogits], together: _Fused) -> None:
+    def _speak(
+        self,
+        sequence: EnsembleSequence,
+        place: int,
+        said: Sequence[MemberLogits],
+        together: _Fused,
+        traced: StepTrace | None,
+    ) -> None:
         """Chooses a sequence's token, and updates the other members and the caller with it.
 
         Raises:
@@ -215,6 +236,8 @@ class Decoder:
             with told_as(partial(report_failed, token=sequence.next_token)):
                 report = self._reporter.report(token_id, sequence.params.logprobs, together.logprobs[place], own)
                 sequence.logprobs.append(report)
+        if traced is not None and sequence.params.trace:
+            traced.chose(place, token_id, sequence)
         sequence.accept(token_id)
 
     @torch.inference_mode()
@@ -272,13 +295,15 @@ class Decoder:
             speaking[one.at, number] = True
         logprobs = [_spread(one, len(sequences)) for one in said]
         heard = partial(self._heard, sequences)
-        comparison = self._mixer.compare(logprobs, speaking, heard)
+        traced = any(sequence.params.trace for sequence in sequences)
+        comparison = self._mixer.compare(logprobs, speaking, heard, always=traced)
         record = torch.tensor([sequence.record for sequence in sequences])
         prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences]) if self.reads_prompts else None
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
-        return _Fused(torch.where(alone[:, None], main_logits, shifted), fused, logprobs, comparison)
+        scores = torch.where(alone[:, None], main_logits, shifted)
+        return _Fused(scores, fused, logprobs, comparison, speaking, weights)
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:

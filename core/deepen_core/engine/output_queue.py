@@ -136,4 +136,5 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
 def _joined(first: Chunk, second: Chunk) -> Chunk:
     logprobs = None if second.logprobs is None else [*(first.logprobs or ()), *second.logprobs]
     ids = first.token_ids + second.token_ids
-    return Chunk(first.text + second.text, ids, second.finish_reason, second.generation, logprobs)
+    trace = first.trace + second.trace if first.trace and second.trace else second.trace
+    return Chunk(first.text + second.text, ids, second.finish_reason, second.generation, logprobs, trace)

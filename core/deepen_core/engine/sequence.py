@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from deepen_core.sampling.detokenizer import Utf8Stream
 from deepen_core.sampling.sampler import Sampler, masked
 from deepen_core.sampling.stop_strings import StopMatcher
 from deepen_core.tokenization.vocabulary import Vocabulary
+from deepen_core.tracing import Trace, TraceStep
 
 if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraint
@@ -45,6 +46,7 @@ class EnsembleSequence:
         token_ids: Main's ids chosen so far, without the stop token.
         record: How well each member has predicted them, see `WeighingInputs.record`.
         prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
+        trace_steps: What makes the records of the steps so far, if they are traced.
         finish_reason: Set once the sequence has ended.
         error: Set instead if the sequence failed.
         warnings: What the caller should know.
@@ -75,12 +77,14 @@ class EnsembleSequence:
         self.prompt_text = prompt_text
         self.prompt_likelihood: list[float] = []
         self.logprobs: list[TokenLogprob] = []
+        self.trace_steps: list[Callable[[], TraceStep]] = []
         self.finish_reason: FinishReason | None = None
         self.error: DeepenError | None = None
         self.warnings: list[str] = []
         self.submitted = time.perf_counter()
         self._all_parts = tuple(member_sequences)
         self._names = list(names)
+        self._traced_names = [n for n, part in zip(names, member_sequences, strict=True) if part is not None]
         self._main = main
         self._vocabulary = vocabulary
         self._drop_space = starts_text and vocabulary.starts_with_space
@@ -92,6 +96,7 @@ class EnsembleSequence:
         self._shown: list[str] = []
         self._fresh_text = ""
         self._fresh_ids: list[int] = []
+        self._traced = 0  # steps that `take_chunk` has returned
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._ended: float | None = None
@@ -277,7 +282,15 @@ class EnsembleSequence:
         self._shown.append(text)
         whole = None if self.finish_reason is None else self.generation()
         logprobs = None if self.params.logprobs is None else self.logprobs[len(self.token_ids) - len(ids) :]
-        return Chunk(text, ids, self.finish_reason, whole, logprobs)
+        since, self._traced = self._traced, len(self.trace_steps)
+        return Chunk(text, ids, self.finish_reason, whole, logprobs, self._trace(since))
+
+    def _trace(self, since: int = 0) -> Trace | None:
+        """Returns the trace from a step on, if one was asked for."""
+        if not self.params.trace:
+            return None
+        made = self.trace_steps[since:]
+        return Trace(self._names[self._main], self._traced_names, lambda: [make() for make in made])
 
     def generation(self) -> Generation:
         """Returns the answer of a finished sequence."""
@@ -304,4 +317,5 @@ class EnsembleSequence:
                 if part is not None
             ],
             warnings=list(self.warnings),
+            trace=self._trace(),
         )

@@ -85,15 +85,20 @@ class Mixer:
         logprobs: Sequence[torch.Tensor | None],
         speaking: torch.Tensor,
         heard: Callable[[int], Sequence[Heard]],
+        *,
+        always: bool = False,
     ) -> Comparison | None:
-        """Compares what the members say, if the policy asks for that.
+        """Compares what the members say, if the policy asks for that and the strategy can.
 
         Args:
             logprobs: As in `StepInputs`.
             speaking: As in `WeighingInputs`.
             heard: As in `StepInputs`.
+            always: Compare even if the policy does not ask for that. Fusing then takes that much less time.
         """
-        return self._fusion.compare(StepInputs(logprobs, speaking.float(), heard)) if self._policy.compares else None
+        if not (always or self._policy.compares):
+            return None
+        return self._fusion.compare(StepInputs(logprobs, speaking.float(), heard))
 
     def mix(self, step: WeighingInputs, heard: Callable[[int], Sequence[Heard]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighs and fuses.
