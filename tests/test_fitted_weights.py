@@ -47,7 +47,7 @@ class TestWeights:
             ({"0.1 0.9": 40, "0.5 0.5": 20, "alone": 10}, (0.1, 0.9)),
             ({"0.1 0.9": 21, "0.5 0.5": 20, "alone": 10}, (0.5, 0.5)),
             ({"0.1 0.9": 21, "0.5 0.5": 10, "alone": 20}, (1, 0)),
-            ({"0.1 0.9": 20, "0.5 0.5": 20, "alone": 20}, (0.5, 0.5)),
+            ({"0.1 0.9": 20, "0.5 0.5": 20, "alone": 20}, (1, 0)),
         ],
     )
     def test_have_to_be_better_than_chance(self, right, expected, by):
@@ -74,6 +74,11 @@ class TestWeights:
                 right["0.5 0.5"],
                 right["alone"],
             ]
+
+    def test_of_one_member(self):
+        scores = [ChoiceScores([1, 1], {"one": [-1.0, -2.0]}, {"deepen 1": [-1.0, -2.0]})]
+        found = fitted([(Task("x", (ChoiceItem("x", ("a", "b"), 0),)), scores)], "deepen", ["one"], "one", "score")
+        assert (found.weights, found.value, found.equal_value, found.alone_value) == ([1.0], 1.0, 1.0, 1.0)
 
     @pytest.mark.parametrize("fusion", ["deepen", "product"])
     def test_favour_who_knows_more(self, fusion, tmp_path):

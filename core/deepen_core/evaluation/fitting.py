@@ -113,10 +113,11 @@ def best(
 def fitted(
     tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], fusion: str, members: Sequence[str], main: str, by: By
 ) -> FittedWeights:
-    """Returns the weights that are best on some tasks, if they are better than chance would make the best of many.
+    """Returns the simplest weights that are not worse on some tasks than the best ones beyond chance.
 
-    They have to be better by more than one standard error, paired by item, than both equal weights and main alone
-    (Breiman et al. 1984, section 3.4.3); else it is the better one of these two, which fits other items as well.
+    The best of a grid on few items is best by chance. So main alone is taken, or else equal weights, if the best
+    weights are better by at most one standard error, paired by item: the rule of one standard error (Breiman et al.
+    1984, section 3.4.3).
 
     Args:
         tasks: The tasks with the scores of their items, in all of `candidates`.
@@ -131,20 +132,17 @@ def fitted(
     settings = candidates(fusion, len(members))
     found, _ = best(tasks, settings, by)
     assert not isinstance(found.weights, str), "candidates have numbers"
-    values = {
-        equal(len(members)): _values(tasks, partial(_together, settings[0].label), by),
-        tuple(float(name == main) for name in members): _values(tasks, lambda held: held.alone[main], by),
-    }
-    of_equal, alone = (_mean(of_tasks) for of_tasks in values.values())
-    simple = max(values, key=lambda weights: _mean(values[weights]))
-    gained = _values(tasks, partial(_together, found.label), by)
-    chosen_weights = found.weights
-    if _is_within_error(gained, values[simple]):
-        chosen_weights, gained = simple, values[simple]
+    only, shares = tuple(float(name == main) for name in members), equal(len(members))
+    ways = {only: _values(tasks, lambda held: held.alone[main], by)}
+    if len(members) > 1:
+        ways[shares] = _values(tasks, partial(_together, settings[0].label), by)
+        ways[found.weights] = _values(tasks, partial(_together, found.label), by)
+    most = max(ways.values(), key=_mean)
+    weights = next(given for given, of_tasks in ways.items() if _is_within_error(most, of_tasks))
     sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]
-    value, of_equal, alone = (sign * number for number in (_mean(gained), of_equal, alone))
-    return FittedWeights(list(members), main, fusion, list(chosen_weights), by, names, value, of_equal, alone)
+    value, of_equal, alone = (sign * _mean(ways[way]) for way in (weights, shares, only))
+    return FittedWeights(list(members), main, fusion, list(weights), by, names, value, of_equal, alone)
 
 
 def _check(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], by: By) -> None:
