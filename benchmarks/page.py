@@ -103,7 +103,9 @@ def readme_tables() -> dict[str, str]:
         choices.setdefault(row["members"], []).append(row)
     tasks = []
     for members, rows in choices.items():
-        best = max((row for row in rows if not row["way"].endswith(" alone")), key=lambda row: row["mean"])
+        # Weights that are fitted to main alone are a member alone too, whose gain has no spread.
+        together = [row for row in rows if not row["way"].endswith(" alone") and row["from"] < row["to"]]
+        best = max(together, key=lambda row: row["mean"])
         tasks.append(
             {
                 "members": members,
