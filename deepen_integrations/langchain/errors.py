@@ -38,6 +38,10 @@ class ChatTemplateError(errors.ChatTemplateError, ModelInvalidRequestError):
     """See the engine's error of this name."""
 
 
+class ChatTemplateLimitError(errors.ChatTemplateLimitError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
 class ConfigurationError(errors.ConfigurationError, ModelInvalidRequestError):
     """See the engine's error of this name."""
 
@@ -89,6 +93,7 @@ KINDS: dict[type[DeepenError], type[DeepenError]] = {
         PromptError,
         SamplingError,
         ChatTemplateError,
+        ChatTemplateLimitError,
         ConfigurationError,
         NoCommonTokensError,
         ModelFilesError,
