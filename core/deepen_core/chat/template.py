@@ -270,11 +270,16 @@ def given_template(given: str) -> str:
     if "{" in given or "\n" in given:
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        path = Path(given).expanduser()
+        special = path.exists() and not path.is_file()
+        text = "" if special else path.read_text(encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as problem:
         raise ModelFilesError(
             f"The chat template {given!r} cannot be read ({brief(problem)}): give the path of a file, or Jinja."
         ) from problem
+    if special:
+        raise ModelFilesError(f"The chat template {given!r} is not a regular file: give the path of a file, or Jinja.")
+    return text
 
 
 def default_template(template: Any) -> str | None:

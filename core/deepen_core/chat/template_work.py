@@ -79,7 +79,7 @@ class Work:
             check_bits(value.bit_length())
         if not isinstance(value, _CONTAINERS):
             return 1
-        found, under_way = 0, [iter((value,))]
+        found, under_way = 0, [_entries((value,))]
         while under_way:
             for one in under_way[-1]:
                 if isinstance(one, _CONTAINERS):
