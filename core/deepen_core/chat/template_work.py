@@ -22,7 +22,7 @@ MAX_BITS = 1024
 _MADE, _COMPARISONS = 4000, 16  # between two looks at the clock; what is compared may be long
 _TEXTS = (str, bytes, bytearray)
 _LISTS: tuple[type, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
-_CONTAINERS = (*_TEXTS, *_LISTS, Mapping)
+_CONTAINERS: tuple[Any, ...] = (*_TEXTS, *_LISTS, Mapping)
 
 
 class LimitError(Exception):
