@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-
-from deepen_integrations.cli.session import notice
+from deepen_integrations.cli.console import console, notice, write
 from deepen_integrations.cli.status import Status
 from deepen_integrations.cli.tables import print_logprobs
 
@@ -46,19 +43,19 @@ class StreamedAnswer:
                     piece = chunk.text.lstrip() if self._trim and not self.text else chunk.text
                     if piece:
                         status.stop()
-                        typer.echo(piece, nl=False)
+                        write(piece, newline=False)
                         self.text += piece
                     generation = chunk.generation or generation
             finished = True
         finally:
             if finished or self.text:
-                typer.echo()
+                write()
         if generation is not None:
             self._report(generation)
 
     def _report(self, generation: Generation) -> None:
         if generation.logprobs is not None:
-            print_logprobs(Console(stderr=True, highlight=False), generation.logprobs)
+            print_logprobs(console(stderr=True), generation.logprobs)
         show_notes(generation.warnings)
         if self._stats:
             notice(speed(generation), style="dim")
