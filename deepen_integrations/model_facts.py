@@ -76,9 +76,13 @@ def _main(options: LoadOptions, members: list[MemberConfig]) -> int:
 
 
 def _folder(model: str, revision: str | None) -> Path | None:
-    """Returns the folder of a model, or None for a hub id that was never downloaded."""
-    if (folder := Path(model).expanduser()).is_dir():
-        return folder
+    """Returns the folder of a model, or None for a hub id that was never downloaded, and for what is neither."""
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError):  # no path: loading raises the error
+        return None
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (only for hub ids)
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
