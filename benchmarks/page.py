@@ -250,6 +250,13 @@ def demo_tables() -> dict[str, str]:
     return {"tasks": markdown(tasks["rows"], columns, {"mean": "mean" if tasks["seeds"] > 1 else "right"})}
 
 
+def attacks_tables() -> dict[str, str]:
+    """Return the table of fuzzed inputs."""
+    found = read("fuzz")
+    columns = {"entry": "", "inputs": ",d", "refused": ".0%", "seconds": ",.0f", "slowest s": ".2f", "other errors": "d"}
+    return {"fuzz": markdown(found["rows"], columns), "machine": measured_on(fuzz=found)}
+
+
 PAGES = {
     "README.md": readme_tables,
     "docs/fusion.md": fusion_tables,
@@ -258,6 +265,7 @@ PAGES = {
     "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
+    "docs/attacks.md": attacks_tables,
 }
 """The pages with tables, by their place in the repository."""
 

@@ -96,4 +96,5 @@ def _locate(config: MemberConfig) -> ModelSource:
             check_files(path)
         return ModelSource(str(path), path, local=True, names=folder_names(path))
     folder, names = fetch_description(config)
+    check_files(folder)
     return ModelSource(config.model, folder, local=False, names=names)
