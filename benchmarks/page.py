@@ -261,6 +261,14 @@ def traces_tables() -> dict[str, str]:
     return {"cost": markdown(tracing["rows"], columns | spread, headings), "machine": measured_on(tracing=tracing)}
 
 
+def attacks_tables() -> dict[str, str]:
+    """Return the table of fuzzed inputs."""
+    found = read("fuzz")
+    columns = {"entry": "", "inputs": ",d", "refused": ".0%", "seconds": ",.0f", "slowest s": ".2f"}
+    columns |= {"other errors": "d"}
+    return {"fuzz": markdown(found["rows"], columns), "machine": measured_on(fuzz=found)}
+
+
 PAGES = {
     "README.md": readme_tables,
     "docs/fusion.md": fusion_tables,
@@ -270,6 +278,7 @@ PAGES = {
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
     "docs/traces.md": traces_tables,
+    "docs/attacks.md": attacks_tables,
 }
 """The pages with tables, by their place in the repository."""
 

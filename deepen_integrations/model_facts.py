@@ -15,6 +15,7 @@ from deepen_core.config.prompts import is_template
 from deepen_core.demo import member_paths
 from deepen_core.errors import ModelFilesError
 from deepen_core.members.transformers.checkpoint import declared_window
+from deepen_core.members.transformers.json_file import small_text
 from deepen_integrations.load_options import DEMO, LoadOptions
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
@@ -75,9 +76,13 @@ def _main(options: LoadOptions, members: list[MemberConfig]) -> int:
 
 
 def _folder(model: str, revision: str | None) -> Path | None:
-    """Returns the folder of a model, or None for a hub id that was never downloaded."""
-    if (folder := Path(model).expanduser()).is_dir():
-        return folder
+    """Returns the folder of a model, or None for a hub id that was never downloaded, and for what is neither."""
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError):  # no path: loading raises the error
+        return None
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (only for hub ids)
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
@@ -116,7 +121,7 @@ def _chat_template(folder: Path | None, member: MemberConfig) -> str:
     if folder is None:
         return ""
     try:
-        return (folder / _TEMPLATE_FILES[0]).read_text(encoding="utf-8")
+        return small_text(folder / _TEMPLATE_FILES[0])
     except (OSError, ValueError):
         return default_template(_json(folder / "tokenizer_config.json").get("chat_template")) or ""
 
@@ -147,7 +152,7 @@ def _has_chat_template(folder: Path | None, member: MemberConfig) -> bool | None
 def _json(path: Path) -> dict[str, Any]:
     """The content of a file; empty if it is missing or damaged, which loading reports."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(small_text(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -46,6 +46,10 @@ class ChatTemplateError(DeepenError):
     """A conversation was given, but a member has no chat template, or its template cannot render it in any form."""
 
 
+class ChatTemplateLimitError(ChatTemplateError):
+    """A member's chat template does not end in time, or makes far more than the conversation gives reason for."""
+
+
 class ContextWindowError(DeepenError):
     """The prompt is longer than the smallest context window of the members."""
 

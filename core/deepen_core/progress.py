@@ -13,6 +13,8 @@ from types import TracebackType
 from tqdm import tqdm
 from typing_extensions import Self
 
+from deepen_core.visible_text import visible
+
 _LOG = logging.getLogger("deepen_core")
 # No remaining time and no rate: the lengths of steps differ too much for either to be meaningful.
 _TICK_S = 1.0
@@ -68,7 +70,7 @@ class Steps:
         Args:
             what: Name of the step, such as "alpha: loading weights".
         """
-        self._bar.set_postfix_str(what)
+        self._bar.set_postfix_str(visible(what))
         started = time.perf_counter()
         yield
         self._bar.n += 1  # drawn with the next step: `update` would redraw it with this step's name

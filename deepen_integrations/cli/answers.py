@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-
-from deepen_integrations.cli.session import notice
+from deepen_integrations.cli.console import console, notice, write
 from deepen_integrations.cli.status import Status
 from deepen_integrations.cli.tables import print_logprobs
 
@@ -58,13 +55,13 @@ class StreamedAnswer:
             finished = True
         finally:
             if finished or self.text:
-                typer.echo()
+                write()
         if generation is not None:
             self._report(generation)
 
     def _write(self, piece: str, chunk: Chunk) -> None:
         if self._painter is None:
-            typer.echo(piece, nl=False)
+            write(piece, newline=False)
         else:
             self._painter.write(piece, chunk.trace)
 
@@ -73,7 +70,7 @@ class StreamedAnswer:
         if self._painter is not None and generation.trace is not None:
             self._painter.explain(generation.trace)
         if generation.logprobs is not None:
-            print_logprobs(Console(stderr=True, highlight=False), generation.logprobs)
+            print_logprobs(console(stderr=True), generation.logprobs)
         show_notes(generation.warnings)
         if self._stats:
             notice(speed(generation), style="dim")

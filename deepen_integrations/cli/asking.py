@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deepen_core.voting import Choice
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.answers import StreamedAnswer, show_notes
 from deepen_integrations.cli.application import commands, examples_of, to_json
 from deepen_integrations.cli.chat import Chat
+from deepen_integrations.cli.console import console, notice, write
 from deepen_integrations.cli.conversation import Conversation
 from deepen_integrations.cli.opening import open_ensemble
-from deepen_integrations.cli.session import checked_sampling, checked_vote, clear_errors, notice, read_prompt
+from deepen_integrations.cli.session import checked_sampling, checked_vote, clear_errors, read_prompt
 from deepen_integrations.cli.status import Status
 from deepen_integrations.cli.tables import print_votes
+from deepen_integrations.cli.terminal_input import standard_input
 from deepen_integrations.cli.traces import Painter
 
 
@@ -66,13 +67,13 @@ def generate(
             with Status("answering"):
                 ask = ensemble.generate if voted is None else ensemble.vote
                 found = ask(prompt, **params, **(voted or {}))
-        typer.echo(to_json(found) if as_json else found.text)
+        write(to_json(found) if as_json else found.text)
         if isinstance(found, Choice) and not as_json:
             _show_votes(found)
 
 
 def _show_votes(choice: Choice) -> None:
-    print_votes(Console(stderr=True, highlight=False), choice)
+    print_votes(console(stderr=True), choice)
     generations = [candidate.generation for candidate in choice.candidates if candidate.generation]
     show_notes(note for generation in generations for note in generation.warnings)
 
@@ -107,6 +108,8 @@ def chat(
     the conversation, and `/help` lists what else it understands.
     """
     with clear_errors(debug):
+        if text is None:
+            standard_input()
         question = None if text is None else read_prompt(text)
         params = checked_sampling(sampling)
         with open_ensemble(load, chat=True) as ensemble:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import typer
 
 from deepen_core.errors import DeepenError
+from deepen_integrations.cli.console import notice
 from deepen_integrations.cli.conversation import Conversation
-from deepen_integrations.cli.session import notice
 from deepen_integrations.cli.slash_commands import QUIT, run_command
 from deepen_integrations.cli.terminal_input import read_message
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.progress import Progress
 
 from deepen_core import Ensemble
 from deepen_core.demo import MEMBERS, Question, questions
+from deepen_integrations.cli.console import console
 
 TOGETHER = "together"
 _AT_ONCE = 12
@@ -41,7 +41,7 @@ def ask_all(count: int, fusion: str) -> Comparison:
         fusion: Name of the ensemble's fusion strategy.
     """
     asked = questions()[:count]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         answers = []
         for index, name in enumerate([*MEMBERS, TOGETHER]):
             alone = [float(member == name) for member in MEMBERS]

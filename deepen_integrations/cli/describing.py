@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deepen_core.demo import member_paths
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.application import commands, examples_of, to_json
+from deepen_integrations.cli.console import console, write
 from deepen_integrations.cli.doctor import print_report
 from deepen_integrations.cli.opening import named_options, open_ensemble, or_demo
 from deepen_integrations.cli.session import clear_errors
@@ -33,9 +33,9 @@ def info(
     """Describe the ensemble: members, vocabularies, shared tokens, reasons why fusion may not help."""
     with clear_errors(debug), open_ensemble(load) as ensemble:
         if as_json:
-            typer.echo(to_json(ensemble.info))
+            write(to_json(ensemble.info))
         else:
-            print_info(Console(highlight=False), ensemble.info)
+            print_info(console(), ensemble.info)
 
 
 @commands.command(
@@ -58,7 +58,7 @@ def demo(
     with clear_errors(debug):
         with Status("importing torch"):
             from deepen_integrations.cli.demo import ask_all  # noqa: PLC0415 (slow)
-        print_answers(Console(highlight=False), ask_all(questions, fusion))
+        print_answers(console(), ask_all(questions, fusion))
 
 
 @commands.command(
@@ -89,7 +89,7 @@ def doctor(
 
             report = examine({"models": member_paths(), **options}, try_members=try_members)
         if as_json:
-            typer.echo(to_json(report))
+            write(to_json(report))
         else:
-            print_report(Console(highlight=False), report)
+            print_report(console(), report)
     raise typer.Exit(int(bool(report.wrong)))

@@ -14,9 +14,9 @@ from rich.text import Text
 from deepen_core.config import PRESETS
 from deepen_core.errors import ConfigurationError
 from deepen_core.evaluation.ledger import open_folder
+from deepen_integrations.cli.console import notice, write
 from deepen_integrations.cli.evaluation import in_a_file_name
 from deepen_integrations.cli.opening import member_count, open_ensemble
-from deepen_integrations.cli.session import notice
 
 if TYPE_CHECKING:
     from deepen_core.results import EnsembleInfo
@@ -126,7 +126,7 @@ def run_settings(console: Console, ensembles: Sequence[EnsembleOptions], plan: H
             console.print(Text(label, style="bold"))
             console.print(table(found), soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(to_json(every), nl=False)
+        write(to_json(every), newline=False)
     if plan.cache is not None:
         notice(f"Written to {plan.cache}: results and samples of {', '.join(every)}", style="dim")
 

@@ -7,12 +7,12 @@ import functools
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.application import commands, examples_of
+from deepen_integrations.cli.console import console, notice, write
 from deepen_integrations.cli.opening import open_ensemble, or_demo
-from deepen_integrations.cli.session import clear_errors, notice
+from deepen_integrations.cli.session import clear_errors
 from deepen_integrations.cli.status import Status
 
 
@@ -128,7 +128,7 @@ def evaluate(
             hn.without({"TASK": task, **others}, "--harness")
             asked = hn.harness_plan(harness, limit=limit, chat=as_chat, output=output)
             ensembles = hn.settings(dataclasses.replace(or_demo(load), main=main), strategy or ["deepen"])
-            hn.run_settings(Console(highlight=False), ensembles, asked, as_json=as_json)
+            hn.run_settings(console(), ensembles, asked, as_json=as_json)
             return
         plan_of = functools.partial(
             ev.plan_of,
@@ -155,9 +155,9 @@ def evaluate(
                 with Status("evaluating"):
                     outcome = ensemble.evaluate(plan, output=part.output)
             if as_json:
-                typer.echo(ev.to_json(outcome), nl=False)
+                write(ev.to_json(outcome), newline=False)
             else:
-                ev.print_outcome(Console(highlight=False), outcome)
+                ev.print_outcome(console(), outcome)
             if part.output is not None:
                 notice(f"Written to {part.output}: {', '.join(ev.save_outcome(outcome, part.output))}", style="dim")
 
@@ -193,7 +193,7 @@ def fit(
         chosen = ev.checked_by(by)
         with open_ensemble(load) as ensemble, Status("fitting weights"):
             found = ensemble.fit_weights(paths, by=chosen, limit=limit)
-        typer.echo(",".join(f"{weight:g}" for weight in found.weights))
+        write(",".join(f"{weight:g}" for weight in found.weights))
         notice(ev.told(found), style="dim")
         if output is not None:
             found.save(output)

@@ -12,7 +12,7 @@ import typer
 from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.weights import POLICIES
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
-from deepen_integrations.cli.session import notice
+from deepen_integrations.cli.console import notice
 from deepen_integrations.cli.status import Status
 
 if TYPE_CHECKING:

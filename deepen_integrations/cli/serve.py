@@ -16,8 +16,9 @@ from deepen_core.config.serving import ServingConfig
 from deepen_core.errors import ConfigurationError
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.application import commands, examples_of
+from deepen_integrations.cli.console import notice
 from deepen_integrations.cli.opening import named_options, open_ensemble, or_demo
-from deepen_integrations.cli.session import checked_sampling, clear_errors, notice
+from deepen_integrations.cli.session import checked_sampling, clear_errors
 from deepen_integrations.load_options import DEMO
 
 KEY_VARIABLE = "DEEPEN_API_KEY"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
-from rich.console import Console
-from rich.text import Text
+
+from deepen_integrations.cli.console import notice
+from deepen_integrations.cli.program import output_failed
+from deepen_integrations.cli.terminal_input import read_input, standard_input
 
 if TYPE_CHECKING:
     from deepen_core.voting import By
@@ -19,21 +20,15 @@ if TYPE_CHECKING:
     from deepen_integrations.cli.options import SamplingOptions, VoteOptions
 
 
-def notice(message: str, style: str = "yellow") -> None:
-    """Prints a message to the error stream as one line, without interpreting markup in it."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text(" ".join(message.split()), style=style))
-
-
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:
-    """Exits with one red line for an error of the engine, and with a short notice for Ctrl-C.
+    """Exits with one red line for an error of the engine or of a file, and with a short notice for Ctrl-C.
 
     Args:
         debug: Raise the error, with its traceback.
 
     Raises:
-        typer.Exit: With code 1 for an error, 130 for Ctrl-C.
+        typer.Exit: With code 1 for an error, 130 for Ctrl-C, 141 if who reads the output is gone.
     """
     from deepen_core.errors import DeepenError  # noqa: PLC0415 (slow)
 
@@ -44,6 +39,10 @@ def clear_errors(debug: bool) -> Iterator[None]:
             raise
         notice(f"Error: {error}", style="bold red")
         raise typer.Exit(1) from error
+    except OSError as problem:
+        if debug:
+            raise
+        raise typer.Exit(output_failed(problem)) from problem
     except KeyboardInterrupt:
         notice("Interrupted.")
         raise typer.Exit(130) from None
@@ -54,11 +53,15 @@ def read_prompt(argument: str | None) -> str:
 
     Raises:
         typer.BadParameter: If there is no prompt and the standard input is a terminal, or the prompt is empty.
+        PromptError: If the standard input is closed, or is not text.
     """
     ask = "Give a text, or pipe one in."
-    if argument is None and sys.stdin.isatty():
+    if argument not in (None, "-"):
+        text = str(argument)
+    elif argument is None and standard_input().isatty():
         raise typer.BadParameter(ask, param_hint="TEXT")
-    text = sys.stdin.read().removesuffix("\n") if argument in (None, "-") else argument
+    else:
+        text = read_input()
     if not text:
         raise typer.BadParameter(f"It is empty. {ask}", param_hint="TEXT")
     return text

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console
-
+from deepen_integrations.cli.console import console, notice
 from deepen_integrations.cli.conversation import Conversation
-from deepen_integrations.cli.session import notice
 from deepen_integrations.cli.tables import print_info
 
 QUIT = ("/quit", "/exit", "/bye")
@@ -85,7 +83,7 @@ def _stats(conversation: Conversation, _rest: str) -> None:
 
 
 def _info(conversation: Conversation, _rest: str) -> None:
-    print_info(Console(stderr=True, highlight=False), conversation.ensemble.info)
+    print_info(console(stderr=True), conversation.ensemble.info)
 
 
 _CLEAR = SlashCommand("/clear", "start over, with the same instruction", _clear)

@@ -6,9 +6,10 @@ import sys
 import threading
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from typing_extensions import Self
+
+from deepen_integrations.cli.console import console
 
 _PATIENCE_S = 1.0
 
@@ -55,9 +56,8 @@ class Status:
             if self._over:
                 return
             columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-            console = Console(stderr=True)
             self._line = Progress(
-                *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+                *columns, console=console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._line.add_task(self._what, total=None)
             self._line.start()

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import typer
 
+from deepen_core.errors import PromptError
+
 _PROMPT, _MORE = "> ", "... "
 _QUOTES = '"""'
+
+
+def standard_input() -> TextIO:
+    """Returns the standard input.
+
+    Raises:
+        PromptError: If it is closed.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise PromptError("The standard input is closed, so nothing can be read from it: give a text, or pipe one in.")
+    return sys.stdin
+
+
+def read_input() -> str:
+    """Returns the whole standard input without its last newline.
+
+    Raises:
+        PromptError: If it is closed, or is not text.
+    """
+    try:
+        return standard_input().read().removesuffix("\n")
+    except UnicodeDecodeError as problem:
+        raise PromptError(f"The standard input is not text ({problem}): give it as UTF-8.") from problem
 
 
 def read_message() -> str | None:
@@ -18,6 +44,7 @@ def read_message() -> str | None:
 
     Raises:
         KeyboardInterrupt: For Ctrl-C.
+        PromptError: If the standard input is closed, or is not text.
     """
     line = _read_line(_PROMPT)
     if line is None or not line.strip().startswith(_QUOTES):
@@ -33,8 +60,8 @@ def read_message() -> str | None:
 
 def _read_line(prompt: str) -> str | None:
     """Reads a line; None at the end of the input. The prompt never goes to a standard output that is not a terminal."""
-    typing = sys.stdin.isatty()
-    edited = typing and sys.stdout.isatty()
+    typing = standard_input().isatty()
+    edited = typing and sys.stdout is not None and sys.stdout.isatty()
     if typing and not edited:
         typer.echo(prompt, nl=False, err=True)
     try:
@@ -43,3 +70,5 @@ def _read_line(prompt: str) -> str | None:
         if typing:
             typer.echo(err=True)
         return None
+    except UnicodeDecodeError as problem:
+        raise PromptError(f"The standard input is not text ({problem}): give it as UTF-8.") from problem

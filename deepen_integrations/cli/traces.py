@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.style import Style
@@ -22,13 +21,14 @@ from deepen_core.tracing.drawing import (
     silence_of,
     visible,
 )
+from deepen_integrations.cli.console import console, write
 
 
 class Painter:
     """Writes a streamed answer to the standard output, in colours if that is a terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console()
         self._waiting: list[tuple[str, Style]] = []  # what was chosen and not yet shown
 
     def write(self, text: str, trace: Trace | None) -> None:
@@ -39,13 +39,13 @@ class Painter:
             trace: The steps since the last piece.
         """
         if not sys.stdout.isatty():
-            typer.echo(text, nl=False)
+            write(text, newline=False)
             return
         if trace is not None:
             styles = (_style(trace, step) for step in trace.steps)
             self._waiting += [pair for pair in zip(trace.pieces(), styles, strict=True) if pair[0]]
         for part, style in self._coloured(text):
-            self._console.print(Text(visible(part), style=style), end="")
+            self._console.print(Text(visible(part), style=style), end="", soft_wrap=True)
 
     def _coloured(self, text: str) -> Iterator[tuple[str, Style]]:
         """Yields the parts of a text with their styles; what the steps have and the text has not is left out."""
@@ -64,17 +64,17 @@ class Painter:
     @staticmethod
     def explain(trace: Trace) -> None:
         """Writes the tables of a whole answer to the error stream."""
-        print_trace(Console(stderr=True, highlight=False), trace)
+        print_trace(console(stderr=True), trace)
 
 
-def print_trace(console: Console, trace: Trace) -> None:
+def print_trace(screen: Console, trace: Trace) -> None:
     """Prints who decided what: the steps in which members differ, and the summary by member."""
     differing = [step for step in trace.steps if step.decision != "agreement"]
     if differing:
-        console.print(_steps_table(trace, differing))
+        screen.print(_steps_table(trace, differing))
     agreed = len(trace.steps) - len(differing)
-    console.print(f"{len(trace.steps)} steps, in {agreed} of which all members agree.")
-    console.print(_summary_table(trace))
+    screen.print(f"{len(trace.steps)} steps, in {agreed} of which all members agree.")
+    screen.print(_summary_table(trace))
 
 
 def _steps_table(trace: Trace, steps: list[TraceStep]) -> Table:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deepen_core.errors import TraceError
 from deepen_core.tracing import Trace
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.answers import StreamedAnswer
 from deepen_integrations.cli.application import commands, examples_of
+from deepen_integrations.cli.console import notice, write
 from deepen_integrations.cli.opening import open_ensemble
-from deepen_integrations.cli.session import checked_sampling, clear_errors, notice, read_prompt
+from deepen_integrations.cli.session import checked_sampling, clear_errors, read_prompt
 from deepen_integrations.cli.traces import Painter
 
 _EXAMPLE = "Victor's home is in"
@@ -87,7 +87,7 @@ def trace(
                 notice(f"Warning: {warning}")
             asks = not (plain or example) and ensemble.has_chat_template
             if example:
-                typer.echo(prompt, nl=False)
+                write(prompt, newline=False)
             request = [{"role": "user", "content": prompt}] if asks else prompt
             answer.show(ensemble.stream(request, trace=True, **params))
             assert answer.trace is not None, "the whole answer has one"
@@ -99,4 +99,4 @@ def _write(path: Path, content: str) -> None:
         path.write_text(content, encoding="utf-8")
     except OSError as problem:
         raise TraceError(f"The trace cannot be written to {path}: {problem}.") from problem
-    Console(stderr=True, highlight=False).print(f"Wrote {path}.", markup=False)
+    notice(f"Wrote {path}.", style="none")

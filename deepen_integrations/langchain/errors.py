@@ -6,8 +6,10 @@ conversation is summarised, a request that is wrong is not asked again, and what
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError, OutputParserException
 
@@ -35,6 +37,10 @@ class SamplingError(errors.SamplingError, ModelInvalidRequestError):
 
 
 class ChatTemplateError(errors.ChatTemplateError, ModelInvalidRequestError):
+    """See the engine's error of this name."""
+
+
+class ChatTemplateLimitError(errors.ChatTemplateLimitError, ModelInvalidRequestError):
     """See the engine's error of this name."""
 
 
@@ -81,6 +87,10 @@ class CrashedError(errors.CrashedError, ModelAPIError):
 class StructuredAnswerError(errors.StructuredAnswerError, OutputParserException):
     """See the engine's error of this name. LangChain's parsers raise the other one."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are not made by the constructor, which adds a link to the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
 
 KINDS: dict[type[DeepenError], type[DeepenError]] = {
     kind.__mro__[1]: kind
@@ -89,6 +99,7 @@ KINDS: dict[type[DeepenError], type[DeepenError]] = {
         PromptError,
         SamplingError,
         ChatTemplateError,
+        ChatTemplateLimitError,
         ConfigurationError,
         NoCommonTokensError,
         ModelFilesError,

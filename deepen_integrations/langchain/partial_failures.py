@@ -52,9 +52,14 @@ class PartialFailureError(DeepenError):
             f"{len(failed)} of {len(prompts)} prompts that were decoded together failed; a separate run reports the "
             f"outcome of each. The first failed with {brief(failed[0])}"
         )
+        self._given = (list(prompts), list(outcomes))
         self._outcomes: defaultdict[str, deque[Outcome]] = defaultdict(deque)
         for prompt, outcome in zip(prompts, outcomes, strict=True):
             self._outcomes[prompt].append(outcome)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[list[str], list[Outcome]]]:
+        """Copies and pickles are made from the arguments, as the message alone would not make one."""
+        return type(self), self._given
 
     def take(self, prompt: str) -> str:
         """Returns the prompt with its outcome; unchanged if LangChain's cache answered it before the engine."""

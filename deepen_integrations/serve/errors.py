@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from deepen_core import errors
@@ -33,6 +34,10 @@ class ApiError(DeepenError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are not made by the constructor, which takes more than the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     @property
     def body(self) -> dict[str, Any]:

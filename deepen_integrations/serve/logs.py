@@ -8,6 +8,8 @@ import sys
 from datetime import datetime, timezone
 from typing import Literal
 
+from deepen_core.visible_text import visible
+
 LogFormat = Literal["text", "json"]
 _LOGGERS = ("deepen_integrations", "deepen_core", "uvicorn.error")
 
@@ -39,7 +41,7 @@ class TextFormatter(logging.Formatter):
         """Returns the line."""
         facts = getattr(record, "facts", {})
         line = super().format(record)
-        return " ".join([line, *(f"{name}={json.dumps(value, default=str)}" for name, value in facts.items())])
+        return visible(" ".join([line, *(f"{name}={json.dumps(value, default=str)}" for name, value in facts.items())]))
 
 
 def log_to_stderr(form: LogFormat) -> None:

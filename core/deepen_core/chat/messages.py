@@ -37,8 +37,10 @@ def check_unicode(text: str, where: str) -> None:
         where: What the text is, as the start of an error message.
 
     Raises:
-        PromptError: If the text holds a lone surrogate.
+        PromptError: If it is not a text, or holds a lone surrogate.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"{where} is a {type(text).__name__}: give a text.")
     try:
         text.encode()
     except UnicodeEncodeError as problem:
@@ -69,8 +71,11 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
     """Checks the shape of a conversation.
 
     Raises:
-        PromptError: If it is empty, a message has no role, or no template could render its content or tool calls.
+        PromptError: If it is not a list or is empty, a message has no role, or no template could render its content or
+            tool calls.
     """
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise PromptError(f"A conversation is a list of messages, not a {type(messages).__name__}.")
     if not messages:
         raise PromptError(
             "The conversation is empty: give at least one message such as {'role': 'user', 'content': 'hi'}."

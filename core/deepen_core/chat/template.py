@@ -11,9 +11,11 @@ from typing import Any
 from deepen_core.chat.messages import Message
 from deepen_core.chat.reasoning import ReasoningSwitch
 from deepen_core.chat.template_adapter import THOUGHT_FIELDS, TemplateCapabilities, adapted, is_text, written
+from deepen_core.chat.template_engine import TemplateProgram
 from deepen_core.chat.template_probe import TemplateProbe
+from deepen_core.chat.template_work import LimitError
 from deepen_core.chat.thoughts import Thinking, ThoughtMarks, begun_marks, marks_of
-from deepen_core.errors import ChatTemplateError, ModelFilesError, brief
+from deepen_core.errors import ChatTemplateError, ChatTemplateLimitError, ModelFilesError, brief
 
 _SYSTEM, _USER, _ASSISTANT = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
 _ID = "call00001"  # nine letters and digits, as Mistral's templates require
@@ -50,7 +52,8 @@ class ChatTemplate:
 
         Raises:
             ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot
-                render a part that is not text.
+                render a part that is not text. Its subclass `ChatTemplateLimitError` if the template makes too much or
+                takes too long.
             PromptError: If tool calls must become text and their arguments cannot be written as JSON.
         """
         for message in messages:
@@ -228,24 +231,29 @@ class ChatTemplate:
     ) -> str | None:
         try:
             return self._apply(messages, strings, options or {})
+        except ChatTemplateLimitError:
+            raise
         except ChatTemplateError:  # the answer to this probe
             return None
 
     def _apply(self, messages: Sequence[Message], strings: bool, options: Mapping[str, Any]) -> str:
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                [written(message, strings) for message in messages],
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
+            variables = {**self._tokenizer.special_tokens_map, **options}
+            return self._program.render([written(message, strings) for message in messages], variables)
+        except LimitError as problem:
+            raise ChatTemplateLimitError(
+                f"The chat template of member {self._name!r} {problem}, which no conversation of this length needs: "
+                "give it another one, as MemberConfig(chat_template=...)."
+            ) from problem
         except Exception as problem:  # templates are programs and raise anything
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ChatTemplateError(
                 f"The chat template of member {self._name!r} refuses these messages (roles: {roles}): {problem}"
             ) from problem
-        return str(rendered)
+
+    @cached_property
+    def _program(self) -> TemplateProgram:
+        return TemplateProgram(self._template)
 
 
 def _calling(arguments: Mapping[str, Any] | str) -> Message:
@@ -262,11 +270,16 @@ def given_template(given: str) -> str:
     if "{" in given or "\n" in given:
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        path = Path(given).expanduser()
+        special = path.exists() and not path.is_file()
+        text = "" if special else path.read_text(encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as problem:
         raise ModelFilesError(
             f"The chat template {given!r} cannot be read ({brief(problem)}): give the path of a file, or Jinja."
         ) from problem
+    if special:
+        raise ModelFilesError(f"The chat template {given!r} is not a regular file: give the path of a file, or Jinja.")
+    return text
 
 
 def default_template(template: Any) -> str | None:

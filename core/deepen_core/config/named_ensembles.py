@@ -65,7 +65,10 @@ def ensemble_options(config: str | os.PathLike[str] | Mapping[str, Any]) -> dict
     if isinstance(config, str) and not config.endswith(_SUFFIXES) and Path(config).name == config:
         path = ensembles_file()
         return _relative_to(path.parent, _checked(_named(config, path), f"Ensemble {config!r} in {path}"))
-    path = Path(config).expanduser()
+    try:
+        path = Path(config).expanduser()
+    except RuntimeError as problem:
+        raise ConfigurationError(f"{config} cannot be read ({problem}): give the path of a YAML file.") from problem
     return _relative_to(path.parent, _checked(_single(path), str(path)))
 
 
@@ -107,9 +110,9 @@ def _single(path: Path) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
-    except (OSError, UnicodeError) as problem:
+    except (OSError, ValueError) as problem:
         raise ConfigurationError(f"{path} cannot be read ({problem}): give the path of a YAML file.") from problem
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, RecursionError) as problem:
         raise ConfigurationError(f"{path} is not YAML that can be read safely: {problem}.") from problem
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigurationError(
@@ -170,4 +173,8 @@ def _placed(folder: Path, text: str) -> str:
     if "\n" in text or text.startswith("~"):
         return text
     path = folder.absolute() / text
-    return os.path.normpath(path) if text.startswith(("./", "../")) or path.exists() else text
+    try:
+        is_path = text.startswith(("./", "../")) or path.exists()
+    except (OSError, ValueError):  # no path: loading reports it
+        return text
+    return os.path.normpath(path) if is_path else text

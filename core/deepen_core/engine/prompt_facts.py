@@ -27,7 +27,7 @@ class PromptFacts(ABC):
         """Returns main's ids of a text, without BOS; control tokens in it are read as plain text.
 
         Raises:
-            PromptError: If the text holds a lone surrogate.
+            PromptError: If it is not a text, or holds a lone surrogate.
         """
         check_unicode(text, "The text")
         return self._opened().main_member.tokenizer.encode(text)
@@ -36,7 +36,7 @@ class PromptFacts(ABC):
         """Returns where each of main's tokens of a text, as in `tokenize`, ends in it, in characters.
 
         Raises:
-            PromptError: If the text holds a lone surrogate.
+            PromptError: If it is not a text, or holds a lone surrogate.
         """
         check_unicode(text, "The text")
         return self._opened().main_member.tokenizer.backend.token_ends(text)

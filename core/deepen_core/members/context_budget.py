@@ -13,7 +13,7 @@ from typing import Protocol
 
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.config import SamplingParams
-from deepen_core.errors import ChatTemplateError
+from deepen_core.errors import ChatTemplateError, ChatTemplateLimitError
 from deepen_core.members.base import MemberSequence, prompt_window
 from deepen_core.members.tokenizer import MemberTokenizer
 
@@ -191,6 +191,8 @@ def added_tokens(tokenizer: MemberTokenizer, *, conversations: bool) -> int:
     for turns in (_TURNS, _TURNS[1:], _TURNS[:2], _TURNS[1:2]):
         try:
             read = reader.read_messages(turns)
+        except ChatTemplateLimitError:
+            raise
         except ChatTemplateError:  # the template cannot render this conversation, so it does not count
             continue
         said = sum(len(tokenizer.encode(turn["content"])) for turn in turns)

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
-from deepen_core.members.transformers.checkpoint import read_object
 from deepen_core.members.transformers.formats import has_weights
+from deepen_core.members.transformers.json_file import read_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

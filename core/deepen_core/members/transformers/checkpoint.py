@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from deepen_core.errors import ModelFilesError
+from deepen_core.members.transformers.blueprint import Blueprint
 from deepen_core.members.transformers.formats import INDEX, WEIGHTS, check_file
+from deepen_core.members.transformers.json_file import read_object
+from deepen_core.members.transformers.limits import check_files, check_repeats
+from deepen_core.members.transformers.weight_files import weight_shapes
 
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 _INNER = ("*/config.json", "snapshots/*/config.json")  # such as the folder of a model in the hub's cache
@@ -40,7 +40,7 @@ def declared_window(config: Mapping[str, Any], part: str = "") -> int | None:
         if original is None and (rope.get("rope_type") or rope.get("type")) in ("yarn", "dynamic"):
             original = declared
         factor = rope.get("factor")
-        if isinstance(original, int) and isinstance(factor, (int, float)):
+        if isinstance(original, int) and isinstance(factor, (int, float)) and math.isfinite(original * factor):
             reach.append(int(original * factor))
     return max(reach)
 
@@ -52,26 +52,29 @@ def _rope_settings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*outer, *(inner for settings in outer for inner in settings.values() if isinstance(inner, Mapping))]
 
 
-def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
-    """Checks that a folder contains a configuration, tokenizer files and complete safetensors weights.
+def check_model_folder(folder: Path, blueprint: Blueprint | None, *, tokenizer: bool = True) -> None:
+    """Checks that a folder contains a configuration, tokenizer files and complete safetensors weights that fit it.
 
     Args:
         folder: The folder.
+        blueprint: What the configuration describes, as far as that is known.
         tokenizer: Whether to check for the tokenizer as well.
 
     Raises:
-        ModelFilesError: Naming what is missing or damaged.
+        ModelFilesError: Naming what is missing, damaged or does not fit.
     """
     check_description(folder, tokenizer=tokenizer)
-    for shard in weight_files(folder):
-        _check_safetensors(shard)
+    shapes = weight_shapes(folder)
+    if blueprint is not None:
+        blueprint.check(folder, shapes)
 
 
 def check_description(folder: Path, *, tokenizer: bool = True) -> None:
     """Checks the small files, ahead of the weights. Arguments as for `check_model_folder`.
 
     Raises:
-        ModelFilesError: If the folder, the configuration or the tokenizer is missing, or the configuration is not JSON.
+        ModelFilesError: If the folder, the configuration or the tokenizer is missing, the configuration is not JSON, or
+            a file or number is far larger than any model needs.
     """
     _check_folder(folder)
     config = folder / "config.json"
@@ -79,7 +82,14 @@ def check_description(folder: Path, *, tokenizer: bool = True) -> None:
         inner = [str(path.parent) for pattern in _INNER for path in sorted(folder.glob(pattern))]
         way_out = f"give {' or '.join(inner[:3])}" if inner else _SAVE
         raise ModelFilesError(f"{folder} has no config.json: {way_out}.")
-    read_object(config)
+    check_files(folder)
+    found = read_object(config)
+    check_repeats(config, found)
+    if (named := found.get("transformers_weights")) not in (None, WEIGHTS, INDEX):
+        raise ModelFilesError(
+            f"{config} names the weights {named!r} (transformers_weights): members are read from {WEIGHTS} or {INDEX}. "
+            "Rename the file, and remove that field."
+        )
     if tokenizer:
         check_tokenizer(folder)
 
@@ -105,91 +115,10 @@ def _check_folder(folder: Path) -> None:
         raise ModelFilesError(f"{problem}: give a model folder in transformers format, or a hub id.")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a model.
-
-    Raises:
-        ModelFilesError: If there are none, the index is damaged, or a file that it lists is missing.
-    """
-    if (folder / INDEX).is_file():
-        names = _shard_names(folder / INDEX)
-        missing = [n for n in names if not (folder / n).is_file()]
-        if missing or not names:
-            raise ModelFilesError(
-                f"{folder} lacks {len(missing)} of the {len(names)} weight files that {INDEX} names"
-                f"{': ' + ', '.join(missing[:3]) if missing else ''}. The download is incomplete: fetch it again."
-            )
-        return [folder / n for n in names]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    raise ModelFilesError(f"{folder} has no weights ({WEIGHTS}): {_SAVE}.")
-
-
 def count_parameters(folder: Path) -> int:
     """Returns the number of parameters in a model's safetensors files, from their headers.
 
     Raises:
-        ModelFilesError: As `weight_files`, or if a file is damaged.
+        ModelFilesError: As `weight_shapes`.
     """
-    count = 0
-    for path in weight_files(folder):
-        _check_safetensors(path)
-        with safe_open(path, framework="pt") as tensors:
-            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return count
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that contains an object.
-
-    Raises:
-        ModelFilesError: If it cannot be read, is not JSON or contains something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise ModelFilesError(f"{path} cannot be read as JSON ({problem}): fetch the file again.") from problem
-    if not isinstance(content, dict):
-        raise ModelFilesError(
-            f"{path} holds a JSON {type(content).__name__} where an object is needed: fetch the file again."
-        )
-    return content
-
-
-def _shard_names(index: Path) -> list[str]:
-    shards = read_object(index).get("weight_map", {})
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ModelFilesError(
-            f'{index} is damaged: its "weight_map" must give a file name for each tensor. Fetch the file again.'
-        )
-    return sorted(set(shards.values()))
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compares a file with its own header: its length, and the position, type and shape of each tensor."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise ModelFilesError(f"{path} has {size} bytes, too few for a safetensors file: fetch it again.")
-        length = struct.unpack("<Q", start)[0]
-        if length > size - 8:
-            raise ModelFilesError(
-                f"{path} announces a header of {length} bytes but has {size}: it is truncated or not a safetensors "
-                "file. Fetch it again."
-            )
-        try:
-            header = json.loads(file.read(length))
-            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-            raise ModelFilesError(f"{path} has a damaged safetensors header ({problem}): fetch it again.") from problem
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ModelFilesError(
-            f"{path} has {size} bytes, but its header announces {expected}: the download is incomplete. Fetch it again."
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as problem:
-        raise ModelFilesError(f"{path} has a damaged safetensors header ({problem}): fetch it again.") from problem
+    return sum(math.prod(shape) for shape in weight_shapes(folder).values())

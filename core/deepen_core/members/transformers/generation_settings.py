@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import Self
 
 from deepen_core.errors import ConfigurationError, ModelFilesError
-from deepen_core.members.transformers.checkpoint import read_object
+from deepen_core.members.transformers.json_file import read_object
 from deepen_core.members.transformers.pretrained import text_config
 
 _FILE = "generation_config.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,8 @@ from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.adapter import Adapter
 from deepen_core.members.transformers.bars import hub_bars, weight_bars
-from deepen_core.members.transformers.checkpoint import (
-    check_model_folder,
-    count_parameters,
-    weight_files,
-)
+from deepen_core.members.transformers.blueprint import Blueprint, does_not_fit, other_shape
+from deepen_core.members.transformers.checkpoint import check_model_folder, count_parameters
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
 from deepen_core.members.transformers.model_member import ModelMember
@@ -29,6 +26,7 @@ from deepen_core.members.transformers.random_state import kept_random_state
 from deepen_core.members.transformers.requirements import check_unquantised, missing_package
 from deepen_core.members.transformers.source import find_adapter, find_source
 from deepen_core.members.transformers.text_side import TextSide
+from deepen_core.members.transformers.weight_files import weight_files
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -42,6 +40,8 @@ class Description:
     local: bool
     """Whether `folder` is the user's own; otherwise it is in the hub's cache and has no weights yet."""
     model_config: Any
+    blueprint: Blueprint | None
+    """What the configuration describes; None if that is found out only by loading it."""
     text: TextSide
     device: torch.device
     dtype: torch.dtype | str
@@ -87,7 +87,7 @@ class Description:
     def check_files(self) -> None:
         """See `DescribedMember.check_files`."""
         if self.local:
-            check_model_folder(self.folder, tokenizer=self.config.tokenizer is None)
+            check_model_folder(self.folder, self.blueprint, tokenizer=self.config.tokenizer is None)
 
     def load(self, *, progress: bool) -> ModelMember:
         """See `DescribedMember.load`."""
@@ -121,14 +121,15 @@ def describe(
     kind = _dtype(config.dtype or dtype)
     with hub_bars(progress):
         source = find_source(config)
-    model_config = load_config(config, source)
+    model_config, blueprint = load_config(config, source)
     adapter = find_adapter(config)
     if adapter is not None:
         check_unquantised(source.place, model_config, config.model_kwargs)
     tokenizer = load_tokenizer(config, source, model_config)
     settings = GenerationSettings.in_folder(source.place, source.folder, model_config)
     text = TextSide.of(config, source.place, tokenizer, model_config, settings, max_window)
-    return Description(config, source.folder, source.local, model_config, text, place, kind, adapter=adapter)
+    files = (source.folder, source.local)
+    return Description(config, *files, model_config, blueprint, text, place, kind, adapter=adapter)
 
 
 def load_member(described: Description, progress: bool) -> ModelMember:
@@ -144,7 +145,7 @@ def load_member(described: Description, progress: bool) -> ModelMember:
     """
     with hub_bars(progress):
         folder = described.folder if described.local else fetch_weights(described.config)
-    check_model_folder(folder, tokenizer=described.config.tokenizer is None)
+    check_model_folder(folder, described.blueprint, tokenizer=described.config.tokenizer is None)
     kind = auto_class(described.model_config)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
@@ -191,24 +192,10 @@ def load_member(described: Description, progress: bool) -> ModelMember:
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:
     """Rejects weights that leave tensors of the model random. Tied tensors do not count as missing."""
     missing = sorted(report["missing_keys"])
-    mismatched = sorted(
-        f"{name} {list(saved)} where {list(wanted)} is needed" for name, saved, wanted in report["mismatched_keys"]
-    )
-    if not missing and not mismatched:
-        return
-    faults = [
-        f"{len(names)} of its {len(model.state_dict())} tensors {fault} ({_first(names)})"
-        for names, fault in ((missing, "are missing"), (mismatched, "have another shape"))
-        if names
-    ]
-    raise ModelFilesError(
-        f"The weights of {folder} do not fit its config.json: {' and '.join(faults)}. They would be random: correct "
-        "the configuration, or fetch or save the model again."
-    )
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    mismatched = sorted(other_shape(name, saved, wanted) for name, saved, wanted in report["mismatched_keys"])
+    if missing or mismatched:
+        faults = [("are missing", missing), ("have another shape", mismatched)]
+        raise does_not_fit(folder, len(model.state_dict()), faults)
 
 
 def _device(name: str | None) -> torch.device:

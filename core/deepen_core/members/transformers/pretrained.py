@@ -26,7 +26,9 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 from deepen_core.chat.template import given_template
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
-from deepen_core.members.transformers.checkpoint import read_object
+from deepen_core.members.transformers.blueprint import Blueprint
+from deepen_core.members.transformers.json_file import read_object
+from deepen_core.members.transformers.limits import check_ids
 from deepen_core.members.transformers.requirements import (
     check_packages,
     check_quantisation,
@@ -39,8 +41,11 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
 _SHARE = 10  # a tokenizer with less than a tenth of its model's tokens has found none of them
 
 
-def load_config(config: MemberConfig, source: ModelSource) -> Any:
+def load_config(config: MemberConfig, source: ModelSource) -> tuple[Any, Blueprint | None]:
     """Loads a model's configuration, and checks that the model can be a member on this machine.
+
+    Returns:
+        The configuration, and what it describes, if the model can be built without memory.
 
     Raises:
         ConfigurationError: If the model does not predict the next token, lacks something to be loaded, or is given
@@ -59,8 +64,8 @@ def load_config(config: MemberConfig, source: ModelSource) -> Any:
         )
     check_kind(source.place, model_config, config, trusted=trusted)
     check_quantisation(source.place, given, model_config, trusted=trusted)
-    check_packages(source.place, given, model_config, auto_class(model_config), trusted=trusted)
-    return model_config
+    kind = auto_class(model_config)
+    return model_config, check_packages(source.place, given, model_config, kind, trusted=trusted)
 
 
 def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any) -> Any:
@@ -79,6 +84,7 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise _tokenizer_error(source, problem, trusted=trusted) from problem
+    check_ids(source.place, tokenizer)
     tokens, wanted = len(tokenizer), getattr(text_config(model_config), "vocab_size", None)
     from_scratch = not (source.folder / "tokenizer.json").is_file()
     if from_scratch and isinstance(wanted, int) and tokens * _SHARE < wanted:

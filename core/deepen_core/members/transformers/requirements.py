@@ -14,6 +14,7 @@ import transformers
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
+from deepen_core.members.transformers.blueprint import Blueprint
 from deepen_core.members.transformers.random_state import kept_random_state
 
 _UNQUANTISED = "give the model in its original weights"
@@ -87,7 +88,9 @@ def check_unquantised(place: str, model_config: Any, model_kwargs: Mapping[str, 
         )
 
 
-def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool) -> None:
+def check_packages(
+    place: str, given: Mapping[str, Any], model_config: Any, auto_class: Any, *, trusted: bool
+) -> Blueprint | None:
     """Builds a model without memory for its weights, and rejects it if a package is missing for that.
 
     Other errors are left to loading, which reports them with more detail.
@@ -99,12 +102,16 @@ def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto
         auto_class: The class of `transformers` that builds it.
         trusted: Whether the model's own code is run.
 
+    Returns:
+        What the model consists of; None if it cannot be built so.
+
     Raises:
         ConfigurationError: Naming what is missing, in the words of `transformers`.
     """
     try:
         with kept_random_state(), torch.device("meta"):
-            auto_class.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
+            model = auto_class.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
+            return Blueprint.from_model(model)
     except ImportError as problem:
         asked = next((f'"{name}": "{given[name]}"' for name in _ATTENTION if given.get(name)), None)
         if asked is None:
@@ -112,8 +119,8 @@ def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto
         package = "flash-attn, which needs a GPU" if "flash_attention_2" in asked else "what it names"
         way_out = f"Remove {asked} from its config.json, or install {package}"
         raise missing_package(place, problem, way_out) from problem
-    except Exception:  # noqa: BLE001, S110 (loading reports it)
-        pass
+    except Exception:  # noqa: BLE001 (loading reports it)
+        return None
 
 
 def _quantisation(model_config: Any) -> Any:

@@ -10,9 +10,11 @@ from pathlib import Path
 from deepen_core.config import MemberConfig
 from deepen_core.members.model_path import model_path
 from deepen_core.members.transformers.adapter import WEIGHTS, Adapter, check_adapter
-from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer, read_object
+from deepen_core.members.transformers.checkpoint import check_description, check_tokenizer
 from deepen_core.members.transformers.formats import CAUSAL, SEQ2SEQ, check_format, folder_names
 from deepen_core.members.transformers.hub import fetch_description, fetch_file
+from deepen_core.members.transformers.json_file import read_object
+from deepen_core.members.transformers.limits import check_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -90,6 +92,9 @@ def _of_adapter(config: MemberConfig) -> MemberConfig:
 def _locate(config: MemberConfig) -> ModelSource:
     path = model_path(config.model)
     if path.exists() or not _HUB_ID.fullmatch(config.model):
+        if path.is_dir():
+            check_files(path)
         return ModelSource(str(path), path, local=True, names=folder_names(path))
     folder, names = fetch_description(config)
+    check_files(folder)
     return ModelSource(config.model, folder, local=False, names=names)

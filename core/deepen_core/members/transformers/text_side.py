@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
+from deepen_core.errors import DeepenError, TokenizerError, brief
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.checkpoint import declared_window
@@ -72,7 +73,16 @@ class TextSide:
             start, ruled_out = settings.decoder_start(forced), settings.ruled_out()
             source_window = _window(config, max_window, model_config, tokenizer, "encoder")
         form = PromptForm(config.prompt, config.system, name)
-        described = MemberTokenizer(tokenizer, name, settings.stop_ids(), form, start)
+        stop_ids = settings.stop_ids()
+        try:
+            described = MemberTokenizer(tokenizer, name, stop_ids, form, start)
+        except DeepenError:
+            raise
+        except Exception as problem:  # settings of a tokenizer that only its use reads
+            raise TokenizerError(
+                f"The tokenizer of {place} cannot be used ({brief(problem)}): fetch its files again, or try it alone "
+                "with AutoTokenizer.from_pretrained."
+            ) from problem
         window = _window(config, max_window, model_config, tokenizer, None if source_window is None else "decoder")
         return cls(described, window, source_window, ruled_out)
 

@@ -1,0 +1,119 @@
+"""Gives every public way in hostile inputs, and counts what comes back that is not an error of the project.
+
+Run with `python -m benchmarks.fuzz --inputs 100000`; `--entries` names some of them, and `--first` goes on after
+earlier ones. Each input is drawn from the seed, the entry's name and its number, so that a finding can be repeated
+with `--first NUMBER --inputs 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from benchmarks.fuzz_entries import Entry, entries
+from benchmarks.fuzz_inputs import Mutator
+from benchmarks.report import RESULTS, publish, read
+
+_SLOW_S = 10.0
+
+
+@dataclass
+class Found:
+    """What came of the inputs of one entry."""
+
+    inputs: int = 0
+    refused: int = 0
+    """Inputs that ended with an allowed error."""
+    seconds: float = 0.0
+    slowest: float = 0.0
+    """Seconds of the input that took longest."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Other errors by where they were raised, with the number of the first input and the message."""
+
+
+def fuzz(entry: Entry, numbers: Iterator[int] | range, seed: int) -> Found:
+    """Gives an entry inputs.
+
+    Args:
+        entry: The entry.
+        numbers: Of the inputs.
+        seed: Of all inputs.
+    """
+    found, json_only = Found(), entry.name in ("bodies of the server", "model folders", "headers of weight files")
+    began = time.perf_counter()
+    for number in numbers:
+        start = time.perf_counter()
+        try:
+            entry.attempt(Mutator(f"{seed}:{entry.name}:{number}", json_only=json_only))
+        except entry.allowed:
+            found.refused += 1
+        except Exception as problem:  # noqa: BLE001 (what is looked for)
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            where = f"{type(problem).__name__} at {place.filename.rpartition('/')[2]}:{place.lineno}"
+            found.others.setdefault(where, f"input {number}: {str(problem)[:200]}")
+        took = time.perf_counter() - start
+        found.inputs += 1
+        found.slowest = max(found.slowest, took)
+        if took > _SLOW_S:
+            found.others.setdefault("too slow", f"input {number}: {took:.0f} s")
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def row(name: str, found: Found) -> dict[str, Any]:
+    """Returns an entry's line of the table."""
+    return {
+        "entry": name,
+        "inputs": found.inputs,
+        "refused": found.refused / max(1, found.inputs),
+        "seconds": found.seconds,
+        "slowest s": found.slowest,
+        "other errors": len(found.others),
+    }
+
+
+def main() -> None:
+    """Fuzzes, and publishes the table after each entry; entries that were not asked for keep their lines."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000, help="of each entry")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--entries", nargs="+", help="names, or parts of them")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of each entry at most")
+    given = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    known = {line["entry"]: line for line in read("fuzz")["rows"]} if (RESULTS / "fuzz.json").is_file() else {}
+    with entries() as opened:
+        for entry in opened:
+            if given.entries and not any(part in entry.name for part in given.entries):
+                continue
+            last = given.first + max(1, int(given.inputs * entry.share))
+            found = fuzz(entry, _in_time(range(given.first, last), given.minutes, entry.name), given.seed)
+            known[entry.name] = row(entry.name, found)
+            print(
+                known[entry.name], *(f"{where}: {said}" for where, said in found.others.items()), sep="\n  ", flush=True
+            )
+            with contextlib.redirect_stdout(None):
+                publish("fuzz", "Hostile inputs to every public way in", list(known.values()), seed=given.seed)
+
+
+def _in_time(numbers: range, minutes: float, name: str) -> Iterator[int]:
+    end = time.monotonic() + 60 * minutes
+    for number in tqdm(numbers, desc=name, leave=False, disable=None):
+        if time.monotonic() > end:
+            return
+        yield number
+
+
+if __name__ == "__main__":
+    main()
