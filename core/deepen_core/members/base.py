@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol, TypeGuard
 
 import torch
@@ -150,6 +151,29 @@ class MemberSequence:
         """The logits [vocabulary] from which the last id was chosen, in float32, if they are still kept."""
         logits = self._recent.get(len(self.ids) - 1)
         return None if logits is None else logits.float()
+
+    @property
+    def trail(self) -> list[tuple[int, torch.Tensor]]:
+        """The last ids, the last one first, each with the logits [vocabulary] that it was chosen from.
+
+        They go back as far as logits are kept; into the prompt only if it may end anywhere.
+        """
+        return list(zip(self.last_ids(len(self._recent)), self.earlier_logits, strict=False))
+
+    @property
+    def earlier_logits(self) -> list[torch.Tensor]:
+        """The logits [vocabulary] from which the last ids were chosen, those of the last one first, as far as kept."""
+        places = takewhile(self._recent.__contains__, range(len(self.ids) - 1, 0, -1))
+        return [self._recent[place] for place in places]
+
+    def last_ids(self, most: int) -> list[int]:
+        """Returns the last ids, the last one first: at most so many, and only those that could have been others.
+
+        The tokenizer might have cut the end of the text otherwise, had it gone on. That holds for a prompt only if it
+        may end anywhere.
+        """
+        first = 0 if self.cut else self.start
+        return self.ids[max(first, len(self.ids) - most) :][::-1]
 
     @property
     def logits_after(self) -> torch.Tensor | None:
