@@ -8,7 +8,6 @@ weighs them by how probable it found each way to spell the text so far.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ import torch
 
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 
-NEGLIGIBLE = 1e-4
-"""Longer tokens with a smaller share of the probability are left out."""
-_MOST = 256  # and so are all but the most probable ones
+_NEGLIGIBLE = 1e-4  # longer tokens with a smaller share of the probability are left out
+_MOST = 64  # and so are all but the most probable ones
 _REMEMBERED = 2**14
 
 
@@ -28,11 +26,11 @@ class Overhang:
 
     Attributes:
         finished: Share of what the member says after its last token.
-        rests: What remains of longer tokens, with the share of each.
+        rests: What remains of longer tokens, with the share of each and the number of bytes of it that are there.
     """
 
     finished: float = 1.0
-    rests: tuple[tuple[bytes, float], ...] = ()
+    rests: tuple[tuple[bytes, float, int], ...] = ()
 
 
 class OverhangFinder:
@@ -57,7 +55,7 @@ class OverhangFinder:
         """
         # 1) The places from which a longer token would reach over the end of the text.
         ending, reaches = b"", list[tuple[int, int, int]]()
-        for number, (token_id, _) in enumerate(trail):
+        for token_id, _ in trail:
             value = self._value_of.get(token_id)
             if value is None:
                 break
@@ -67,7 +65,7 @@ class OverhangFinder:
         while reaches and reaches[-1][0] == reaches[-1][1]:
             reaches.pop()
         # 2) Their weights, from the farthest place on, and the mass of the longer tokens there.
-        weight, rests = 1.0, defaultdict[bytes, float](float)
+        weight, rests = 1.0, list[tuple[bytes, float, int]]()
         for number in range(len(reaches) - 1, -1, -1):
             first, stop, length = reaches[number]
             token_id, logits = trail[number]
@@ -76,15 +74,15 @@ class OverhangFinder:
                 mass = weight * (logits[self._ids[first:stop]].float() - scale).exp()
                 found = mass.topk(min(_MOST, stop - first))
                 for value, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-                    rests[self._order.values[first + place][length:]] += value
+                    rests.append((self._order.values[first + place][length:], value, length))
             weight *= float((logits[token_id].float() - scale).exp())
         # 3) Shares.
-        total = weight + sum(rests.values())
+        total = weight + sum(mass for _, mass, _ in rests)
         if total <= 0.0:
             return Overhang()
-        kept = {rest: mass for rest, mass in rests.items() if mass > NEGLIGIBLE * total}
-        total = weight + sum(kept.values())
-        return Overhang(weight / total, tuple((rest, mass / total) for rest, mass in kept.items()))
+        rests = [rest for rest in rests if rest[1] > _NEGLIGIBLE * total]
+        total = weight + sum(mass for _, mass, _ in rests)
+        return Overhang(weight / total, tuple((rest, mass / total, length) for rest, mass, length in rests))
 
     def _longer_than(self, ending: bytes) -> tuple[int, int]:
         if ending not in self._longer:

@@ -1,64 +1,137 @@
-"""How one member's tokens spell another's: where main's tokens stand among those of a member, by their bytes."""
+"""A member's distribution in main's tokens, by bytes: each token of the member becomes the tokens that main would say.
+
+Shapes: the member's distributions are [sequences, its vocabulary], main's and the result [sequences, main's].
+
+1. A token goes to the first token of main's encoding of its text. Most tokens are shared, and go to themselves.
+2. Where main has tokens that begin with it and are longer, and the member has none between, the text may go on to one
+   of them: the member says " satis" and then "faction", where main says " satisfaction". Such a token is open. Main's
+   own probabilities decide between these longer tokens and the one of step 1.
+3. Blanks at the end of a token are often cut otherwise before a word, so the first token of that encoding counts as
+   well, if it is another one.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections.abc import Callable, Sequence
 
 import torch
 
-from deepen_core.fusion.bytes.byte_order import ByteOrder
+from deepen_core.tokenization.vocabulary import Vocabulary
 
-_NONE = -1
+Encoder = Callable[[Sequence[bytes]], Sequence[int | None]]
+"""Returns the first token of main's encoding of each of some values, as `Segmentation.firsts` does."""
+
+_TINY = 1e-30
+
+
+class MainTokens:
+    """Main's tokens, asked which of them some bytes begin with.
+
+    Args:
+        vocabulary: Main's vocabulary.
+        size: Number of main's logits.
+        firsts: Main's tokenizer.
+        word: Bytes of the beginning of a word.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, size: int, firsts: Encoder, word: bytes) -> None:
+        self.vocabulary = vocabulary
+        self.size = size
+        self._firsts = firsts
+        self._word = word
+
+    def first_of(self, values: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Returns the token that each of some values begins with, by itself and before a word.
+
+        Args:
+            values: Each at least one byte.
+
+        Returns:
+            Two ids for each, which differ only for values that end in blanks; -1 if main has no such token.
+        """
+        alone = self._begun(values)
+        blanks = [place for place, value in enumerate(values) if value[-1:].isspace()]
+        before_word = self._begun([values[place] + self._word for place in blanks])
+        both = [(token_id, token_id) for token_id in alone]
+        for place, token_id in zip(blanks, before_word, strict=True):
+            if len(self.vocabulary.token_bytes(token_id) or b"") <= len(values[place]):
+                both[place] = (alone[place], token_id)
+        return both
+
+    def _begun(self, values: Sequence[bytes]) -> list[int]:
+        found = []
+        for value, first in zip(values, self._firsts(values), strict=True):
+            begun = self.vocabulary.longest_beginning(value) if first is None else first
+            found.append(-1 if begun is None or begun >= self.size else begun)
+        return found
 
 
 class Spelling:
-    """Main's tokens among those of a member. Made once; all of it is indices into the two byte orders.
+    """How one member's tokens are spelled in main's. Made once; all of it is indices.
 
     Args:
-        member: The member's tokens.
+        vocabulary: The member's vocabulary.
+        size: Number of its logits.
         main: Main's tokens.
-        device: Where the member's mass is summed.
-
-    Attributes:
-        low: For each of main's tokens, the first of the member's that begin with its bytes, int64 [main's tokens].
-        high: The first after them.
-        levels: Main's tokens that the member may say in pieces, since it has no such token and has tokens that are its
-            beginning. Each level is three int64 tensors: places of such tokens, of the longest other token of main's
-            that they begin with (-1 for none), and of the longest of the member's. It follows the levels before it.
+        device: Of main's logits.
     """
 
-    def __init__(self, member: ByteOrder, main: ByteOrder, device: torch.device) -> None:
-        spans = [member.beginning_with(value) for value in main.values]
-        self.low = torch.tensor([low for low, _ in spans], device=device)
-        self.high = torch.tensor([high for _, high in spans], device=device)
-        known, own = set(member.values), set(main.values)
-        level_of: dict[int, int] = {}
-        levels: list[list[tuple[int, int, int]]] = []
-        for place, value in enumerate(main.values):
-            if value in known:
-                continue
-            begun = _beginning(value, known)
-            if begun is None:
-                continue
-            parent = _place(main, _beginning(value, own))
-            level = level_of.get(parent, _NONE) + 1
-            level_of[place] = level
-            if level == len(levels):
-                levels.append([])
-            levels[level].append((place, parent, _place(member, begun)))
-        self.levels = [torch.tensor(level, device=device).T.contiguous() for level in levels]
+    def __init__(self, vocabulary: Vocabulary, size: int, main: MainTokens, device: torch.device) -> None:
+        values = {i: value for i in range(size) if (value := vocabulary.token_bytes(i))}
+        begun = dict(zip(values, main.first_of(list(values.values())), strict=True))
+        mine = main.vocabulary
+        owners = {
+            i: owner
+            for i in range(main.size)
+            if (value := mine.token_bytes(i)) and value not in vocabulary.tokens
+            if (owner := vocabulary.longest_beginning(value)) is not None and owner < size
+        }
+        blank = {i for i, (alone, before_word) in begun.items() if alone != before_word}
+        is_open = sorted(i for i in {*owners.values(), *blank} if begun[i][0] >= 0)
+
+        def ids(found: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(found, dtype=torch.long, device=device)
+
+        none = main.size  # of main's ids; `size` of the member's
+        self._size = size
+        self._goes_to = ids([begun[i][0] if i in begun and begun[i][0] >= 0 else none for i in range(size)])
+        self._owners = ids([owners.get(i, size) for i in range(main.size)])
+        self._open = ids(is_open)
+        self._shared = torch.tensor(
+            [mine.token_bytes(begun[i][0]) == values[i] for i in is_open], dtype=torch.bool, device=device
+        )
+        self._before_word = ids([begun[i][1] if begun[i][1] != begun[i][0] else none for i in is_open])
 
     @property
     def bytes_held(self) -> int:
         """Memory that it takes."""
-        return sum(t.numel() * t.element_size() for t in (self.low, self.high, *self.levels))
+        held = (self._goes_to, self._owners, self._open, self._shared, self._before_word)
+        return sum(t.numel() * t.element_size() for t in held)
 
+    def spelled(self, p: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Returns the member's mass by main's tokens; that of tokens that main cannot begin is left out.
 
-def _beginning(value: bytes, tokens: set[bytes]) -> bytes | None:
-    """Returns the longest token that is a beginning of some bytes and not all of them."""
-    return next((value[:n] for n in range(len(value) - 1, 0, -1) if value[:n] in tokens), None)
-
-
-def _place(order: ByteOrder, value: bytes | None) -> int:
-    """Returns the last place of a token; -1 for none."""
-    return _NONE if value is None else bisect_right(order.values, value) - 1
+        Args:
+            p: The member's probabilities.
+            own: Main's probabilities.
+        """
+        # 1) Every token goes to one of main's; one more column takes what goes nowhere.
+        found = p.new_zeros(len(p), own.shape[1] + 1).index_add_(1, self._goes_to, p)
+        if not len(self._open):
+            return found[:, :-1]
+        # 2) and 3) Open tokens, and what main gives to each way to go on.
+        longer = p.new_zeros(len(p), self._size + 1).index_add_(1, self._owners, own)[:, self._open]
+        mass, to = p[:, self._open], self._goes_to[self._open]
+        # Where main's first token is only a beginning, the rest of it follows as often as the member says.
+        follows = torch.where(self._shared, 1.0, mass / found[:, to].clamp_min(_TINY))
+        stays = own[:, to] * follows
+        padded = torch.nn.functional.pad(own, (0, 1))
+        other = padded[:, self._before_word]
+        total = longer + stays + other
+        scale = torch.where(total > _TINY, mass / total.clamp_min(_TINY), 0.0)
+        leaves = torch.where(total > _TINY, stays * scale - mass, 0.0)
+        found.index_add_(1, to, leaves)
+        found.index_add_(1, self._before_word, other * scale)
+        scales = p.new_zeros(len(p), self._size + 1)
+        scales[:, self._open] = scale
+        return torch.addcmul(found[:, :-1], own, scales[:, self._owners]).clamp_min_(0.0)

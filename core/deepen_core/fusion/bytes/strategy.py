@@ -1,12 +1,11 @@
-"""`"bytes"`: fuses what the members say of the bytes of main's tokens, whatever their own tokens are.
+"""`"bytes"`: fuses what the members say of the next bytes, spelled in main's tokens.
 
-Shapes: distributions are [sequences, vocabulary], masses [sequences, main's tokens in byte order]. In each step:
+Shapes: distributions are [sequences, vocabulary]. In each step:
 
-1. Each member's probability that the text goes on with the bytes of each of main's tokens, `P_i(b(t))`: the mass of its
-   tokens that begin with them. What it would have said instead of its last tokens counts too (`overhang`).
-2. The member's distribution in main's tokens: `q_i(t) ~ p_main(t) P_i(b(t)) / P_main(b(t))`. Main's own share of `b(t)`
-   that is the token t, and not a longer one, stays.
-3. A weighted mean of these: arithmetic ("mixture"), or geometric ("product").
+1. A member's text may end within a token that it would have said instead. What it says of the bytes that follow is its
+   distribution after the text as it is, and what remains of such longer tokens, by Bayes' rule (`overhang`).
+2. Both are spelled in main's tokens (`spelling`, `rests`), without what main has ruled out by its own tokens.
+3. A weighted mean of these: geometric ("product"), or arithmetic ("mixture").
 
 Tokens that end a text stand for one another. Main alone decides on its other control tokens.
 """
@@ -19,9 +18,12 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.config import BytesConfig
+from deepen_core.fusion.anchors.segmentation import WORD, Segmentation
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.bytes.byte_order import ByteOrder
-from deepen_core.fusion.bytes.member_bytes import MemberBytes
+from deepen_core.fusion.bytes.overhang import OverhangFinder
+from deepen_core.fusion.bytes.rests import RestSpelling
+from deepen_core.fusion.bytes.spelling import MainTokens, Spelling
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.diagnostics import main_limit
 from deepen_core.members.base import Member
@@ -41,6 +43,7 @@ class BytesFusion(Fusion):
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
         devices: The device of each member's logits.
+        main_cuts: Main's tokenizer.
         members: The members, for reports; empty for none.
     """
 
@@ -53,20 +56,26 @@ class BytesFusion(Fusion):
         main: int,
         config: BytesConfig,
         devices: Sequence[torch.device],
+        main_cuts: Segmentation,
         members: Sequence[Member] = (),
     ) -> None:
         super().__init__(main)
         self._config = config
         self._members = list(members)
-        order = ByteOrder(vocabularies[main], sizes[main])
-        self._bytes = [
-            MemberBytes(v, size, order, device) for v, size, device in zip(vocabularies, sizes, devices, strict=True)
-        ]
         vocabulary, size, device = vocabularies[main], sizes[main], devices[main]
-        stops = [i for i in sorted(vocabulary.stop_ids) if i < size]
-        control = sorted({*range(size)} - {*order.ids} - {*stops})
-        self._ids = torch.tensor(order.ids, device=device)
-        self._stops = torch.tensor(stops, dtype=torch.long, device=device)
+        orders = [ByteOrder(v, its_size) for v, its_size in zip(vocabularies, sizes, strict=True)]
+        tokens = MainTokens(vocabulary, size, main_cuts.firsts, WORD)
+        self._spellings = [
+            None if n == main else Spelling(v, its_size, tokens, device)
+            for n, (v, its_size) in enumerate(zip(vocabularies, sizes, strict=True))
+        ]
+        self._rests = RestSpelling(main_cuts, orders[main], device)
+        self._finders = [OverhangFinder(order, where) for order, where in zip(orders, devices, strict=True)]
+        self._stops = [
+            torch.tensor([i for i in sorted(v.stop_ids) if i < its_size], dtype=torch.long, device=where)
+            for v, its_size, where in zip(vocabularies, sizes, devices, strict=True)
+        ]
+        control = sorted({*range(size)} - {*orders[main].ids} - {*self._stops[main].tolist()})
         self._control = torch.tensor(control, dtype=torch.long, device=device)
         self._column_of = torch.arange(size, device=device).index_fill_(0, self._control, size)
 
@@ -74,12 +83,14 @@ class BytesFusion(Fusion):
     def build(cls, members: Sequence[Member], main: int, config: BytesConfig, steps: Steps) -> Self:
         """See `Fusion.build`."""
         with steps.doing("preparing the fusion"):
+            mine = members[main].tokenizer
             return cls(
                 [m.tokenizer.vocabulary for m in members],
                 [m.vocabulary_size for m in members],
                 main,
                 config,
                 [m.device for m in members],
+                Segmentation(mine.vocabulary, mine.backend),
                 members,
             )
 
@@ -94,27 +105,38 @@ class BytesFusion(Fusion):
 
     def _told(self, inputs: StepInputs) -> list[torch.Tensor | None]:
         """Returns each member's distribution in main's tokens [sequences, vocabulary], without its control tokens."""
-        main, mine = inputs.of(self._main), self._bytes[self._main]
+        main = inputs.of(self._main)
         own = main.exp().index_fill_(-1, self._control, 0.0)
         own /= own.sum(-1, keepdim=True).clamp_min(_TINY)
-        # 1) Main's mass by bytes.
-        mass, stop = mine.mass(main, mine.overhangs(inputs.heard(self._main), len(main)))
-        told: list[torch.Tensor | None] = []
-        for member, logprobs in enumerate(inputs.logprobs):
-            if member == self._main or logprobs is None:
-                told.append(own if member == self._main else None)
-                continue
-            # 2) The others' against it.
-            its = self._bytes[member]
-            ratio, stopping = its.ratio(logprobs, its.overhangs(inputs.heard(member), len(main)), mass, stop)
-            factor = torch.ones_like(own)
-            factor[:, self._ids] = ratio
-            factor[:, self._stops] = stopping[:, None]
-            factor *= own
-            factor /= factor.sum(-1, keepdim=True).clamp_min(_TINY)
-            idle = (inputs.weights[:, member] == 0).nonzero()[:, 0].to(own.device)
-            factor[idle] = own[idle]  # the values of a sequence in which it abstains are meaningless
-            told.append(factor)
+        return [
+            own if member == self._main else None if p is None else self._spelled(member, p, inputs, own)
+            for member, p in enumerate(inputs.logprobs)
+        ]
+
+    def _spelled(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
+        """Returns another member's distribution in main's tokens.
+
+        Args:
+            member: Its number.
+            logprobs: Its log-probabilities [sequences, vocabulary of the member].
+            inputs: The step.
+            own: Main's distribution without its control tokens.
+        """
+        spelling, stops = self._spellings[member], self._stops[self._main]
+        assert spelling is not None, "main is not spelled"
+        p = logprobs.exp()
+        stopping = p[:, self._stops[member]].sum(-1).to(own.device)
+        told = spelling.spelled(p.to(own.device), own)
+        told[:, stops] = stopping[:, None] * (own[:, stops] / own[:, stops].sum(-1, keepdim=True).clamp_min(_TINY))
+        told.addcmul_((1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0), own)
+        for line, heard in enumerate(inputs.heard(member)):
+            overhang = self._finders[member].find(heard.trail)
+            if overhang.rests:
+                self._rests.add(overhang, heard, own[line], told[line])
+            self._rests.without_ruled_out(heard, own[line], told[line])
+        told /= told.sum(-1, keepdim=True).clamp_min(_TINY)
+        idle = (inputs.weights[:, member] == 0).nonzero()[:, 0].to(own.device)
+        told[idle] = own[idle]  # the values of a sequence in which it abstains are meaningless
         return told
 
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
@@ -144,6 +166,6 @@ class BytesFusion(Fusion):
         """See `Fusion.describe`."""
         members = [self._members[number] for number in counted]
         return FusionInfo(
-            bytes_held=sum(one.spelling.bytes_held for one in self._bytes),
+            bytes_held=sum(one.bytes_held for one in self._spellings if one is not None),
             limits=[main_limit(members, self._members[self._main])] if len(members) > 1 else [],
         )
