@@ -29,20 +29,22 @@ class RestSpelling:
     def add(self, overhang: Overhang, heard: Heard, own: torch.Tensor, told: torch.Tensor) -> None:
         """Adds what remains of longer tokens to what a member says after its last token, in place.
 
+        Of what is not known, it says what main says.
+
         Args:
             overhang: How the text may go on.
             heard: The end of the member's text.
             own: Main's probabilities [vocabulary].
             told: The member's distribution after its last token, in main's tokens [vocabulary].
         """
-        kept, firsts = overhang.finished, list[tuple[bytes, float, bytes]]()
+        kept, firsts = overhang.finished + overhang.unknown, list[tuple[bytes, float, bytes]]()
         for rest, mass, length in overhang.rests:
             said = self._said(heard, length)
             first = None if said is None else self._first_of(said, rest)
             if first is not None:
                 firsts.append((rest, mass, first))
                 kept += mass
-        told *= overhang.finished / kept
+        told.mul_(overhang.finished / kept).add_(own, alpha=overhang.unknown / kept)
         for rest, mass, first in firsts:
             self._spread(rest, mass / kept, first, own, told)
 

@@ -43,7 +43,7 @@ class BytesFusion(Fusion):
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
         devices: The device of each member's logits.
-        main_cuts: Main's tokenizer.
+        cuts: How each member cuts a text.
         members: The members, for reports; empty for none.
     """
 
@@ -56,7 +56,7 @@ class BytesFusion(Fusion):
         main: int,
         config: BytesConfig,
         devices: Sequence[torch.device],
-        main_cuts: Segmentation,
+        cuts: Sequence[Segmentation],
         members: Sequence[Member] = (),
     ) -> None:
         super().__init__(main)
@@ -64,13 +64,13 @@ class BytesFusion(Fusion):
         self._members = list(members)
         vocabulary, size, device = vocabularies[main], sizes[main], devices[main]
         orders = [ByteOrder(v, its_size) for v, its_size in zip(vocabularies, sizes, strict=True)]
-        tokens = MainTokens(vocabulary, size, main_cuts.firsts, WORD)
+        tokens = MainTokens(vocabulary, size, cuts[main].firsts, WORD)
         self._spellings = [
             None if n == main else Spelling(v, its_size, tokens, device)
             for n, (v, its_size) in enumerate(zip(vocabularies, sizes, strict=True))
         ]
-        self._rests = RestSpelling(main_cuts, orders[main], device)
-        self._finders = [OverhangFinder(order, where) for order, where in zip(orders, devices, strict=True)]
+        self._rests = RestSpelling(cuts[main], orders[main], device)
+        self._finders = [OverhangFinder(*one) for one in zip(orders, cuts, devices, strict=True)]
         self._stops = [
             torch.tensor([i for i in sorted(v.stop_ids) if i < its_size], dtype=torch.long, device=where)
             for v, its_size, where in zip(vocabularies, sizes, devices, strict=True)
@@ -83,14 +83,13 @@ class BytesFusion(Fusion):
     def build(cls, members: Sequence[Member], main: int, config: BytesConfig, steps: Steps) -> Self:
         """See `Fusion.build`."""
         with steps.doing("preparing the fusion"):
-            mine = members[main].tokenizer
             return cls(
                 [m.tokenizer.vocabulary for m in members],
                 [m.vocabulary_size for m in members],
                 main,
                 config,
                 [m.device for m in members],
-                Segmentation(mine.vocabulary, mine.backend),
+                [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members],
                 members,
             )
 
@@ -131,7 +130,7 @@ class BytesFusion(Fusion):
         told.addcmul_((1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0), own)
         for line, heard in enumerate(inputs.heard(member)):
             overhang = self._finders[member].find(heard.trail)
-            if overhang.rests:
+            if overhang.finished < 1.0:
                 self._rests.add(overhang, heard, own[line], told[line])
             self._rests.without_ruled_out(heard, own[line], told[line])
         told /= told.sum(-1, keepdim=True).clamp_min(_TINY)
