@@ -1,4 +1,4 @@
-"""What a member would have said instead of its last tokens, had it known how the text goes on.
+r"""What a member would have said instead of its last tokens, had it known how the text goes on.
 
 The text ends in " app", and the member's ids with the token " app". Had the text gone on with "le", its tokenizer would
 have said " apple" instead. So what it says of the bytes that follow is a mixture of three things, which Bayes' rule
@@ -6,7 +6,7 @@ weighs by how probable it found each way to spell the text so far:
 
 1. its distribution after the text as it is;
 2. the mass that it gave before to longer tokens, which is the mass of what remains of them;
-3. what it would say after other tokens that spell a part of the end: before a word it cuts "\\n" and four blanks as
+3. what it would say after other tokens that spell a part of the end: before a word it cuts "\n" and four blanks as
    a newline with three blanks, and a blank with the word. That is not known, since those tokens were not run.
 """
 
