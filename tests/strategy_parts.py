@@ -126,7 +126,7 @@ class LongestFirst:
 def bytes_of(vocabularies, main=0, **options):
     sizes = [v.size for v in vocabularies]
     cut = [LongestFirst(v) for v in vocabularies]
-    return BytesFusion(vocabularies, sizes, main, BytesConfig(**options), [CPU] * len(sizes), cut)
+    return BytesFusion(cut, sizes, main, BytesConfig(**options), [CPU] * len(sizes))
 
 
 WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}

@@ -172,6 +172,8 @@ class BytesConfig(StrategyOptions):
     average."""
     floor: float = Field(default=0.02, ge=0.0, lt=1.0)
     """With "product": see `ProductConfig.floor`."""
+    healing: bool = True
+    """Whether a member counts with what it would have said instead of its last tokens, see `FusionConfig.healing`."""
 
     @property
     def implementation(self) -> str:

@@ -18,7 +18,7 @@ from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
-from deepen_core.engine.state_reader import BACK, Call, MemberCaller, StateReader, state_reader
+from deepen_core.engine.state_reader import Call, MemberCaller, StateReader, state_reader
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
@@ -158,7 +158,7 @@ class _Steps:
         self._clear()
 
     def _clear(self) -> None:
-        # Of each member that speaks, for each step: its last id, `last_ids`, `cut` and `has_dummy`.
+        # Of each member that speaks, for each step: its last id, ids at `open_places`, `cut` and `has_dummy`.
         self._last: list[dict[int, tuple[int, list[int], bool, bool]]] = []
         self._now: dict[int, tuple[int, list[int], bool, bool]] = {}
         self._said: list[list[int]] = []
@@ -167,7 +167,7 @@ class _Steps:
 
     def note(self, number: int, part: MemberSequence) -> None:
         """Adds a member to the step."""
-        self._now[number] = part.ids[-1], part.last_ids(BACK), part.cut, part.has_dummy
+        self._now[number] = part.ids[-1], [part.ids[place] for place in part.open_places], part.cut, part.has_dummy
 
     def close(self, text: int, token_id: int, sequence: EnsembleSequence) -> None:
         """Ends the step, with the token that follows."""
@@ -196,8 +196,8 @@ class _Steps:
                 rows = spread
             logprobs[number] = rows
             for place, earlier in zip(at, before, strict=True):
-                last, last_ids, cut, dummy = self._last[place][number]
-                early, trail = (earlier[0] if earlier else None), list(zip(last_ids, earlier, strict=False))
+                last, open_ids, cut, dummy = self._last[place][number]
+                early, trail = (earlier[0] if earlier else None), list(zip(open_ids, earlier, strict=False))
                 ends[number][place] = Heard(last, early, self._said[place], cut=cut, dummy=dummy, trail=trail)
         prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)

@@ -10,7 +10,7 @@ import torch
 
 from deepen_core.engine.member_runner import PREFILL_CHUNK, non_finite
 from deepen_core.errors import DeepenError, MemberError, NonFiniteLogitsError, brief
-from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
+from deepen_core.members.base import BACK, Member, MemberSequence, TreeRun, tree_run_of
 from deepen_core.members.memory import is_memory
 from deepen_core.members.opening import respelled
 from deepen_core.members.text_tree import TextPath, TextTree
@@ -21,8 +21,6 @@ Call = Callable[[Callable[[], Any]], Any]
 """Runs a piece of work where models may be run, and returns its result."""
 
 _NORMALISED = 8  # texts whose logits are normalised at once
-BACK = 3
-"""Last ids of a state before which log-probabilities are held."""
 _LONGER = 16  # ids by which a state of a text may be longer than the whole text
 
 
@@ -46,7 +44,7 @@ class StateReader(Protocol):
 
         Returns:
             Log-probabilities [states, vocabulary] after each state that was noted since the last call, and for each
-            state those before its last ids, the last one first.
+            state those before its last id, if they are known, and those before the ids at `open_places`.
         """
         ...
 
@@ -87,6 +85,7 @@ class _TreeReader:
     def note(self, part: MemberSequence) -> None:
         self._path.move(part.ids)
         self._ask()
+        part.take_pending()  # as in a step
         nodes = self._path.nodes
         before = [self._wanted(node) for node in reversed(nodes[-1 - BACK : -1])]
         self._states.append((self._wanted(nodes[-1]), before, part.first_ids))
@@ -189,7 +188,8 @@ class _StepReader:
     def note(self, part: MemberSequence) -> None:
         after = self._call.logprobs(partial(self._member.next_logits, [part]))[0]
         after = after if part.first_ids is None else respelled(after, part.first_ids)
-        self._states.append((after, part.earlier_logits[:BACK]))
+        before = [part.logits_before] if part.logits_before is not None else []
+        self._states.append((after, before + [logits for _, logits in part.trail[1:]]))
 
     def end(self) -> None:
         given = self._own_ids, self._own_start, self._source

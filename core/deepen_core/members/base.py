@@ -19,6 +19,9 @@ from deepen_core.tokenization.retokenizer import AlignedText
 KEPT_TAIL = 2
 """Number of ids at the end of a text that are run in the step itself and whose logits are kept."""
 
+BACK = 3
+"""Number of ids at the end of a text before which logits are kept, once so many have been run in steps."""
+
 WORTH_SHARING = 16
 """Least number of ids for which copying another sequence's cache of the same beginning pays off."""
 
@@ -76,6 +79,7 @@ class MemberSequence:
         self.steps = 0
         self.started = False
         self._recent: dict[int, torch.Tensor] = {}
+        self._sure: set[int] = set()  # the places in `_recent` that do not depend on what else was run
 
     def append_token(self, token_id: int) -> None:
         """Appends a token that main has chosen."""
@@ -94,6 +98,7 @@ class MemberSequence:
         while same < min(len(held), len(tail)) and held[same] == tail[same]:
             same += 1
         self.cached = min(self.cached, place + same)
+        self._sure = {n for n in self._sure if n <= self.cached}
         self.ids[place:] = tail
 
     @property
@@ -129,7 +134,11 @@ class MemberSequence:
         """
         start = len(self.ids) - self.pending
         self.cached = len(self.ids) if limit is None else min(start + limit, len(self.ids))
-        self._recent = {n: logits for n, logits in self._recent.items() if start - KEPT_TAIL <= n <= start}
+        self._recent = {n: logits for n, logits in self._recent.items() if start - BACK <= n <= start}
+        if limit is None:
+            end = len(self.ids)
+            before = {end - 1} if start < end - 1 or end - 1 in self._recent else set()
+            self._sure = {n for n in self._sure if end - BACK <= n <= start} | before | {end}
         if self.started:
             self.tokens_run += self.cached - start
         self.started |= self.cached == len(self.ids)
@@ -158,22 +167,19 @@ class MemberSequence:
 
         They go back as far as logits are kept; into the prompt only if it may end anywhere.
         """
-        return list(zip(self.last_ids(len(self._recent)), self.earlier_logits, strict=False))
+        places = takewhile(self._recent.__contains__, self.open_places)
+        return [(self.ids[place], self._recent[place]) for place in places]
 
     @property
-    def earlier_logits(self) -> list[torch.Tensor]:
-        """The logits [vocabulary] from which the last ids were chosen, those of the last one first, as far as kept."""
-        places = takewhile(self._recent.__contains__, range(len(self.ids) - 1, 0, -1))
-        return [self._recent[place] for place in places]
-
-    def last_ids(self, most: int) -> list[int]:
-        """Returns the last ids, the last one first: at most so many, and only those that could have been others.
+    def open_places(self) -> list[int]:
+        """Places of the last ids that could have been others, the last one first.
 
         The tokenizer might have cut the end of the text otherwise, had it gone on. That holds for a prompt only if it
-        may end anywhere.
+        may end anywhere. They go back as far as logits are sure to be kept, at most `BACK`.
         """
-        first = 0 if self.cut else self.start
-        return self.ids[max(first, len(self.ids) - most) :][::-1]
+        last = len(self.ids) - 1
+        first = max(0 if self.cut else self.start, last + 1 - BACK, 1)
+        return list(takewhile(self._sure.__contains__, range(last, first - 1, -1)))
 
     @property
     def logits_after(self) -> torch.Tensor | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deepen_core.fusion.anchors.segmentation import Segmentation, is_text
+from deepen_core.fusion.anchors.segmentation import WORD, Segmentation, is_text
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 
 _NEGLIGIBLE = 1e-4  # longer tokens with a smaller share of the probability are left out
@@ -29,17 +29,34 @@ _REMEMBERED = 2**14
 
 
 @dataclass(frozen=True)
+class Rest:
+    """What remains of a longer token.
+
+    Attributes:
+        value: The bytes that are not there yet.
+        share: Its probability.
+        there: Number of bytes of the token that are there.
+        before_word: Whether the member would say this token before a word.
+    """
+
+    value: bytes
+    share: float
+    there: int
+    before_word: bool
+
+
+@dataclass(frozen=True)
 class Overhang:
     """The ways in which a text may go on in a member's tokens; all shares sum to one.
 
     Attributes:
         finished: Share of what the member says after its last token.
-        rests: What remains of longer tokens, with the share of each and the number of bytes of it that are there.
+        rests: What remains of longer tokens.
         unknown: Share of what it would say after tokens that were not run.
     """
 
     finished: float = 1.0
-    rests: tuple[tuple[bytes, float, int], ...] = ()
+    rests: tuple[Rest, ...] = ()
     unknown: float = 0.0
 
 
@@ -73,7 +90,7 @@ class OverhangFinder:
                 break
             endings.append(value + (endings[-1] if endings else b""))
         # 2) From the farthest place on: how probable the ids up to there are, longer tokens, and other ones.
-        weight, unknown, rests = 1.0, list[tuple[int, bytes, float]](), list[tuple[bytes, float, int]]()
+        weight, unknown, rests = 1.0, list[tuple[int, bytes, float]](), list[tuple[int, float, int]]()
         for number in range(len(endings) - 1, -1, -1):
             (token_id, logits), ending = trail[number], endings[number]
             scale = torch.logsumexp(logits.float(), dim=-1)
@@ -81,7 +98,7 @@ class OverhangFinder:
             if first < stop:
                 found = (logits[self._ids[first:stop]].float() - scale).exp().topk(min(_MOST, stop - first))
                 for mass, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-                    rests.append((self._order.values[first + place][len(ending) :], weight * mass, len(ending)))
+                    rests.append((first + place, weight * mass, len(ending)))
             others = [i for i in self._shorter_than(ending) if i != token_id]
             for other, mass in zip(others, (logits[others].float() - scale).exp().tolist(), strict=True):
                 unknown.append((other, ending, weight * mass))
@@ -94,8 +111,13 @@ class OverhangFinder:
         noticed = [(i, end, mass) for i, end, mass in unknown if mass > _NOTICEABLE * total]
         missing = sum(mass for token_id, ending, mass in noticed if self._is_possible(token_id, ending))
         total = weight + sum(mass for _, mass, _ in rests) + missing
-        shares = tuple((rest, mass / total, length) for rest, mass, length in rests)
+        shares = tuple(self._rest(place, mass / total, length) for place, mass, length in rests)
         return Overhang(weight / total, shares, missing / total)
+
+    def _rest(self, place: int, share: float, there: int) -> Rest:
+        value = self._order.values[place]
+        blank = value[-1:].isspace() and self._cuts.after((self._order.ids[place],), WORD) is not None
+        return Rest(value[there:], share, there, blank)
 
     def _longer_than(self, ending: bytes) -> tuple[int, int]:
         if ending not in self._longer:

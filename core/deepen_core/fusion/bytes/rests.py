@@ -7,7 +7,7 @@ import torch
 from deepen_core.fusion.anchors.segmentation import WORD, Segmentation, is_text
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.bytes.byte_order import ByteOrder
-from deepen_core.fusion.bytes.overhang import Overhang
+from deepen_core.fusion.bytes.overhang import Overhang, Rest
 
 _NOTICEABLE = 0.01  # only tokens of at least this probability are taken from a member that main has ruled out
 
@@ -37,22 +37,25 @@ class RestSpelling:
             own: Main's probabilities [vocabulary].
             told: The member's distribution after its last token, in main's tokens [vocabulary].
         """
-        kept, firsts = overhang.finished + overhang.unknown, list[tuple[bytes, float, bytes]]()
-        for rest, mass, length in overhang.rests:
-            said = self._said(heard, length)
+        kept, firsts = overhang.finished + overhang.unknown, list[tuple[Rest, bytes]]()
+        for rest in overhang.rests:
+            said = self._said(heard, rest.there)
             first = None if said is None else self._first_of(said, rest)
             if first is not None:
-                firsts.append((rest, mass, first))
-                kept += mass
+                firsts.append((rest, first))
+                kept += rest.share
+        if kept <= 0.0:  # main has ruled out all that the member might say
+            told.copy_(own)
+            return
         told.mul_(overhang.finished / kept).add_(own, alpha=overhang.unknown / kept)
-        for rest, mass, first in firsts:
-            self._spread(rest, mass / kept, first, own, told)
+        for rest, first in firsts:
+            self._spread(rest.value, rest.share / kept, first, own, told)
 
-    def _first_of(self, said: tuple[int, ...], rest: bytes) -> bytes | None:
+    def _first_of(self, said: tuple[int, ...], rest: Rest) -> bytes | None:
         """Returns the token by which main goes on with a rest; None if it would have begun otherwise."""
-        first = self._main.after(said, rest)
-        if first is None and rest[-1:].isspace():  # blanks before a word are often cut otherwise
-            first = self._main.after(said, rest + WORD)
+        first = self._main.after(said, rest.value)
+        if first is None and rest.before_word:  # main may cut blanks otherwise there
+            first = self._main.after(said, rest.value + WORD)
         return first
 
     def _spread(self, rest: bytes, mass: float, first: bytes, own: torch.Tensor, told: torch.Tensor) -> None:

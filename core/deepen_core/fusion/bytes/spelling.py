@@ -6,20 +6,17 @@ Shapes: the member's distributions are [sequences, its vocabulary], main's and t
 2. Where main has tokens that begin with it and are longer, and the member has none between, the text may go on to one
    of them: the member says " satis" and then "faction", where main says " satisfaction". Such a token is open. Main's
    own probabilities decide between these longer tokens and the one of step 1.
-3. Blanks at the end of a token are often cut otherwise before a word, so the first token of that encoding counts as
-   well, if it is another one.
+3. Main often cuts blanks otherwise before a word. If the member does not, the first token of main's encoding before a
+   word counts as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from deepen_core.tokenization.vocabulary import Vocabulary
-
-Encoder = Callable[[Sequence[bytes]], Sequence[int | None]]
-"""Returns the first token of main's encoding of each of some values, as `Segmentation.firsts` does."""
+from deepen_core.fusion.anchors.segmentation import WORD, Segmentation
 
 _TINY = 1e-30
 
@@ -28,17 +25,14 @@ class MainTokens:
     """Main's tokens, asked which of them some bytes begin with.
 
     Args:
-        vocabulary: Main's vocabulary.
+        cuts: How main cuts a text.
         size: Number of main's logits.
-        firsts: Main's tokenizer.
-        word: Bytes of the beginning of a word.
     """
 
-    def __init__(self, vocabulary: Vocabulary, size: int, firsts: Encoder, word: bytes) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, cuts: Segmentation, size: int) -> None:
+        self.vocabulary = cuts.vocabulary
         self.size = size
-        self._firsts = firsts
-        self._word = word
+        self._cuts = cuts
 
     def first_of(self, values: Sequence[bytes]) -> list[tuple[int, int]]:
         """Returns the token that each of some values begins with, by itself and before a word.
@@ -51,7 +45,7 @@ class MainTokens:
         """
         alone = self._begun(values)
         blanks = [place for place, value in enumerate(values) if value[-1:].isspace()]
-        before_word = self._begun([values[place] + self._word for place in blanks])
+        before_word = self._begun([values[place] + WORD for place in blanks])
         both = [(token_id, token_id) for token_id in alone]
         for place, token_id in zip(blanks, before_word, strict=True):
             if len(self.vocabulary.token_bytes(token_id) or b"") <= len(values[place]):
@@ -60,7 +54,7 @@ class MainTokens:
 
     def _begun(self, values: Sequence[bytes]) -> list[int]:
         found = []
-        for value, first in zip(values, self._firsts(values), strict=True):
+        for value, first in zip(values, self._cuts.firsts(values), strict=True):
             begun = self.vocabulary.longest_beginning(value) if first is None else first
             found.append(-1 if begun is None or begun >= self.size else begun)
         return found
@@ -70,13 +64,14 @@ class Spelling:
     """How one member's tokens are spelled in main's. Made once; all of it is indices.
 
     Args:
-        vocabulary: The member's vocabulary.
+        cuts: How the member cuts a text.
         size: Number of its logits.
         main: Main's tokens.
         device: Of main's logits.
     """
 
-    def __init__(self, vocabulary: Vocabulary, size: int, main: MainTokens, device: torch.device) -> None:
+    def __init__(self, cuts: Segmentation, size: int, main: MainTokens, device: torch.device) -> None:
+        vocabulary = cuts.vocabulary
         values = {i: value for i in range(size) if (value := vocabulary.token_bytes(i))}
         begun = dict(zip(values, main.first_of(list(values.values())), strict=True))
         mine = main.vocabulary
@@ -86,7 +81,11 @@ class Spelling:
             if (value := mine.token_bytes(i)) and value not in vocabulary.tokens
             if (owner := vocabulary.longest_beginning(value)) is not None and owner < size
         }
-        blank = {i for i, (alone, before_word) in begun.items() if alone != before_word}
+        blank = {
+            i
+            for i, (alone, before_word) in begun.items()
+            if alone != before_word and cuts.after((i,), WORD) is not None
+        }
         is_open = sorted(i for i in {*owners.values(), *blank} if begun[i][0] >= 0)
 
         def ids(found: Sequence[int]) -> torch.Tensor:
@@ -100,7 +99,7 @@ class Spelling:
         self._shared = torch.tensor(
             [mine.token_bytes(begun[i][0]) == values[i] for i in is_open], dtype=torch.bool, device=device
         )
-        self._before_word = ids([begun[i][1] if begun[i][1] != begun[i][0] else none for i in is_open])
+        self._before_word = ids([begun[i][1] if i in blank and begun[i][1] >= 0 else none for i in is_open])
 
     @property
     def bytes_held(self) -> int:

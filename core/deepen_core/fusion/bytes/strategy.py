@@ -18,7 +18,7 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.config import BytesConfig
-from deepen_core.fusion.anchors.segmentation import WORD, Segmentation
+from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 from deepen_core.fusion.bytes.overhang import OverhangFinder
@@ -29,7 +29,6 @@ from deepen_core.fusion.diagnostics import main_limit
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
-from deepen_core.tokenization.vocabulary import Vocabulary
 
 _TINY = 1e-30
 
@@ -38,12 +37,11 @@ class BytesFusion(Fusion):
     """The mean of the members' distributions of bytes.
 
     Args:
-        vocabularies: The members' vocabularies.
+        cuts: How each member cuts a text.
         sizes: Number of logits of each member.
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
         devices: The device of each member's logits.
-        cuts: How each member cuts a text.
         members: The members, for reports; empty for none.
     """
 
@@ -51,23 +49,23 @@ class BytesFusion(Fusion):
 
     def __init__(
         self,
-        vocabularies: Sequence[Vocabulary],
+        cuts: Sequence[Segmentation],
         sizes: Sequence[int],
         main: int,
         config: BytesConfig,
         devices: Sequence[torch.device],
-        cuts: Sequence[Segmentation],
         members: Sequence[Member] = (),
     ) -> None:
         super().__init__(main)
+        vocabularies = [one.vocabulary for one in cuts]
         self._config = config
         self._members = list(members)
         vocabulary, size, device = vocabularies[main], sizes[main], devices[main]
         orders = [ByteOrder(v, its_size) for v, its_size in zip(vocabularies, sizes, strict=True)]
-        tokens = MainTokens(vocabulary, size, cuts[main].firsts, WORD)
+        tokens = MainTokens(cuts[main], size)
         self._spellings = [
-            None if n == main else Spelling(v, its_size, tokens, device)
-            for n, (v, its_size) in enumerate(zip(vocabularies, sizes, strict=True))
+            None if n == main else Spelling(its_cuts, its_size, tokens, device)
+            for n, (its_cuts, its_size) in enumerate(zip(cuts, sizes, strict=True))
         ]
         self._rests = RestSpelling(cuts[main], orders[main], device)
         self._finders = [OverhangFinder(*one) for one in zip(orders, cuts, devices, strict=True)]
@@ -84,12 +82,11 @@ class BytesFusion(Fusion):
         """See `Fusion.build`."""
         with steps.doing("preparing the fusion"):
             return cls(
-                [m.tokenizer.vocabulary for m in members],
+                [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members],
                 [m.vocabulary_size for m in members],
                 main,
                 config,
                 [m.device for m in members],
-                [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members],
                 members,
             )
 
@@ -128,7 +125,7 @@ class BytesFusion(Fusion):
         told = spelling.spelled(p.to(own.device), own)
         told[:, stops] = stopping[:, None] * (own[:, stops] / own[:, stops].sum(-1, keepdim=True).clamp_min(_TINY))
         told.addcmul_((1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0), own)
-        for line, heard in enumerate(inputs.heard(member)):
+        for line, heard in enumerate(inputs.heard(member) if self._config.healing else ()):
             overhang = self._finders[member].find(heard.trail)
             if overhang.finished < 1.0:
                 self._rests.add(overhang, heard, own[line], told[line])
