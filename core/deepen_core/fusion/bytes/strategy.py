@@ -60,7 +60,7 @@ class BytesFusion(Fusion):
         vocabularies = [one.vocabulary for one in cuts]
         self._config = config
         self._members = list(members)
-        vocabulary, size, device = vocabularies[main], sizes[main], devices[main]
+        size, device = sizes[main], devices[main]
         orders = [ByteOrder(v, its_size) for v, its_size in zip(vocabularies, sizes, strict=True)]
         tokens = MainTokens(cuts[main], size)
         self._spellings = [
