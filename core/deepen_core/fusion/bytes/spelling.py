@@ -2,7 +2,7 @@
 
 Shapes: the member's distributions are [sequences, its vocabulary], main's and the result [sequences, main's].
 
-1. A token goes to the first token of main's encoding of its text. Most tokens are shared, and go to themselves.
+1. A shared token goes to itself, and any other one to the first token of main's encoding of its text.
 2. Where main has tokens that begin with it and are longer, and the member has none between, the text may go on to one
    of them: the member says " satis" and then "faction", where main says " satisfaction". Such a token is open. Main's
    own probabilities decide between these longer tokens and the one of step 1.
@@ -35,7 +35,7 @@ class MainTokens:
         self._cuts = cuts
 
     def first_of(self, values: Sequence[bytes]) -> list[tuple[int, int]]:
-        """Returns the token that each of some values begins with, by itself and before a word.
+        """Returns the token that each of some values is, or else begins with, by itself and before a word.
 
         Args:
             values: Each at least one byte.
@@ -43,7 +43,10 @@ class MainTokens:
         Returns:
             Two ids for each, which differ only for values that end in blanks; -1 if main has no such token.
         """
-        alone = self._begun(values)
+        tokens = self.vocabulary.tokens
+        others = [value for value in values if value not in tokens]
+        begun = dict(zip(others, self._begun(others), strict=True))
+        alone = [begun[value] if value in begun else self._known(tokens[value]) for value in values]
         blanks = [place for place, value in enumerate(values) if value[-1:].isspace()]
         before_word = self._begun([values[place] + WORD for place in blanks])
         both = [(token_id, token_id) for token_id in alone]
@@ -56,8 +59,11 @@ class MainTokens:
         found = []
         for value, first in zip(values, self._cuts.firsts(values), strict=True):
             begun = self.vocabulary.longest_beginning(value) if first is None else first
-            found.append(-1 if begun is None or begun >= self.size else begun)
+            found.append(-1 if begun is None else self._known(begun))
         return found
+
+    def _known(self, token_id: int) -> int:
+        return token_id if token_id < self.size else -1
 
 
 class Spelling:

@@ -29,6 +29,7 @@ from deepen_core.fusion.diagnostics import main_limit
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
+from deepen_core.tokenization.vocabulary import Vocabulary
 
 _TINY = 1e-30
 
@@ -75,6 +76,8 @@ class BytesFusion(Fusion):
         ]
         control = sorted({*range(size)} - {*orders[main].ids} - {*self._stops[main].tolist()})
         self._control = torch.tensor(control, dtype=torch.long, device=device)
+        twins = _twins(vocabularies[main], size)
+        self._same = torch.tensor(twins, device=device) if twins != [*range(size)] else None
         self._column_of = torch.arange(size, device=device).index_fill_(0, self._control, size)
 
     @classmethod
@@ -104,6 +107,19 @@ class BytesFusion(Fusion):
         main = inputs.of(self._main)
         own = main.exp().index_fill_(-1, self._control, 0.0)
         own /= own.sum(-1, keepdim=True).clamp_min(_TINY)
+        if self._same is None:
+            return self._all_spelled(inputs, own)
+        # Main's tokens of equal bytes, such as "A" and "<0x41>", are one for the others, and share as main says.
+        pooled = torch.zeros_like(own).index_add_(1, self._same, own)
+        shares = own / pooled[:, self._same].clamp_min(_TINY)
+        told = self._all_spelled(inputs, pooled)
+        return [
+            own if n == self._main else None if mass is None else mass[:, self._same] * shares
+            for n, mass in enumerate(told)
+        ]
+
+    def _all_spelled(self, inputs: StepInputs, own: torch.Tensor) -> list[torch.Tensor | None]:
+        """Returns each member's distribution in main's tokens, `own` is main's."""
         return [
             own if member == self._main else None if p is None else self._spelled(member, p, inputs, own)
             for member, p in enumerate(inputs.logprobs)
@@ -165,3 +181,13 @@ class BytesFusion(Fusion):
             bytes_held=sum(one.bytes_held for one in self._spellings if one is not None),
             limits=[main_limit(members, self._members[self._main])] if len(members) > 1 else [],
         )
+
+
+def _twins(vocabulary: Vocabulary, size: int) -> list[int]:
+    """Returns for each id that of the token with the same bytes that the tokenizer itself uses, else the id."""
+    found = []
+    for token_id in range(size):
+        value = vocabulary.token_bytes(token_id)
+        same = None if value is None else vocabulary.id_of(value)
+        found.append(token_id if same is None or same >= size else same)
+    return found
