@@ -160,6 +160,25 @@ class BytesFusion(Fusion):
         change = torch.where(own > 0, target - own.clamp_min(_TINY).log(), 0.0)
         return torch.log_softmax(main + change, dim=-1)
 
+    @torch.inference_mode()
+    def logprobs_of(self, inputs: StepInputs, token_ids: Sequence[int]) -> torch.Tensor:
+        """See `Fusion.logprobs_of`; tokens without text keep main's probability, and all others share what is left."""
+        main = inputs.of(self._main)
+        ids = torch.tensor(list(token_ids), device=main.device)[:, None]
+        found = main.gather(1, ids)[:, 0]
+        shares = inputs.weights / inputs.weights.sum(-1, keepdim=True)
+        mixed = (shares[:, self._main] < 1.0).nonzero()[:, 0]
+        if not len(mixed):
+            return found
+        part = StepInputs(inputs.logprobs, shares, inputs.heard, inputs.comparison).only(mixed)
+        told = self._told(part) if part.comparison is None else part.comparison.told
+        own, at = told[self._main], mixed.to(main.device)
+        assert own is not None, "main never abstains"
+        target = self._log_mean(told, own, part.weights.to(own.device))
+        before = own.gather(1, ids[at])[:, 0]
+        after = target.gather(1, ids[at])[:, 0] - target.logsumexp(-1)
+        return found.index_add(0, at, torch.where(before > 0, after - before.clamp_min(_TINY).log(), 0.0))
+
     def _log_mean(self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Returns the logarithm of the members' mean, up to a constant per sequence, [sequences, vocabulary]."""
         floor, found = self._config.floor, torch.zeros_like(own)
