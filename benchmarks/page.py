@@ -263,7 +263,12 @@ def bytes_tables() -> dict[str, str]:
         worst.append({**named, **{key: row[f"{key}, worst kind %"] for key in both}})
     numbers = dict.fromkeys((key for key in gains[0] if key not in ("main", "other")), "+.1f")
     columns = {"main": "", "other": ""} | numbers
+    stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
+    names = [key for key in stories[0] if key.endswith(" alone")]
     return {
+        "byte stories": markdown(
+            stories, {"main": "", "fusion": "", "together": ".3f"} | dict.fromkeys(names, ".3f"), {"fusion": "strategy"}
+        ),
         "byte gains": markdown(gains, columns),
         "byte worst": markdown(worst, {key: form for key, form in columns.items() if key != "by the byte"}),
     }
