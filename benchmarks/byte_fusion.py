@@ -44,8 +44,8 @@ Way = tuple[str, str]
 """A strategy, and main's weight or "adaptive"."""
 
 
-def nats(ensemble: Ensemble, texts: Sequence[Given]) -> dict[Way, float]:
-    """Surprise at some texts, a byte, in bits, of all strategies at all weights, and of the members alone."""
+def bits(ensemble: Ensemble, texts: Sequence[Given]) -> dict[Way, float]:
+    """Bits a byte of some texts, of all strategies at all weights, and of the members alone."""
     fusions = built(ensemble, STRATEGIES)
     mixers: dict[Way, Mixer] = {}
     for name, fusion in fusions.items():
@@ -127,7 +127,7 @@ def main() -> None:
     rows = []
     for names in pairs:
         with opened(given.models, names, given.dtype) as ensemble:
-            found = {kind: nats(ensemble, chosen) for kind, chosen in texts.items()}
+            found = {kind: bits(ensemble, chosen) for kind, chosen in texts.items()}
         ideal = {kind: by_the_byte(exact[names[0], kind], exact[names[1], kind], texts[kind]) for kind in KINDS}
         row = {"pair": " + ".join(names), "dtype": given.dtype, "texts": given.texts, **row_of(found, ideal)}
         print(json.dumps(row), flush=True)
