@@ -269,9 +269,34 @@ def attacks_tables() -> dict[str, str]:
     return {"fuzz": markdown(found["rows"], columns), "machine": measured_on(fuzz=found)}
 
 
+def bytes_tables() -> dict[str, str]:
+    """Return every table of the page on fusing by bytes by name."""
+    found = read("byte_fusion")["rows"]
+    ways = ("deepen", "product", "bytes", "bytes, mixture")
+    gains, worst = [], []
+    for row in found:
+        main, _, other = row["pair"].partition(" + ")
+        named = {"main": main, "other": other}
+        both = [f"{way}, {how}" for way in ways for how in ("equal", "adaptive")]
+        gains.append({**named, **{key: row[f"{key} %"] for key in both}, "by the byte": row["by the byte, equal %"]})
+        worst.append({**named, **{key: row[f"{key}, worst kind %"] for key in both}})
+    numbers = dict.fromkeys((key for key in gains[0] if key not in ("main", "other")), "+.1f")
+    columns = {"main": "", "other": ""} | numbers
+    stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
+    names = [key for key in stories[0] if key.endswith(" alone")]
+    return {
+        "byte stories": markdown(
+            stories, {"main": "", "fusion": "", "together": ".3f"} | dict.fromkeys(names, ".3f"), {"fusion": "strategy"}
+        ),
+        "byte gains": markdown(gains, columns),
+        "byte worst": markdown(worst, {key: form for key, form in columns.items() if key != "by the byte"}),
+    }
+
+
 PAGES = {
     "README.md": readme_tables,
     "docs/fusion.md": fusion_tables,
+    "docs/bytes.md": bytes_tables,
     "docs/decoding.md": decoding_tables,
     "docs/evaluation.md": evaluation_tables,
     "docs/demo.md": demo_tables,

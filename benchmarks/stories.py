@@ -15,17 +15,21 @@ import torch
 
 from benchmarks.report import publish
 from deepen_core import Ensemble, FusionConfig
+from deepen_core.config import BytesConfig, StrategyOptions
 
 SHARED = Path(__file__).parents[2] / "shared"
-STRATEGIES: dict[str, str | FusionConfig] = {
+STRATEGIES: dict[str, str | StrategyOptions] = {
     "deepen": "deepen",
     "without healing": FusionConfig(healing=False),
     "without healing, unshared by embedding": FusionConfig(healing=False, unshared="embedding"),
     "deepen-paper": "deepen-paper",
+    "product": "product",
+    "bytes": "bytes",
+    "bytes, mixture": BytesConfig(mode="mixture"),
 }
 
 
-def measure(texts: list[str], main: int, fusion: str | FusionConfig) -> dict[str, Any]:
+def measure(texts: list[str], main: int, fusion: str | StrategyOptions) -> dict[str, Any]:
     """Bits per byte of the fused distribution and of each member alone."""
     models = [SHARED / "models" / name for name in ("stories260K", "babyllama105")]
     with warnings.catch_warnings():

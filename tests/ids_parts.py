@@ -23,6 +23,7 @@ class IdsSequence(MemberSequence):
         self.tokens_run = 0
         self.started = False
         self._recent = {}
+        self._sure = set()
 
     def rewrite(self, back, tail):
         """Replaces the last ids, but none that have settled."""

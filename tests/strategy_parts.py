@@ -3,6 +3,7 @@
 import torch
 
 from deepen_core.config import (
+    BytesConfig,
     FusionConfig,
     ProductConfig,
     TranslateConfig,
@@ -10,6 +11,7 @@ from deepen_core.config import (
 )
 from deepen_core.fusion.anchors.columns import TokenColumns
 from deepen_core.fusion.anchors.shared_tokens import Anchors
+from deepen_core.fusion.bytes.strategy import BytesFusion
 from deepen_core.fusion.deepen.sharp_fusion import SharpFusion
 from deepen_core.fusion.product import ProductFusion
 from deepen_core.fusion.translate import TranslateFusion, translation
@@ -94,6 +96,37 @@ def translate_of(vocabularies, main=0, prefer=min, **options):
 
     made = [None if n == main else translation(v, v.size, mine, size, firsts) for n, v in enumerate(vocabularies)]
     return TranslateFusion(made, mine, size, main, TranslateConfig(**options), CPU)
+
+
+class LongestFirst:
+    """Cuts a text as `Segmentation` does, by a tokenizer that always takes the longest token."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    def token_bytes(self, token_id):
+        return self.vocabulary.token_bytes(token_id) or b""
+
+    def firsts(self, values):
+        return [self.vocabulary.longest_beginning(value) for value in values]
+
+    def after(self, said, value):
+        data = self.vocabulary.join(said) + value
+        for token_id in said:
+            if self.vocabulary.longest_beginning(data) != token_id:
+                return None
+            data = data[len(self.token_bytes(token_id)) :]
+        first = self.vocabulary.longest_beginning(data)
+        return None if first is None else self.token_bytes(first)
+
+    def can_continue(self, said, value):
+        return not said or self.after(tuple(said), value) is not None
+
+
+def bytes_of(vocabularies, main=0, **options):
+    sizes = [v.size for v in vocabularies]
+    cut = [LongestFirst(v) for v in vocabularies]
+    return BytesFusion(cut, sizes, main, BytesConfig(**options), [CPU] * len(sizes))
 
 
 WEIGHTS = {2: [0.7, 0.3], 3: [0.2, 0.5, 0.3]}

@@ -10,6 +10,7 @@ from evaluation_parts import written
 from benchmarks import (
     agreement,
     boundaries,
+    byte_fusion,
     commits,
     constraints,
     decoding,
@@ -32,6 +33,7 @@ from benchmarks import (
     tasks,
     tracing,
 )
+from benchmarks.byte_reader import ByteReader
 from benchmarks.worlds import make_world, real_world
 from deepen_core import Ensemble
 from deepen_core.config import FusionConfig
@@ -160,6 +162,24 @@ def test_real_pairs(pair, monkeypatch):
     assert row["code: main"] == row["story: main"] > 0
     assert row["fitted weight"] in real_pairs.WEIGHTS
     assert row["fitted %"] == pytest.approx(row["deepen %"]) or row["fitted weight"] != 0.5
+
+
+def test_byte_fusion(pair):
+    """Every strategy at every weight, the members alone, and both by the byte."""
+    found = byte_fusion.bits(pair, [GIVEN])
+    assert {name for name, _ in found} == {*byte_fusion.STRATEGIES, "main", "other"}
+    exact = [ByteReader(one, least=0.01).read(GIVEN) for one in alone(pair)]
+    assert exact[0].shape == (len(GIVEN.text.encode()), 257)
+    ideal = byte_fusion.by_the_byte(exact[:1], exact[1:], [GIVEN])
+    kinds = (*byte_fusion.KINDS, *byte_fusion.FITTED_ON)
+    row = byte_fusion.row_of(dict.fromkeys(kinds, found), dict.fromkeys(kinds, ideal))
+    assert row["main"] == pytest.approx(found["main", ""])
+    assert row["bytes, equal %"] == row["bytes, equal, worst kind %"]
+
+
+def alone(ensemble):
+    """An ensemble of each member of another one."""
+    return [Ensemble.from_members([member]) for member in ensemble._engine.members]
 
 
 def test_tasks(pair, monkeypatch, tmp_path):

@@ -81,7 +81,7 @@ def fond(made_once):
         {"weights": "adaptive"},
         {"gate": 0.2},
         {"weights": [1, 0]},
-        *({"fusion": fusion} for fusion in ("product", "union", "translate", "deepen-paper")),
+        *({"fusion": fusion} for fusion in ("product", "union", "translate", "bytes", "deepen-paper")),
     ],
     ids=str,
 )
@@ -210,7 +210,7 @@ def assert_alike(found, expected):
 TEXTS = [" jumps over the lazy dog. The dog sleeps;", " 你好，世界! naïve café 🙂🙃 end", "x\n\n    return  1\t", "er"]
 
 
-@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "translate", "deepen-paper"])
+@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "translate", "bytes", "deepen-paper"])
 @pytest.mark.parametrize("main", [0, 1])
 def test_at_once_is_step_by_step(load, monkeypatch, fusion, main):
     """All states of a text in one forward, for texts whose tokens do not line up and whose characters are cut."""

@@ -29,7 +29,7 @@ def alpha(folders):
         yield ensemble._engine.members[0]
 
 
-@pytest.mark.parametrize("fusion", ["union", "product", "translate"])
+@pytest.mark.parametrize("fusion", ["union", "product", "translate", "bytes"])
 @pytest.mark.parametrize("main", [0, 1, 2])
 def test_members_without_embeddings_answer_beside_models(tables, alpha, fusion, main):
     """In batches as alone, and every answer is one of main's texts."""

@@ -8,6 +8,7 @@ from plain_strategies import plain_deepen, plain_product, plain_union
 from strategy_parts import (
     SHARED,
     WEIGHTS,
+    bytes_of,
     deepen_of,
     distributions,
     members,
@@ -19,6 +20,7 @@ from strategy_parts import (
 
 from deepen_core.config import (
     PRESETS,
+    BytesConfig,
     FusionConfig,
     ProductConfig,
     TranslateConfig,
@@ -94,10 +96,12 @@ def strategies(vocabularies, main=0):
         "product": product_of(vocabularies, main)[0],
         "union": union_of(vocabularies, main),
         "translate": translate_of(vocabularies, main),
+        "bytes": bytes_of(vocabularies, main),
+        "bytes, mixture": bytes_of(vocabularies, main, mode="mixture"),
     }
 
 
-@pytest.mark.parametrize("name", ["deepen", "product", "union", "translate"])
+@pytest.mark.parametrize("name", ["deepen", "product", "union", "translate", "bytes", "bytes, mixture"])
 class TestEveryStrategy:
     def test_main_alone_is_main_bit_for_bit(self, name):
         vocabularies = members()
@@ -270,6 +274,7 @@ def test_nothing_is_healed_where_a_member_abstains():
         ({"power": 1}, FusionConfig(rows="sharp", power=1.0)),
         (UnionConfig(top_k=4), UnionConfig(top_k=4)),
         ({"strategy": "translate", "by_uncertainty": False}, TranslateConfig(by_uncertainty=False)),
+        ({"strategy": "bytes", "mode": "mixture"}, BytesConfig(mode="mixture")),
     ],
 )
 def test_options_name_their_strategy(given, expected):
@@ -280,7 +285,7 @@ def test_options_name_their_strategy(given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("producd", "choose 'deepen' or 'deepen-paper' or 'product' or 'union' or 'translate'"),
+        ("producd", "choose 'deepen' or 'deepen-paper' or 'product' or 'union' or 'translate' or 'bytes'"),
         ({"strategy": "unions"}, "Unknown fusion 'unions'"),
         ({"strategy": ["union"]}, "Unknown fusion"),
         ({"strategy": "union", "steps": 3}, "Unknown option 'steps'"),

@@ -2,6 +2,7 @@
 
 from deepen_core.config.fusion import (
     PRESETS,
+    BytesConfig,
     FusionConfig,
     ProductConfig,
     SearchName,
@@ -16,6 +17,7 @@ from deepen_core.config.serving import MemberErrorPolicy, ServingConfig
 
 __all__ = [
     "PRESETS",
+    "BytesConfig",
     "FusionConfig",
     "MemberConfig",
     "MemberErrorPolicy",

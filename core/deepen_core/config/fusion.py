@@ -163,6 +163,24 @@ class TranslateConfig(StrategyOptions):
         return "deepen_core.fusion.translate:TranslateFusion"
 
 
+class BytesConfig(StrategyOptions):
+    """How `"bytes"` fuses what members say of the bytes that follow, whatever their tokens."""
+
+    strategy: Literal["bytes"] = "bytes"
+    mode: Literal["product", "mixture"] = "product"
+    """The mean of the members' distributions: "product", the weighted geometric mean, or "mixture", the weighted
+    average."""
+    floor: float = Field(default=0.02, ge=0.0, lt=1.0)
+    """With "product": see `ProductConfig.floor`."""
+    healing: bool = True
+    """Whether a member counts with what it would have said instead of its last tokens, see `FusionConfig.healing`."""
+
+    @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`."""
+        return "deepen_core.fusion.bytes.strategy:BytesFusion"
+
+
 PRESETS: dict[str, StrategyOptions] = {
     "deepen": FusionConfig(),
     "deepen-paper": FusionConfig(
@@ -178,6 +196,7 @@ PRESETS: dict[str, StrategyOptions] = {
     "product": ProductConfig(),
     "union": UnionConfig(),
     "translate": TranslateConfig(),
+    "bytes": BytesConfig(),
 }
 """The options that each name given as `fusion=` stands for."""
 

@@ -314,7 +314,14 @@ class Decoder:
             heard.append(
                 Heard(0, None, (), cut=False)
                 if part is None
-                else Heard(part.ids[-1], part.logits_before, sequence.token_ids, cut=part.cut, dummy=part.has_dummy)
+                else Heard(
+                    part.ids[-1],
+                    part.logits_before,
+                    sequence.token_ids,
+                    cut=part.cut,
+                    dummy=part.has_dummy,
+                    trail=part.trail,
+                )
             )
         return heard
 

@@ -158,16 +158,16 @@ class _Steps:
         self._clear()
 
     def _clear(self) -> None:
-        # Of each member that speaks, for each step: its last id, `cut` and `has_dummy`.
-        self._last: list[dict[int, tuple[int, bool, bool]]] = []
-        self._now: dict[int, tuple[int, bool, bool]] = {}
+        # Of each member that speaks, for each step: its last id, ids at `open_places`, `cut` and `has_dummy`.
+        self._last: list[dict[int, tuple[int, list[int], bool, bool]]] = []
+        self._now: dict[int, tuple[int, list[int], bool, bool]] = {}
         self._said: list[list[int]] = []
         self.texts: list[int] = []
         self.token_ids: list[int] = []
 
     def note(self, number: int, part: MemberSequence) -> None:
         """Adds a member to the step."""
-        self._now[number] = part.ids[-1], part.cut, part.has_dummy
+        self._now[number] = part.ids[-1], [part.ids[place] for place in part.open_places], part.cut, part.has_dummy
 
     def close(self, text: int, token_id: int, sequence: EnsembleSequence) -> None:
         """Ends the step, with the token that follows."""
@@ -195,9 +195,10 @@ class _Steps:
                 spread[at] = rows
                 rows = spread
             logprobs[number] = rows
-            for place, early in zip(at, before, strict=True):
-                last, cut, dummy = self._last[place][number]
-                ends[number][place] = Heard(last, early, self._said[place], cut=cut, dummy=dummy)
+            for place, earlier in zip(at, before, strict=True):
+                last, open_ids, cut, dummy = self._last[place][number]
+                early, trail = (earlier[0] if earlier else None), list(zip(open_ids, earlier, strict=False))
+                ends[number][place] = Heard(last, early, self._said[place], cut=cut, dummy=dummy, trail=trail)
         prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)
         self._clear()

@@ -10,7 +10,7 @@ import torch
 
 from deepen_core.engine.member_runner import PREFILL_CHUNK, non_finite
 from deepen_core.errors import DeepenError, MemberError, NonFiniteLogitsError, brief
-from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
+from deepen_core.members.base import BACK, Member, MemberSequence, TreeRun, tree_run_of
 from deepen_core.members.memory import is_memory
 from deepen_core.members.opening import respelled
 from deepen_core.members.text_tree import TextPath, TextTree
@@ -39,12 +39,12 @@ class StateReader(Protocol):
         """Ends the text."""
         ...
 
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    def take(self) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         """Runs what is pending.
 
         Returns:
-            Log-probabilities [states, vocabulary] after each state that was noted since the last call, and those
-            before its last id.
+            Log-probabilities [states, vocabulary] after each state that was noted since the last call, and for each
+            state those before its last id, if they are known, and those before the ids at `open_places`.
         """
         ...
 
@@ -70,7 +70,7 @@ class _TreeReader:
         self._done = 0  # nodes that were run
         self._held: dict[int, torch.Tensor] = {}  # log-probabilities after nodes that were run
         self._copies: dict[int, int] = {}  # nodes that are run again, since theirs are not held
-        self._states: list[tuple[int, int | None, torch.Tensor | None]] = []
+        self._states: list[tuple[int, list[int], torch.Tensor | None]] = []
         self._own_ids: list[int] = []
         self._place = 0  # of the next own id in the text
         self._asked: list[tuple[int, int, int]] = []  # node, own id after it, text
@@ -80,13 +80,14 @@ class _TreeReader:
         self._own_ids, self._place = own_ids, own_start
         self._found.append([])
         self._path.move(part.ids)
-        self._start = self._path.nodes[-2:]
+        self._start = self._path.nodes[-1 - BACK :]
 
     def note(self, part: MemberSequence) -> None:
         self._path.move(part.ids)
         self._ask()
+        part.take_pending()  # as in a step
         nodes = self._path.nodes
-        before = self._wanted(nodes[-2]) if len(nodes) > 1 else None
+        before = [self._wanted(node) for node in reversed(nodes[-1 - BACK : -1])]
         self._states.append((self._wanted(nodes[-1]), before, part.first_ids))
 
     def end(self) -> None:
@@ -112,8 +113,8 @@ class _TreeReader:
             self._copies[node] = self._tree.again(node)
         return self._copies[node]
 
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        nodes = {node for state in self._states for node in state[:2] if node is not None}
+    def take(self) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        nodes = {node for last, before, _ in self._states for node in (last, *before)}
         nodes |= {node for node, _, _ in self._asked}
         pieces = [torch.stack([self._held[n] for n in self._held])] if self._held else []
         line_of = {node: line for line, node in enumerate(self._held)}
@@ -127,12 +128,12 @@ class _TreeReader:
         every = _together(pieces)
         self._answer(every, line_of)
         states = _lines(every, [line_of[node] for node, _, _ in self._states])
-        before = [None if node is None else every[line_of[node]] for _, node, _ in self._states]
+        before = [[every[line_of[node]] for node in nodes] for _, nodes, _ in self._states]
         firsts = {line: first for line, (_, _, first) in enumerate(self._states) if first is not None}
         states = states.clone() if firsts else states  # they may be `every`, which is looked at again
         for line, first_ids in firsts.items():
             states[line] = respelled(states[line], first_ids)
-        kept = {*self._path.nodes[-2:], *self._start}
+        kept = {*self._path.nodes[-1 - BACK :], *self._start}
         self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
         self._states, self._copies = [], {}
         return states, before
@@ -173,7 +174,7 @@ class _StepReader:
     def __init__(self, call: MemberCaller) -> None:
         self._member = call.member
         self._call = call
-        self._states: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._states: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
         self._found: list[list[float]] = []
         self._own_ids: list[int] = []
         self._own_start = 0
@@ -187,13 +188,14 @@ class _StepReader:
     def note(self, part: MemberSequence) -> None:
         after = self._call.logprobs(partial(self._member.next_logits, [part]))[0]
         after = after if part.first_ids is None else respelled(after, part.first_ids)
-        self._states.append((after, part.logits_before))
+        before = [part.logits_before] if part.logits_before is not None else []
+        self._states.append((after, before + [logits for _, logits in part.trail[1:]]))
 
     def end(self) -> None:
         given = self._own_ids, self._own_start, self._source
         self._found.append(self._call(partial(self._member.token_logprobs, *given)))
 
-    def take(self) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    def take(self) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         states, self._states = self._states, []
         return torch.stack([after for after, _ in states]) if states else torch.zeros(0, 0), [b for _, b in states]
 

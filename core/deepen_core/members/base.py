@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol, TypeGuard
 
 import torch
@@ -17,6 +18,9 @@ from deepen_core.tokenization.retokenizer import AlignedText
 
 KEPT_TAIL = 2
 """Number of ids at the end of a text that are run in the step itself and whose logits are kept."""
+
+BACK = 3
+"""Number of ids at the end of a text before which logits are kept, once so many have been run in steps."""
 
 WORTH_SHARING = 16
 """Least number of ids for which copying another sequence's cache of the same beginning pays off."""
@@ -75,6 +79,7 @@ class MemberSequence:
         self.steps = 0
         self.started = False
         self._recent: dict[int, torch.Tensor] = {}
+        self._sure: set[int] = set()  # the places in `_recent` that do not depend on what else was run
 
     def append_token(self, token_id: int) -> None:
         """Appends a token that main has chosen."""
@@ -93,6 +98,7 @@ class MemberSequence:
         while same < min(len(held), len(tail)) and held[same] == tail[same]:
             same += 1
         self.cached = min(self.cached, place + same)
+        self._sure = {n for n in self._sure if n <= self.cached}
         self.ids[place:] = tail
 
     @property
@@ -128,7 +134,11 @@ class MemberSequence:
         """
         start = len(self.ids) - self.pending
         self.cached = len(self.ids) if limit is None else min(start + limit, len(self.ids))
-        self._recent = {n: logits for n, logits in self._recent.items() if start - KEPT_TAIL <= n <= start}
+        self._recent = {n: logits for n, logits in self._recent.items() if start - BACK <= n <= start}
+        if limit is None:
+            end = len(self.ids)
+            before = {end - 1} if start < end - 1 or end - 1 in self._recent else set()
+            self._sure = {n for n in self._sure if end - BACK <= n <= start} | before | {end}
         if self.started:
             self.tokens_run += self.cached - start
         self.started |= self.cached == len(self.ids)
@@ -150,6 +160,26 @@ class MemberSequence:
         """The logits [vocabulary] from which the last id was chosen, in float32, if they are still kept."""
         logits = self._recent.get(len(self.ids) - 1)
         return None if logits is None else logits.float()
+
+    @property
+    def trail(self) -> list[tuple[int, torch.Tensor]]:
+        """The last ids, the last one first, each with the logits [vocabulary] that it was chosen from.
+
+        They go back as far as logits are kept; into the prompt only if it may end anywhere.
+        """
+        places = takewhile(self._recent.__contains__, self.open_places)
+        return [(self.ids[place], self._recent[place]) for place in places]
+
+    @property
+    def open_places(self) -> list[int]:
+        """Places of the last ids that could have been others, the last one first.
+
+        The tokenizer might have cut the end of the text otherwise, had it gone on. That holds for a prompt only if it
+        may end anywhere. They go back as far as logits are sure to be kept, at most `BACK`.
+        """
+        last = len(self.ids) - 1
+        first = max(0 if self.cut else self.start, last + 1 - BACK, 1)
+        return list(takewhile(self._sure.__contains__, range(last, first - 1, -1)))
 
     @property
     def logits_after(self) -> torch.Tensor | None:
