@@ -18,6 +18,7 @@ from deepen_integrations.langchain.error_kinds import (
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    ModelRateLimitError,
     ModelTimeoutError,
 )
 
@@ -70,6 +71,14 @@ class TimedOutError(errors.TimedOutError, ModelTimeoutError):
     """See the engine's error of this name."""
 
 
+class MemberTimeoutError(errors.MemberTimeoutError, ModelTimeoutError):
+    """See the engine's error of this name."""
+
+
+class QueueFullError(errors.QueueFullError, ModelRateLimitError):
+    """See the engine's error of this name."""
+
+
 class ClosedError(errors.ClosedError, ModelError):
     """See the engine's error of this name. A closed ensemble stays closed."""
 
@@ -97,6 +106,8 @@ KINDS: dict[type[DeepenError], type[DeepenError]] = {
         NonFiniteLogitsError,
         DecodingError,
         TimedOutError,
+        MemberTimeoutError,
+        QueueFullError,
         ClosedError,
         CrashedError,
     )

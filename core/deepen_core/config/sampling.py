@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+from typing_extensions import Self
 
 from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
 from deepen_core.config.serving import MemberErrorPolicy
@@ -73,8 +75,8 @@ class SamplingParams(ConstraintOptions):
     logprobs: int | None = Field(default=None, ge=0, le=100)
     """Report the log-probability of each chosen token and of this many alternatives, before any constraint applies."""
     timeout: float | None = None
-    """Seconds, waiting in the queue included, after which the request ends with `finish_reason="timeout"` and the
-    partial answer."""
+    """Seconds after which the request ends with `finish_reason="timeout"` and the partial answer. They count from the
+    call: preparing the prompt, compiling a grammar, waiting in the queue and a first load are included."""
     on_timeout: Literal["return", "raise"] = "return"
     """"raise" ends a request whose timeout passes with a `TimedOutError` instead, so that a fallback can take over."""
     max_argument_length: int | None = Field(default=None, ge=0)
@@ -199,6 +201,23 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
 
+    _asked: float | None = PrivateAttr(default=None)
+
+    @property
+    def asked(self) -> float | None:
+        """When the request was made (`time.perf_counter`), if that was before the engine got it."""
+        return self._asked
+
+    def asked_now(self) -> Self:
+        """Returns these options of a request that is made now: its timeout counts from here."""
+        return self.asked_at(time.perf_counter())
+
+    def asked_at(self, when: float | None) -> Self:
+        """Returns these options of a request that was made at some time; None for when the engine gets it."""
+        copied = self.model_copy()
+        copied._asked = when  # noqa: SLF001  of this class
+        return copied
+
     @property
     def answer_tokens(self) -> int:
         """`max_new_tokens`, or its default for an answer without thoughts."""
@@ -222,7 +241,7 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     if any(options.get(name) is not None for name in CONSTRAINTS):
         values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
     merged: SamplingParams = SamplingParams.parse({**values, **_given(options)}, SamplingError)
-    return merged
+    return merged if params is None or params.asked is None else merged.asked_at(params.asked)
 
 
 def several_answers(params: SamplingParams, n: int) -> list[SamplingParams]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 from deepen_core.chat.messages import Message
 from deepen_core.config import SamplingParams
+from deepen_core.engine.task import Lane
 
 T = TypeVar("T")
 
@@ -22,8 +23,13 @@ class Preparation:
     """
 
     def __init__(self) -> None:
-        self._short = ThreadPoolExecutor(1, thread_name_prefix="deepen-prepare")
-        self._long = ThreadPoolExecutor(_LONG_THREADS, thread_name_prefix="deepen-prepare-long")
+        self._short = Lane(1, "deepen-prepare")
+        self._long = Lane(_LONG_THREADS, "deepen-prepare-long")
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait to be prepared, about."""
+        return self._short.waiting + self._long.waiting
 
     def run(self, work: Callable[[], T], *, short: bool) -> Future[T]:
         """Runs some work on a thread of its lane.
@@ -35,16 +41,16 @@ class Preparation:
         Raises:
             RuntimeError: After `close`.
         """
-        return (self._short if short else self._long).submit(work)
+        return (self._short if short else self._long).run(work)
 
-    def close(self, *, wait: bool) -> None:
+    def close(self, wait_s: float) -> None:
         """Ends the threads after what they have been given; none is accepted any more.
 
         Args:
-            wait: Wait for the thread of short requests.
+            wait_s: Maximum number of seconds to wait for the thread of short requests.
         """
-        self._short.shutdown(wait=wait)
-        self._long.shutdown(wait=False)
+        self._long.close(0.0)
+        self._short.close(wait_s)
 
 
 def is_short(prompt: str | Sequence[Message], params: SamplingParams) -> bool:

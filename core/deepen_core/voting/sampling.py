@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -86,13 +87,16 @@ def vote(engine: Engine, prompt: Prompt, poll: Poll, ballot: Ballot, owner: obje
         PromptError: If there are several prompts.
         DeepenError: As from `Ensemble.generate` and `Ensemble.score`.
     """
+    made_at = time.perf_counter()
     prompts, single = prompt_list(prompt)
     if not single:
         raise PromptError(f"vote takes one prompt, and these are {len(prompts)}: vote on each of them.")
     asked = prompts[0] if isinstance(prompts[0], str) else check_messages(prompts[0])
+    engine.worker.check_room()
     sources = poll.sources(engine)
     started = [(each, [each.decoder.start(asked, one) for one in poll.params]) for _, each in sources]
-    handles = [handle for each, sequences in started for handle in engine.worker.submit(sequences, owner, each.decoder)]
+    submit = engine.worker.submit
+    handles = [one for each, sequences in started for one in submit(sequences, owner, each.decoder, made_at)]
     try:
         answers = [handle.result() for handle in handles]
     finally:
