@@ -83,7 +83,7 @@ class SharedEnsemble:
             return self._loaded
         left = None if within is None else seconds_left(within)
         if left is None:
-            return await asyncio.to_thread(self._load, progress, chat)
+            return await asyncio.to_thread(self._load_once, progress, chat)
         loading = self._lane.run(partial(self._load_once, progress, chat))
         await asyncio.wait([asyncio.wrap_future(loading)], timeout=left)
         return _loaded_in_time(loading, within)

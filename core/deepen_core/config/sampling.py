@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -37,6 +38,13 @@ THINKING_TOKENS = 4096
 """Default of `max_new_tokens` where thoughts may come before the answer. Small models think for a few hundred to a few
 thousand tokens, so that with 256 most answers would never begin; and without a limit, one that thinks in circles, as
 they do under greedy decoding, would fill the whole window."""
+
+
+@dataclass(frozen=True)
+class _When:
+    """A time that options carry without being others for it: any two are equal."""
+
+    seconds: float | None = field(compare=False)
 
 
 class SamplingParams(ConstraintOptions):
@@ -201,12 +209,12 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
 
-    _asked: float | None = PrivateAttr(default=None)
+    _asked: _When = PrivateAttr(default_factory=lambda: _When(None))
 
     @property
     def asked(self) -> float | None:
         """When the request was made (`time.perf_counter`), if that was before the engine got it."""
-        return self._asked
+        return self._asked.seconds
 
     def asked_now(self) -> Self:
         """Returns these options of a request that is made now: its timeout counts from here."""
@@ -215,7 +223,7 @@ class SamplingParams(ConstraintOptions):
     def asked_at(self, when: float | None) -> Self:
         """Returns these options of a request that was made at some time; None for when the engine gets it."""
         copied = self.model_copy()
-        copied._asked = when  # noqa: SLF001  of this class
+        copied._asked = _When(when)  # noqa: SLF001  of this class
         return copied
 
     @property
