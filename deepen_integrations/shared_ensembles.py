@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deepen_core.config import MemberConfig, SamplingParams
 from deepen_core.demo import member_paths
 from deepen_core.engine.deadline import seconds_left
+from deepen_core.engine.event_loop import running_loop
 from deepen_core.engine.task import Lane
 from deepen_core.errors import ConfigurationError, TimedOutError
 from deepen_integrations.load_options import DEMO, LOADED, LoadOptions
@@ -79,6 +80,7 @@ class SharedEnsemble:
 
     async def aensemble(self, progress: bool, *, chat: bool = False, within: SamplingParams | None = None) -> Ensemble:
         """Like `ensemble`, but loads in a thread, so the event loop is not blocked."""
+        running_loop()
         if self._loaded is not None:
             return self._loaded
         left = None if within is None else seconds_left(within)

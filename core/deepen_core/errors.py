@@ -166,7 +166,13 @@ class ClosedError(DeepenError):
 
 
 class CrashedError(ClosedError):
-    """A fault outside of any request, its `__cause__`, ended every request under way."""
+    """A fault outside of any request, its `__cause__`, ended every request under way.
+
+    Attributes:
+        for_good: Whether the ensemble answers no more.
+    """
+
+    for_good = False
 
 
 def _ways_out(finish_reason: str, otherwise: str) -> str:

@@ -14,6 +14,7 @@ from deepen_core.chat.messages import Message, Prompt, check_messages, prompt_li
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.engine.deadline import seconds_left, timed_out_early
 from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.event_loop import running_loop
 from deepen_core.engine.handle import AnsweredRequest, Handle
 from deepen_core.engine.preparation import is_short
 from deepen_core.engine.sequence import EnsembleSequence
@@ -107,8 +108,9 @@ class GenerationAPI(ABC):
         sequences = [
             _kept(return_exceptions, partial(_start, decoder, p, o)) for p, o in zip(prompts, each, strict=True)
         ]
-        handles = worker.submit(_readable(sequences), self, decoder, asked)
-        try:
+        handles: list[Handle] = []
+        try:  # Ctrl-C may come at any time
+            handles = worker.submit(_readable(sequences), self, decoder, asked)
             answers = [_kept(return_exceptions, handle.result) for handle in handles]
         finally:
             _cancel(handles)
@@ -151,8 +153,13 @@ class GenerationAPI(ABC):
         return_exceptions: bool = False,
         **options: Any,
     ) -> Outcome | Sequence[Outcome]:
-        """Like `generate`; cancelling the task ends the work."""
+        """Like `generate`; cancelling the task ends the work.
+
+        Raises:
+            ConfigurationError: Outside of asyncio, as in trio; as from all async methods.
+        """
         asked = time.perf_counter()
+        running_loop()
         prompts, single = prompt_list(prompt)
         each = _options_for(prompts, single, params, options)
         worker, decoder = self._admitted()
@@ -202,11 +209,12 @@ class GenerationAPI(ABC):
         self, worker: Worker, decoder: Decoder, sequence: EnsembleSequence, spent_s: float
     ) -> Generator[Chunk, None, None]:
         # The time until somebody asks for the first piece does not count.
-        (handle,) = worker.submit([sequence], self, decoder, time.perf_counter() - spent_s)
+        handles: list[Handle] = []
         try:
-            yield from handle
+            handles = worker.submit([sequence], self, decoder, time.perf_counter() - spent_s)
+            yield from handles[0]
         finally:
-            handle.cancel()
+            _cancel(handles)
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
@@ -250,6 +258,7 @@ class GenerationAPI(ABC):
 
     async def _aread_and_submit(self, prompt: Prompt, params: SamplingParams) -> Handle:
         asked = time.perf_counter()
+        running_loop()
         worker, decoder = self._admitted()
         reading = worker.prepare(partial(decoder.start, prompt, params), short=is_short(prompt, params))
         sequence = await _in_time(reading, params, asked)

@@ -79,7 +79,8 @@ class Scheduler:
         self._decoding.clear()
 
     def anew(self) -> Scheduler:
-        """Returns a scheduler without requests."""
+        """Returns a scheduler without requests, whose members have forgotten what they had computed."""
+        self.decoder.forget()
         return Scheduler(self.decoder, self._size, self._budget)
 
     def _end_overdue(self) -> None:

@@ -43,7 +43,8 @@ class Worker:
     the thread, so no caller ever waits for a lock that is held during a step.
 
     After a crash (an exception outside of any request, or one that is not an `Exception`) the requests under way end
-    with its cause, and the next ones are decoded as before; after four crashes within a minute, none are.
+    with its cause, the members forget what they have computed, and the next requests are decoded as before; after four
+    crashes within a minute, none are. Weights are read only, so they are not loaded again.
 
     Args:
         decoder: Steps the sequences.
@@ -103,11 +104,17 @@ class Worker:
         requests = [Request(sequence, decoder) for sequence in sequences]
         asked = time.perf_counter() if asked is None else asked
         self._start()
-        for request in requests:
-            request.sequence.submitted = request.sequence.params.asked or asked
-            self._inbox.put(request)
-        self._check_open()  # if the worker was stopped meanwhile, it may not have seen these
-        return [Handle(request, owner) for request in requests]
+        handles = [Handle(request, owner) for request in requests]
+        try:
+            for request in requests:
+                request.sequence.submitted = request.sequence.params.asked or asked
+                self._inbox.put(request)
+            self._check_open()  # if the worker was stopped meanwhile, it may not have seen these
+        except BaseException:  # such as Ctrl-C: the traceback may keep the handles for long
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Runs a function on the worker between two steps; any other thread may wait for the result.
@@ -177,8 +184,12 @@ class Worker:
         with self._starting:
             if self._thread is None and not self._closed:
                 worker = threading.Thread(target=self._work, name="deepen-worker", daemon=True)
-                worker.start()
-                self._thread, self._process = worker, os.getpid()
+                self._thread, self._process = worker, os.getpid()  # first: Ctrl-C must not make a second one
+                try:
+                    worker.start()
+                except RuntimeError:  # no thread can be started
+                    self._thread = None
+                    raise
                 # A daemon thread still in torch at interpreter shutdown may crash: it is waited for at exit.
                 weakref.finalize(worker, _stop_if_alive, weakref.ref(self))
 
@@ -283,7 +294,7 @@ def crashed_error(problem: BaseException, *, for_good: bool) -> CrashedError:
         else "Ask again: the next request starts anew."
     )
     error = CrashedError(f"This ensemble has crashed: {brief(problem)}. {OUR_FAULT} {way_out}")
-    error.__cause__ = problem
+    error.__cause__, error.for_good = problem, for_good
     return error
 
 

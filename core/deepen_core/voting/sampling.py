@@ -12,6 +12,7 @@ from deepen_core.chat.messages import Prompt, check_messages, prompt_list
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.sampling import several_answers
 from deepen_core.engine.engine import Engine
+from deepen_core.engine.handle import Handle
 from deepen_core.engine.scoring import score
 from deepen_core.errors import ContextWindowError, PromptError, SamplingError
 from deepen_core.replies import ReplyParser, parse_reply
@@ -95,9 +96,10 @@ def vote(engine: Engine, prompt: Prompt, poll: Poll, ballot: Ballot, owner: obje
     engine.worker.check_room()
     sources = poll.sources(engine)
     started = [(each, [each.decoder.start(asked, one) for one in poll.params]) for _, each in sources]
-    submit = engine.worker.submit
-    handles = [one for each, sequences in started for one in submit(sequences, owner, each.decoder, made_at)]
+    handles: list[Handle] = []
     try:
+        for each, sequences in started:
+            handles += engine.worker.submit(sequences, owner, each.decoder, made_at)
         answers = [handle.result() for handle in handles]
     finally:
         for handle in handles:

@@ -28,7 +28,7 @@ from deepen_core.members.transformers.hub import fetch_weights
 from deepen_core.members.transformers.languages import language_id, set_source_language
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.pretrained import auto_class, is_encoder_decoder, load_config, load_tokenizer
-from deepen_core.members.transformers.random_state import kept_random_state
+from deepen_core.members.transformers.random_state import own_randomness
 from deepen_core.members.transformers.requirements import missing_package
 from deepen_core.members.transformers.seq2seq import Seq2SeqMember
 from deepen_core.members.transformers.source import find_source
@@ -162,7 +162,7 @@ def load_member(described: Description, progress: bool) -> ModelMember:
     kind = auto_class(described.model_config)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
-        with weight_bars(progress), kept_random_state():
+        with weight_bars(progress), own_randomness():
             loaded: Any = kind.from_pretrained(
                 folder,
                 dtype=described.dtype,

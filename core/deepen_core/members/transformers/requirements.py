@@ -14,7 +14,7 @@ import transformers
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
-from deepen_core.members.transformers.random_state import kept_random_state
+from deepen_core.members.transformers.random_state import own_randomness
 
 _UNQUANTISED = "give the model in its original weights"
 _ATTENTION = ("attn_implementation", "_attn_implementation")
@@ -90,7 +90,7 @@ def check_packages(place: str, given: Mapping[str, Any], model_config: Any, auto
         ConfigurationError: Naming what is missing, in the words of `transformers`.
     """
     try:
-        with kept_random_state(), torch.device("meta"):
+        with own_randomness(), torch.device("meta"):
             auto_class.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
     except ImportError as problem:
         asked = next((f'"{name}": "{given[name]}"' for name in _ATTENTION if given.get(name)), None)
