@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
 from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
+_HALF = re.compile("[\ud800-\udfff]")
 _LEAST_TEMPERATURE = 1e-4
 _MOST_BIAS = 100.0
 _NOT_VARIABLES = frozenset(
@@ -205,7 +207,7 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError(f"{string!r} is not a string; give a string or a list of strings")
             if not string:
                 raise ValueError("an empty stop string would end every answer at once; leave it out")
-            if any("\ud800" <= c <= "\udfff" for c in string):
+            if _HALF.search(string):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
 
