@@ -242,6 +242,16 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def attacks_tables() -> dict[str, str]:
+    """Return every table of the page on attacks by name."""
+    soak = read("soak")
+    columns = {"run": "", "requests": ",d", "wrong": "d", "hanging": "d", "median ms": ".0f", "95 % ms": ".0f"}
+    columns |= {"median, times quiet": ".2f", "95 %, times quiet": ".2f"}
+    columns |= {"MiB at minute 1": ",.0f", "MiB at the end": ",.0f"}
+    headings = {"median ms": "ms between tokens, median", "95 % ms": "95th percentile"}
+    return {"soak": markdown(soak["rows"], columns, headings), "machine": measured_on(soak=soak)}
+
+
 def demo_tables() -> dict[str, str]:
     """Return every table of the page on the demo by name."""
     tasks = read("demo_tasks")
@@ -258,6 +268,7 @@ PAGES = {
     "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
+    "docs/attacks.md": attacks_tables,
 }
 """The pages with tables, by their place in the repository."""
 

@@ -1,9 +1,9 @@
 """Many callers of one ensemble for long, in quiet and under attack: wrong answers, memory, time between tokens.
 
-Run with `python -m benchmarks.soak --minutes 30`; `--help` lists the options. Sixteen callers ask the demo's
-members, from threads and an event loop, of the engine and of both adapters: texts, conversations, tools and schemas, cancelled and
-timed out. They run in quiet first. Under attack, a hostile caller on their event loop sends each of its inputs once a
-second, and every ten seconds a member fails or hangs, and recovers. A last run is a control: the hostile caller is
+Run with `python -m benchmarks.soak --minutes 30`; `--help` lists the options. Sixteen callers ask the demo's members,
+from threads and an event loop, of the engine and of both adapters: texts, conversations, tools and schemas, cancelled
+and timed out. They run in quiet first. Under attack, a hostile caller on their event loop sends each of its inputs once
+a second, and every ten seconds a member fails or hangs, and recovers. A last run is a control: the hostile caller is
 another process with an ensemble of its own, so that it takes nothing from the others but the machine's time.
 
 Each answer is compared with the same caller's first one, made alone. Those that overlap a fault of the member may be
