@@ -16,7 +16,7 @@ class _OwnRandomness(TorchDispatchMode):
     """Gives each operation of this thread that draws random numbers a generator of its own."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(
