@@ -29,7 +29,7 @@ from deepen_core.demo import member_paths
 from deepen_core.members.loading import describe_member, load_members, member_configs
 from deepen_core.progress import Steps
 
-STEP_TIMEOUT_S = 2.0
+STEP_TIMEOUT_S = 3.0
 QUIET, ATTACKED, CONTROL = "quiet", "attacked", "hostile caller in another process"
 _HANG_S = 120.0  # a caller whose request takes longer hangs
 
@@ -96,7 +96,7 @@ class Run:
         apart = {id(one) for one in beside}
         wrong = [one for one in outcomes if not one.right and id(one) not in apart]
         for one in wrong[:5]:
-            print("wrong:", one.what, flush=True)
+            print(f"wrong, from {one.began:.2f} to {one.ended:.2f}:", one.what, flush=True)
         gaps = sorted(gap for caller in self._callers for gap in caller.gaps)
         after_a_minute = next((mib for at, mib in self._memory if at >= 60.0), self._memory[0][1])
         return {
@@ -129,7 +129,7 @@ def soak(minutes: float) -> list[dict[str, Any]]:
             caller.learn()
         Run(callers, min(10.0, seconds / 10)).measure("warm-up")
         rows = [Run(callers, seconds / 4).measure(QUIET)]
-        with Faults(faulty, STEP_TIMEOUT_S) as faults:
+        with Faults(faulty) as faults:
             run = Run([*callers, Hostile(ensemble)], seconds / 2, faults)
             rows.append(run.measure(ATTACKED))
         spawned = multiprocessing.get_context("spawn")

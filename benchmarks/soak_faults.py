@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ from deepen_core.errors import DeepenError
 from deepen_core.members.base import Member, MemberSequence
 
 _EVERY_S = 10.0  # between two faults
-_FAULT_S = 3.0
+_FAULT_S = 4.0
 
 
 class FaultyMember:
@@ -51,20 +53,20 @@ class Faults:
 
     Args:
         member: The member.
-        step_timeout_s: Of the ensemble.
 
     Attributes:
-        spans: When it was at fault, and a little after, each from when to when (`time.monotonic`).
+        spans: When it was at fault or in a step that took too long, each from when to when (`time.monotonic`).
     """
 
-    def __init__(self, member: FaultyMember, step_timeout_s: float) -> None:
+    def __init__(self, member: FaultyMember) -> None:
         self._member = member
-        self._after_s = step_timeout_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.spans: list[tuple[float, float]] = []
+        self._overdue = _Overdue(self.spans)
 
     def __enter__(self) -> Self:
+        logging.getLogger("deepen_core").addHandler(self._overdue)
         self._thread.start()
         return self
 
@@ -73,12 +75,14 @@ class Faults:
     ) -> None:
         self._over.set()
         self._thread.join()
+        logging.getLogger("deepen_core").removeHandler(self._overdue)
 
     def _run(self) -> None:
         for hangs in itertools.cycle((False, True)):
             if self._over.wait(_EVERY_S):
                 return
-            began = time.monotonic()
+            place, began = len(self.spans), time.monotonic()
+            self.spans.append((began, math.inf))  # the run may end before the fault
             if hangs:
                 self._member.hanging.clear()
             else:
@@ -86,7 +90,20 @@ class Faults:
             self._over.wait(_FAULT_S)
             self._member.failing = False
             self._member.hanging.set()
-            self.spans.append((began, time.monotonic() + self._after_s))
+            self.spans[place] = began, time.monotonic()
+
+
+class _Overdue(logging.Handler):
+    """Notes from when to when a member was in a step that took longer than `step_timeout`, as the engine logs it."""
+
+    def __init__(self, spans: list[tuple[float, float]]) -> None:
+        super().__init__(logging.WARNING)
+        self._spans = spans
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "has ended a step" in record.msg and isinstance(record.args, tuple):
+            now = time.monotonic()
+            self._spans.append((now - float(str(record.args[1])), now))
 
 
 def inputs() -> dict[str, tuple[str, dict[str, Any]]]:
