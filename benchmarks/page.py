@@ -262,11 +262,19 @@ def traces_tables() -> dict[str, str]:
 
 
 def attacks_tables() -> dict[str, str]:
-    """Return the table of fuzzed inputs."""
-    found = read("fuzz")
+    """Return every table of the page on attacks by name."""
+    found, soak = read("fuzz"), read("soak")
+    runs = {"run": "", "requests": ",d", "wrong": "d", "hanging": "d", "median ms": ".0f", "95 % ms": ".0f"}
+    runs |= {"median, times quiet": ".2f", "95 %, times quiet": ".2f"}
+    runs |= {"MiB at minute 1": ",.0f", "MiB at the end": ",.0f"}
+    headings = {"median ms": "ms between tokens, median", "95 % ms": "95th percentile"}
     columns = {"entry": "", "inputs": ",d", "refused": ".0%", "seconds": ",.0f", "slowest s": ".2f"}
     columns |= {"other errors": "d"}
-    return {"fuzz": markdown(found["rows"], columns), "machine": measured_on(fuzz=found)}
+    return {
+        "soak": markdown(soak["rows"], runs, headings),
+        "fuzz": markdown(found["rows"], columns),
+        "machine": measured_on(soak=soak, fuzz=found),
+    }
 
 
 def bytes_tables() -> dict[str, str]:

@@ -126,22 +126,24 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         """
         return self.load_ensemble()
 
-    def load_ensemble(self, *, chat: bool = False) -> Ensemble:
+    def load_ensemble(self, *, chat: bool = False, within: SamplingParams | None = None) -> Ensemble:
         """Returns `ensemble`.
 
         Args:
             chat: Whether it is asked for a conversation, so that members without a chat template need not be loaded.
+            within: Options of the request that it is asked for, whose timeout the load counts towards.
 
         Raises:
             ChatTemplateError: With `chat`, if it would have to load a member without a chat template.
             ClosedError: After `close`.
+            TimedOutError: If the timeout passes first. The load goes on.
             DeepenError: If it cannot be loaded.
         """
-        return self._held().ensemble(self.progress, chat=chat)
+        return self._held().ensemble(self.progress, chat=chat, within=within)
 
-    async def aensemble(self, *, chat: bool = False) -> Ensemble:
+    async def aensemble(self, *, chat: bool = False, within: SamplingParams | None = None) -> Ensemble:
         """Like `load_ensemble`, but loads in a thread, so the event loop is not blocked."""
-        return await self._held().aensemble(self.progress, chat=chat)
+        return await self._held().aensemble(self.progress, chat=chat, within=within)
 
     def warm_up(self) -> None:
         """Loads the models and lets them answer briefly, so that the first request waits for neither.
@@ -251,7 +253,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
 
         Args:
             options: The call's keywords; None means the adapter's own value. Names of other models' options are
-                translated, and those that have no effect are left out.
+                translated, and those that have no effect are left out. Its timeout counts from here.
 
         Raises:
             SamplingError: For an unknown option or a value outside its range.
@@ -264,7 +266,8 @@ class DeepenAdapter(LoadOptions, SamplingParams):
                 f"A call cannot choose another model than {self.model_name!r}: construct another "
                 f"{type(self).__name__} for it."
             )
-        return resolve_sampling(own, given)
+        params = resolve_sampling(own, given)
+        return params if params.timeout is None else params.asked_now()
 
     def with_options(self, **options: Any) -> Self:
         """Returns a copy with other sampling options, on the same ensemble.

@@ -71,6 +71,10 @@ class LoadOptions(BaseModel):
 
     max_context_window: int | None = Field(default=None, ge=2, strict=True)
     """Caps the context window of every member, in its own tokens; by default each has its own."""
+    max_waiting: int = Field(default=10_000, ge=1, strict=True)
+    """Maximum number of requests that wait; a call beyond them raises `QueueFullError`."""
+    step_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds that a member may take for a step before it counts as failed; by default there is no limit."""
 
     @field_validator("models", mode="before")
     @classmethod

@@ -7,13 +7,18 @@ import os
 import threading
 import uuid
 import weakref
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen_core.config import MemberConfig
+from deepen_core.config import MemberConfig, SamplingParams
 from deepen_core.demo import member_paths
-from deepen_core.errors import ConfigurationError
+from deepen_core.engine.deadline import seconds_left
+from deepen_core.engine.event_loop import running_loop
+from deepen_core.engine.task import Lane
+from deepen_core.errors import ConfigurationError, TimedOutError
 from deepen_integrations.load_options import DEMO, LOADED, LoadOptions
 from deepen_integrations.model_facts import ModelFacts, facts_from_files
 
@@ -47,20 +52,45 @@ class SharedEnsemble:
         self._facts: ModelFacts | None = None
         self._budget: ContextBudget | None = None
         self._loading = threading.Lock()
+        self._lane = Lane(1, "deepen-load")
         if ensemble is not None:
             self._take(ensemble)
 
-    def ensemble(self, progress: bool, *, chat: bool = False) -> Ensemble:
+    def ensemble(self, progress: bool, *, chat: bool = False, within: SamplingParams | None = None) -> Ensemble:
         """Returns the ensemble, loading it on first use.
 
         Args:
             progress: Show progress bars while loading.
             chat: Do not load members without a chat template.
+            within: Options of the request that it is loaded for: the load counts towards its timeout.
 
         Raises:
             ChatTemplateError: With `chat`, if a member without a chat template would have to be loaded.
+            TimedOutError: If the timeout of the request passes first; the load goes on.
             DeepenError: If the engine cannot load it. The next call tries again.
         """
+        if self._loaded is not None:
+            return self._loaded
+        left = None if within is None else seconds_left(within)
+        if left is None:
+            return self._load_once(progress, chat)
+        loading = self._lane.run(partial(self._load_once, progress, chat))
+        wait([loading], left)
+        return _loaded_in_time(loading, within)
+
+    async def aensemble(self, progress: bool, *, chat: bool = False, within: SamplingParams | None = None) -> Ensemble:
+        """Like `ensemble`, but loads in a thread, so the event loop is not blocked."""
+        running_loop()
+        if self._loaded is not None:
+            return self._loaded
+        left = None if within is None else seconds_left(within)
+        if left is None:
+            return await asyncio.to_thread(self._load_once, progress, chat)
+        loading = self._lane.run(partial(self._load_once, progress, chat))
+        await asyncio.wait([asyncio.wrap_future(loading)], timeout=left)
+        return _loaded_in_time(loading, within)
+
+    def _load_once(self, progress: bool, chat: bool) -> Ensemble:
         with self._loading:
             ensemble = self._loaded
             if ensemble is None:
@@ -68,11 +98,6 @@ class SharedEnsemble:
                 weakref.finalize(self, ensemble.close)
                 self._take(ensemble)
             return ensemble
-
-    async def aensemble(self, progress: bool, *, chat: bool = False) -> Ensemble:
-        """Like `ensemble`, but loads in a thread, so the event loop is not blocked."""
-        loaded = self._loaded
-        return loaded if loaded is not None else await asyncio.to_thread(self.ensemble, progress, chat=chat)
 
     def budget(self) -> ContextBudget:
         """Returns how much of a prompt fits all members. Loads no weights: the tokenizers are read once.
@@ -110,10 +135,26 @@ class SharedEnsemble:
 
     def unlock(self) -> None:
         """Forgets a load that was under way in the parent of this process."""
-        self._loading = threading.Lock()
+        self._loading, self._lane = threading.Lock(), Lane(1, "deepen-load")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_ensemble, (self.options,)
+
+
+def _loaded_in_time(loading: Future[Ensemble], within: SamplingParams | None) -> Ensemble:
+    """Returns a loaded ensemble.
+
+    Raises:
+        TimedOutError: If it is still being loaded.
+    """
+    if loading.done():
+        return loading.result()
+    loading.cancel()  # if it has not begun
+    limit = None if within is None else within.timeout
+    raise TimedOutError(
+        f"The models were still being loaded after {limit} s (timeout). The load goes on: ask again, allow more time, "
+        "or load them before the first request with warm_up()."
+    )
 
 
 def shared_ensemble(options: LoadOptions) -> SharedEnsemble:

@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
-from scheduler_parts import FAILING, OPTIONS, PROMPT, Serving, fails_at, hook
+from scheduler_parts import FAILING, OPTIONS, PROMPT, Serving, fails_at, hook, sequences_held
 
 from deepen_core.errors import (
     ChatTemplateError,
     ClosedError,
+    ConfigurationError,
     ContextWindowError,
     MemberError,
     PromptError,
@@ -92,3 +93,39 @@ def test_a_member_without_a_template_refuses_conversations_only(load):
         )
     assert said.text
     assert isinstance(refused, ChatTemplateError)
+
+
+class TestInterruptions(Serving):
+    def test_ctrl_c_in_a_submission_cancels_what_it_has_begun(self, ensemble, monkeypatch):
+        """The error is kept, as a shell does, and with it everything that the call had."""
+        inbox = ensemble._worker._inbox
+
+        class Interrupted:
+            count = 0
+
+            def __getattr__(self, name):
+                return getattr(inbox, name)
+
+            def put(self, item):
+                inbox.put(item)
+                self.count += 1
+                if self.count == 2:
+                    raise KeyboardInterrupt
+
+        ensemble.generate(PROMPT, max_new_tokens=1)
+        monkeypatch.setattr(ensemble._worker, "_inbox", Interrupted())
+        with pytest.raises(KeyboardInterrupt) as kept:
+            ensemble.generate([PROMPT] * 3, **{**OPTIONS, "max_new_tokens": 100})
+        monkeypatch.undo()
+        assert kept.value.__traceback__
+        handle = ensemble.submit(PROMPT, max_new_tokens=5, ignore_eos=True)
+        assert handle.result(timeout=30).finish_reason == "length"
+        assert sequences_held(ensemble) == 0
+
+
+@pytest.mark.parametrize("way", ["agenerate", "asubmit", "astream"])
+def test_outside_of_asyncio_async_methods_say_so(pair, way):
+    """As in trio, where a coroutine is driven without a loop of asyncio."""
+    asked = getattr(pair, way)(PROMPT, **OPTIONS)
+    with pytest.raises(ConfigurationError, match=r"need asyncio.*trio\.to_thread\.run_sync"):
+        (asked if way != "astream" else anext(asked)).send(None)

@@ -3,14 +3,17 @@
 import asyncio
 import copy
 import random
+import sys
 import threading
+import tracemalloc
 import unicodedata
 
 import pytest
+from scheduler_parts import eventually
 
 from deepen_core.config import SamplingParams
 from deepen_core.engine.preparation import Preparation, is_short
-from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.errors import ContextWindowError, PromptError, SamplingError
 from deepen_core.sampling.stop_strings import StopMatcher
 from deepen_core.tokenization.token_bound import _COMPOSED, characters_a_token
 
@@ -85,6 +88,43 @@ def test_what_is_short():
     assert not is_short("a" * 30_000, plain)
     assert not is_short([{"role": "user", "content": [{"type": "text", "text": "b" * 30_000}]}], plain)
     assert not is_short("Hi", SamplingParams(choices=["a", "b"]))
+    assert is_short("Hi", SamplingParams(stop=["a", "b"]))
+    assert not is_short("Hi", SamplingParams(stop=[f"stop {n}" for n in range(5000)]))
+
+
+def test_threads_take_short_turns_while_something_long_is_prepared():
+    usual, pool, go = sys.getswitchinterval(), Preparation(), threading.Event()
+
+    def wait():
+        go.wait(60)
+        return sys.getswitchinterval()
+
+    tasks = [pool.run(wait, short=False) for _ in range(6)]
+    go.set()
+    assert all(task.result(timeout=10) < usual for task in tasks)
+    pool.close(10)
+    eventually(lambda: sys.getswitchinterval() == usual)
+
+
+def test_a_schema_deeper_than_recursion_is_an_error_of_ours(pair):
+    deep = {"type": "string"}
+    for _ in range(20_000):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(SamplingError, match="'json_schema' is a dict too deep to be shown"):
+        pair.generate("The", json_schema=deep)
+    while "items" in deep:  # one by one: Python frees them by recursion
+        deep = deep.pop("items")
+
+
+def test_stop_strings_take_no_memory_beyond_their_own():
+    tracemalloc.start()
+    matcher = StopMatcher(["a" * 100_000, "a" * 99_999 + "b"])
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 1_000_000
+    assert matcher.feed("aab") == "aab"
+    assert matcher.feed("aa") == ""
+    assert matcher.finish() == "aa"
 
 
 def first_stop(text, stops):

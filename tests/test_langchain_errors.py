@@ -19,6 +19,7 @@ from deepen_integrations.langchain.error_kinds import (
     ModelAPIError,
     ModelError,
     ModelInvalidRequestError,
+    ModelRateLimitError,
     ModelTimeoutError,
 )
 from deepen_integrations.langchain.errors import KINDS
@@ -32,6 +33,8 @@ KNOWN = [
     (errors.NonFiniteLogitsError, ModelError, False),
     (errors.DecodingError, ModelAPIError, True),
     (errors.TimedOutError, ModelTimeoutError, True),
+    (errors.MemberTimeoutError, ModelTimeoutError, True),
+    (errors.QueueFullError, ModelRateLimitError, True),
     (errors.ClosedError, ModelError, False),
 ]
 

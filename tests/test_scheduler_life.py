@@ -11,7 +11,7 @@ import weakref
 from functools import partial
 
 import pytest
-from scheduler_parts import ENDLESS, OPTIONS, PROMPT, Serving, eventually
+from scheduler_parts import ENDLESS, OPTIONS, PROMPT, Serving, eventually, hook
 
 from deepen_core.errors import (
     ClosedError,
@@ -184,14 +184,36 @@ class TestLife(Serving):
             monkeypatch.undo()
             assert ensemble.generate(PROMPT, **OPTIONS).token_ids == right
 
+    def test_a_crash_in_the_middle_of_a_forward_leaves_nothing_behind(self, load):
+        """What half of a forward wrote is not used; a text that is being scored is read anew."""
+        with load("alpha", "beta") as ensemble:
+            right, score = ensemble.generate(PROMPT, **OPTIONS).token_ids, ensemble.score(PROMPT, " runs away")
+            member = hook(ensemble, 1)._member
+            layer = member.model.get_decoder().layers[-1].mlp
+            for forwards in (0, 3):
+                crash = Crash()
+                crash.after = forwards
+                held = layer.register_forward_pre_hook(crash)
+                with pytest.raises(CrashedError, match="OutsideError"):
+                    ensemble.generate(PROMPT, **OPTIONS)
+                held.remove()
+                cache = member._found.short.cache
+                assert not cache.slots
+                assert not cache.layers
+                assert ensemble.generate(PROMPT, **OPTIONS).token_ids == right
+                assert ensemble.score(PROMPT, " runs away") == score
+
 
 class Crash:
     """Not an error of any request."""
 
     count = 0
+    after = 0
 
     def __call__(self, *_):
         self.count += 1
+        if self.count <= self.after:
+            return
         raise OutsideError("MemoryError: no more")
 
 

@@ -334,3 +334,18 @@ class TestReports:
 
 def _facts(caplog):
     return [record.facts for record in caplog.records if record.message == "request" and record.levelno >= logging.INFO]
+
+
+def test_a_crash_that_the_ensemble_survives_does_not_end_the_server(served_demo, monkeypatch):
+    def crash(*_):
+        raise SystemExit("the end")
+
+    asked = {"model": "demo", "prompt": "Where?", "max_tokens": 2}
+    with running({"demo": served_demo}) as server:
+        with monkeypatch.context() as crashing:
+            crashing.setattr("deepen_core.engine.scheduler.Scheduler._admit", crash)
+            answer = server.post("/v1/completions", json=asked)
+            assert answer.status_code == 503
+            assert "has crashed: SystemExit: the end" in answer.json()["error"]["message"]
+        assert server.post("/v1/completions", json=asked).status_code == 200
+        assert server.get("/ready").status_code == 200

@@ -84,14 +84,15 @@ def test_the_engine_gets_what_was_given(adapter, monkeypatch):
             pass
 
     monkeypatch.setattr(deepen_core, "Ensemble", Spy, raising=False)
-    given = {"main": "b", "weights": (1.0, 3.0), "dtype": "float32", "max_batch_size": 8}
+    given = {"main": "b", "weights": (1.0, 3.0), "dtype": "float32", "max_batch_size": 8, "max_waiting": 5}
     assert adapter(models=["a", "b"], progress=False, **given).ensemble
     assert calls.pop() == (
         [MemberConfig(model="a"), MemberConfig(model="b")],
         {**given, "fusion": "deepen", "chat": False, "progress": False},
     )
     assert adapter.demo(fusion="deepen-paper").ensemble
-    assert calls.pop() == ("demo", {"main": 0, "fusion": "deepen-paper", "dtype": "auto", "max_batch_size": 32})
+    own = {"main": 0, "fusion": "deepen-paper", "dtype": "auto", "max_batch_size": 32, "max_waiting": 10_000}
+    assert calls.pop() == ("demo", own)
 
 
 def test_a_failed_load_is_tried_again(adapter, loads, monkeypatch):

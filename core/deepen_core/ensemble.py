@@ -85,6 +85,8 @@ class Ensemble(GenerationAPI, PromptFacts):
         max_batch_size: int = 32,
         max_context_window: int | None = None,
         on_member_error: MemberErrorPolicy = "raise",
+        max_waiting: int | None = 10_000,
+        step_timeout: float | None = None,
         chat: bool = False,
         progress: bool = True,
     ) -> Ensemble:
@@ -113,6 +115,12 @@ class Ensemble(GenerationAPI, PromptFacts):
             on_member_error: What happens to a request if a member fails (out of memory, no finite logits): "raise" ends
                 it with a `MemberError`, "drop" continues without the member and adds a note to `Generation.warnings`.
                 The main member cannot be dropped.
+            max_waiting: Maximum number of requests that wait. A call beyond them raises `QueueFullError`; what one call
+                asks for, such as a list of prompts, is taken on as a whole. None for no limit.
+            step_timeout: Seconds that a member may take for a step. One that takes longer fails with a
+                `MemberTimeoutError`, to which `on_member_error` applies, and takes part again once the step has ended;
+                meanwhile the others go on without it. Its first steps are not limited, since they may compile. By
+                default there is no limit.
             chat: Whether every prompt will be a conversation, so that members without a chat template are of no use:
                 they are rejected at once, instead of with the first prompt.
             progress: Show what is being done and how much is left, if stderr is a terminal.
@@ -139,6 +147,8 @@ class Ensemble(GenerationAPI, PromptFacts):
             shares=[c.weight for c in configs],
             max_context_window=max_context_window,
             gate=gate,
+            max_waiting=max_waiting,
+            step_timeout=step_timeout,
         )
         before_computing()
         with options.steps("Loading", progress=progress, described=True) as steps:
@@ -226,6 +236,8 @@ class Ensemble(GenerationAPI, PromptFacts):
         gate: float | Gate | None = None,
         max_batch_size: int = 32,
         on_member_error: MemberErrorPolicy = "raise",
+        max_waiting: int | None = 10_000,
+        step_timeout: float | None = None,
         progress: bool = False,
     ) -> Ensemble:
         """Creates an ensemble of loaded members of any kind.
@@ -239,6 +251,8 @@ class Ensemble(GenerationAPI, PromptFacts):
             gate: As for `load`.
             max_batch_size: As for `load`.
             on_member_error: As for `load`.
+            max_waiting: As for `load`.
+            step_timeout: As for `load`.
             progress: As for `load`.
 
         Raises:
@@ -249,7 +263,17 @@ class Ensemble(GenerationAPI, PromptFacts):
         names = [m.name for m in members]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"The members are {names}: give at least one, and each a name of its own.")
-        options = EngineOptions.checked(names, main, weights, fusion, max_batch_size, on_member_error, gate=gate)
+        options = EngineOptions.checked(
+            names,
+            main,
+            weights,
+            fusion,
+            max_batch_size,
+            on_member_error,
+            gate=gate,
+            max_waiting=max_waiting,
+            step_timeout=step_timeout,
+        )
         before_computing()
         with options.steps("Preparing", progress=progress, described=False) as steps:
             options.check_members(members, steps)
@@ -465,7 +489,11 @@ class Ensemble(GenerationAPI, PromptFacts):
                 self.generate([{"role": "user", "content": "Hello"}], brief)
 
     def close(self) -> None:
-        """Releases the models. Running requests end with `ClosedError`."""
+        """Releases the models. Running requests end with `ClosedError`.
+
+        A step under way is waited for, for at most 10 seconds: a member that hangs is left behind, and holds its memory
+        until it returns.
+        """
         self._engine = None
         self._worker.stop()
 

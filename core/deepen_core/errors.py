@@ -70,6 +70,10 @@ class NonFiniteLogitsError(MemberError):
     """A member returned NaN or +infinity, or no finite logit at all."""
 
 
+class MemberTimeoutError(MemberError, TimeoutError):
+    """A member took longer for a step than `step_timeout`, or has not ended such a step yet."""
+
+
 class DecodingError(DeepenError):
     """A step failed outside of any member, or a constraint left no token that main could generate."""
 
@@ -154,7 +158,11 @@ class NotDoneError(DeepenError, TimeoutError):
 
 
 class TimedOutError(DeepenError, TimeoutError):
-    """The request's timeout passed before its answer was complete, and it asked for an error then."""
+    """The request's timeout passed during a first load, or before its answer was complete and it asked for an error."""
+
+
+class QueueFullError(DeepenError):
+    """More requests wait than `max_waiting` allows."""
 
 
 class EvaluationError(DeepenError):
@@ -166,7 +174,13 @@ class ClosedError(DeepenError):
 
 
 class CrashedError(ClosedError):
-    """A fault outside of any request, its `__cause__`, ended every request under way."""
+    """A fault outside of any request, its `__cause__`, ended every request under way.
+
+    Attributes:
+        for_good: Whether the ensemble answers no more.
+    """
+
+    for_good = False
 
 
 def _ways_out(finish_reason: str, otherwise: str) -> str:

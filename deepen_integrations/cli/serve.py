@@ -39,6 +39,16 @@ class ServedEnsembleOptions(opt.EnsembleOptions):
     max_batch_size: Annotated[
         int, typer.Option(min=1, rich_help_panel="Ensemble", help="Maximum number of answers decoded together.")
     ] = ServingConfig().max_batch_size
+    step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            rich_help_panel="Ensemble",
+            help="Time that a member may take for a step before it counts as failed.",
+            show_default="no limit",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -340,7 +340,7 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         with langchain_errors():
             request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
             self.answer_params(request.sampling, n)  # raises before anything is loaded
-            ensemble = self.load_ensemble(chat=True)
+            ensemble = self.load_ensemble(chat=True, within=request.sampling)
             calls = [request.prepare(ensemble) for _ in range(n)]
             params = self.answer_params(calls[0].params, n)
             answers = ensemble.generate([call.prompt for call in calls], params)
@@ -356,7 +356,7 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         with langchain_errors():
             request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
             self.answer_params(request.sampling, n)  # raises before anything is loaded
-            ensemble = await self.aensemble(chat=True)
+            ensemble = await self.aensemble(chat=True, within=request.sampling)
             calls = [request.prepare(ensemble) for _ in range(n)]
             params = self.answer_params(calls[0].params, n)
             answers = await ensemble.agenerate([call.prompt for call in calls], params)
@@ -372,7 +372,7 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
             self.check_streamed(kwargs)
-            ensemble = self.load_ensemble(chat=True)
+            ensemble = self.load_ensemble(chat=True, within=request.sampling)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             with closing(ensemble.stream(call.prompt, call.params)) as pieces:
@@ -392,7 +392,7 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
             self.check_streamed(kwargs)
-            ensemble = await self.aensemble(chat=True)
+            ensemble = await self.aensemble(chat=True, within=request.sampling)
             call = request.prepare(ensemble)
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:

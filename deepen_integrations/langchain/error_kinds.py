@@ -12,6 +12,7 @@ if TYPE_CHECKING or hasattr(exceptions, "ModelError"):
         ModelError,
         ModelInvalidRequestError,
         ModelNotFoundError,
+        ModelRateLimitError,
         ModelTimeoutError,
     )
 else:
@@ -37,5 +38,17 @@ else:
 
         is_retryable = True
 
+    class ModelRateLimitError(ModelError):
+        """The model has too much to do."""
 
-__all__ = ["ModelAPIError", "ModelError", "ModelInvalidRequestError", "ModelNotFoundError", "ModelTimeoutError"]
+        is_retryable = True
+
+
+__all__ = [
+    "ModelAPIError",
+    "ModelError",
+    "ModelInvalidRequestError",
+    "ModelNotFoundError",
+    "ModelRateLimitError",
+    "ModelTimeoutError",
+]

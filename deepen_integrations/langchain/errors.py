@@ -20,6 +20,7 @@ from deepen_integrations.langchain.error_kinds import (
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    ModelRateLimitError,
     ModelTimeoutError,
 )
 
@@ -76,6 +77,14 @@ class TimedOutError(errors.TimedOutError, ModelTimeoutError):
     """See the engine's error of this name."""
 
 
+class MemberTimeoutError(errors.MemberTimeoutError, ModelTimeoutError):
+    """See the engine's error of this name."""
+
+
+class QueueFullError(errors.QueueFullError, ModelRateLimitError):
+    """See the engine's error of this name."""
+
+
 class ClosedError(errors.ClosedError, ModelError):
     """See the engine's error of this name. A closed ensemble stays closed."""
 
@@ -108,6 +117,8 @@ KINDS: dict[type[DeepenError], type[DeepenError]] = {
         NonFiniteLogitsError,
         DecodingError,
         TimedOutError,
+        MemberTimeoutError,
+        QueueFullError,
         ClosedError,
         CrashedError,
     )

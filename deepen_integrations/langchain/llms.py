@@ -358,7 +358,7 @@ class DeepenLLM(SerializableModel, BaseLLM, LangChainAdapter):
             if len(prompts) == self.n == 1 and not errors_apart and run_manager is not None and run_manager.handlers:
                 return joined_chunks(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
             params = self._answer_params(kwargs, stop)
-            ensemble = self.load_ensemble(chat=self._needs_templates(prompts))
+            ensemble = self.load_ensemble(chat=self._needs_templates(prompts), within=params[0])
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = ensemble.generate(read, params * len(prompts), return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
@@ -379,7 +379,7 @@ class DeepenLLM(SerializableModel, BaseLLM, LangChainAdapter):
                 async with aclosing(self._astream(prompts[0], stop, run_manager, **kwargs)) as chunks:
                     return joined_chunks([chunk async for chunk in chunks])
             params = self._answer_params(kwargs, stop)
-            ensemble = await self.aensemble(chat=self._needs_templates(prompts))
+            ensemble = await self.aensemble(chat=self._needs_templates(prompts), within=params[0])
             read = [self._read(prompt, ensemble) for prompt in prompts for _ in params]
             outcomes = await ensemble.agenerate(read, params * len(prompts), return_exceptions=errors_apart)
             return llm_result(prompts, outcomes, self.model_name, errors_apart)
@@ -393,7 +393,7 @@ class DeepenLLM(SerializableModel, BaseLLM, LangChainAdapter):
     ) -> Iterator[GenerationChunk]:
         with langchain_errors():
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = self.load_ensemble(chat=self._needs_templates([prompt]))
+            ensemble = self.load_ensemble(chat=self._needs_templates([prompt]), within=params)
             with closing(ensemble.stream(self._read(prompt, ensemble), params)) as pieces:
                 for piece in pieces:
                     chunk = generation_chunk(piece, self.model_name)
@@ -410,7 +410,7 @@ class DeepenLLM(SerializableModel, BaseLLM, LangChainAdapter):
     ) -> AsyncGenerator[GenerationChunk, None]:
         with langchain_errors():
             params = self.sampling({**kwargs, "stop": stop})
-            ensemble = await self.aensemble(chat=self._needs_templates([prompt]))
+            ensemble = await self.aensemble(chat=self._needs_templates([prompt]), within=params)
             async with aclosing(ensemble.astream(self._read(prompt, ensemble), params)) as pieces:
                 async for piece in pieces:
                     chunk = generation_chunk(piece, self.model_name)

@@ -131,27 +131,31 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), self.ensemble
+        params = self.sampling(self._held_options(prompt, kwargs))
+        ensemble = self.load_ensemble(within=params)
         responses = CompletionResponses(self.model_name)
         return responses.whole(ensemble.generate(self._read_prompt(prompt, formatted, params), params))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Like `complete`, without blocking the event loop. Cancelling the task ends the work."""
-        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), await self.aensemble()
+        params = self.sampling(self._held_options(prompt, kwargs))
+        ensemble = await self.aensemble(within=params)
         responses = CompletionResponses(self.model_name)
         return responses.whole(await ensemble.agenerate(self._read_prompt(prompt, formatted, params), params))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answers a prompt piece by piece. Arguments and errors are those of `complete`."""
-        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), self.ensemble
+        params = self.sampling(self._held_options(prompt, kwargs))
+        ensemble = self.load_ensemble(within=params)
         responses = CompletionResponses(self.model_name)
         pieces = responses.each(ensemble.stream(self._read_prompt(prompt, formatted, params), params))
         return observed(llm_completion_callback(), self, prompt, pieces, kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Like `stream_complete`, for an event loop."""
-        params, ensemble = self.sampling(self._held_options(prompt, kwargs)), await self.aensemble()
+        params = self.sampling(self._held_options(prompt, kwargs))
+        ensemble = await self.aensemble(within=params)
         responses = CompletionResponses(self.model_name)
         pieces = responses.aeach(ensemble.astream(self._read_prompt(prompt, formatted, params), params))
         return await aobserved(llm_completion_callback(), self, prompt, pieces, kwargs)
@@ -167,27 +171,31 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
         Raises:
             DeepenError: If an option is wrong or the engine fails.
         """
-        request, ensemble = self._request(messages, kwargs), self.ensemble
+        request = self._request(messages, kwargs)
+        ensemble = self.load_ensemble(within=request.sampling)
         call = self._prepared(messages, request, ensemble)
         return self._responses(call, ensemble).whole(ensemble.generate(call.prompt, call.params))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Like `chat`, without blocking the event loop. Cancelling the task ends the work."""
-        request, ensemble = self._request(messages, kwargs), await self.aensemble()
+        request = self._request(messages, kwargs)
+        ensemble = await self.aensemble(within=request.sampling)
         call = self._prepared(messages, request, ensemble)
         return self._responses(call, ensemble).whole(await ensemble.agenerate(call.prompt, call.params))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answers a conversation piece by piece. Arguments and errors are those of `chat`."""
-        request, ensemble = self._request(messages, kwargs), self.ensemble
+        request = self._request(messages, kwargs)
+        ensemble = self.load_ensemble(within=request.sampling)
         call = self._prepared(messages, request, ensemble)
         pieces = self._responses(call, ensemble).each(ensemble.stream(call.prompt, call.params))
         return observed(llm_chat_callback(), self, messages, pieces, kwargs)
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Like `stream_chat`, for an event loop."""
-        request, ensemble = self._request(messages, kwargs), await self.aensemble()
+        request = self._request(messages, kwargs)
+        ensemble = await self.aensemble(within=request.sampling)
         call = self._prepared(messages, request, ensemble)
         pieces = self._responses(call, ensemble).aeach(ensemble.astream(call.prompt, call.params))
         return await aobserved(llm_chat_callback(), self, messages, pieces, kwargs)

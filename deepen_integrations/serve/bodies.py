@@ -202,7 +202,7 @@ def parsed(raw: bytes, kind: type[_B]) -> _B:
 
 
 def sampling_of(own: SamplingParams, options: Mapping[str, Any]) -> SamplingParams:
-    """Returns the sampling options of a request.
+    """Returns the sampling options of a request, whose timeout counts from here.
 
     Args:
         own: Those of the ensemble, for what the request does not give.
@@ -211,7 +211,7 @@ def sampling_of(own: SamplingParams, options: Mapping[str, Any]) -> SamplingPara
     Raises:
         SamplingError: For an unknown option or a value outside its range.
     """
-    return resolve_sampling(own, known_options(options))
+    return resolve_sampling(own, known_options(options)).asked_now()
 
 
 def each_answer(params: SamplingParams, prompts: int, n: int) -> list[SamplingParams]:

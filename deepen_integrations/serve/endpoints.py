@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from deepen_core.chat.messages import check_messages
 from deepen_core.config import SamplingParams
-from deepen_core.errors import ClosedError
+from deepen_core.errors import ClosedError, CrashedError
 from deepen_integrations.chat import ChatRequest
 from deepen_integrations.serve.admission import Admission
 from deepen_integrations.serve.bodies import Body, ChatBody, CompletionBody, each_answer, parsed, sampling_of
@@ -133,7 +133,8 @@ class Endpoints:
             answers = await while_connected(request, _collected(handles))
             return json_response(work.wire.whole(answers))
         except ClosedError as problem:
-            work.served.fail(problem)
+            if not isinstance(problem, CrashedError) or problem.for_good:
+                work.served.fail(problem)
             raise
         finally:
             if not streaming:

@@ -53,6 +53,7 @@ class ApiError(DeepenError):
 
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_RETRY_S = 1
 _STATUSES: tuple[tuple[type[DeepenError], int, str | None], ...] = (
     (errors.ContextWindowError, 400, "context_length_exceeded"),
     (errors.PromptError, 400, None),
@@ -60,6 +61,8 @@ _STATUSES: tuple[tuple[type[DeepenError], int, str | None], ...] = (
     (errors.SamplingError, 400, None),
     (errors.ConfigurationError, 400, None),
     (errors.TimedOutError, 504, "timeout"),
+    (errors.MemberTimeoutError, 504, "timeout"),
+    (errors.QueueFullError, 429, "rate_limit_exceeded"),
     (errors.ClosedError, 503, "model_closed"),
 )
 """The status and the code of the engine's errors; of all others, 500."""
@@ -71,4 +74,4 @@ def api_error(error: DeepenError) -> ApiError:
         return error
     found = ((status, code) for kind, status, code in _STATUSES if isinstance(error, kind))
     status, code = next(found, (500, None))
-    return ApiError(status, str(error), code=code)
+    return ApiError(status, str(error), code=code, retry_after_s=_RETRY_S if status == 429 else None)

@@ -68,5 +68,8 @@ def nearest_or_all(name: str, known: Collection[str]) -> str:
 
 def shown(value: object) -> str:
     """Returns a wrong value as errors quote it."""
-    said = repr(value)
+    try:
+        said = repr(value)
+    except RecursionError:
+        said = f"a {type(value).__name__} too deep to be shown"
     return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,7 @@ CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 _DEEPEST = 128
 """Maximum depth of a schema, llguidance's own limit."""
 _NEEDS_EXTRA = 'needs llguidance, which is not installed: pip install "deepen-integrations[structured]"'
+_HALVES = re.compile("[\ud800-\udfff]")
 _HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
@@ -91,7 +93,7 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def _holds_half_a_character(value: Any) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in json.dumps(value, ensure_ascii=False))
+    return _HALVES.search(json.dumps(value, ensure_ascii=False)) is not None
 
 
 class ConstraintOptions(Options):

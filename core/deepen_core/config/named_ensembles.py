@@ -29,6 +29,8 @@ OPTIONS = (
     "max_batch_size",
     "max_context_window",
     "on_member_error",
+    "max_waiting",
+    "step_timeout",
 )
 """The arguments of `Ensemble.load` that describe an ensemble; the others say how it is loaded this time."""
 _SUFFIXES = (".yaml", ".yml")

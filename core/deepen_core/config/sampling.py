@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+from typing_extensions import Self
 
 from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
 from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
+_HALF = re.compile("[\ud800-\udfff]")
 _LEAST_TEMPERATURE = 1e-4
 _MOST_BIAS = 100.0
 _NOT_VARIABLES = frozenset(
@@ -35,6 +40,13 @@ THINKING_TOKENS = 4096
 """Default of `max_new_tokens` where thoughts may come before the answer. Small models think for a few hundred to a few
 thousand tokens, so that with 256 most answers would never begin; and without a limit, one that thinks in circles, as
 they do under greedy decoding, would fill the whole window."""
+
+
+@dataclass(frozen=True)
+class _When:
+    """A time that options carry without being others for it: any two are equal."""
+
+    seconds: float | None = field(compare=False)
 
 
 class SamplingParams(ConstraintOptions):
@@ -76,8 +88,8 @@ class SamplingParams(ConstraintOptions):
     """Record what each member would have said at each step, how much it counted, and how far fusion moved the choice:
     `Generation.trace`. The text stays the same."""
     timeout: float | None = None
-    """Seconds, waiting in the queue included, after which the request ends with `finish_reason="timeout"` and the
-    partial answer."""
+    """Seconds after which the request ends with `finish_reason="timeout"` and the partial answer. They count from the
+    call: preparing the prompt, compiling a grammar, waiting in the queue and a first load are included."""
     on_timeout: Literal["return", "raise"] = "return"
     """"raise" ends a request whose timeout passes with a `TimedOutError` instead, so that a fallback can take over."""
     max_argument_length: int | None = Field(default=None, ge=0)
@@ -198,9 +210,26 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError(f"{string!r} is not a string; give a string or a list of strings")
             if not string:
                 raise ValueError("an empty stop string would end every answer at once; leave it out")
-            if any("\ud800" <= c <= "\udfff" for c in string):
+            if _HALF.search(string):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
+
+    _asked: _When = PrivateAttr(default_factory=lambda: _When(None))
+
+    @property
+    def asked(self) -> float | None:
+        """When the request was made (`time.perf_counter`), if that was before the engine got it."""
+        return self._asked.seconds
+
+    def asked_now(self) -> Self:
+        """Returns these options of a request that is made now: its timeout counts from here."""
+        return self.asked_at(time.perf_counter())
+
+    def asked_at(self, when: float | None) -> Self:
+        """Returns these options of a request that was made at some time; None for when the engine gets it."""
+        copied = self.model_copy()
+        copied._asked = _When(when)  # noqa: SLF001  of this class
+        return copied
 
     @property
     def answer_tokens(self) -> int:
@@ -225,7 +254,7 @@ def resolve_sampling(params: SamplingParams | None, options: Mapping[str, Any]) 
     if any(options.get(name) is not None for name in CONSTRAINTS):
         values |= {name: None for name in CONSTRAINTS if name in values}  # a new constraint replaces the old one
     merged: SamplingParams = SamplingParams.parse({**values, **_given(options)}, SamplingError)
-    return merged
+    return merged if params is None or params.asked is None else merged.asked_at(params.asked)
 
 
 def several_answers(params: SamplingParams, n: int) -> list[SamplingParams]:

@@ -13,6 +13,7 @@ from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import MemberErrorPolicy, ServingConfig, StrategyOptions, resolve_fusion
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.engine import Engine, counted_members
+from deepen_core.engine.timed_member import timed_members
 from deepen_core.engine.worker import Worker
 from deepen_core.errors import ConfigurationError, ModelFilesError
 from deepen_core.fusion import strategy_of
@@ -63,6 +64,8 @@ class EngineOptions:
         shares: Sequence[float] | None = None,
         max_context_window: int | None = None,
         gate: float | Gate | None = None,
+        max_waiting: int | None = None,
+        step_timeout: float | None = None,
     ) -> Self:
         """Checks the options in the form that `Ensemble.load` takes.
 
@@ -77,6 +80,8 @@ class EngineOptions:
             shares: The weights that the members themselves ask for; equal if None.
             max_context_window: Caps every member's window.
             gate: A threshold of main's top probability, or a rule.
+            max_waiting: The maximum number of requests that wait.
+            step_timeout: The maximum number of seconds for a member's step.
 
         Raises:
             ConfigurationError: For options that contradict each other or the members.
@@ -96,6 +101,8 @@ class EngineOptions:
                 "max_context_window": max_context_window,
                 "on_member_error": on_member_error,
                 "gate": None if isinstance(gate, Gate) else gate,
+                "max_waiting": max_waiting,
+                "step_timeout": step_timeout,
             },
             ConfigurationError,
         )
@@ -158,10 +165,12 @@ class EngineOptions:
                 with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
                     try_member(members[number])
             fusion = building.result()
+        if self.serving.step_timeout is not None:
+            members = timed_members(members, self.serving.step_timeout)
         decoder = Decoder(
             members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error, self.gate
         )
-        worker = Worker(decoder, self.serving.max_batch_size)
+        worker = Worker(decoder, self.serving.max_batch_size, self.serving.max_waiting)
         label = self.policy.label
         return Engine(list(members), self.main, weights, label, self.gate, fusion, self.config.label, decoder, worker)
 

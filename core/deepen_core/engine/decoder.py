@@ -25,7 +25,7 @@ from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, forget
 
 T = TypeVar("T")
 
@@ -99,6 +99,11 @@ class Decoder:
     def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
         """See `SequenceFactory.create`."""
         return self.factory.create(prompt, params)
+
+    def forget(self) -> None:
+        """Makes the members forget what they have computed: it may be half of something."""
+        for member in self._members:
+            forget(member)
 
     @property
     def reads_prompts(self) -> bool:

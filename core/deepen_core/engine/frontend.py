@@ -6,13 +6,16 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar, overload
 
 from deepen_core.chat.messages import Message, Prompt, check_messages, prompt_list
 from deepen_core.config import SamplingParams, resolve_sampling
+from deepen_core.engine.deadline import seconds_left, timed_out_early
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.handle import Handle
+from deepen_core.engine.event_loop import running_loop
+from deepen_core.engine.handle import AnsweredRequest, Handle
 from deepen_core.engine.preparation import is_short
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.worker import Worker
@@ -95,16 +98,19 @@ class GenerationAPI(ABC):
             PromptError: For an empty prompt or one of unknown shape.
             ContextWindowError: If a prompt is longer than a member's window.
             MemberError: If a member fails.
+            QueueFullError: If more requests wait than `max_waiting` allows.
             ClosedError: If the ensemble is closed, before the call or during it.
         """
+        asked = time.perf_counter()
         prompts, single = prompt_list(prompt)
         each = _options_for(prompts, single, params, options)
-        worker, decoder = self._serving()
+        worker, decoder = self._admitted()
         sequences = [
             _kept(return_exceptions, partial(_start, decoder, p, o)) for p, o in zip(prompts, each, strict=True)
         ]
-        handles = worker.submit(_readable(sequences), self, decoder)
-        try:
+        handles: list[Handle] = []
+        try:  # Ctrl-C may come at any time
+            handles = worker.submit(_readable(sequences), self, decoder, asked)
             answers = [_kept(return_exceptions, handle.result) for handle in handles]
         finally:
             _cancel(handles)
@@ -147,16 +153,27 @@ class GenerationAPI(ABC):
         return_exceptions: bool = False,
         **options: Any,
     ) -> Outcome | Sequence[Outcome]:
-        """Like `generate`; cancelling the task ends the work."""
+        """Like `generate`; cancelling the task ends the work.
+
+        Raises:
+            ConfigurationError: Outside of asyncio, as in trio; as from all async methods.
+        """
+        asked = time.perf_counter()
+        running_loop()
         prompts, single = prompt_list(prompt)
         each = _options_for(prompts, single, params, options)
-        asked = time.perf_counter()
-        worker, decoder = self._serving()
+        worker, decoder = self._admitted()
         reads = [
-            worker.prepare(partial(_kept, return_exceptions, partial(_start, decoder, p, o)), short=is_short(p, o))
+            worker.prepare(partial(_start, decoder, p, o), short=is_short(p, o))
             for p, o in zip(prompts, each, strict=True)
         ]
-        sequences = [await asyncio.wrap_future(read) for read in reads]
+        try:
+            sequences = [
+                await _akept(return_exceptions, _in_time(read, o, asked)) for read, o in zip(reads, each, strict=True)
+            ]
+        finally:
+            for read in reads:  # those that have not begun, if the task was cancelled or one prompt is wrong
+                read.cancel()
         handles = worker.submit(_readable(sequences), self, decoder, asked)
         try:
             answers = [await _akept(return_exceptions, handle.aresult()) for handle in handles]
@@ -182,16 +199,22 @@ class GenerationAPI(ABC):
         Raises:
             DeepenError: As from `generate`.
         """
+        asked = time.perf_counter()
         resolved = resolve_sampling(params, options)
-        worker, decoder = self._serving()
-        return self._pieces(worker, decoder, decoder.start(_only(prompt, "stream"), resolved))
+        worker, decoder = self._admitted()
+        sequence = decoder.start(_only(prompt, "stream"), resolved)
+        return self._pieces(worker, decoder, sequence, time.perf_counter() - asked)
 
-    def _pieces(self, worker: Worker, decoder: Decoder, sequence: EnsembleSequence) -> Generator[Chunk, None, None]:
-        (handle,) = worker.submit([sequence], self, decoder)
+    def _pieces(
+        self, worker: Worker, decoder: Decoder, sequence: EnsembleSequence, spent_s: float
+    ) -> Generator[Chunk, None, None]:
+        # The time until somebody asks for the first piece does not count.
+        handles: list[Handle] = []
         try:
-            yield from handle
+            handles = worker.submit([sequence], self, decoder, time.perf_counter() - spent_s)
+            yield from handles[0]
         finally:
-            handle.cancel()
+            _cancel(handles)
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
@@ -222,9 +245,10 @@ class GenerationAPI(ABC):
         Raises:
             DeepenError: As from `generate`, if the request itself is wrong; later failures are raised by the handle.
         """
+        asked = time.perf_counter()
         resolved = resolve_sampling(params, options)
-        worker, decoder = self._serving()
-        (handle,) = worker.submit([decoder.start(_only(prompt, "submit"), resolved)], self, decoder)
+        worker, decoder = self._admitted()
+        (handle,) = worker.submit([decoder.start(_only(prompt, "submit"), resolved)], self, decoder, asked)
         return handle
 
     async def asubmit(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
@@ -234,12 +258,24 @@ class GenerationAPI(ABC):
 
     async def _aread_and_submit(self, prompt: Prompt, params: SamplingParams) -> Handle:
         asked = time.perf_counter()
-        worker, decoder = self._serving()
-        sequence = await asyncio.wrap_future(
-            worker.prepare(partial(decoder.start, prompt, params), short=is_short(prompt, params))
-        )
+        running_loop()
+        worker, decoder = self._admitted()
+        reading = worker.prepare(partial(decoder.start, prompt, params), short=is_short(prompt, params))
+        sequence = await _in_time(reading, params, asked)
+        if isinstance(sequence, Generation):
+            return Handle(AnsweredRequest(sequence), self)
         (handle,) = worker.submit([sequence], self, decoder, asked)
         return handle
+
+    def _admitted(self) -> tuple[Worker, Decoder]:
+        """Returns as `_serving`, if there is room for another call.
+
+        Raises:
+            QueueFullError: If there is none.
+        """
+        worker, decoder = self._serving()
+        worker.check_room()
+        return worker, decoder
 
 
 def _only(prompt: Prompt, way: str) -> Prompt:
@@ -285,14 +321,30 @@ async def _akept(keep: bool, work: Awaitable[T]) -> T | DeepenError:
         return error
 
 
-def _readable(sequences: Iterable[EnsembleSequence | DeepenError]) -> list[EnsembleSequence]:
+async def _in_time(
+    reading: Future[EnsembleSequence], params: SamplingParams, asked: float
+) -> EnsembleSequence | Generation:
+    """Returns a prepared request; if its timeout passes before, the empty answer with which it ends.
+
+    Raises:
+        TimedOutError: If the request asks for an error then.
+    """
+    waiting = asyncio.wrap_future(reading)
+    try:
+        await asyncio.wait([waiting], timeout=seconds_left(params, asked))
+        return await waiting if waiting.done() else timed_out_early(params, asked)
+    finally:
+        waiting.cancel()  # nobody waits for it any more
+
+
+def _readable(sequences: Iterable[EnsembleSequence | Outcome]) -> list[EnsembleSequence]:
     return [sequence for sequence in sequences if isinstance(sequence, EnsembleSequence)]
 
 
-def _in_place(sequences: Iterable[EnsembleSequence | DeepenError], answers: Iterable[Outcome]) -> list[Outcome]:
-    """Merges the answers with the errors of the prompts that could not be read, in the order of the prompts."""
+def _in_place(sequences: Iterable[EnsembleSequence | Outcome], answers: Iterable[Outcome]) -> list[Outcome]:
+    """Merges the answers with the outcomes of prompts that were never decoded, in the order of the prompts."""
     coming = iter(answers)
-    return [sequence if isinstance(sequence, DeepenError) else next(coming) for sequence in sequences]
+    return [next(coming) if isinstance(sequence, EnsembleSequence) else sequence for sequence in sequences]
 
 
 def _cancel(handles: Sequence[Handle]) -> None:

@@ -49,6 +49,19 @@ class Request:
         self.decoder = None
 
 
+class AnsweredRequest:
+    """A request that ended before there was anything to decode.
+
+    Args:
+        answer: Its answer.
+    """
+
+    def __init__(self, answer: Generation) -> None:
+        self.mail = OutputQueue()
+        self.mail.put(Chunk(answer.text, answer.token_ids, answer.finish_reason, answer, answer.logprobs))
+        self.cancelled = False
+
+
 class Handle:
     """One request: wait for its answer, read it piece by piece, or cancel it.
 
@@ -66,7 +79,7 @@ class Handle:
         >>> handle.result().usage
     """
 
-    def __init__(self, request: Request, owner: object) -> None:
+    def __init__(self, request: Request | AnsweredRequest, owner: object) -> None:
         self._request = request
         self._mail = request.mail
         self._owner = owner

@@ -11,7 +11,7 @@ import torch
 from deepen_core.config import MemberErrorPolicy
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.errors import MemberError, NonFiniteLogitsError, brief
+from deepen_core.errors import MemberError, MemberTimeoutError, NonFiniteLogitsError, brief
 from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
 from deepen_core.members.memory import MORE_ROOM, is_memory
 from deepen_core.members.opening import respelled
@@ -95,6 +95,10 @@ class MemberRunner:
         try:
             logits = self.member.next_logits([self._part(sequences[place]) for place in at])
         except Exception as problem:  # noqa: BLE001 (models raise anything; the request reports it)
+            if isinstance(problem, MemberTimeoutError):  # it still runs, or they would take as long again
+                for place in at:
+                    self._fail(sequences[place], MemberTimeoutError(f"{problem}{self._way_out()}"))
+                return MemberLogits([], None)
             return self._run_each(sequences, at, problem)
         return self._checked(sequences, at, logits)
 

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from deepen_core.engine.event_loop import running_loop
 from deepen_core.errors import ClosedError, DeepenError
 from deepen_core.results import Chunk, Generation
 
@@ -98,7 +99,7 @@ class OutputQueue:
     async def sleep(self, until: Callable[[], bool]) -> None:
         """Suspends the task until a condition of this queue holds."""
         self._check_process()
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         while True:
             with self._changed:
                 if until():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from deepen_core.chat.messages import Message
 from deepen_core.config import SamplingParams
+from deepen_core.engine.task import Lane
 
 T = TypeVar("T")
 
 _SHORT = 20_000  # characters, which take about ten milliseconds
 _LONG_THREADS = 4
+_TURN_S = 0.0002
 
 
 class Preparation:
@@ -22,8 +27,13 @@ class Preparation:
     """
 
     def __init__(self) -> None:
-        self._short = ThreadPoolExecutor(1, thread_name_prefix="deepen-prepare")
-        self._long = ThreadPoolExecutor(_LONG_THREADS, thread_name_prefix="deepen-prepare-long")
+        self._short = Lane(1, "deepen-prepare")
+        self._long = Lane(_LONG_THREADS, "deepen-prepare-long")
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait to be prepared, about."""
+        return self._short.waiting + self._long.waiting
 
     def run(self, work: Callable[[], T], *, short: bool) -> Future[T]:
         """Runs some work on a thread of its lane.
@@ -35,23 +45,58 @@ class Preparation:
         Raises:
             RuntimeError: After `close`.
         """
-        return (self._short if short else self._long).submit(work)
+        return self._short.run(work) if short else self._long.run(partial(_with_quick_turns, work))
 
-    def close(self, *, wait: bool) -> None:
+    def close(self, wait_s: float) -> None:
         """Ends the threads after what they have been given; none is accepted any more.
 
         Args:
-            wait: Wait for the thread of short requests.
+            wait_s: Maximum number of seconds to wait for the thread of short requests.
         """
-        self._short.shutdown(wait=wait)
-        self._long.shutdown(wait=False)
+        self._long.close(0.0)
+        self._short.close(wait_s)
+
+
+def _with_quick_turns(work: Callable[[], T]) -> T:
+    """Runs some work while threads of this process wait less for their turn.
+
+    The thread that decodes gives up the interpreter's lock in every operation of torch, hundreds a step, and then waits
+    for a thread that computes in Python for as long as the interval, usually 5 ms.
+    """
+    with _turns:
+        return work()
+
+
+class _QuickTurns:
+    """Shortens the interval while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._usual_s = 0.0
+        self._changing = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._changing:
+            self._inside += 1
+            if self._inside == 1:
+                self._usual_s = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual_s, _TURN_S))
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._inside -= 1
+            if not self._inside:
+                sys.setswitchinterval(self._usual_s)
+
+
+_turns = _QuickTurns()  # the interval is a setting of the process
 
 
 def is_short(prompt: str | Sequence[Message], params: SamplingParams) -> bool:
-    """Whether a request is prepared in a few milliseconds: it has no grammar, and little text."""
+    """Whether a request is prepared in a few milliseconds: it has no grammar, little text and few stop strings."""
     if params.constraint is not None:
         return False
-    return _characters(prompt, _SHORT) < _SHORT
+    return _characters(prompt, _SHORT) + _characters(params.stop, _SHORT) < _SHORT
 
 
 def _characters(value: object, enough: int) -> int:

@@ -45,6 +45,16 @@ class Scheduler:
         return not (self._waiting or self._prefilling or self._decoding)
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """All requests that have not ended; any thread may look at them."""
+        return (*self._waiting, *self._prefilling, *self._decoding)
+
+    @property
+    def count(self) -> int:
+        """Number of requests that have not ended."""
+        return len(self._waiting) + self.sequences_held
+
+    @property
     def sequences_held(self) -> int:
         """Number of sequences that hold or may hold caches."""
         return len(self._prefilling) + len(self._decoding)
@@ -62,19 +72,20 @@ class Scheduler:
 
     def abandon(self, error: Callable[[], DeepenError]) -> None:
         """Ends each request with an error of its own."""
-        for request in (*self._waiting, *self._prefilling, *self._decoding):
+        for request in self.requests:
             request.fail(error())
         self._waiting.clear()
         self._prefilling.clear()
         self._decoding.clear()
 
     def anew(self) -> Scheduler:
-        """Returns a scheduler without requests."""
+        """Returns a scheduler without requests, whose members have forgotten what they had computed."""
+        self.decoder.forget()
         return Scheduler(self.decoder, self._size, self._budget)
 
     def _end_overdue(self) -> None:
         ended = False
-        for request in (*self._waiting, *self._prefilling, *self._decoding):
+        for request in self.requests:
             if request.cancelled or request.mail.abandoned:
                 request.sequence.finish("cancelled")
             elif request.sequence.out_of_time:

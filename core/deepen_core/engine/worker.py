@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.failures import OUR_FAULT, forget_frames
@@ -19,33 +19,16 @@ from deepen_core.engine.handle import Handle, Request
 from deepen_core.engine.preparation import Preparation
 from deepen_core.engine.scheduler import Scheduler
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.errors import ClosedError, CrashedError, brief
+from deepen_core.engine.task import Task
+from deepen_core.errors import ClosedError, CrashedError, QueueFullError, brief
 
 T = TypeVar("T")
 
 _log = logging.getLogger("deepen_core")
 _CRASHES, _CRASHES_WITHIN_S = 3, 60.0  # after more crashes within this many seconds it ends for good
+CLOSE_S = 10.0
+"""Seconds that `stop` waits for a step under way. A member that hangs cannot be interrupted: it is left behind."""
 _TASKS_S = 0.01  # while sequences decode, tasks take at most about this many seconds between two steps
-
-
-class _Task(Generic[T]):
-    """Work that is run between steps."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self.done: Future[T] = Future()
-        self._work = work
-
-    def run(self) -> None:
-        if not self.done.set_running_or_notify_cancel():
-            return
-        try:
-            self.done.set_result(self._work())
-        except BaseException as problem:  # noqa: BLE001 (raised again where the result is awaited)
-            self.done.set_exception(problem)
-
-    def fail(self, error: ClosedError) -> None:
-        if self.done.set_running_or_notify_cancel():
-            self.done.set_exception(error)
 
 
 class _Stop:
@@ -60,16 +43,20 @@ class Worker:
     the thread, so no caller ever waits for a lock that is held during a step.
 
     After a crash (an exception outside of any request, or one that is not an `Exception`) the requests under way end
-    with its cause, and the next ones are decoded as before; after four crashes within a minute, none are.
+    with its cause, the members forget what they have computed, and the next requests are decoded as before; after four
+    crashes within a minute, none are. Weights are read only, so they are not loaded again.
 
     Args:
         decoder: Steps the sequences.
         max_batch_size: Maximum number of sequences decoded together.
+        max_waiting: Maximum number of sequences beyond these before a call is refused; None for no limit.
     """
 
-    def __init__(self, decoder: Decoder, max_batch_size: int) -> None:
+    def __init__(self, decoder: Decoder, max_batch_size: int, max_waiting: int | None = None) -> None:
         self._scheduler: Scheduler | None = Scheduler(decoder, max_batch_size)
-        self._inbox: queue.SimpleQueue[Request | _Task[Any] | _Stop] = queue.SimpleQueue()
+        self._max_batch_size = max_batch_size
+        self._max_waiting = max_waiting
+        self._inbox: queue.SimpleQueue[Request | Task[Any] | _Stop] = queue.SimpleQueue()
         # Re-entrant, as a destructor may call `stop` in the middle of `_start`.
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -78,6 +65,23 @@ class Worker:
         self._broken: BaseException | None = None
         self._crashes: list[float] = []
         self._preparation = Preparation()
+        self._task: Task[Any] | None = None  # that runs now
+
+    def check_room(self) -> None:
+        """Checks that a call may be made; what one call asks for, such as a list of prompts, is taken on as a whole.
+
+        Raises:
+            QueueFullError: If more requests wait already than may.
+        """
+        scheduler, most = self._scheduler, self._max_waiting
+        if scheduler is None or most is None:
+            return
+        there = self._inbox.qsize() + scheduler.count + self._preparation.waiting
+        if there >= self._max_batch_size + most:
+            raise QueueFullError(
+                f"{there} requests are decoded or wait, and at most {self._max_batch_size} (max_batch_size) and {most} "
+                "(max_waiting) may: ask again later, or load with a larger max_waiting."
+            )
 
     def submit(
         self,
@@ -100,11 +104,17 @@ class Worker:
         requests = [Request(sequence, decoder) for sequence in sequences]
         asked = time.perf_counter() if asked is None else asked
         self._start()
-        for request in requests:
-            request.sequence.submitted = asked
-            self._inbox.put(request)
-        self._check_open()  # if the worker was stopped meanwhile, it may not have seen these
-        return [Handle(request, owner) for request in requests]
+        handles = [Handle(request, owner) for request in requests]
+        try:
+            for request in requests:
+                request.sequence.submitted = request.sequence.params.asked or asked
+                self._inbox.put(request)
+            self._check_open()  # if the worker was stopped meanwhile, it may not have seen these
+        except BaseException:  # such as Ctrl-C: the traceback may keep the handles for long
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Runs a function on the worker between two steps; any other thread may wait for the result.
@@ -112,7 +122,7 @@ class Worker:
         Raises:
             ClosedError: As from `submit`.
         """
-        task = _Task(work)
+        task = Task(work)
         self._start()
         self._inbox.put(task)
         self._check_open()
@@ -134,13 +144,15 @@ class Worker:
         """Ends the worker at its next step, and every request with `ClosedError`.
 
         Args:
-            wait: Wait until the thread has ended.
+            wait: Wait until the thread has ended, for at most `CLOSE_S`. If a step takes longer, as one in which a
+                member hangs, the thread is left behind: it ends after the step.
         """
         self._closed = True
         if self._process != os.getpid():
             self._scheduler = None  # the worker thread does not exist in this fork
             return
-        self._preparation.close(wait=wait)
+        until = time.monotonic() + (CLOSE_S if wait else 0.0)
+        self._preparation.close(CLOSE_S if wait else 0.0)
         with self._starting:
             worker = self._thread
         if worker is None:
@@ -148,15 +160,36 @@ class Worker:
             return
         self._inbox.put(_Stop())
         if wait and worker is not threading.current_thread():
-            worker.join()
+            worker.join(max(0.0, until - time.monotonic()))
+            if worker.is_alive():
+                self._leave_behind()
+
+    def _leave_behind(self) -> None:
+        """Ends everything that waits for a step which does not end. What the step uses is left to it."""
+        _log.warning(
+            "The worker of an ensemble is still in a step %g s after it was closed, and is left behind: a member "
+            "hangs, and holds its memory. With step_timeout, requests would go on without it.",
+            CLOSE_S,
+        )
+        scheduler, task = self._scheduler, self._task
+        for request in () if scheduler is None else scheduler.requests:
+            request.mail.fail(self._ended_error())
+        if task is not None:
+            task.fail(self._ended_error())
+        self._empty_inbox()
+        self._inbox.put(_Stop())
 
     def _start(self) -> None:
         self._check_open()
         with self._starting:
             if self._thread is None and not self._closed:
                 worker = threading.Thread(target=self._work, name="deepen-worker", daemon=True)
-                worker.start()
-                self._thread, self._process = worker, os.getpid()
+                self._thread, self._process = worker, os.getpid()  # first: Ctrl-C must not make a second one
+                try:
+                    worker.start()
+                except RuntimeError:  # no thread can be started
+                    self._thread = None
+                    raise
                 # A daemon thread still in torch at interpreter shutdown may crash: it is waited for at exit.
                 weakref.finalize(worker, _stop_if_alive, weakref.ref(self))
 
@@ -216,7 +249,9 @@ class Worker:
             if isinstance(item, Request):
                 self._scheduler.add(item)
             else:
+                self._task = item
                 item.run()
+                self._task = None
                 if not self._scheduler.idle and time.perf_counter() - started > _TASKS_S:
                     return True
             del item  # while the worker sleeps, it must not keep callers' objects alive
@@ -225,8 +260,14 @@ class Worker:
         if self._scheduler is not None:
             self._scheduler.abandon(self._ended_error)
             self._scheduler = None
-        while not self._inbox.empty():
-            item = self._inbox.get()
+        self._empty_inbox()
+
+    def _empty_inbox(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
             if not isinstance(item, _Stop):
                 item.fail(self._ended_error())
 
@@ -253,7 +294,7 @@ def crashed_error(problem: BaseException, *, for_good: bool) -> CrashedError:
         else "Ask again: the next request starts anew."
     )
     error = CrashedError(f"This ensemble has crashed: {brief(problem)}. {OUR_FAULT} {way_out}")
-    error.__cause__ = problem
+    error.__cause__, error.for_good = problem, for_good
     return error
 
 

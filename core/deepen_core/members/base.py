@@ -331,6 +331,21 @@ def tree_run_of(member: Member, longest: int) -> TreeRun | None:
     return found
 
 
+class Forgets(Member, Protocol):
+    """A member that keeps something of its sequences, and can drop it."""
+
+    def forget(self) -> None:
+        """Drops whatever was computed for any sequence; those that go on are computed anew."""
+        ...
+
+
+def forget(member: Member) -> None:
+    """Makes a member forget what it has computed, if it keeps anything, see `Forgets`."""
+    work = getattr(member, "forget", None)
+    if work is not None:
+        work()
+
+
 class Embedded(Member, Protocol):
     """A member that has embeddings, by which some strategies compare tokens."""
 

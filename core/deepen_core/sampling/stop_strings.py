@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 
 class StopMatcher:
     """Passes text through up to the first stop string, and holds back what may become one.
 
-    A step looks up the pieces of the text that is held, so its time does not depend on the number of stop strings, only
+    A step looks up the pieces of the text that is held, so its time hardly depends on the number of stop strings, only
     on their lengths.
 
     Args:
@@ -18,7 +19,7 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = frozenset(stops)
         self._lengths = sorted({len(stop) for stop in self._stops}, reverse=True)
-        self._beginnings = frozenset(stop[:end] for stop in self._stops for end in range(1, len(stop)))
+        self._sorted = sorted(self._stops)  # those with one beginning follow one another
         self._longest = max(self._lengths, default=0)
         self._held = ""
         self.matched: str | None = None
@@ -53,6 +54,8 @@ class StopMatcher:
     def _undecided(self) -> int:
         """Returns the length of the longest end of the held text that is the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
-            if self._held[-length:] in self._beginnings:
+            piece = self._held[-length:]
+            after = bisect_right(self._sorted, piece)
+            if after < len(self._sorted) and self._sorted[after][:length] == piece:
                 return length
         return 0

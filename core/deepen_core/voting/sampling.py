@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -11,6 +12,7 @@ from deepen_core.chat.messages import Prompt, check_messages, prompt_list
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.config.sampling import several_answers
 from deepen_core.engine.engine import Engine
+from deepen_core.engine.handle import Handle
 from deepen_core.engine.scoring import score
 from deepen_core.errors import ContextWindowError, PromptError, SamplingError
 from deepen_core.replies import ReplyParser, parse_reply
@@ -86,14 +88,18 @@ def vote(engine: Engine, prompt: Prompt, poll: Poll, ballot: Ballot, owner: obje
         PromptError: If there are several prompts.
         DeepenError: As from `Ensemble.generate` and `Ensemble.score`.
     """
+    made_at = time.perf_counter()
     prompts, single = prompt_list(prompt)
     if not single:
         raise PromptError(f"vote takes one prompt, and these are {len(prompts)}: vote on each of them.")
     asked = prompts[0] if isinstance(prompts[0], str) else check_messages(prompts[0])
+    engine.worker.check_room()
     sources = poll.sources(engine)
     started = [(each, [each.decoder.start(asked, one) for one in poll.params]) for _, each in sources]
-    handles = [handle for each, sequences in started for handle in engine.worker.submit(sequences, owner, each.decoder)]
+    handles: list[Handle] = []
     try:
+        for each, sequences in started:
+            handles += engine.worker.submit(sequences, owner, each.decoder, made_at)
         answers = [handle.result() for handle in handles]
     finally:
         for handle in handles:

@@ -121,6 +121,11 @@ class CausalMember(ModelMember):
         """See `Member.prefill`."""
         return self._way(sequence).prefill(sequence, limit)
 
+    def forget(self) -> None:
+        """See `Forgets.forget`. Other runners keep nothing of one sequence for another."""
+        if self._found is not None and isinstance(self._found.short, RaggedRunner):
+            self._found.short.forget()
+
     def tree_run(self, longest: int) -> TreeForward | None:
         """See `RunsTrees.tree_run`."""
         ways = self._ways

@@ -49,6 +49,11 @@ class Slot:
         self.ids: list[int] = []
         self.reach = 0  # no position from here on was ever written
 
+    @property
+    def held(self) -> bool:
+        """Whether the cache still has it."""
+        return self.index >= 0
+
     def free(self) -> None:
         """Frees the slot; may be called from any thread, and while the cache is in use."""
         self._cache.leave(self)
@@ -188,6 +193,14 @@ class RaggedCache(Cache):
                 yield
         finally:
             self._settle_if_idle()
+
+    def forget(self) -> None:
+        """Drops all slots, whatever an interrupted forward has left of them; their sequences have to start anew."""
+        for slot in (*self.slots, *self._leaving):
+            slot.index = -1
+        self.slots.clear()
+        self._leaving.clear()
+        self._shrink()
 
     def between(self, slots: Iterable[Slot]) -> list[Slot]:
         """Returns all slots from the first to the last of the given ones."""

@@ -22,7 +22,7 @@ from deepen_core.members.transformers.generation_settings import GenerationSetti
 from deepen_core.members.transformers.hub import fetch_weights
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.pretrained import auto_class, load_config, load_tokenizer
-from deepen_core.members.transformers.random_state import kept_random_state
+from deepen_core.members.transformers.random_state import own_randomness
 from deepen_core.members.transformers.requirements import check_unquantised, missing_package
 from deepen_core.members.transformers.source import find_adapter, find_source
 from deepen_core.members.transformers.text_side import TextSide
@@ -149,7 +149,7 @@ def load_member(described: Description, progress: bool) -> ModelMember:
     kind = auto_class(described.model_config)
     try:
         # Tensors that are missing from the files are initialised at random before we can check for them.
-        with weight_bars(progress), kept_random_state():
+        with weight_bars(progress), own_randomness():
             loaded: Any = kind.from_pretrained(
                 folder,
                 dtype=described.dtype,

@@ -106,6 +106,10 @@ class RaggedRunner:
         self._work = work
         self._overhead = overhead(model.device)
 
+    def forget(self) -> None:
+        """See `Forgets.forget`."""
+        self.cache.forget()
+
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         with self.cache.busy():
@@ -132,7 +136,7 @@ class RaggedRunner:
 
     def _slot(self, sequence: MemberSequence) -> Slot:
         """Returns the slot of a sequence; a new one starts with a copy of the longest beginning that it shares."""
-        if not isinstance(sequence.cache, Slot):
+        if not (isinstance(sequence.cache, Slot) and sequence.cache.held):
             sequence.release()
             sequence.cache = self.cache.take()
             sequence.cached = 0

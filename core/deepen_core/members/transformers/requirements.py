@@ -15,7 +15,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
 from deepen_core.members.transformers.blueprint import Blueprint
-from deepen_core.members.transformers.random_state import kept_random_state
+from deepen_core.members.transformers.random_state import own_randomness
 
 _UNQUANTISED = "give the model in its original weights"
 _ATTENTION = ("attn_implementation", "_attn_implementation")
@@ -109,7 +109,7 @@ def check_packages(
         ConfigurationError: Naming what is missing, in the words of `transformers`.
     """
     try:
-        with kept_random_state(), torch.device("meta"):
+        with own_randomness(), torch.device("meta"):
             model = auto_class.from_config(copy.deepcopy(model_config), trust_remote_code=trusted)
             return Blueprint.from_model(model)
     except ImportError as problem:

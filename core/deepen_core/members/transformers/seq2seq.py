@@ -90,6 +90,11 @@ class Seq2SeqMember(ModelMember):
         """See `Member.prefill`: nothing is run ahead, since an encoder reads a prompt as a whole."""
         return 0
 
+    def forget(self) -> None:
+        """See `Forgets.forget`."""
+        if self._found is not None and isinstance(self._found[0], TogetherRunner):
+            self._found[0].forget()
+
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
         """See `Member.token_logprobs`."""
         assert source is not None, "an encoder-decoder model has read something"

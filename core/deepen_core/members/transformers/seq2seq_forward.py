@@ -34,6 +34,11 @@ class Seat:
         self.text = text
         self.source = source
 
+    @property
+    def held(self) -> bool:
+        """Whether the caches still have it."""
+        return self.text.held and self.source.held
+
     def free(self) -> None:
         """See `SequenceCache.free`."""
         self.text.free()
@@ -58,6 +63,11 @@ class Seq2SeqForward:
         """See `RaggedCache.busy`."""
         with self._texts.busy(), self._sources.busy():
             yield
+
+    def forget(self) -> None:
+        """See `RaggedCache.forget`."""
+        self._texts.forget()
+        self._sources.forget()
 
     def take(self) -> Seat:
         """Returns the caches of a new sequence."""

@@ -39,6 +39,10 @@ class TogetherRunner:
         self._overhead = overhead(device)
         self._work = work
 
+    def forget(self) -> None:
+        """See `Forgets.forget`."""
+        self._forward.forget()
+
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         last: dict[MemberSequence, torch.Tensor] = {}
@@ -60,7 +64,7 @@ class TogetherRunner:
         return torch.stack([last[sequence] for sequence in sequences]).float()
 
     def _seat(self, sequence: MemberSequence) -> Seat:
-        if not isinstance(sequence.cache, Seat):
+        if not (isinstance(sequence.cache, Seat) and sequence.cache.held):
             sequence.release()
             sequence.cache = self._forward.take()
             # A sequence that is garbage-collected without `release` frees its caches too.
