@@ -157,10 +157,15 @@ def models_tables() -> dict[str, str]:
 def performance_tables() -> dict[str, str]:
     """Return every table of the page on performance by name."""
     cpu, gpu, halves = read("real_speed"), read("real_speed_h100"), read("precision")
-    ratios = {"first token": ".2f", "new answer": ".2f", "the same, warm": ".2f", "batch of 8": ".2f"}
+    beside = "first token, of transformers"
+    ratios = dict.fromkeys(("first token", beside, "new answer", "the same, warm", "batch of 8"), ".2f")
     pair = {"main": "", "other": "", "dtype": ""}
     seconds = {"importing and reading s": ".1f", "beyond s": ".1f", "to the first token s": ".1f"}
-    timed = [row | {"device": name} for name, content in (("CPU", cpu), ("GPU", gpu)) for row in content["rows"]]
+    timed = [
+        {beside: ""} | row | {"device": name}
+        for name, content in (("CPU", cpu), ("GPU", gpu))
+        for row in content["rows"]
+    ]
     return {
         "forwards": markdown(timed, {"device": ""} | pair | ratios),
         "first token": markdown([r for r in timed if "beyond s" in r], {"device": ""} | pair | seconds),
@@ -244,6 +249,14 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def serve_tables() -> dict[str, str]:
+    """Return every table of the page on the server by name."""
+    found = read("server")
+    columns = {"members": "", "requests": "d", "tokens": "d", "answers": "", "generate": ",.1f", "server": ",.1f"}
+    columns |= {"ratio": ".2f", "ratios, lowest to highest": ""}
+    return {"cost": markdown(found["rows"], columns), "machine": measured_on(server=found)}
+
+
 def demo_tables() -> dict[str, str]:
     """Return every table of the page on the demo by name."""
     tasks = read("demo_tasks")
@@ -310,6 +323,7 @@ PAGES = {
     "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
+    "docs/serve.md": serve_tables,
     "docs/traces.md": traces_tables,
     "docs/attacks.md": attacks_tables,
 }

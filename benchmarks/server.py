@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import publish
+from benchmarks.report import read as published
 from deepen_core import Ensemble
 from deepen_core.demo.world import questions
 from deepen_integrations.serve import ServeOptions
@@ -177,8 +178,9 @@ def main() -> None:
     with ensemble:
         rows = measure(ensemble, arguments.requests, arguments.tokens, arguments.repeats)
     members = " and ".join(path.name for path in models) if models else "the demo"
-    title = f"{arguments.requests} requests of {arguments.tokens} tokens to {members}: Ensemble.generate and the server"
-    publish("server", title, rows)
+    about = {"members": members, "requests": arguments.requests, "tokens": arguments.tokens}
+    others = [row for row in published("server")["rows"] if row["members"] != members]
+    publish("server", "Requests at once: Ensemble.generate and the server", [*others, *(about | row for row in rows)])
 
 
 if __name__ == "__main__":
