@@ -64,7 +64,7 @@ class Text(MemberSequence):
         self.ids = torch.randint(3, 8000, (length,), generator=generator).tolist()
         self.cached, self.cache = 0, None
         self.started, self.tokens_run = False, 0
-        self._recent = {}
+        self._recent, self._sure = {}, set()
         self._is_main = is_main
 
     @property

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -232,11 +233,10 @@ async def test_a_timeout_ends_the_answer_with_what_there_is(load, kind, way, mon
     recorder = Recorder()
     with load("alpha", "beta") as ensemble:
         member = hook(ensemble)
-        clock = SimpleNamespace(
-            perf_counter=lambda: float(len(member.forwards))
-        )  # on which each forward takes a second
-        for module in ("frontend", "sequence", "worker"):
-            monkeypatch.setattr(f"deepen_core.engine.{module}.time", clock)
+        # On which each forward takes a second.
+        clock = SimpleNamespace(perf_counter=lambda: 1.0 + len(member.forwards), monotonic=time.monotonic)
+        for module in ("config.sampling", "engine.deadline", "engine.frontend", "engine.sequence", "engine.worker"):
+            monkeypatch.setattr(f"deepen_core.{module}.time", clock)
         llm = kind.from_ensemble(ensemble, **ENDLESS)
         text = await text_of(llm, way, PROMPT, {"callbacks": [recorder]}, timeout=5.5)
         assert llm.with_options(timeout=0.25).timeout == 0.25

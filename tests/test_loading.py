@@ -149,21 +149,6 @@ def test_the_global_random_state_is_kept(copy_of, whole):
     assert torch.get_default_dtype() is torch.float32
 
 
-@pytest.mark.parametrize(("started", "kept"), [(True, [0, 1]), (False, [])])
-def test_random_states_of_gpus_are_kept_if_they_are_in_use(folders, monkeypatch, started, kept):
-    seen, fork = [], torch.random.fork_rng
-
-    def spy(devices):
-        seen.append(devices)
-        return fork(devices=[])
-
-    monkeypatch.setattr(torch.random, "fork_rng", spy)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
-    loaded(folders["alpha"])
-    assert seen == [kept, kept]  # when it is built without weights, and when it is loaded
-
-
 @pytest.mark.parametrize(
     ("saved", "dtype", "smaller"),
     [

@@ -53,6 +53,13 @@ def serve():
     from deepen_integrations.serve.page import Page
     Page()
 
+def peft():
+    import pathlib, tempfile
+    from deepen_core.members.transformers.adapter import CONFIG, WEIGHTS, Adapter
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, CONFIG).write_text('{"r": 4}')
+        Adapter.checked("adapter", pathlib.Path(folder), [CONFIG, WEIGHTS])
+
 def ray():
     import deepen_integrations.serve.ray_router
     import deepen_integrations.serve.ray
@@ -62,7 +69,7 @@ def eval():
     import matplotlib
 
 told = {}
-for probe in (langchain, llama_index, cli, structured, voting, serve, ray, eval):
+for probe in (langchain, llama_index, cli, structured, voting, serve, peft, ray, eval):
     try:
         probe()
     except (Exception, SystemExit) as problem:

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -24,7 +25,11 @@ _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 
 def run(commands: typer.Typer) -> int:
     """Runs the command that the process's arguments name, and returns the exit code."""
-    _show_controls()
+    with _shown_controls():
+        return _run(commands)
+
+
+def _run(commands: typer.Typer) -> int:
     try:
         code = commands(prog_name="deepen", standalone_mode=False)
         if sys.stdout is not None:
@@ -60,7 +65,8 @@ def _drop_output() -> None:
         os.close(nowhere)
 
 
-def _show_controls() -> None:
+@contextmanager
+def _shown_controls() -> Iterator[None]:
     """Makes control characters visible in log lines and warnings, which name folders and quote files."""
     make, form = logging.getLogRecordFactory(), warnings.formatwarning
 
@@ -72,3 +78,8 @@ def _show_controls() -> None:
 
     logging.setLogRecordFactory(record)
     warnings.formatwarning = lambda message, *args, **options: form(visible(str(message)), *args, **options)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+        warnings.formatwarning = form
