@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,13 +157,10 @@ class EngineOptions:
         weights = self.policy.describe()
         for member in members:
             _check_vocabulary(member)
-        # Members are tried while the fusion is prepared: the one computes, the other looks through vocabularies.
-        with ThreadPoolExecutor(1, thread_name_prefix="deepen-fusion") as beside:
-            building = beside.submit(self.strategy.build, members, self.main, self.config, steps)
-            for number in counted_members(self.main, weights):
-                with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
-                    try_member(members[number])
-            fusion = building.result()
+        for number in counted_members(self.main, weights):
+            with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
+                try_member(members[number])
+        fusion = self.strategy.build(members, self.main, self.config, steps)
         if self.serving.step_timeout is not None:
             members = timed_members(members, self.serving.step_timeout)
         decoder = Decoder(
