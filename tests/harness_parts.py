@@ -60,3 +60,16 @@ def write_tasks(folder):
 
 def _metric(name):
     return {"metric": name, "aggregation": "mean", "higher_is_better": True}
+
+
+FOX = "The quick brown fox"
+PAIRS = [
+    (FOX, " jumps over"),
+    ("", "Numbers: 1, 22"),
+    ("Once upon a time ", " there was"),
+    ("Once upon a time \n", "was"),
+    ("你好，世", " 界。今天"),
+    (FOX, " sleeps."),
+    ("The dog sleeps;", " the fox doesn't."),
+]
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the dog?"}]

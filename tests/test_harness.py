@@ -5,18 +5,15 @@ import random
 import pytest
 import tiny
 from amounts import examples
-from harness_parts import requests
+from harness_parts import CHAT, FOX, PAIRS, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_eval.api.model import CachingLM
-from lm_eval.api.registry import get_model
 
 from deepen_core import Ensemble
 from deepen_core.chat.messages import TextStart
 from deepen_core.config import MemberConfig
 from deepen_core.errors import (
     ChatTemplateError,
-    ConfigurationError,
     ContextWindowError,
     MemberError,
     PromptError,
@@ -24,22 +21,10 @@ from deepen_core.errors import (
 )
 from deepen_integrations.harness import DeepenHarnessLM
 from deepen_integrations.harness.answering import question
-from deepen_integrations.harness.arguments import load_options
 from deepen_integrations.harness.conversation import MARK, as_text, prompt_of, split_pair
 from deepen_integrations.harness.fitting import rolling_windows
 
-FOX = "The quick brown fox"
 WORDS = "".join(random.Random(0).choices([" the", " dog", " fox", " a", "\n"], k=350))  # each a token
-PAIRS = [
-    (FOX, " jumps over"),
-    ("", "Numbers: 1, 22"),
-    ("Once upon a time ", " there was"),
-    ("Once upon a time \n", "was"),
-    ("你好，世", " 界。今天"),
-    (FOX, " sleeps."),
-    ("The dog sleeps;", " the fox doesn't."),
-]
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the dog?"}]
 
 
 @pytest.fixture(scope="module")
@@ -367,88 +352,6 @@ class TestConversations:
         assert model.chat_template(False) is None
         assert "alpha, beta" in model.chat_template(True)
         assert model.tokenizer_name
-
-
-class TestTheHarnessesCache:
-    def test_what_is_known_is_not_asked_again(self, pair, tmp_path, monkeypatch):
-        cached = CachingLM(DeepenHarnessLM(pair), str(tmp_path / "answers.db"))
-        asked = {
-            "loglikelihood": requests(*PAIRS, (DeepenHarnessLM(pair).apply_chat_template(CHAT), "By")),
-            "loglikelihood_rolling": requests((FOX,), ("你好",)),
-            "generate_until": requests((FOX, {"max_gen_toks": 3}), ("Once", {"max_gen_toks": 3})),
-        }
-        found = {kind: getattr(cached, kind)(several) for kind, several in asked.items()}
-        for name in ("score", "submit"):
-            monkeypatch.setattr(Ensemble, name, lambda *_, **__: pytest.fail("asked again"))
-        again = {kind: [*map(_plain, getattr(cached, kind)(several))] for kind, several in asked.items()}
-        assert again == {kind: [*map(_plain, answers)] for kind, answers in found.items()}
-
-    def test_answers_are_kept_while_others_are_missing(self, pair, tmp_path, monkeypatch):
-        cached = CachingLM(DeepenHarnessLM(pair), str(tmp_path / "answers.db"))
-        monkeypatch.setattr("deepen_integrations.harness.model._TOGETHER", 2)
-        whole, calls = Ensemble.score, []
-
-        def breaks(*given, **options):
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            calls.append(given)
-            return whole(*given, **options)
-
-        monkeypatch.setattr(Ensemble, "score", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            cached.loglikelihood(requests(*PAIRS))
-        assert len(cached.dbdict) == 4
-
-
-def _plain(answer):
-    return tuple(answer) if isinstance(answer, (tuple, list)) else answer
-
-
-class TestArguments:
-    """What `lm_eval --model deepen --model_args ...` loads."""
-
-    def test_a_string(self, folders, monkeypatch):
-        models = f"{folders['alpha']};{folders['beta']}"
-        text = f"models={models},weights=0.7;0.3,main=beta,fusion=product,max_gen_toks=3"
-        model = get_model("deepen").create_from_arg_string(text, {"batch_size": 4, "device": "cpu"})
-        facts = model.get_model_info()
-        assert facts["members"] == {"alpha": 0.7, "beta": 0.3}
-        assert (facts["main"], facts["fusion"], facts["model_dtype"]) == ("beta", "product", "float32")
-        [answer] = model.generate_until(requests((FOX, {})), disable_tqdm=True)
-        with Ensemble.load(
-            [folders["alpha"], folders["beta"]], weights=[0.7, 0.3], main=1, fusion="product", device="cpu"
-        ) as ensemble:
-            assert answer == ensemble.generate(FOX, max_new_tokens=3).text
-
-    def test_a_mapping(self, folders):
-        model = DeepenHarnessLM.create_from_arg_obj({"models": [str(folders["alpha"])], "device": "cpu"})
-        assert list(model.get_model_info()["members"]) == ["alpha"]
-
-    @pytest.mark.parametrize(
-        ("given", "expected"),
-        [
-            ({}, {"models": "demo", "max_batch_size": 32}),
-            ({"weights": "adaptive", "batch_size": 1}, {"weights": "adaptive", "max_batch_size": 32}),
-            ({"weights": "1;3", "batch_size": "auto:4"}, {"weights": (1.0, 3.0), "max_batch_size": 32}),
-            ({"models": "x", "weights": 1, "batch_size": "8"}, {"weights": (1.0,), "max_batch_size": 8}),
-            ({"batch_size": 4, "max_batch_size": 7, "device": None}, {"max_batch_size": 7, "device": None}),
-        ],
-    )
-    def test_options(self, given, expected):
-        options = load_options(given)
-        assert {name: getattr(options, name) for name in expected} == expected
-
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"batch_size": "many"}, "batch_size is 'many'"),
-            ({"weights": "a;b"}, "weights is 'a;b': give numbers such as 0.7;0.3"),
-            ({"modles": "x"}, "modles"),
-        ],
-    )
-    def test_options_that_are_wrong(self, given, message):
-        with pytest.raises(ConfigurationError, match=message):
-            load_options(given)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
 from typing_extensions import Self
 
-from deepen_core.chat.messages import Prompt
-from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions, resolve_sampling
+from deepen_core.config import MemberConfig, MemberErrorPolicy, SamplingParams, StrategyOptions
 from deepen_core.config.constraints import can_constrain
 from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.prompts import FormOption
@@ -25,12 +24,9 @@ from deepen_core.engine.forks import before_computing
 from deepen_core.engine.frontend import GenerationAPI
 from deepen_core.engine.prompt_facts import PromptFacts
 from deepen_core.engine.report import engine_info, engine_warnings
-from deepen_core.engine.scoring import paired, score
 from deepen_core.engine.worker import Worker, closed_error
 from deepen_core.errors import ChatTemplateError, CompatibilityWarning, ConfigurationError
-from deepen_core.evaluation.fitting import By, FittedWeights
-from deepen_core.evaluation.run import Outcome, Plan, fit, run
-from deepen_core.evaluation.task_file import read_task
+from deepen_core.evaluation.measures import Measures
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
 from deepen_core.members.base import Member
@@ -43,14 +39,10 @@ from deepen_core.members.loading import (
     member_configs,
     with_prompts,
 )
-from deepen_core.results import EnsembleInfo, Score
-from deepen_core.voting import Ballot, Choice, Extract
-from deepen_core.voting import By as ChosenBy
-from deepen_core.voting.risk import Utility
-from deepen_core.voting.sampling import Among, Poll, vote
+from deepen_core.results import EnsembleInfo
 
 
-class Ensemble(GenerationAPI, PromptFacts):
+class Ensemble(GenerationAPI, PromptFacts, Measures):
     r"""Several local language models with different tokenizers and architectures that answer as one.
 
     Create one with `Ensemble.load` or `Ensemble.demo`. It may be used from any number of threads and event loops; their
@@ -324,74 +316,6 @@ class Ensemble(GenerationAPI, PromptFacts):
         given = {"progress": False, "device": "cpu", "prompts": forms, **options}
         return cls.load(member_paths(members), **given)
 
-    @overload
-    def score(self, prompt: Prompt, continuation: str, *, greedy: bool = False) -> Score: ...
-    @overload
-    def score(
-        self, prompt: Prompt | Sequence[Prompt], continuation: list[str], *, greedy: bool = False
-    ) -> list[Score]: ...
-    def score(self, prompt: Any, continuation: str | list[str], *, greedy: bool = False) -> Score | list[Score]:
-        """Returns the log-probabilities of given continuations, fused and under each member alone.
-
-        Every member reads a text once, at the speed of a prompt. Several continuations are read together; those of one
-        prompt share it.
-
-        Args:
-            prompt: The text or conversation before the continuation; a text may be empty if every member has a BOS
-                token. Or, with several continuations, one prompt for each, or one for all of them.
-            continuation: The text to score, not empty, or several.
-            greedy: Report too which tokens are the most probable ones, as `Score.greedy`.
-
-        Returns:
-            One score for one continuation, and a list for several.
-
-        Raises:
-            ChatTemplateError: If a conversation is given and a member cannot read it.
-            PromptError: If a continuation is empty, or there is not one prompt for each.
-            ContextWindowError: If the two together are longer than a member's window.
-            MemberError: If a member fails.
-        """
-        engine = self._opened()
-        if isinstance(continuation, str):
-            return score(engine, paired([prompt], [continuation]), greedy=greedy)[0]
-        return score(engine, paired(prompt, continuation), greedy=greedy)
-
-    def vote(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        *,
-        n: int = 5,
-        by: ChosenBy = "majority",
-        extract: Extract = "short",
-        utility: Utility | None = None,
-        among: Among = "ensemble",
-        **options: Any,
-    ) -> Choice:
-        """Samples several answers to a prompt, decoded together, and chooses one.
-
-        Args:
-            prompt: A text or a conversation; thoughts before an answer do not count.
-            params: Options of the request. By default answers are sampled at temperature 0.7. With a `seed`, each
-                further answer uses the next number as its seed, the same ones for each source.
-            n: Number of answers of each source.
-            by: "majority": the answer that most come to (`deepen_core.voting.majority_vote`); "mbr": the one that has
-                most in common with the others (`minimum_bayes_risk`); "likelihood": the likeliest a byte under this
-                ensemble. The last also decides among those of the majority's answer, and between equal ones.
-            extract: What an answer comes to: "short", "number", "answer", a regular expression with a group, or a
-                function, see `deepen_core.voting.extractor`.
-            utility: For "mbr": how good an answer (the first) is if another is right; chrF by default (extra `voting`).
-            among: What answers: this "ensemble", its "members" that take part, each alone, or "all" of these.
-            options: Options by keyword.
-
-        Raises:
-            SamplingError: For a wrong option, or if all answers would be equal (temperature 0).
-            DeepenError: As from `generate` and `score`.
-        """
-        ballot = Ballot(by, extract, utility)
-        poll = Poll.checked(n, among, resolve_sampling(params, options))
-        return vote(self._opened(), prompt, poll, ballot, owner=self)
-
     def alone(self, member: int | str) -> Ensemble:
         """Returns a member as an ensemble of its own, without loading it again.
 
@@ -404,55 +328,6 @@ class Ensemble(GenerationAPI, PromptFacts):
             ConfigurationError: If there is no such member.
         """
         return _Alone(self._opened, main_index(member, [m.name for m in self._opened().members], option="member"))
-
-    def evaluate(self, plan: Plan, *, output: str | Path | None = None, progress: bool = True) -> Outcome:
-        """Measures what an ensemble of these members is worth against each of them, on questions and exercises.
-
-        The ensemble's own main member, weights and strategy are not looked at, and do not change.
-
-        Args:
-            plan: Tasks and what is compared on them.
-            output: A folder that keeps what is measured: an evaluation in the same folder goes on from there.
-            progress: Show bars, if stderr is a terminal.
-
-        Raises:
-            ChatTemplateError: If the plan asks for conversations, and a member cannot read them.
-            EvaluationError: If the plan or the folder cannot be used.
-            MemberError: If a member fails.
-            NoCommonTokensError: If a strategy needs shared tokens, and there are none.
-        """
-        return run(self._opened(), plan, None if output is None else Path(output), progress=progress)
-
-    def fit_weights(
-        self,
-        examples: str | Path | Sequence[str | Path],
-        *,
-        by: By = "score",
-        limit: int | None = None,
-        output: str | Path | None = None,
-        progress: bool = True,
-    ) -> FittedWeights:
-        """Returns the weights with which this ensemble, with its main member and strategy, does best on examples.
-
-        Give `weights` of the result to `load`. The ensemble's own weights are not looked at, and do not change.
-
-        Args:
-            examples: Files of JSON lines: questions with `question`, `choices` and `answer` (the number of the right
-                choice), or texts with `prompt` and `text`.
-            by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
-                right answers and texts become.
-            limit: At most so many items of each file.
-            output: A folder that keeps what is measured: fitting again goes on from there.
-            progress: Show a bar, if stderr is a terminal.
-
-        Raises:
-            ConfigurationError: If the ensemble has a strategy of its own kind.
-            EvaluationError: If a file or the folder cannot be used.
-            MemberError: If a member fails.
-        """
-        paths = [examples] if isinstance(examples, (str, Path)) else examples
-        tasks = [read_task(path, limit) for path in paths]
-        return fit(self._opened(), tasks, None if output is None else Path(output), by=by, progress=progress)
 
     @property
     def info(self) -> EnsembleInfo:

@@ -19,7 +19,8 @@ CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 _DEEPEST = 128
 """Maximum depth of a schema, llguidance's own limit."""
 _NEEDS_EXTRA = 'needs llguidance, which is not installed: pip install "deepen-integrations[structured]"'
-_HALVES = re.compile("[\ud800-\udfff]")
+HALVES = re.compile("[\ud800-\udfff]")
+"""Finds halves of characters, which are lone surrogates."""
 _HALF = "it holds half a character (a lone surrogate), which no answer can contain"
 
 
@@ -93,7 +94,7 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def _holds_half_a_character(value: Any) -> bool:
-    return _HALVES.search(json.dumps(value, ensure_ascii=False)) is not None
+    return HALVES.search(json.dumps(value, ensure_ascii=False)) is not None
 
 
 class ConstraintOptions(Options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,10 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 
-from deepen_core.config.constraints import CONSTRAINTS, ConstraintOptions
+from deepen_core.config.constraints import CONSTRAINTS, HALVES, ConstraintOptions
 from deepen_core.config.serving import MemberErrorPolicy
 from deepen_core.errors import SamplingError
 
-_HALF = re.compile("[\ud800-\udfff]")
 _LEAST_TEMPERATURE = 1e-4
 _MOST_BIAS = 100.0
 _NOT_VARIABLES = frozenset(
@@ -210,7 +208,7 @@ class SamplingParams(ConstraintOptions):
                 raise ValueError(f"{string!r} is not a string; give a string or a list of strings")
             if not string:
                 raise ValueError("an empty stop string would end every answer at once; leave it out")
-            if _HALF.search(string):
+            if HALVES.search(string):
                 raise ValueError(f"{string!r} holds half a character (a lone surrogate), which no answer can contain")
         return strings
 

@@ -61,6 +61,17 @@ class StepInputs:
         comparison = None if self.comparison is None else self.comparison.only(places)
         return StepInputs(chosen, self.weights[places], heard, comparison)
 
+    def of_several(self, main: int) -> tuple[StepInputs, torch.Tensor]:
+        """Returns the inputs for the sequences in which others than main count, and `Comparison.line_of` of all.
+
+        Args:
+            main: The number of the main member.
+        """
+        several = (self.weights[:, main] < self.weights.sum(-1)).nonzero()[:, 0]
+        line_of = torch.full((len(self.weights),), -1)
+        line_of[several] = torch.arange(len(several))
+        return self if len(several) == len(line_of) else self.only(several), line_of
+
 
 @dataclass(frozen=True)
 class MemberFacts:

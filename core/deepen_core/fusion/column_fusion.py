@@ -86,10 +86,7 @@ class ColumnFusion(Fusion):
     @torch.inference_mode()
     def compare(self, inputs: StepInputs) -> Comparison:
         """See `Fusion.compare`."""
-        several = (inputs.weights[:, self._main] < inputs.weights.sum(-1)).nonzero()[:, 0]
-        line_of = torch.full((len(inputs.weights),), -1)
-        line_of[several] = torch.arange(len(several))
-        part = inputs if len(several) == len(line_of) else inputs.only(several)
+        part, line_of = inputs.of_several(self._main)
         return Comparison(self._main, self._told(part), line_of, self._columns[self._main].of)
 
     def _told(self, inputs: StepInputs) -> list[torch.Tensor | None]:

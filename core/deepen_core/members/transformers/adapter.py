@@ -100,7 +100,7 @@ class Adapter:
                 raise self._unfit(place, f"{len(names)} of its tensors {fault}: {listed}")
         try:
             return wrapped.merge_and_unload(safe_merge=True)
-        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as problem:
+        except (AttributeError, RuntimeError, ValueError) as problem:  # a kind without a merge raises any of them
             raise ModelFilesError(
                 f"The adapter {self.place} cannot be merged into {place} ({brief(problem)}): give one that peft can "
                 "merge, such as LoRA."
