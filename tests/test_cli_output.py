@@ -74,16 +74,13 @@ def test_messages_are_made_visible_everywhere(output, terminal):
     assert SHOWN in stream.getvalue()
 
 
-def test_log_lines_and_warnings_are_made_visible(monkeypatch):
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    factory = logging.getLogRecordFactory()
-    try:
-        program._show_controls()
+def test_log_lines_and_warnings_are_made_visible():
+    before = logging.getLogRecordFactory(), warnings.formatwarning
+    with program._shown_controls():
         record = logging.getLogger("x").makeRecord("x", 20, "f", 1, "in %s", (TITLE,), None)
         assert record.getMessage() == f"in {SHOWN}"
         assert SHOWN in warnings.formatwarning(UserWarning(TITLE), UserWarning, "f", 1, "")
-    finally:
-        logging.setLogRecordFactory(factory)
+    assert (logging.getLogRecordFactory(), warnings.formatwarning) == before
     record = logging.LogRecord("x", 20, "f", 1, TITLE, (), None)
     assert SHOWN in TextFormatter().format(record)
 
