@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -155,13 +155,24 @@ class Decoder:
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
         """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""
         if self._gate is None:
-            return [forward.run(sequences) for forward in self._forwards]
+            return self._run_all(self._forwards, sequences)
         own = self._forwards[self._main].run(sequences)
         asked: set[int] = set()
         if own.logits is not None:
             opened = self._gate.opens(torch.log_softmax(own.logits, dim=-1)).tolist()
             asked = {place for place, is_open in zip(own.at, opened, strict=True) if is_open}
-        return [own if n == self._main else forward.run(sequences, asked) for n, forward in enumerate(self._forwards)]
+        others = [forward for n, forward in enumerate(self._forwards) if n != self._main]
+        said = self._run_all(others, sequences, asked)
+        return [*said[: self._main], own, *said[self._main :]]
+
+    @staticmethod
+    def _run_all(
+        forwards: Sequence[MemberRunner], sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None
+    ) -> list[MemberLogits]:
+        """Runs members, all that compute elsewhere at the same time."""
+        for forward in forwards:
+            forward.begin(sequences, asked)
+        return [forward.run(sequences, asked) for forward in forwards]
 
     def _conclude(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> None:
         """Chooses each sequence's next token from the members' logits."""

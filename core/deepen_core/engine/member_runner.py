@@ -12,7 +12,7 @@ from deepen_core.config import MemberErrorPolicy
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, MemberTimeoutError, NonFiniteLogitsError, brief
-from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence
+from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence, begin
 from deepen_core.members.memory import MORE_ROOM, is_memory
 from deepen_core.members.opening import respelled
 
@@ -62,6 +62,12 @@ class MemberRunner:
         self._policy = on_member_error
         self._width: int | None = None  # number of sequences that were found to fit into memory at once
 
+    def begin(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> None:
+        """Begins what `run` waits for, if the member computes elsewhere; arguments as there."""
+        at = self._places(sequences, asked)
+        if at and self._width is None:
+            begin(self.member, [self._part(sequences[place]) for place in at])
+
     def run(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> MemberLogits:
         """Returns logits for the next token of each sequence in which the member takes part and does not fail.
 
@@ -69,8 +75,7 @@ class MemberRunner:
             sequences: The sequences.
             asked: Places of those in which it is asked; all if None.
         """
-        wanted = range(len(sequences)) if asked is None else sorted(asked)
-        at = [place for place in wanted if self._takes_part(sequences[place])]
+        at = self._places(sequences, asked)
         if not at:
             return MemberLogits([], None)
         width = self._width or len(at)
@@ -122,6 +127,11 @@ class MemberRunner:
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
             return 0.0
+
+    def _places(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None) -> list[int]:
+        """Returns the places of the sequences that the member runs, of those in which it is asked."""
+        wanted = range(len(sequences)) if asked is None else sorted(asked)
+        return [place for place in wanted if self._takes_part(sequences[place])]
 
     def _takes_part(self, sequence: EnsembleSequence) -> bool:
         if sequence.ended or sequence.member_sequences[self._number] is None:

@@ -346,6 +346,25 @@ def forget(member: Member) -> None:
         work()
 
 
+class Begins(Member, Protocol):
+    """A member that computes elsewhere, so that its step can run while other members' do."""
+
+    def begin(self, sequences: Sequence[MemberSequence]) -> None:
+        """Begins a step without waiting for it; what goes wrong, the next `next_logits` raises.
+
+        Args:
+            sequences: What the next `next_logits` asks for, which may leave out some that have ended meanwhile.
+        """
+        ...
+
+
+def begin(member: Member, sequences: Sequence[MemberSequence]) -> None:
+    """Begins a member's step if it computes elsewhere, see `Begins`."""
+    work = getattr(member, "begin", None)
+    if work is not None:
+        work(sequences)
+
+
 class Embedded(Member, Protocol):
     """A member that has embeddings, by which some strategies compare tokens."""
 
