@@ -3,18 +3,19 @@
 import torch
 from architectures import VOCABULARY, WINDOW
 
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.base import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.causal import CausalMember
 
 
 class IdsSequence(MemberSequence):
-    """A sequence of plain ids, without a tokenizer.
+    """A sequence of plain ids, without a tokenizer, whose last id could always have been another.
 
     Attributes:
         settled: Number of ids that `rewrite` no longer changes.
     """
 
     settled = 0
+    kept_tail = KEPT_TAIL
 
     def __init__(self, ids):
         self.ids = list(ids)

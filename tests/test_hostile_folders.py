@@ -15,7 +15,8 @@ from folder_parts import answer, set_json
 from deepen_core import Ensemble
 from deepen_core.errors import ModelFilesError, TokenizerError
 from deepen_core.members.transformers.blueprint import Blueprint
-from deepen_core.members.transformers.limits import MAX_BYTES, MAX_EXPERTS, MAX_HEADER_BYTES, MAX_IDS, MAX_LAYERS
+from deepen_core.members.transformers.limits import MAX_BYTES, MAX_EXPERTS, MAX_HEADER_BYTES, MAX_LAYERS
+from deepen_core.tokenization.vocabulary import MAX_IDS
 from deepen_integrations.langchain import DeepenLLM
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -1,5 +1,7 @@
 """Members of unusual kinds: without a cache, with a state, of other dtypes, with a matrix too small."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,11 +80,11 @@ def test_prefill_in_pieces_gives_the_same_logits(pair):
     member = pair._engine.members[0]
     prompt = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog. The dog sleeps;")
     with torch.inference_mode():
-        whole = MemberSequence(prompt, member.tokenizer, is_main=True)
+        whole = MemberSequence(prompt, member.tokenizer, is_main=False)
         expected = member.next_logits([whole])
         whole.release()  # the next sequence would take over what it holds
         for limit in (1, 2, 7, 1000):
-            sequence = MemberSequence(prompt, member.tokenizer, is_main=True)
+            sequence = MemberSequence(prompt, member.tokenizer, is_main=False)
             run = []
             while n := member.prefill(sequence, limit):
                 run.append(n)
@@ -92,6 +94,44 @@ def test_prefill_in_pieces_gives_the_same_logits(pair):
             torch.testing.assert_close(member.next_logits([sequence]), expected)
             torch.testing.assert_close(sequence.logits_before, whole.logits_before)
             sequence.release()
+
+
+def test_only_places_that_are_looked_at_have_logits(pair):
+    """Main's last id is as it was chosen, and no token goes on across the end of a template."""
+    member = pair._engine.members[0]
+    cut = member.tokenizer.reader.read_text("The quick brown fox jumps over the lazy dog")
+    closed = replace(cut, cut=False)
+    kept, layer = [], member.model.get_output_embeddings()
+    hook = layer.register_forward_pre_hook(lambda _, given: kept.append(given[0].shape[1]))
+    with torch.inference_mode():
+        for prompt, is_main, places in ((cut, True, 1), (cut, False, 2), (closed, True, 1), (closed, False, 1)):
+            sequence = MemberSequence(prompt, member.tokenizer, is_main=is_main)
+            found = member.next_logits([sequence])[0]
+            assert kept.pop() == places
+            whole = member.model(torch.tensor([sequence.ids])).logits[0]
+            assert kept.pop() == len(sequence.ids)
+            torch.testing.assert_close(found, whole[-1], atol=1e-4, rtol=1e-4)
+            assert (sequence.logits_before is None) == (places == 1)
+            assert bool(sequence.open_places) == (places == 2)
+            sequence.append_token(5) if is_main else sequence.append_text(" and")
+            found = member.next_logits([sequence])[0]
+            whole = member.model(torch.tensor([sequence.ids])).logits[0]
+            torch.testing.assert_close(found, whole[-1], atol=1e-4, rtol=1e-4)
+            if not is_main:
+                torch.testing.assert_close(sequence.logits_before, whole[-2], atol=1e-4, rtol=1e-4)
+            kept.clear()
+            sequence.release()
+    hook.remove()
+
+
+def test_a_prompt_that_is_alone_runs_in_one_forward(load):
+    """In pieces it would take one forward more, in which all weights are read again."""
+    with load("alpha", "beta") as ensemble:
+        members = ensemble._engine.members
+        ensemble.generate("The dog", max_new_tokens=1)
+        before = [member.work.forwards for member in members]
+        ensemble.generate("The quick brown fox jumps over the lazy dog. " * 4, max_new_tokens=1)
+        assert [member.work.forwards - n for member, n in zip(members, before, strict=True)] == [1, 1]
 
 
 def test_output_layers_get_dense_hidden_states(pair):

@@ -9,6 +9,9 @@ from typing import Any
 from deepen_core.errors import TokenizerError
 from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
 
+MAX_IDS = 2**22
+"""Token ids that are read: each takes memory. The largest vocabularies have a tenth of that."""
+
 # Tokens that end a turn in common chat formats. See `_stops` for when they count.
 TURN_ENDS = frozenset(
     "</s> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|eot|> <|return|> <|call|> "
@@ -106,12 +109,13 @@ class Vocabulary:
             backend: The tokenizer's private copy, if it exists already.
 
         Raises:
-            TokenizerError: If the tokenizer is of a kind whose tokens cannot be read as bytes.
+            TokenizerError: If the tokenizer is of a kind whose tokens cannot be read as bytes, or has an id of
+                `MAX_IDS` or more.
         """
         backend = backend or Backend(tokenizer)
         kind = _kind(backend)
         pieces = backend.pieces
-        size = max(pieces.values(), default=-1) + 1
+        size = _size(pieces)
         added = {t["id"]: t for t in backend.added_tokens}
         special = backend.control_ids(tokenizer) | _unknown_ids(backend, pieces)
         falls_back = bool(backend.model.get("byte_fallback")) or any(
@@ -156,6 +160,18 @@ class Vocabulary:
             canonical=_canonical_ids(values, rank, backend),
             starts_with_space=starts_with_space,
         )
+
+
+def _size(pieces: Mapping[str, int]) -> int:
+    """Returns one more than the largest id; every id below it takes memory."""
+    size = max(pieces.values(), default=-1) + 1
+    if size > MAX_IDS:
+        named = next(piece for piece, token_id in pieces.items() if token_id == size - 1)
+        raise TokenizerError(
+            f"This tokenizer has the id {size - 1:,} (of {named[:40]!r}), and at most {MAX_IDS:,} ids are read: fetch "
+            "its files again."
+        )
+    return size
 
 
 def _stops(given: set[int], eos: Any, names: dict[str, int]) -> set[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deepen_core.errors import ModelFilesError, TokenizerError
+from deepen_core.errors import ModelFilesError
 
 MAX_BYTES = 2**26
 """Of a small file. The largest in use are indices of weights, with a sixteenth of that."""
@@ -20,8 +20,6 @@ MAX_LAYERS = 1024
 """Each is built before weights are looked at. The deepest models have 200."""
 MAX_EXPERTS = 2**17
 """Of all layers together. The widest models have a quarter of that."""
-MAX_IDS = 2**22
-"""Token ids. The largest vocabularies have a tenth of that."""
 
 _SMALL = ("*.json", "*.jinja", "*.py", "additional_chat_templates/*")
 _OF_TOKENIZERS = ("tokenizer.json", "vocab.json", "*.model", "*.tiktoken", "*.txt")
@@ -88,24 +86,6 @@ def check_repeats(path: Path, config: Mapping[str, Any]) -> None:
 
 def _too_many(path: Path, name: str, value: int, limit: str) -> ModelFilesError:
     return ModelFilesError(f"{path} has {name} {value}, and at most {limit} are built: correct it or fetch it again.")
-
-
-def check_ids(place: str, tokenizer: Any) -> None:
-    """Rejects a tokenizer with ids that no model has embeddings for.
-
-    Args:
-        place: The folder or hub id.
-        tokenizer: A `transformers` tokenizer.
-
-    Raises:
-        TokenizerError: Naming the largest id.
-    """
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
-    if largest >= MAX_IDS:
-        raise TokenizerError(
-            f"The tokenizer of {place} has the id {largest:,} (of {token[:40]!r}), and at most {MAX_IDS:,} ids are "
-            "read: fetch its files again."
-        )
 
 
 def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

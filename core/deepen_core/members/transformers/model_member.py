@@ -72,7 +72,7 @@ def _dense(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.
 
     A model cuts them to the last places, and `matmul` takes such a slice, even of one sequence, for a batch: it copies
     the whole output layer for each sequence, which takes Qwen 0.5B in bfloat16 eight times as long as the whole
-    forward of a short prompt. `contiguous` does not mend the slice of one sequence: it counts as contiguous already.
+    forward of a short prompt. `contiguous` alone does not mend the slice of one sequence: it counts as contiguous.
     """
     hidden = inputs[0]
-    return (hidden.flatten(0, -2).unflatten(0, hidden.shape[:-1]), *inputs[1:])
+    return (hidden.flatten(0, -2).contiguous().unflatten(0, hidden.shape[:-1]), *inputs[1:])

@@ -28,7 +28,6 @@ from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
 from deepen_core.members.transformers.blueprint import Blueprint
 from deepen_core.members.transformers.json_file import read_object
-from deepen_core.members.transformers.limits import check_ids
 from deepen_core.members.transformers.requirements import (
     check_packages,
     check_quantisation,
@@ -84,7 +83,6 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
         raise _tokenizer_error(source, problem, trusted=trusted) from problem
-    check_ids(source.place, tokenizer)
     tokens, wanted = len(tokenizer), getattr(text_config(model_config), "vocab_size", None)
     from_scratch = not (source.folder / "tokenizer.json").is_file()
     if from_scratch and isinstance(wanted, int) and tokens * _SHARE < wanted:

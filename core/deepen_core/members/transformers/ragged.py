@@ -3,7 +3,8 @@
 Shapes: ids and positions [2, slots, count]; masks [slots, 1, count, positions]; logits [slots, keep, vocabulary].
 
 1. Give each new sequence a slot of the cache, copying the keys and values of another one with the same beginning.
-2. Run more than 32 new ids of one sequence (a prompt) alone, in chunks of at most 1024, except the last two.
+2. Of several sequences, run more than 32 new ids of one (a prompt) alone, in chunks of at most 1024, except the last
+   two.
 3. Choose the cheapest `count` of ids to run of every sequence at once: a sequence with more new ids runs the surplus
    alone first, one with fewer runs its last ids again.
 4. Run all slots from the first to the last of the sequences in one forward, masked where their lengths differ.
@@ -113,7 +114,8 @@ class RaggedRunner:
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         with self.cache.busy():
-            slots = [self._admit(sequence) for sequence in sequences]
+            longest = _CHUNK if len(sequences) == 1 else _LONG
+            slots = [self._admit(sequence, longest) for sequence in sequences]
             count = self._count(sequences, slots)
             for sequence, slot in zip(sequences, slots, strict=True):
                 self._run_ahead(sequence, slot, sequence.pending - count)
@@ -127,10 +129,10 @@ class RaggedRunner:
             self._run_ahead(sequence, slot, count)
             return count
 
-    def _admit(self, sequence: MemberSequence) -> Slot:
+    def _admit(self, sequence: MemberSequence, longest: int) -> Slot:
         """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""
         slot = self._slot(sequence)
-        if sequence.pending > _LONG:
+        if sequence.pending > longest:
             self._run_ahead(sequence, slot, sequence.pending - KEPT_TAIL)
         return slot
 
@@ -182,7 +184,8 @@ class RaggedRunner:
         """Runs the remaining pending ids of all sequences."""
         new = sum(len(sequence.take_pending()) for sequence in sequences)
         texts = {slot: sequence.ids for sequence, slot in zip(sequences, slots, strict=True)}
-        run, logits = self._forward.run(texts, count, keep=min(count, KEPT_TAIL))
+        keep = min(count, max(sequence.kept_tail for sequence in sequences))
+        run, logits = self._forward.run(texts, count, keep)
         logits = logits[:, :, : self._size]  # [slots, at most KEPT_TAIL, vocabulary]
         self._note(new, len(run) * count)
         lines = [slot.index - run[0].index for slot in slots]

@@ -70,8 +70,7 @@ class SequentialRunner:
         self._in_pieces = in_pieces and keeps_cache
         self._resets = resets
         self._cache_option = cache_option(model)
-        accepts = inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": KEPT_TAIL} if "logits_to_keep" in accepts else {}
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
@@ -99,12 +98,13 @@ class SequentialRunner:
         """Runs pending ids and returns the logits [at most KEPT_TAIL, vocabulary] at the last of them."""
         pending = sequence.take_pending(limit)
         ids = torch.tensor([pending], device=self._model.device)
+        options = {"logits_to_keep": sequence.kept_tail} if self._keeps else {}
         if self._resets:
-            self._model(ids[:, :1], use_cache=False, **self._options)
+            self._model(ids[:, :1], use_cache=False, **options)
         held = {self._cache_option: shortened(cache.held, sequence.cached - len(pending))} if self._keeps_cache else {}
-        output = self._model(ids, use_cache=self._keeps_cache, **held, **self._options)
+        output = self._model(ids, use_cache=self._keeps_cache, **held, **options)
         self._work.forwards += 1
         self._work.ids_run += len(pending)
-        logits: torch.Tensor = output.logits[0, -KEPT_TAIL:, : self._size]
+        logits: torch.Tensor = output.logits[0, -sequence.kept_tail :, : self._size]
         sequence.keep_logits(logits)
         return logits
