@@ -13,6 +13,7 @@ from deepen_core.config.fusion import (
 )
 from deepen_core.config.members import MemberConfig, member_config
 from deepen_core.config.sampling import SamplingParams, resolve_sampling
+from deepen_core.config.servers import ServerConfig
 from deepen_core.config.serving import MemberErrorPolicy, ServingConfig
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ProductConfig",
     "SamplingParams",
     "SearchName",
+    "ServerConfig",
     "ServingConfig",
     "StrategyOptions",
     "TranslateConfig",

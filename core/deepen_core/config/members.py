@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 from typing_extensions import Self
 
 from deepen_core.config.base import Options
 from deepen_core.config.prompts import FormOption, check_form
+from deepen_core.config.servers import ServerConfig, server_config
 from deepen_core.errors import ConfigurationError
 
-KINDS = {"transformers": "deepen_core.members.transformers.loader:describe"}
+KINDS = {
+    "transformers": "deepen_core.members.transformers.loader:describe",
+    "server": "deepen_core.members.server.loader:describe",
+}
 """`module:function` that describes a member of each kind without its weights."""
 
 _FIELD = "has a field of its own: {}"
@@ -33,6 +37,7 @@ _FIXED_KWARGS = {
     "state_dict": "is the model's own",
 }
 """Arguments of `from_pretrained` that `model_kwargs` cannot set, and why."""
+_OF_WEIGHTS = ("device", "dtype", "adapter", "source_language", "target_language", "model_kwargs")
 
 
 class MemberConfig(Options):
@@ -40,8 +45,8 @@ class MemberConfig(Options):
 
     model: str = Field(min_length=1)
     """Path of a folder in transformers format (`~` is your home), or a hub id."""
-    kind: Literal["transformers"] = "transformers"
-    """The format of the model, which decides what runs it."""
+    kind: Literal["transformers", "server"] = "transformers"
+    """The format of the model, which decides what runs it; "server" where `server` is given."""
     name: str | None = Field(default=None, min_length=1)
     """The member's name in reports; the last part of `model` by default."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
@@ -76,6 +81,9 @@ class MemberConfig(Options):
     """The language of prompts, for an encoder-decoder model that marks it with a token: "eng_Latn" (NLLB)."""
     target_language: str | None = Field(default=None, min_length=1)
     """The language to answer in, for an encoder-decoder model that is told by a first token: "fra_Latn" (NLLB)."""
+    server: ServerConfig | None = None
+    """The address of a llama.cpp or vLLM server that computes the member's distributions, or its `ServerConfig`. Of
+    `model`, only the tokenizer and the configuration are then read."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More arguments for the model's `from_pretrained`, as JSON values: `attn_implementation`, `quantization_config`,
     or `device_map`, which spreads it over several devices in place of `device`."""
@@ -84,6 +92,26 @@ class MemberConfig(Options):
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""
         others = (value for name, value in self if name != "model_kwargs")
         return hash((*others, frozenset(self.model_kwargs)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_server(cls, given: Any) -> Any:
+        served = isinstance(given, Mapping) and given.get("server") is not None
+        return {"kind": "server", **given} if served else given
+
+    @field_validator("server", mode="before")
+    @classmethod
+    def _server(cls, given: object) -> object:
+        return server_config(given)
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if (self.kind == "server") != (self.server is not None):
+            raise ValueError(f"kind is {self.kind!r}, and server is {'not ' * (self.server is None)}given")
+        taken = [name for name in _OF_WEIGHTS if self.server is not None and getattr(self, name)]
+        if taken:
+            raise ValueError(f"{' and '.join(taken)} cannot be set with server, which has the weights")
+        return self
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -47,6 +47,17 @@ def find_source(config: MemberConfig) -> ModelSource:
     return source
 
 
+def find_small_files(config: MemberConfig) -> ModelSource:
+    """Finds the configuration and the tokenizer of a model whose weights are elsewhere.
+
+    Raises:
+        ModelFilesError: If files are missing or damaged.
+    """
+    source = _locate(config)
+    check_description(source.folder, tokenizer=config.tokenizer is None)
+    return source
+
+
 def _class_name(folder: Path) -> str:
     """Returns the name of the class that loads the model in a folder, by its configuration if there is one."""
     path = folder / "config.json"

@@ -1,0 +1,1 @@
+"""Members whose model is on a server."""

@@ -1,0 +1,74 @@
+"""Finds out what a server is and what it serves, and says in an error what to do about one that cannot be used."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pydantic import Field
+
+from deepen_core.config.servers import ServerConfig
+from deepen_core.errors import ConfigurationError
+from deepen_core.members.server.api import ReplyForm, ServerApi, described, parsed
+from deepen_core.members.server.connection import Connection, Request, ServerError
+from deepen_core.members.server.llama_cpp import LlamaCppApi
+from deepen_core.members.server.model_server import ModelServer
+from deepen_core.members.server.vllm import VllmApi
+
+_KEY = "it needs another key: give its api_key in server"
+_WAYS_OUT = {
+    None: "start it, or correct its address",
+    HTTPStatus.UNAUTHORIZED: _KEY,
+    HTTPStatus.FORBIDDEN: _KEY,
+    HTTPStatus.NOT_FOUND: "give the address and the api of a llama.cpp or vLLM server",
+    HTTPStatus.SERVICE_UNAVAILABLE: "it is still loading its model: wait until its /health is ok",
+}
+
+
+class _Version(ReplyForm):
+    """Of /version of vLLM."""
+
+    version: str = Field(min_length=1)
+
+
+async def find_server(connection: Connection, config: ServerConfig) -> ModelServer:
+    """Returns the server with its model.
+
+    Args:
+        connection: To the server.
+        config: How it is asked.
+
+    Raises:
+        ServerError: If there is none, or it has no model.
+    """
+    name = config.api or await _name(connection)
+    api: ServerApi = LlamaCppApi() if name == LlamaCppApi.label else VllmApi(config.model)
+    try:
+        return ModelServer(connection, api, await api.identify(connection))
+    except ServerError as fault:
+        if fault.status is not None:
+            raise
+        raise described(fault, f"{connection.url} is no {name} server with a model: ") from fault
+
+
+async def _name(connection: Connection) -> str:
+    """Returns which server it is: that of llama.cpp has /props, and that of vLLM has /version."""
+    try:
+        await connection.send(Request("/props"))
+    except ServerError as fault:
+        if fault.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            raise
+        parsed(_Version, await connection.send(Request("/version")))
+        return VllmApi.label
+    return LlamaCppApi.label
+
+
+def unusable(fault: ServerError, name: str, url: str) -> ConfigurationError:
+    """Returns the error of a member whose server cannot be used.
+
+    Args:
+        fault: What went wrong.
+        name: The member's name.
+        url: The server's address.
+    """
+    way_out = _WAYS_OUT.get(fault.status, "see its log")
+    return ConfigurationError(f"Member {name!r} cannot be asked at {url}: {fault}. The server: {way_out}.")
