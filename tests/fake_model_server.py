@@ -1,6 +1,7 @@
 """Servers that answer as llama.cpp's and vLLM's do, of a tiny model, and that can fail in every way."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -41,9 +42,10 @@ class Fault:
     """What goes wrong, with which requests for probabilities.
 
     Args:
-        kind: "delay", "cut", "close", "garbage", "shape", "nan", "length", "rising", "mass", "twice", "beyond", "busy",
-            "trickle", "redirect" or "endless".
-        at: Numbers of the requests, counted from 1 over all; every one from the first of them on with `on=True`.
+        kind: "delay", "trickle", "endless", "cut", "close", "busy", "redirect", "garbage", "shape", "nan", "length" or
+            "few"; of llama.cpp alone "rising", "mass", "twice" or "beyond", and of vLLM "text".
+        at: Numbers of the requests, counted from 1 over all; each text is hit once. Every one from the first of them on
+            with `on=True`.
         text: Only with texts that begin with these ids.
     """
 
@@ -53,10 +55,15 @@ class Fault:
         self.on = on
         self.seconds = seconds
         self.text = list(text)
+        self._seen = []
 
     def hits(self, number, ids):
         begins = ids[: len(self.text)] == self.text
-        return begins and (number in self.at or (self.on and number >= min(self.at)))
+        if self.on:
+            return begins and number >= min(self.at)
+        hits = begins and number in self.at and ids not in self._seen
+        self._seen += [ids] * hits
+        return hits
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -173,37 +180,55 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, value, status=200, fault=None):
         content = json.dumps(value, separators=(",", ":")).encode()
-        kind = None if fault is None else fault.kind
-        if kind == "delay":
-            time.sleep(fault.seconds)
-        elif kind == "busy":
-            return self.reply(self.error(503, "no slot is free"), 503)
-        elif kind == "close":
-            return self._hang_up()
-        elif kind == "garbage":
-            content = b"<html>504 Gateway Time-out</html>"
-        elif kind == "nan":
-            content = content.replace(b'"logprob":-', b'"logprob":NaN,"x":-').replace(b":-", b':NaN,"y":-', 1)
-        elif kind == "redirect":
-            self.send_response(307)
-            self.send_header("location", f"{self.server.url}/elsewhere")
-            self.send_header("content-length", "0")
-            return self.end_headers()
+        spoil = None if fault is None else getattr(self, f"_{fault.kind}", None)
+        if spoil is not None:
+            return spoil(content, fault)
+        return self._send(content, status)
+
+    def _send(self, content, status=200, length=None):
         self.send_response(status)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(2**40 if kind == "endless" else len(content)))
+        self.send_header("content-length", str(len(content) if length is None else length))
         self.end_headers()
-        if kind == "cut":
-            self.wfile.write(content[: len(content) // 2])
-            return self._hang_up()
-        if kind == "endless":
-            while True:
-                self.wfile.write(b" " * 2**16)
-        if kind == "trickle":
-            for byte in content:
-                self.wfile.write(bytes([byte]))
-                time.sleep(fault.seconds)
-        return self.wfile.write(content)
+        self.wfile.write(content)
+
+    def _delay(self, content, fault):
+        time.sleep(fault.seconds)
+        self._send(content)
+
+    def _busy(self, _content, _fault):
+        self.reply(self.error(503, "no slot is free"), 503)
+
+    def _close(self, _content, _fault):
+        self._hang_up()
+
+    def _garbage(self, _content, _fault):
+        self._send(b"<html>504 Gateway Time-out</html>")
+
+    def _nan(self, content, _fault):
+        numbers = re.compile(rb'"(logprob|token_id:[0-9]+)":-[0-9.e-]+')
+        self._send(numbers.sub(rb'"\1":NaN', content))
+
+    def _redirect(self, _content, _fault):
+        self.send_response(307)
+        self.send_header("location", f"{self.server.url}/elsewhere")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def _cut(self, content, _fault):
+        self._send(content[: len(content) // 2], length=len(content))
+        self._hang_up()
+
+    def _endless(self, _content, _fault):
+        self._send(b"", length=2**40)
+        while True:
+            self.wfile.write(b" " * 2**16)
+
+    def _trickle(self, content, fault):
+        self._send(b"", length=len(content))
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            time.sleep(fault.seconds)
 
     def _hang_up(self):
         self.close_connection = True
@@ -325,6 +350,8 @@ class Vllm(Handler):
             if (count := body.get(name) or 0) > server.max_logprobs:
                 message = f"Requested {kind} logprobs of {count}, which is greater than max allowed: "
                 return self.reply(self.error(400, f"{message}{server.max_logprobs}"), 400)
+        if not all(0 <= i < model.size for i in ids):
+            return self.reply(self.error(400, f"Token id {max(ids)} is out of vocabulary"), 400)
         if len(ids) + body["max_tokens"] > model.window:
             return self.reply(self.error(400, f"This model's maximum context length is {model.window} tokens."), 400)
         assert body["return_tokens_as_token_ids"] is True
@@ -334,9 +361,9 @@ class Vllm(Handler):
         found = model.logprobs(ids)
         chosen = int(found[-1].argmax())
         choice = {"index": 0, "text": "x", "finish_reason": "length", "token_ids": [chosen], "logprobs": None}
-        choice["prompt_token_ids"] = ids if kind != "length" else [*ids[:-1], ids[-1] ^ 1]
+        choice["prompt_token_ids"] = ids if kind != "text" else [*ids[:-1], ids[-1] ^ 1]
         if count := body.get("logprobs"):
-            values, top = found[-1].topk(count)
+            values, top = found[-1].topk(count if kind != "few" else count // 2)
             names = {f"token_id:{chosen}": float(found[-1, chosen])}
             names |= {f"token_id:{i}": value for i, value in zip(top.tolist(), values.tolist(), strict=True)}
             names = {"x" + name: value for name, value in names.items()} if kind == "shape" else names
@@ -345,7 +372,7 @@ class Vllm(Handler):
             own = found[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
             likely = [{str(i): {"logprob": value, "rank": 1}} for i, value in zip(ids[1:], own, strict=True)]
             choice["prompt_logprobs"] = [None, *likely]
-        usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+        usage = {"prompt_tokens": len(ids) + (kind == "length"), "completion_tokens": 1, "total_tokens": len(ids) + 1}
         value = {"id": "cmpl-1", "object": "text_completion", "model": model.name, "choices": [choice], "usage": usage}
         return self.reply(value, 200, fault)
 

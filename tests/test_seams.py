@@ -59,7 +59,8 @@ def test_tables_say_what_they_have_counted(tables):
 @pytest.mark.parametrize("fusion", [{"rows": "soft"}, "deepen-paper"])
 def test_strategies_that_compare_embeddings_refuse_members_without(tables, alpha, fusion):
     with pytest.raises(
-        ConfigurationError, match=r"Member 'first' has no embeddings.*fusion='product' or fusion='union'"
+        ConfigurationError,
+        match=r"Member 'first' has no embeddings.*fusion='bytes', fusion='union' or fusion='product'",
     ):
         Ensemble.from_members([alpha, tables[0]], fusion=fusion)
 

@@ -1,14 +1,10 @@
 """Members behind model servers answer as the same model in this process does."""
 
-import pickle
-
 import pytest
 import torch
-from fake_model_server import KEY, Model, serving
+from fake_model_server import Model, serving
 
 from deepen_core import Ensemble, MemberConfig
-from deepen_core.config import ServerConfig
-from deepen_core.errors import CompatibilityWarning, ConfigurationError
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

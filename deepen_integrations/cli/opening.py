@@ -59,6 +59,8 @@ def named_options(options: EnsembleOptions) -> dict[str, Any]:
     named = ensemble_options(given.pop("ensemble")) if "ensemble" in given else {}
     if "member" in given:
         named["models"] = given.pop("member")
+    if "server" in given:
+        named["models"] = _served(named.get("models", []), given.pop("server"))
     if "languages" in given:
         named["models"] = _translating(named.get("models", []), given.pop("languages"))
     if "prompt" in given:
@@ -124,6 +126,30 @@ def _translating(members: Sequence[str | Mapping[str, Any]], languages: list[str
             )
         named = {"source_language": source or None, "target_language": target or None}
         configs[name] = configs[name].model_copy(update=named)
+    return list(configs.values())
+
+
+def _served(members: Sequence[str | Mapping[str, Any]], servers: list[str]) -> list[MemberConfig]:
+    """Returns the members with their servers, given as MEMBER=URL.
+
+    Raises:
+        typer.BadParameter: For a text of another form, or a name that no member has.
+        ConfigurationError: If there are no members, or a server cannot be one.
+    """
+    from deepen_core.config import member_config  # noqa: PLC0415 (slow)
+    from deepen_core.members.loading import member_configs  # noqa: PLC0415
+
+    configs = {str(config.name): config for config in member_configs(members)}
+    for text in servers:
+        name, equals, url = text.partition("=")
+        if not equals or name not in configs:
+            raise typer.BadParameter(
+                f"{text!r} is not MEMBER=URL, such as smollm2=http://localhost:8080, for one of the members "
+                f"{', '.join(configs)}.",
+                param_hint="--server",
+            )
+        given = configs[name].model_dump(exclude_unset=True)
+        configs[name] = member_config({**given, "kind": "server", "server": url})
     return list(configs.values())
 
 

@@ -134,6 +134,16 @@ class EnsembleOptions:
             "one of the two may be left out. Repeat the option for each member.",
         ),
     ] = None
+    server: Annotated[
+        list[str] | None,
+        _ensemble(
+            "--server",
+            metavar="MEMBER=URL",
+            help="The llama.cpp or vLLM server that computes a member, whose folder is read for its tokenizer alone, "
+            "such as smollm2=http://localhost:8080. Its key, if it needs one, is the environment variable "
+            "DEEPEN_SERVER_KEY. Repeat the option for each member.",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         _ensemble(

@@ -13,7 +13,6 @@ from deepen_core.errors import DeepenError, brief
 from deepen_core.members.base import Member, source_window, tree_run_of
 from deepen_core.members.loading import DescribedMember, describe_member, member_configs, try_member
 from deepen_core.members.model_path import model_path
-from deepen_core.results import ONE_AT_A_TIME
 from deepen_integrations.doctor.findings import Finding, Section, size
 from deepen_integrations.doctor.machine import free_memory
 
@@ -46,7 +45,8 @@ def examine_members(options: Mapping[str, Any], *, try_them: bool) -> list[Secti
         except DeepenError as problem:
             found.append(Finding("files", str(problem), "wrong"))
         else:
-            described.append(member)
+            if config.server is None:
+                described.append(member)
             found += _facts(config, member)
             found += _abilities(member, try_it=try_them and all(one.state != "wrong" for one in found))
         sections.append(Section(str(config.name), found))
@@ -62,7 +62,9 @@ def _facts(config: MemberConfig, member: DescribedMember) -> Iterator[Finding]:
     except DeepenError as problem:
         yield Finding("weights", str(problem), "wrong")
     else:
-        if weights is None:
+        if config.server is not None:
+            yield Finding("weights", f"on the server at {config.server.url}, which answers")
+        elif weights is None:
             yield Finding("weights", f"of {config.model}: loading fetches those that are not in the cache", "note")
         else:
             yield Finding(
@@ -106,7 +108,7 @@ def _abilities(member: DescribedMember, *, try_it: bool) -> list[Finding]:
 
 
 def _batching(member: Member) -> Finding:
-    if member.batching.startswith(ONE_AT_A_TIME):
+    if not member.batching.startswith("ragged"):
         return Finding("batch and cache", member.batching, "note")
     whole = "ragged: sequences of any length share a forward, and each continues from its cache"
     return Finding("batch and cache", whole + member.batching.removeprefix("ragged"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -9,6 +10,8 @@ from pydantic import Field, SecretStr, field_validator
 
 from deepen_core.config.base import Options
 from deepen_core.errors import ConfigurationError
+
+KEY_VARIABLE = "DEEPEN_SERVER_KEY"
 
 ServerApi = Literal["llama.cpp", "vllm"]
 
@@ -23,7 +26,7 @@ class ServerConfig(Options):
     model: str | None = Field(default=None, min_length=1)
     """The name of the model, on a vLLM server with several."""
     api_key: SecretStr | None = None
-    """Sent as a bearer token."""
+    """Sent as a bearer token; by default the environment variable DEEPEN_SERVER_KEY."""
     top_k: int = Field(default=512, ge=1, strict=True)
     """Number of tokens whose probabilities are fetched at each step, the most probable ones; the others share the rest.
     At most what a vLLM server allows (`--max-logprobs`)."""
@@ -49,10 +52,28 @@ class ServerConfig(Options):
     @field_validator("api_key")
     @classmethod
     def _sendable(cls, given: SecretStr | None) -> SecretStr | None:
-        key = "" if given is None else given.get_secret_value()
-        if given is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
-            raise ConfigurationError("The api_key of a server must be letters, digits and signs of ASCII.")
+        if given is not None:
+            _check_key(given.get_secret_value())
         return given
+
+    def key(self) -> str | None:
+        """Returns the key that is sent.
+
+        Raises:
+            ConfigurationError: If that of the environment cannot be sent.
+        """
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        found = os.environ.get(KEY_VARIABLE)
+        if found:
+            _check_key(found)
+        return found or None
+
+
+def _check_key(key: str) -> None:
+    """Rejects what no header may hold; the library that sends it would show it in an error."""
+    if not (key.isascii() and key.isprintable() and key.strip() == key and key):
+        raise ConfigurationError("The key of a server must be letters, digits and signs of ASCII.")
 
 
 def server_config(given: object) -> object:

@@ -22,7 +22,7 @@ from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_name
 from deepen_core.members.base import Member
 from deepen_core.members.context_budget import Budgeted, ContextBudget
-from deepen_core.members.loading import DescribedMember, main_index, try_member
+from deepen_core.members.loading import DescribedMember, main_index, may_have_embeddings, try_member
 from deepen_core.progress import Steps
 
 _STEPS = 2  # for all members together: comparing vocabularies, and preparing the fusion
@@ -128,7 +128,7 @@ class EngineOptions:
             NoCommonTokensError: If the members share no token, and the strategy needs some.
         """
         with steps.doing("comparing vocabularies"):
-            facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device) for m in members]
+            facts = [MemberFacts(m.name, m.tokenizer.vocabulary, m.device, may_have_embeddings(m)) for m in members]
             self.strategy.check(facts, self.config)
 
     def budget(self, members: Sequence[Budgeted]) -> ContextBudget:

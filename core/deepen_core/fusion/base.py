@@ -81,11 +81,13 @@ class MemberFacts:
         name: Its name.
         vocabulary: Of its tokenizer.
         device: The device that it will be loaded on.
+        embedded: Whether it may have embeddings, see `Embedded`.
     """
 
     name: str
     vocabulary: Vocabulary
     device: torch.device
+    embedded: bool = True
 
 
 class Fusion(ABC):

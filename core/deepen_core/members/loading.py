@@ -174,6 +174,11 @@ def describe_member(
     return described
 
 
+def may_have_embeddings(member: DescribedMember | Member) -> bool:
+    """Whether a member may have embeddings: all but those that say by `embedded` that they have none."""
+    return bool(getattr(member, "embedded", True))
+
+
 def given_members(models: Sequence[Any] | Mapping[str, Any], prompts: object, max_window: int | None) -> list[Member]:
     """Returns members of models and tokenizers of `transformers` that are in memory.
 

@@ -62,6 +62,8 @@ class DeepenStrategy(Fusion):
     @classmethod
     def check(cls, members: Sequence[MemberFacts], config: FusionConfig) -> None:
         """See `Fusion.check`."""
+        if without := next((m.name for m in members if not m.embedded), None):
+            raise _no_embeddings(without)
         vocabularies = [m.vocabulary for m in members]
         check_common_tokens(vocabularies, [m.name for m in members])
         if config.exact:
@@ -114,11 +116,15 @@ class DeepenStrategy(Fusion):
 
 def _embedded(member: Member) -> Embedded:
     if not has_embeddings(member):
-        raise ConfigurationError(
-            f"Member {member.name!r} has no embeddings, by which the strategies 'deepen' and 'deepen-paper' compare "
-            "tokens: choose fusion='product' or fusion='union', or leave the member out."
-        )
+        raise _no_embeddings(member.name)
     return member
+
+
+def _no_embeddings(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Member {name!r} has no embeddings, by which the strategies 'deepen' and 'deepen-paper' compare tokens: "
+        "choose fusion='bytes', fusion='union' or fusion='product', or leave the member out."
+    )
 
 
 def _space(member: Embedded, anchors: Anchors, place: int, config: FusionConfig) -> RelativeSpace:

@@ -101,8 +101,7 @@ def describe(
     settings = GenerationSettings.in_folder(source.place, source.folder, model_config)
     tokenizer = load_tokenizer(config, source, model_config)
     text = TextSide.of(config, source.place, tokenizer, model_config, settings, max_window)
-    key = config.server.api_key
-    connection = Connection(config.server.url, key and key.get_secret_value(), config.server.timeout)
+    connection = Connection(config.server.url, config.server.key(), config.server.timeout)
     try:
         server, top_k = connection.start(_tried(connection, config.server, text.tokenizer, source.place)).result()
     except ServerError as fault:

@@ -50,7 +50,12 @@ class ModelServer:
         return await self._once(request, read)
 
     async def _once(self, request: Request, read: Callable[[Reply], T]) -> T:
-        reply = await self.connection.send(request)
+        try:
+            reply = await self.connection.send(request)
+        except ServerError as fault:
+            if fault.status is not None and fault.is_final:  # another model may be why
+                await self._check_model()
+            raise
         if reply.is_reconnected:
             await self._check_model()
         try:
