@@ -1,8 +1,10 @@
 """Members behind model servers answer as the same model in this process does."""
 
+import time
+
 import pytest
 import torch
-from fake_model_server import Model, serving
+from fake_model_server import Fault, Model, serving
 
 from deepen_core import Ensemble, MemberConfig
 
@@ -46,3 +48,105 @@ def test_answers_are_those_of_the_model_in_this_process(server, joined, load, fu
                 atol=1e-4,
                 rtol=0,
             )
+
+
+def test_scores_are_those_of_the_model_in_this_process(server, joined, load):
+    text = " jumps over the lazy dog, Straße."
+    with joined(server) as remote, load("alpha", "beta", fusion="union") as local:
+        own, its = (ens.score(PROMPT, text) for ens in (local, remote))
+    torch.testing.assert_close(torch.tensor(its.logprobs), torch.tensor(own.logprobs), atol=1e-4, rtol=0)
+    for one, other in zip(own.members, its.members, strict=True):
+        torch.testing.assert_close(torch.tensor(other.logprobs), torch.tensor(one.logprobs), atol=1e-4, rtol=0)
+
+
+def test_tokens_that_are_not_among_the_top_are_scored_too(server, joined, load):
+    with joined(server, top_k=4) as remote, load("alpha", "beta") as local:
+        ids = local._engine.members[1].tokenizer.encode("Hund schläft 333")
+        own, its = (ens._engine.members[1].token_logprobs(ids, 1) for ens in (local, remote))
+    torch.testing.assert_close(torch.tensor(its), torch.tensor(own), atol=1e-4, rtol=0)
+
+
+def test_a_member_with_the_top_tokens_alone_chooses_as_the_whole_one_mostly(server, joined, load):
+    prompts = [f"{PROMPT} {word}" for word in ("sleeps", "and", "was", "über", "mean", "1, 22,")]
+    with joined(server, top_k=200, main=1) as remote, load("alpha", "beta", fusion="union", main=1) as local:
+        own, its = (ens.generate(prompts, max_new_tokens=8, ignore_eos=True) for ens in (local, remote))
+    same = [a.token_ids == b.token_ids for a, b in zip(own, its, strict=True)]
+    assert sum(same) >= len(same) - 1
+
+
+@pytest.mark.parametrize("main", [0, 1])
+def test_each_step_evaluates_the_new_ids_alone(folders, main):
+    with serving("llama.cpp", Model(folders["beta"])) as server:
+        config = MemberConfig(model=str(folders["beta"]), server=server.url)
+        models = [folders["alpha"], config]
+        with Ensemble.load(models, main=main, fusion="union", device="cpu", progress=False) as ensemble:
+            member = ensemble._engine.members[1]
+            ensemble.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+            first = member.work.ids_run
+            answer = ensemble.generate(PROMPT + " jumps", max_new_tokens=20, ignore_eos=True)
+            work = answer.member_work[1]
+        assert member.work.ids_rerun <= 2  # a text that begins another may end before it
+        assert member.work.ids_copied >= 4  # of the prompt that both begin with, in the same slot
+        assert member.work.ids_run - first <= work.prompt_tokens + work.tokens_run + 2
+        assert len(set(server.slots[1:])) == 1
+        assert all(0 <= slot < 4 for slot in server.slots[1:])
+
+
+def test_each_sequence_has_a_slot_and_the_least_used_is_given_away(folders):
+    with serving("llama.cpp", Model(folders["beta"]), slots=3) as server:
+        config = MemberConfig(model=str(folders["beta"]), server={"url": server.url, "top_k": ALL})
+        with Ensemble.load([config], fusion="union", progress=False) as ensemble:
+            member = ensemble._engine.members[0]
+            apart = [ensemble.generate(f"{word} {PROMPT}", max_new_tokens=5, ignore_eos=True) for word in "abcde"]
+            start = len(server.slots)
+            few = ensemble.generate([f"{word} {PROMPT}" for word in "abc"], max_new_tokens=5, ignore_eos=True)
+            of_three = {
+                tuple(ids[:3]): slot for ids, slot in zip(server.asked[start:], server.slots[start:], strict=True)
+            }
+            all_five = ensemble.generate([f"{word} {PROMPT}" for word in "abcde"], max_new_tokens=5, ignore_eos=True)
+            again = member.work.ids_rerun
+        assert sorted(of_three.values()) == [0, 1, 2]
+        assert [answer.token_ids for answer in [*few, *all_five]] == [a.token_ids for a in [*apart[:3], *apart]]
+        assert again > 20  # five sequences on three slots push each other out
+        assert server.most_at_once > 1
+
+
+def test_a_long_prompt_is_run_ahead(server, joined):
+    long = " ".join(["The dog sleeps near the sea."] * 10)
+    with joined(server) as ensemble:
+        start = len(server.asked)
+        answer = ensemble.generate(long, max_new_tokens=2)
+        asked = [len(ids) for ids in server.asked[start:]]
+    prompt = answer.member_work[1].prompt_tokens
+    assert asked[:3] == [prompt - 2, prompt - 1, prompt]  # ahead, then before the last id and after it
+
+
+def test_members_of_servers_run_at_the_same_time(folders):
+    model, seconds = Model(folders["beta"]), 0.4
+    with serving("llama.cpp", model) as one, serving("vllm", model, max_logprobs=ALL) as other:
+        members = [MemberConfig(model=str(folders["beta"]), server=server.url) for server in (one, other)]
+        with Ensemble.load(members, fusion="union", progress=False) as ensemble:
+            ensemble.generate(PROMPT, max_new_tokens=1)
+            one.fault = other.fault = Fault("delay", on=True, seconds=seconds)
+            started, asked = time.monotonic(), [len(server.asked) for server in (one, other)]
+            ensemble.generate(PROMPT, max_new_tokens=4, ignore_eos=True)
+            took = time.monotonic() - started
+    requests = [len(server.asked) - before for server, before in zip((one, other), asked, strict=True)]
+    assert min(requests) >= 4
+    assert took < 0.75 * seconds * sum(requests)
+
+
+def test_answers_to_a_constraint(server, joined):
+    with joined(server, main=1) as ensemble:
+        answer = ensemble.generate(PROMPT, regex="[0-9]{3}", max_new_tokens=10)
+    assert answer.text.isdigit()
+    assert len(answer.text) == 3
+
+
+def test_logits_that_pad_the_model_are_no_tokens(folders):
+    with serving("llama.cpp", Model(folders["beta"], padding=40)) as server:
+        config = MemberConfig(model=str(folders["beta"]), server={"url": server.url, "top_k": ALL})
+        with Ensemble.load([config], fusion="union", progress=False) as ensemble:
+            member = ensemble._engine.members[0]
+            assert member.vocabulary_size == member.tokenizer.vocabulary.size == server.model.size - 40
+            assert ensemble.generate(PROMPT, max_new_tokens=4).usage.completion_tokens
