@@ -44,7 +44,7 @@ def test_generate_passes_every_option_on(fake):
         *["--temperature", "0.5", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.1", "--seed", "4"],
         *["--repetition-penalty", "1.1", "--stop", r"\n\n", "--stop", "END", "--timeout", "2.5"],
         *["--penalty-window", "64", "--max-context-window", "512", "--gate", "0.9"],
-        *["--prompt", "b=Question: {prompt}", "--languages", "a=eng_Latn:fra_Latn"],
+        *["--prompt", "b=Question: {prompt}", "--languages", "a=eng_Latn:fra_Latn", "--server", "b=http://h"],
     )
     assert result.exit_code == 0, result.output
     assert fake.opened == {
@@ -58,6 +58,7 @@ def test_generate_passes_every_option_on(fake):
         "gate": 0.9,
         "prompt": ["b=Question: {prompt}"],
         "languages": ["a=eng_Latn:fra_Latn"],
+        "server": ["b=http://h"],
         "device": "cpu",
         "dtype": "float32",
         "max_context_window": 512,
