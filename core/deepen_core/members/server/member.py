@@ -158,9 +158,8 @@ class ServerMember:
         if not self._is_begun(sequence):
             ids = list(sequence.ids)
             known = sequence.logits_before if sequence.cached >= len(ids) - 1 else None
-            last = len(ids) - 1
-            is_open = last >= max(1, 0 if sequence.cut else sequence.start)
-            work = self._ask(ids, self._slot(sequence), with_before=is_open and known is None)
+            is_looked_at = sequence.kept_tail > 1 and len(ids) > 1
+            work = self._ask(ids, self._slot(sequence), with_before=is_looked_at and known is None)
             self._steps[sequence] = _Step(ids, known, self._server.connection.start(work))
         return self._steps[sequence]
 
