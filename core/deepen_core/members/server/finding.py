@@ -15,7 +15,7 @@ from deepen_core.members.server.model_server import ModelServer
 from deepen_core.members.server.vllm import VllmApi
 
 _KEY = "it needs another key: give its api_key in server"
-_WAYS_OUT = {
+_WAYS_OUT: dict[int | None, str] = {
     None: "start it, or correct its address",
     HTTPStatus.UNAUTHORIZED: _KEY,
     HTTPStatus.FORBIDDEN: _KEY,

@@ -147,7 +147,8 @@ def _model_config(config: MemberConfig, source: ModelSource) -> Any:
         found = AutoConfig.from_pretrained(source.folder, trust_remote_code=trusted)
     except Exception:  # noqa: BLE001 (transformers may not know the model, which the server does)
         given = read_object(source.folder / "config.json")
-        return PreTrainedConfig(**{name: given.get(name) for name in ("architectures", "eos_token_id", "bos_token_id")})
+        made: Any = PreTrainedConfig
+        return made(**{name: given.get(name) for name in ("architectures", "eos_token_id", "bos_token_id")})
     if is_encoder_decoder(found):
         raise ConfigurationError(
             f"{source.place} is an encoder-decoder model ({found.model_type}), which no server runs step by step: "
