@@ -257,6 +257,16 @@ def serve_tables() -> dict[str, str]:
     return {"cost": markdown(found["rows"], columns), "machine": measured_on(server=found)}
 
 
+def servers_tables() -> dict[str, str]:
+    """Return every table of the page on members behind servers by name."""
+    found = read("server_members")
+    apart = {"fused logprob apart": "fused, apart", "member logprob apart": "member, apart"}
+    rows = [row | {key: "" if row[key] is None else format(row[key], ".1e") for key in apart} for row in found["rows"]]
+    columns = {"member": "", "top": "", "ms a step": ".0f", "KB a step": ",.0f", "steps": "d", "same choice": ".2%"}
+    shown = markdown(rows, columns | dict.fromkeys(apart, ""), apart)
+    return {"server members": shown, "machine": measured_on(server_members=found)}
+
+
 def demo_tables() -> dict[str, str]:
     """Return every table of the page on the demo by name."""
     tasks = read("demo_tasks")
@@ -324,6 +334,7 @@ PAGES = {
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
     "docs/serve.md": serve_tables,
+    "docs/servers.md": servers_tables,
     "docs/traces.md": traces_tables,
     "docs/attacks.md": attacks_tables,
 }

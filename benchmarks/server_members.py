@@ -171,7 +171,7 @@ def measure(options: argparse.Namespace) -> None:
                 row |= {"ms a step": statistics.median(one[0] for one in timed)}
                 row |= {"KB a step": statistics.median(one[1] + one[2] for one in timed) / 1000}
                 row |= compare(local, remote, some)
-                row["member logprob apart"] = member_apart(local, remote, given) if top == ALL else float("nan")
+                row["member logprob apart"] = member_apart(local, remote, given) if top == ALL else None
                 rows.append(row)
                 print(row, flush=True)
                 remote.ensemble.close()

@@ -285,8 +285,12 @@ class LlamaCpp(Handler):
             "timings/cache_n": min(same, len(ids) - 1),
             "content": "not asked for",
         }
-        if body["n_probs"] and body["n_predict"]:
-            values, top = model.logprobs(ids)[-1].topk(min(body["n_probs"], model.size))
+        bias = dict(body.get("logit_bias", []))
+        likely = model.logprobs(ids)[-1]
+        chosen = max([int(likely.argmax()), *bias], key=lambda i: float(likely[i]) + bias.get(i, 0.0))
+        is_whole = "\ufffd" not in model.tokenizer.decode([chosen])  # otherwise it has no probabilities there
+        if body["n_probs"] and body["n_predict"] and is_whole:
+            values, top = likely.topk(min(body["n_probs"], model.size))
             tokens = [
                 {"id": i, "token": "x", "bytes": [120], "logprob": value}
                 for i, value in zip(top.tolist(), values.tolist(), strict=True)

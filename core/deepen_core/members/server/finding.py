@@ -30,18 +30,19 @@ class _Version(ReplyForm):
     version: str = Field(min_length=1)
 
 
-async def find_server(connection: Connection, config: ServerConfig) -> ModelServer:
+async def find_server(connection: Connection, config: ServerConfig, whole_id: int) -> ModelServer:
     """Returns the server with its model.
 
     Args:
         connection: To the server.
         config: How it is asked.
+        whole_id: A token of whole characters.
 
     Raises:
         ServerError: If there is none, or it has no model.
     """
     name = config.api or await _name(connection)
-    api: ServerApi = LlamaCppApi() if name == LlamaCppApi.label else VllmApi(config.model)
+    api: ServerApi = LlamaCppApi(whole_id) if name == LlamaCppApi.label else VllmApi(config.model)
     try:
         return ModelServer(connection, api, await api.identify(connection))
     except ServerError as fault:

@@ -21,6 +21,7 @@ from deepen_core.members.server.connection import Connection, Reply, Request, Se
 
 _ANY = -1  # the server chooses the slot
 _ALL = 2**22  # tokens: more than any vocabulary has
+_CHOSEN = 1e6  # of a logit: more than any other has
 # The probabilities are those before any sampler; the sampled token itself is not used. Keys that are moved to other
 # places (n_cache_reuse) would give other ones than the text has.
 _ALWAYS: dict[str, Any] = {
@@ -97,9 +98,17 @@ class _Completion(_Filled):
 
 
 class LlamaCppApi(ServerApi):
-    """A server of llama.cpp, from b4365 (December 2024) on."""
+    """A server of llama.cpp, from b4365 (December 2024) on.
+
+    Args:
+        whole_id: A token of whole characters. The server is made to choose it: it leaves out the probabilities of a
+            place where it has chosen a part of a character.
+    """
 
     label = "llama.cpp"
+
+    def __init__(self, whole_id: int) -> None:
+        self._whole_id = whole_id
 
     async def identify(self, connection: Connection) -> Served:
         """See `ServerApi.identify`."""
@@ -124,7 +133,7 @@ class LlamaCppApi(ServerApi):
 
     async def fill(self, server: Asked, ids: Sequence[int], slot: int) -> int | None:
         """See `ServerApi.fill`."""
-        request = Request("/completion", _body(ids, 0, slot))
+        request = Request("/completion", self._body(ids, 0, slot))
         return await server.ask(request, lambda reply: _ran(server, parsed(_Filled, reply), ids))
 
     async def next_tokens(self, server: Asked, ids: Sequence[int], count: int, slot: int) -> TopTokens:
@@ -137,7 +146,7 @@ class LlamaCppApi(ServerApi):
             return TopTokens.checked(tokens, count, server.served.vocabulary_size, ran)
 
         limit = bytes_for(min(count, server.served.vocabulary_size or count))
-        return await server.ask(Request("/completion", _body(ids, count, slot), limit), read)
+        return await server.ask(Request("/completion", self._body(ids, count, slot), limit), read)
 
     async def token_logprobs(self, server: Asked, ids: Sequence[int], start: int, count: int) -> list[float]:
         """See `ServerApi.token_logprobs`: a request for each, and one for all tokens where it is not among the top."""
@@ -153,10 +162,9 @@ class LlamaCppApi(ServerApi):
                 raise ServerError(f"it knows no token {ids[place]}", is_final=True)
         return found
 
-
-def _body(ids: Sequence[int], count: int, slot: int) -> dict[str, Any]:
-    asked = {"prompt": list(ids), "id_slot": slot, "n_predict": min(1, count), "n_probs": count}
-    return {**asked, **_ALWAYS, "response_fields": _FIELDS}
+    def _body(self, ids: Sequence[int], count: int, slot: int) -> dict[str, Any]:
+        asked = {"prompt": list(ids), "id_slot": slot, "n_predict": min(1, count), "n_probs": count}
+        return {**asked, **_ALWAYS, "logit_bias": [[self._whole_id, _CHOSEN]], "response_fields": _FIELDS}
 
 
 def _ran(server: Asked, found: _Filled, ids: Sequence[int]) -> int | None:

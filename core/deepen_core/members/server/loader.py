@@ -115,7 +115,7 @@ async def _tried(
     connection: Connection, config: ServerConfig, tokenizer: MemberTokenizer, place: str
 ) -> tuple[ModelServer, int]:
     """Returns the server, and the number of tokens whose probabilities it gives."""
-    server = await find_server(connection, config)
+    server = await find_server(connection, config, tokenizer.encode("a")[-1])
     await check_tokenizer(server, tokenizer, place)
     ids, top_k = tokenizer.sample_ids[:_TRIED], min(config.top_k, tokenizer.vocabulary.size)
     try:
