@@ -262,8 +262,10 @@ def servers_tables() -> dict[str, str]:
     found = read("server_members")
     apart = {"fused logprob apart": "fused, apart", "member logprob apart": "member, apart"}
     rows = [row | {key: "" if row[key] is None else format(row[key], ".1e") for key in apart} for row in found["rows"]]
-    columns = {"member": "", "top": "", "ms a step": ".0f", "KB a step": ",.0f", "steps": "d", "same choice": ".2%"}
-    shown = markdown(rows, columns | dict.fromkeys(apart, ""), apart)
+    columns = {"weights": "", "top": "", "in this process, ms": ".0f", "ms a step": ".0f", "ratio": ".2f"}
+    columns |= {"KB a step": ",.0f", "steps": "d", "same choice": ".1%"}
+    headings = {"ms a step": "server, ms", "weights": "weights on the server", "top": "top_k"}
+    shown = markdown(rows, columns | dict.fromkeys(apart, ""), apart | headings)
     return {"server members": shown, "machine": measured_on(server_members=found)}
 
 

@@ -24,6 +24,7 @@ from deepen_core import Ensemble, MemberConfig
 from deepen_core.engine.scoring import score
 from deepen_core.members.base import MemberSequence
 
+TURNS = 5
 ALL = 2**20  # tokens: more than any vocabulary has
 PROMPTS = (
     "The capital of France is Paris, and the capital of Portugal is",
@@ -150,33 +151,44 @@ def member_apart(local: Pair, remote: Pair, given: list[tuple[str, str]]) -> flo
     return found
 
 
+def changed(local: Pair, given: list[tuple[str, str]]) -> float:
+    """Returns the share of steps in which the other member changes what main would choose."""
+    alone = local.ensemble.alone(0)
+    own = [score(alone._opened(), [one], greedy=True)[0].greedy or [] for one in given]
+    flags = [flag for found in own for flag in found]
+    return 1.0 - sum(flags) / len(flags)
+
+
+def turns(local: Pair, remote: Pair, tokens: int) -> dict[str, float]:
+    """Times the two ways in turns, since other work on the machine slows down both."""
+    pairs = [(local.timed(tokens), remote.timed(tokens)) for _ in range(TURNS)]
+    return {
+        "in this process, ms": statistics.median(own[0] for own, _ in pairs),
+        "ms a step": statistics.median(its[0] for _, its in pairs),
+        "ratio": statistics.median(its[0] / own[0] for own, its in pairs),
+        "KB a step": statistics.median(its[1] + its[2] for _, its in pairs) / 1000,
+    }
+
+
 def measure(options: argparse.Namespace) -> None:
     """Measures everything, and publishes it."""
     local = Pair(options.main, options.member, None)
     given = texts(local, options.steps // len(PROMPTS))
     rows: list[dict[str, Any]] = []
-    ms = statistics.median(local.timed(options.timed)[0] for _ in range(3))
-    empty = {"steps": 0, "same choice": 1.0, "fused logprob apart": 0.0, "member logprob apart": 0.0}
-    rows.append({"member": "in this process, float32", "top": "all", "ms a step": ms, "KB a step": 0.0, **empty})
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         as_float(options.gguf, Path(scratch) / "float32.gguf")
-        ways = [("float32", Path(scratch) / "float32.gguf", ALL), ("float32", Path(scratch) / "float32.gguf", 512)]
-        ways += [("float32", Path(scratch) / "float32.gguf", 64), ("as in the file", options.gguf, 512)]
-        for name, path, top in ways:
+        ways = [("float32", Path(scratch) / "float32.gguf", top) for top in (ALL, 512, 64)]
+        for name, path, top in [*ways, ("as in the file", options.gguf, 512)]:
             with served(path) as url:
                 remote = Pair(options.main, options.member, url, top)
-                timed = [remote.timed(8 if top == ALL else options.timed) for _ in range(3)]
-                some = given[:1] if top == ALL else given
-                row = {"member": f"server, {name}", "top": "all" if top == ALL else str(top)}
-                row |= {"ms a step": statistics.median(one[0] for one in timed)}
-                row |= {"KB a step": statistics.median(one[1] + one[2] for one in timed) / 1000}
-                row |= compare(local, remote, some)
+                row: dict[str, Any] = {"weights": name, "top": "all" if top == ALL else str(top)}
+                row |= turns(local, remote, 8 if top == ALL else options.timed)
+                row |= compare(local, remote, given[:1] if top == ALL else given)
                 row["member logprob apart"] = member_apart(local, remote, given) if top == ALL else None
                 rows.append(row)
-                print(row, flush=True)
                 remote.ensemble.close()
-    about = {"main": options.main.name, "member name": options.member.name}
-    publish("server_members", "A member in this process, and behind a llama.cpp server on one thread", rows, **about)
+    about = {"main": options.main.name, "member": options.member.name, "choices changed": changed(local, given)}
+    publish("server_members", "A member behind a llama.cpp server, and in this process in float32", rows, **about)
 
 
 def main() -> None:
@@ -186,7 +198,7 @@ def main() -> None:
     parser.add_argument("--member", type=Path, help="Folder of the other member, with the weights of the GGUF file.")
     parser.add_argument("--gguf", type=Path, help="Its GGUF file.")
     parser.add_argument("--steps", type=int, default=500, help="Of answers that are compared.")
-    parser.add_argument("--timed", type=int, default=48, help="Tokens of an answer that is timed, three times.")
+    parser.add_argument("--timed", type=int, default=48, help="Tokens of an answer that is timed.")
     parser.add_argument("--scratch", type=Path, help="Folder for the file with float32 weights.")
     parser.add_argument("--serve", nargs=3, metavar=("FILE", "WINDOW", "SLOTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,9 +1,12 @@
 """A member's server is tried before anything heavy is loaded; its errors say what to do, and never its key."""
 
+import gc
 import logging
 import pickle
 import shutil
 import socket
+import threading
+import time
 
 import pytest
 import yaml
@@ -293,3 +296,20 @@ def test_the_adapters_take_it_and_are_pickled(open_server, folders, text_folder,
     ask = "invoke" if adapter is langchain.DeepenLLM else "complete"
     assert str(getattr(again, ask)(PROMPT)) == str(getattr(llm, ask)(PROMPT))
     assert open_server.headers_seen["authorization"] == "Bearer sk-any"
+
+
+def test_its_thread_and_connections_end_with_the_ensemble(model, text_folder):
+    def threads(server):
+        return [thread for thread in threading.enumerate() if thread.name == f"deepen-server-{server.url}"]
+
+    with serving("llama.cpp", model) as server:
+        config = MemberConfig(model=str(text_folder), server=server.url)
+        with Ensemble.load([config], fusion="union", progress=False) as ensemble:
+            ensemble.generate(PROMPT, max_new_tokens=2)
+            assert len(threads(server)) == 1
+        del ensemble
+        gc.collect()
+        until = time.monotonic() + 10
+        while threads(server):
+            assert time.monotonic() < until
+            time.sleep(0.01)
