@@ -7,6 +7,7 @@ import torch
 from fake_model_server import Fault, Model, serving
 
 from deepen_core import Ensemble, MemberConfig
+from deepen_core.errors import CompatibilityWarning, MemberTimeoutError
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -151,3 +152,25 @@ def test_logits_that_pad_the_model_are_no_tokens(folders):
             member = ensemble._engine.members[0]
             assert member.vocabulary_size == member.tokenizer.vocabulary.size == server.model.size - 40
             assert ensemble.generate(PROMPT, max_new_tokens=4).usage.completion_tokens
+
+
+def test_a_server_with_one_slot_is_warned_about(folders):
+    with serving("llama.cpp", Model(folders["beta"]), slots=1) as server:
+        config = MemberConfig(model=str(folders["beta"]), server=server.url)
+        with (
+            pytest.warns(CompatibilityWarning, match=r"its server has one slot \(start it with --parallel 8\)"),
+            Ensemble.load([config], fusion="union", progress=False) as ensemble,
+        ):
+            answers = ensemble.generate([PROMPT, "Once upon"], max_new_tokens=3, deterministic=True)
+    assert len(answers) == 2
+
+
+def test_a_step_may_have_a_limit_too(folders):
+    with serving("llama.cpp", Model(folders["beta"])) as server:
+        config = MemberConfig(model=str(folders["beta"]), server=server.url)
+        models = [folders["alpha"], config]
+        with Ensemble.load(models, fusion="union", device="cpu", progress=False, step_timeout=0.3) as ensemble:
+            ensemble.generate(PROMPT, max_new_tokens=6, ignore_eos=True)
+            server.fault = Fault("delay", at=[len(server.asked) + 3], seconds=1.0)
+            with pytest.raises(MemberTimeoutError, match=r"has not ended a step after 0\.3 s"):
+                ensemble.generate(PROMPT, max_new_tokens=6, ignore_eos=True)

@@ -79,12 +79,12 @@ def test_the_key_is_sent_and_shown_nowhere(server, member, caplog):
         describe_member(wrong[0], None, None, progress=False)
     shown = [repr(config), config.model_dump_json(), repr(info), caplog.text, str(caught.value)]
     assert all(KEY not in text and "sk-other" not in text for text in shown)
-    assert "it needs another key" in str(caught.value)
+    assert "It needs another key" in str(caught.value)
 
 
 def test_the_key_may_be_in_the_environment(server, text_folder, monkeypatch):
     config = member_configs([{"model": str(text_folder), "server": server.url}])[0]
-    with pytest.raises(ConfigurationError, match="it needs another key"):
+    with pytest.raises(ConfigurationError, match="It needs another key"):
         describe_member(config, None, None, progress=False)
     monkeypatch.setenv("DEEPEN_SERVER_KEY", KEY)
     describe_member(config, None, None, progress=False)
@@ -151,7 +151,7 @@ def free_port():
 def test_a_server_that_is_not_there(member, refused):
     error = refused(member(f"http://127.0.0.1:{free_port()}"), ConfigurationError)
     assert "no reply from http://127.0.0.1:" in str(error)
-    assert "start it, or correct its address" in str(error)
+    assert "Start it, or correct its address" in str(error)
 
 
 @pytest.mark.parametrize("api", ["llama.cpp", "vllm"])

@@ -14,13 +14,13 @@ from deepen_core.members.server.llama_cpp import LlamaCppApi
 from deepen_core.members.server.model_server import ModelServer
 from deepen_core.members.server.vllm import VllmApi
 
-_KEY = "it needs another key: give its api_key in server"
+_KEY = "It needs another key: give its api_key in server"
 _WAYS_OUT: dict[int | None, str] = {
-    None: "start it, or correct its address",
+    None: "Start it, or correct its address",
     HTTPStatus.UNAUTHORIZED: _KEY,
     HTTPStatus.FORBIDDEN: _KEY,
-    HTTPStatus.NOT_FOUND: "give the address and the api of a llama.cpp or vLLM server",
-    HTTPStatus.SERVICE_UNAVAILABLE: "it is still loading its model: wait until its /health is ok",
+    HTTPStatus.NOT_FOUND: "Give the address and the api of a llama.cpp or vLLM server",
+    HTTPStatus.SERVICE_UNAVAILABLE: "It is still loading its model: wait until its /health is ok",
 }
 
 
@@ -71,5 +71,5 @@ def unusable(fault: ServerError, name: str, url: str) -> ConfigurationError:
         name: The member's name.
         url: The server's address.
     """
-    way_out = _WAYS_OUT.get(fault.status, "see its log")
-    return ConfigurationError(f"Member {name!r} cannot be asked at {url}: {fault}. The server: {way_out}.")
+    way_out = _WAYS_OUT.get(fault.status, "See its log")
+    return ConfigurationError(f"Member {name!r} cannot be asked at {url}: {fault}. {way_out}.")
