@@ -28,7 +28,7 @@ class RayConfig(Options):
     """Number of most probable tokens whose log-probabilities it sends; the others share evenly what these leave. None
     for all."""
     max_restarts: int = Field(default=3, ge=-1)
-    """How often it is started again after it died; -1 for no limit."""
+    """How often within ten minutes it is started again after it died; -1 for no limit."""
     step_timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Seconds that a step may take before it counts as failed."""
     start_timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)

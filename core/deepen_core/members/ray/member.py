@@ -31,6 +31,8 @@ from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import Elsewhere
 
 _log = logging.getLogger("deepen_core")
+RESTARTS_WITHIN_S = 600.0
+"""Seconds within which restarts count for `RayConfig.max_restarts`, so that one deadly request is not the end."""
 
 
 class ActorCache:
@@ -121,7 +123,7 @@ class RayMember:
         self._overdue_since = 0.0
         self._lost: DeepenError | None = None
         self._closed = False
-        self._restarts = 0
+        self._restarts: list[float] = []  # when each was
         self._sent_bytes = self._received_bytes = 0
         self._done_before = (0, 0, 0, 0)  # by actors that are gone
         self._embeddings: torch.Tensor | None = None
@@ -134,7 +136,7 @@ class RayMember:
             top_k=None if top_k is None or top_k >= self.vocabulary_size else top_k,
             bytes_sent=self._sent_bytes,
             bytes_received=self._received_bytes,
-            restarts=self._restarts,
+            restarts=len(self._restarts),
         )
         return MemberDescription(facts.architecture, facts.parameters, elsewhere)
 
@@ -345,10 +347,14 @@ class RayMember:
         self._check()
         if again:
             raise MemberError(f"The actor of member {self.name!r} died twice in one step: {problem}.") from problem
-        if self._restarts == self._options.max_restarts:
-            self._lost = MemberError(f"it has died {self._restarts + 1} times, and max_restarts is {self._restarts}")
-            raise MemberError(f"{self._fault()}") from problem
-        self._restarts += 1
+        most, now = self._options.max_restarts, time.monotonic()
+        lately = sum(now - then < RESTARTS_WITHIN_S for then in self._restarts)
+        if lately >= most >= 0:
+            raise MemberError(
+                f"The actor of member {self.name!r} has died {lately + 1} times within {RESTARTS_WITHIN_S:g} s, and "
+                f"max_restarts is {most}: it is not started again for now ({problem})."
+            ) from problem
+        self._restarts.append(now)
         _log.warning("The actor of member %r is gone (%s), and is started again.", self.name, problem)
         self._actor.link.kill()
         work = self.work
