@@ -1,0 +1,139 @@
+"""Members in actors of a real Ray cluster on this machine."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from deepen_core import Ensemble, MemberConfig
+from deepen_core.errors import ConfigurationError, MemberTimeoutError, ModelFilesError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.enable_socket,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+]
+ROOT = Path(__file__).parent.parent
+PROMPTS = [f"{number} Once upon a time" for number in range(16)]
+OPTIONS = {"max_new_tokens": 40, "ignore_eos": True}
+
+
+@pytest.fixture(autouse=True)
+def paths(monkeypatch):
+    """Actors find the packages; nothing of Ray runs before and after a test."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "core"), str(ROOT)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert not ray.is_initialized()
+    yield
+    started_here = ray.is_initialized()
+    ray.shutdown()
+    assert not started_here, "a member has left the cluster that was started for it"
+
+
+def far(folder, **options):
+    return MemberConfig(model=str(folder), ray={"top_k": None, "num_cpus": 0.5, **options})
+
+
+def pid_of(ensemble, number=1):
+    return int(ensemble.info.members[number].elsewhere.place.split("process ")[1].split(",")[0])
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+
+
+def gone(pid):
+    """Whether a process ends within 10 seconds."""
+    until = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+def tokens(answers):
+    return [answer.token_ids for answer in answers]
+
+
+def test_all_of_it(folders, monkeypatch):
+    """Answers, an actor that is killed and one that is stopped for a while, each while 16 requests decode; the end."""
+    with Ensemble.load([folders["alpha"], folders["beta"]], device="cpu", progress=False) as ensemble:
+        expected = tokens(ensemble.generate(PROMPTS, **OPTIONS))
+        alone = tokens(ensemble.alone(0).generate(PROMPTS, **OPTIONS))
+    monkeypatch.chdir(folders["beta"].parent)  # a path that is relative to this process
+    models = [folders["alpha"], far("beta", step_timeout=2.0)]
+    with Ensemble.load(models, device="cpu", progress=False) as ensemble:
+        first = pid_of(ensemble)
+        assert is_running(first)
+        assert tokens(ensemble.generate(PROMPTS, **OPTIONS)) == expected
+        threading.Timer(0.05, os.kill, [first, signal.SIGKILL]).start()
+        assert tokens(ensemble.generate(PROMPTS, **OPTIONS)) == expected
+        assert tokens(ensemble.generate(PROMPTS, **OPTIONS)) == expected  # the kill may have come late
+        second = pid_of(ensemble)
+        assert second != first
+        assert ensemble.info.members[1].elsewhere.restarts == 1
+        os.kill(second, signal.SIGSTOP)
+        started = time.monotonic()
+        found = ensemble.generate(PROMPTS, return_exceptions=True, on_member_error="raise", **OPTIONS)
+        assert time.monotonic() - started < 10
+        assert all(isinstance(one, MemberTimeoutError) for one in found)
+        assert tokens(ensemble.generate(PROMPTS, on_member_error="drop", **OPTIONS)) == alone
+        os.kill(second, signal.SIGCONT)
+        time.sleep(1.0)
+        assert tokens(ensemble.generate(PROMPTS, **OPTIONS)) == expected
+        assert pid_of(ensemble) == second
+    assert gone(second)
+    assert not ray.is_initialized()
+
+
+def test_resources_that_are_not_there(folders):
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"asks for 0.5 CPU, 3 GPU, 1 tape, and the machines .* have \d+ CPU"):
+        Ensemble.load([far(folders["beta"], num_gpus=3, resources={"tape": 1})], progress=False)
+    assert time.monotonic() - started < 60
+    assert not ray.is_initialized()
+
+
+def test_resources_that_others_have(folders):
+    """In a cluster of the caller's, which stays open."""
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+    try:
+        with Ensemble.load([far(folders["alpha"], num_cpus=1)], progress=False) as ensemble:
+            assert ensemble.generate(PROMPTS[0], max_new_tokens=2).token_ids
+            with pytest.raises(ConfigurationError, match=r"has not started after 2 s .* have 1 CPU, .* nothing are free"):
+                Ensemble.load([far(folders["beta"], num_cpus=1, start_timeout=2)], progress=False)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_is_not_there(folders):
+    with pytest.raises(ConfigurationError, match="The Ray cluster 'auto' cannot be reached"):
+        Ensemble.load([far(folders["beta"], address="auto")], progress=False)
+
+
+def test_files_that_only_the_actor_reads(folders, tmp_path):
+    shutil.copytree(folders["beta"], tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelFilesError, match=r"model\.safetensors"):
+        Ensemble.load([folders["alpha"], far(tmp_path / "cut")], progress=False)
+    assert not ray.is_initialized()
+
+
+def test_adapters_share_it(folders):
+    from deepen_integrations.langchain import DeepenLLM
+
+    models = [str(folders["alpha"]), far(folders["beta"]).model_dump(exclude_none=True)]
+    one, other = (DeepenLLM(models=models, device="cpu", max_tokens=4) for _ in range(2))
+    assert one.invoke(PROMPTS[0]) == other.invoke(PROMPTS[0])
+    assert one.ensemble is other.ensemble
+    one.close()
