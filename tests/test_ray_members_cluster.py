@@ -108,7 +108,9 @@ def test_resources_that_others_have(folders):
     try:
         with Ensemble.load([far(folders["alpha"], num_cpus=1)], progress=False) as ensemble:
             assert ensemble.generate(PROMPTS[0], max_new_tokens=2).token_ids
-            with pytest.raises(ConfigurationError, match=r"has not started after 2 s .* have 1 CPU, .* nothing are free"):
+            with pytest.raises(
+                ConfigurationError, match=r"has not started after 2 s .* have 1 CPU, .* nothing are free"
+            ):
                 Ensemble.load([far(folders["beta"], num_cpus=1, start_timeout=2)], progress=False)
         assert ray.is_initialized()
     finally:
