@@ -1,5 +1,6 @@
 """Members in actors of a real Ray cluster on this machine."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.errors import ConfigurationError, MemberTimeoutError, ModelFilesError
@@ -139,3 +142,49 @@ def test_adapters_share_it(folders):
     assert one.invoke(PROMPTS[0]) == other.invoke(PROMPTS[0])
     assert one.ensemble is other.ensemble
     one.close()
+
+
+def test_a_replica_has_its_members_in_actors_of_their_own(folders, tmp_path):
+    """Ray Serve places them; they end with it."""
+    from ray import serve
+
+    from deepen_integrations.serve.ray import app
+
+    models = [str(folders["alpha"]), far(folders["beta"]).model_dump(exclude_none=True)]
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump({"models": models, "device": "cpu"}))
+    with Ensemble.load([folders["alpha"], folders["beta"]], device="cpu", progress=False) as ensemble:
+        expected = ensemble.generate(PROMPTS[0], max_new_tokens=8)
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": 8159})
+        serve.run(app({"ensembles": str(tmp_path / "far.yaml"), "cpus": "1"}))
+        (actor,) = actors()
+        body = {"model": str(tmp_path / "far.yaml"), "prompt": PROMPTS[0], "max_tokens": 8}
+        reply = httpx.post("http://127.0.0.1:8159/v1/completions", json=body, timeout=60).json()
+        assert reply["choices"][0]["text"] == expected.text
+    finally:
+        serve.shutdown()
+        over = gone(actor)
+        ray.shutdown()
+    assert over
+
+
+def actors():
+    """The processes of members."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            found += [int(process.name)] * (process / "cmdline").read_bytes().startswith(b"ray::MemberActor")
+    return found
+
+
+def test_the_benchmark_runs(folders):
+    from benchmarks import ray_members
+
+    pair = [folders["alpha"], folders["beta"]]
+    here, full, top = ray_members.one_actor(pair, "float32", 3)
+    assert here["same choices"] == full["same choices"] == 1.0
+    assert full["largest difference"] < 1e-4
+    assert full["bytes received a step"] > here["bytes received a step"] == 0
+    assert top["steps compared"] > 0
+    assert ray_members.two_actors(pair, "float32", 3)["ratio"] > 0

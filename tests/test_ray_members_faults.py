@@ -90,7 +90,7 @@ def test_one_that_dies_while_a_prompt_is_read_or_scored(pair_of, expected):
     pair = pair_of()
     score = pair.ensemble.score(PROMPTS[0], " the end").total
     pair.link.dies = lambda step: step.ahead is not None
-    pair.ensemble.generate("Once upon a time " * 6, max_new_tokens=2)
+    pair.ensemble.generate([f"{number} Once upon a time " * 6 for number in range(2)], max_new_tokens=2)
     assert len(pair.starter.links) == 2
     pair.link.kill()
     assert pair.ensemble.score(PROMPTS[0], " the end").total == pytest.approx(score, abs=1e-4)

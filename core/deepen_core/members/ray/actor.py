@@ -34,12 +34,19 @@ class ActorSequence(MemberSequence):
         super().__init__(MemberPrompt([], "", inside=True, source=source), tokenizer, is_main=True)
         self.shares = update.shares
         self._settled = 0
+        self._kept_tail = KEPT_TAIL
 
     def update(self, update: Update) -> None:
         """Makes the ids what an update says they are."""
         self.replace_ids(update.known, update.new.tolist())
         self.cached = min(self.cached, update.cached)
         self._settled = update.settled
+        self._kept_tail = update.places
+
+    @property
+    def kept_tail(self) -> int:
+        """See `MemberSequence.kept_tail`; what is asked for."""
+        return self._kept_tail
 
     @property
     def settled(self) -> int:

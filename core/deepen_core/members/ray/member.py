@@ -288,7 +288,7 @@ class RayMember:
             cached=cached,
             new=np.array(ids[known:], dtype=np.int32),
             settled=sequence.settled,
-            places=min(KEPT_TAIL, sequence.pending),
+            places=min(sequence.kept_tail, sequence.pending),
             shares=sequence.shares,
             source=None if known or sequence.source is None else np.array(sequence.source, dtype=np.int32),
         )
