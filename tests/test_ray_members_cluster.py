@@ -120,6 +120,18 @@ def test_resources_that_others_have(folders):
         ray.shutdown()
 
 
+def test_a_connection_that_the_caller_has_closed(folders):
+    """Nothing is started in its place."""
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+    models = [folders["alpha"], far(folders["beta"])]
+    with Ensemble.load(models, device="cpu", progress=False, on_member_error="drop") as ensemble:
+        assert not ensemble.generate(PROMPTS[0], max_new_tokens=2).warnings
+        ray.shutdown()
+        for _ in range(2):
+            assert "no longer connected" in ensemble.generate(PROMPTS[0], max_new_tokens=2).warnings[0]
+    assert not ray.is_initialized()
+
+
 def test_a_cluster_that_is_not_there(folders):
     with pytest.raises(ConfigurationError, match="The Ray cluster 'auto' cannot be reached"):
         Ensemble.load([far(folders["beta"], address="auto")], progress=False)

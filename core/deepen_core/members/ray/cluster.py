@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -103,7 +104,7 @@ class RayCall:
         from ray import exceptions as kinds  # noqa: PLC0415
 
         if self._problem is not None:
-            raise LostActorError(brief(self._problem))
+            raise LostActorError(_first_line(self._problem))
         try:
             return ray.get(self._reference, timeout=timeout)
         except kinds.GetTimeoutError:
@@ -111,13 +112,18 @@ class RayCall:
         except kinds.RayTaskError as problem:
             raise problem.cause from None
         except (kinds.RayError, ConnectionError, OSError) as problem:
-            raise LostActorError(brief(problem)) from problem
+            raise LostActorError(_first_line(problem)) from problem
 
     def done(self) -> bool:
         """See `Call.done`."""
         import ray  # noqa: PLC0415 (an extra)
 
-        return self._problem is not None or bool(ray.wait([self._reference], timeout=0)[0])
+        if self._problem is not None:
+            return True
+        try:
+            return bool(ray.wait([self._reference], timeout=0)[0])
+        except Exception:  # noqa: BLE001 (the connection is gone; whoever waits for the result is told)
+            return True
 
 
 class RayLink:
@@ -130,25 +136,23 @@ class RayLink:
     def __init__(self, options: RayConfig) -> None:
         import ray  # noqa: PLC0415 (an extra)
 
+        _check_connected()
         self._options = options
-        threads = max(1, int(options.num_cpus))
-        self._handle = (
-            ray.remote(MemberActor)
-            .options(
-                num_cpus=options.num_cpus,
-                num_gpus=options.num_gpus,
-                resources=options.resources,
-                runtime_env=options.runtime_env,
-                max_restarts=0,  # a new one is started by this process, which knows what it has to be told
-            )
-            .remote(threads)
+        placed = ray.remote(MemberActor).options(
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            resources=options.resources,
+            runtime_env=options.runtime_env,
+            max_restarts=0,  # a new one is started by this process, which knows what it has to be told
         )
-        self.kill = weakref.finalize(self, ray.kill, self._handle)
+        self._handle = placed.remote(max(1, int(options.num_cpus)))
+        self.kill = weakref.finalize(self, _kill, self._handle)
         """See `Link.kill`."""
 
     def call(self, method: str, *given: object) -> RayCall:
         """See `Link.call`."""
         try:
+            _check_connected()
             return RayCall(getattr(self._handle, method).remote(*given))
         except Exception as problem:  # noqa: BLE001 (the connection may be gone; whoever waits is told)
             return RayCall(None, problem)
@@ -210,7 +214,29 @@ class RayLink:
             ) from problem
 
 
+def _check_connected() -> None:
+    """Raises a `ConnectionError` if there is no connection any more: Ray would start a cluster of its own."""
+    import ray  # noqa: PLC0415 (an extra)
+
+    if not ray.is_initialized():
+        raise ConnectionError("this process is no longer connected to the cluster")
+
+
+def _kill(handle: Any) -> None:
+    """Ends an actor, unless it ended with its cluster or the connection to that."""
+    import ray  # noqa: PLC0415 (an extra)
+
+    if ray.is_initialized():
+        with suppress(ray.exceptions.RayError, ConnectionError):
+            ray.kill(handle)
+
+
 _WAYS_OUT = "Ask for less in its ray options, close what holds resources, or add a machine that has them."
+
+
+def _first_line(problem: Exception) -> str:
+    """Returns an error's type and the first line of its message; Ray adds many on what may be the reason."""
+    return f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}"
 
 
 def _asked(options: RayConfig) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 
 from deepen_core.config import MemberConfig
 from deepen_core.config.ray import RayConfig
+from deepen_core.errors import ConfigurationError, brief
 from deepen_core.members.base import WeightBytes
 from deepen_core.members.loading import DescribedMember, describe_member
 from deepen_core.members.model_path import model_path
@@ -58,7 +59,13 @@ class RayStarter:
         Raises:
             DeepenError: If there is no machine for it, or the files cannot be used.
         """
-        link = RayLink(self._options)
+        try:
+            link = RayLink(self._options)
+        except Exception as problem:  # Ray raises anything, such as for a wrong runtime_env or a lost connection
+            raise ConfigurationError(
+                f"Ray cannot start an actor for member {self._name!r} ({brief(problem)}): check its ray options, and "
+                "whether the cluster still runs."
+            ) from problem
         try:
             link.wait_for_place(self._name, may_grow=not self._connection.is_own)
             link.ask(self._name, "reading its files", self._options.load_timeout, "check", *self._given)
