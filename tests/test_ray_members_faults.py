@@ -153,10 +153,10 @@ def test_one_that_is_late_is_left_alone_until_it_is_done(pair_of, expected, poli
     else:
         assert tokens(found) == expected[1]
     pair.link.late = 0.0
-    while not pair.far._overdue.done():
+    while not pair.far._actor._overdue.done():
         (again,) = pair.ensemble.generate([PROMPTS[0]], return_exceptions=True, max_new_tokens=1)
-        assert isinstance(again, MemberTimeoutError) or pair.far._overdue is None
-        if pair.far._overdue is None:
+        assert isinstance(again, MemberTimeoutError) or pair.far._actor._overdue is None
+        if pair.far._actor._overdue is None:
             break
         time.sleep(0.05)
     assert tokens(pair.ask()) == expected[0]

@@ -9,11 +9,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
-import time
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,37 +18,14 @@ import numpy as np
 import torch
 
 from deepen_core.config.ray import RayConfig
-from deepen_core.errors import DeepenError, MemberError, MemberTimeoutError, brief
+from deepen_core.errors import MemberError
 from deepen_core.members.base import KEPT_TAIL, MemberDescription, MemberSequence, Work
-from deepen_core.members.ray.actor import check_same
-from deepen_core.members.ray.link import Call, LostActorError, NoReplyError, Starter
-from deepen_core.members.ray.messages import Reply, Step, Update, WrongReplyError
-from deepen_core.members.text_tree import common_length
+from deepen_core.members.ray.kept_actor import KeptActor
+from deepen_core.members.ray.ledger import Ledger
+from deepen_core.members.ray.link import Call, LostActorError, Starter
+from deepen_core.members.ray.messages import Reply, Step, WrongReplyError
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import Elsewhere
-
-_log = logging.getLogger("deepen_core")
-RESTARTS_WITHIN_S = 600.0
-"""Seconds within which restarts count for `RayConfig.max_restarts`, so that one deadly request is not the end."""
-
-
-class ActorCache:
-    """What the actor has of one sequence, as far as this process knows.
-
-    Args:
-        key: The sequence's number.
-        released: Where the key goes when the sequence ends.
-    """
-
-    def __init__(self, key: int, released: deque[int]) -> None:
-        self.key = key
-        self.ids: list[int] = []
-        self._released = released
-
-    def free(self) -> None:
-        """See `SequenceCache.free`; the actor is told with the next message."""
-        self.ids = []
-        self._released.append(self.key)
 
 
 class _Sent:
@@ -106,26 +80,20 @@ class RayMember:
         self.context_window = context_window
         self.work = Work()
         self._options = options
-        self._starter = starter
-        self._actor = starter.start()
-        weakref.finalize(self, starter.close)
+        self._actor = KeptActor(name, starter, options.max_restarts)
+        weakref.finalize(self, self._actor.close)
+        self._ledger = Ledger()
         facts = self._actor.facts
         self.vocabulary_size = facts.vocabulary_size
         self.source_window = facts.source_window
         self.dtype = facts.dtype
         self.batching = facts.batching
         self._lock = threading.RLock()
-        self._keys = itertools.count()
         self._numbers = itertools.count()
-        self._released: deque[int] = deque()  # of ended sequences, filled from any thread
         self._begun: _Sent | None = None
-        self._overdue: Call | None = None
-        self._overdue_since = 0.0
-        self._lost: DeepenError | None = None
-        self._closed = False
-        self._restarts: list[float] = []  # when each was
         self._sent_bytes = self._received_bytes = 0
-        self._done_before = (0, 0, 0, 0)  # by actors that are gone
+        self._counted = facts.actor  # whose work is counted now
+        self._done_before = (0, 0, 0, 0)  # by actors before it
         self._embeddings: torch.Tensor | None = None
 
     def describe(self) -> MemberDescription:
@@ -136,7 +104,7 @@ class RayMember:
             top_k=None if top_k is None or top_k >= self.vocabulary_size else top_k,
             bytes_sent=self._sent_bytes,
             bytes_received=self._received_bytes,
-            restarts=len(self._restarts),
+            restarts=self._actor.restarts,
         )
         return MemberDescription(facts.architecture, facts.parameters, elsewhere)
 
@@ -161,7 +129,7 @@ class RayMember:
         if not self._lock.acquire(blocking=False):
             return  # an earlier step still runs: `next_logits` reports it
         try:
-            if self._fault() is None:
+            if self._actor.fault() is None:
                 self._begun = self._send(sequences)
         finally:
             self._lock.release()
@@ -177,7 +145,7 @@ class RayMember:
         with self._lock:
             sent, self._begun = self._begun, None
             if sent is not None and not sent.covers(sequences):
-                self._mistrust(sent.sequences)
+                self._ledger.mistrust(sent.sequences)
                 sent = None
             sent, reply = self._replied(sequences, sent)
             logits = dict(zip(map(id, sent.sequences), reply.logits(self.vocabulary_size), strict=True))
@@ -208,24 +176,22 @@ class RayMember:
     def forget(self) -> None:
         """See `Forgets.forget`; the actor does so before the next step, for which it is sent all ids."""
         self._begun = None
-        self._actor.link.call("forget")
+        self._actor.call("forget")
 
     def close(self) -> None:
         """See `Closes.close`: ends the actor, and whatever waits for it."""
-        self._closed = True
-        self._actor.link.kill()
-        self._starter.close()
+        self._actor.close()
 
     def _ask(self, timeout: float, method: str, *given: object) -> Any:
         """Returns the answer to anything but a step."""
         with self._lock:
-            self._check()
+            self._actor.check()
             for again in (False, True):
-                call = self._actor.link.call(method, *given)
+                call = self._actor.call(method, *given)
                 try:
-                    return self._wait(call, timeout)
+                    return self._actor.wait(call, timeout)
                 except LostActorError as problem:
-                    self._recover(problem, again=again)
+                    self._actor.recover(problem, again=again)
             raise AssertionError("the second attempt returns or raises")
 
     def _replied(
@@ -238,140 +204,44 @@ class RayMember:
             sent: The message, if it has been sent.
             ahead: See `Step.ahead`.
         """
-        self._check()
+        self._actor.check()
         for again in (False, True):
             sent = sent or self._send(sequences, ahead)
             try:
-                reply: Reply = self._wait(sent.call, self._options.step_timeout)
+                reply: Reply = self._actor.wait(sent.call, self._options.step_timeout)
                 reply.check(sent.step, self._actor.facts.actor, self.vocabulary_size)
             except LostActorError as problem:
-                self._mistrust(sent.sequences)
-                self._recover(problem, again=again)
+                self._ledger.mistrust(sent.sequences)
+                self._actor.recover(problem, again=again)
             except WrongReplyError as problem:
-                self._mistrust(sent.sequences)
+                self._ledger.mistrust(sent.sequences)
                 if again:
                     raise MemberError(
                         f"The actor of member {self.name!r} has twice replied to something else than it was asked "
                         f"({problem}): load the ensemble again."
                     ) from problem
             except Exception:
-                self._mistrust(sent.sequences)
+                self._ledger.mistrust(sent.sequences)
                 raise
             else:
                 self._count(reply)
                 if not reply.unknown:
                     return sent, reply
-                self._mistrust(sent.sequences)
+                self._ledger.mistrust(sent.sequences)
             sent = None
         raise MemberError(f"The actor of member {self.name!r} does not know sequences that it was sent whole.")
 
     def _send(self, sequences: Sequence[MemberSequence], ahead: int | None = None) -> _Sent:
-        updates = [self._update(sequence) for sequence in sequences]
-        released = [self._released.popleft() for _ in range(len(self._released))]
-        step = Step(next(self._numbers), updates, released, ahead)
+        updates = [self._ledger.update(sequence) for sequence in sequences]
+        step = Step(next(self._numbers), updates, self._ledger.take_released(), ahead)
         self._sent_bytes += step.size
-        return _Sent(step, self._actor.link.call("run", step), sequences)
-
-    def _update(self, sequence: MemberSequence) -> Update:
-        """Returns what the actor is told of a sequence, and takes it for told."""
-        cache = sequence.cache
-        if not isinstance(cache, ActorCache):
-            cache = sequence.cache = ActorCache(next(self._keys), self._released)
-            sequence.cached = 0
-            weakref.finalize(sequence, cache.free).atexit = False
-        ids, cached = sequence.ids, min(sequence.cached, len(cache.ids))
-        known = cached + common_length(cache.ids[cached:], ids[cached:])
-        cache.ids[known:] = ids[known:]
-        return Update(
-            key=cache.key,
-            known=known,
-            cached=cached,
-            new=np.array(ids[known:], dtype=np.int32),
-            settled=sequence.settled,
-            places=min(sequence.kept_tail, sequence.pending),
-            shares=sequence.shares,
-            source=None if known or sequence.source is None else np.array(sequence.source, dtype=np.int32),
-        )
-
-    def _mistrust(self, sequences: Sequence[MemberSequence]) -> None:
-        """Has the ids of sequences sent and run again: it is not known what the actor has of them."""
-        for sequence in sequences:
-            if isinstance(sequence.cache, ActorCache):
-                sequence.cache.ids = []
-            sequence.cached = 0
-
-    def _wait(self, call: Call, timeout: float) -> Any:
-        try:
-            return call.result(timeout)
-        except NoReplyError:
-            self._overdue, self._overdue_since = call, time.monotonic() - timeout
-            raise MemberTimeoutError(
-                f"Member {self.name!r}, in an actor on {self._actor.facts.place}, has not replied after {timeout:g} s "
-                "(step_timeout of its ray options). Until it does, it takes no part in any answer; allow more if its "
-                "steps take so long."
-            ) from None
-
-    def _fault(self) -> MemberError | None:
-        """Returns why no message can be sent, if so."""
-        if self._closed:
-            return MemberError(f"Member {self.name!r} was closed, and its actor ended: load the ensemble again.")
-        if self._lost is not None:
-            return MemberError(
-                f"The actor of member {self.name!r} is gone, and could not be started again: {brief(self._lost)}. "
-                "Load the ensemble again."
-            )
-        if self._overdue is not None and not self._overdue.done():
-            return MemberTimeoutError(
-                f"Member {self.name!r} is still in a step that began {time.monotonic() - self._overdue_since:.1f} s "
-                "ago, more than its step_timeout: ask again later, or load the ensemble again."
-            )
-        self._overdue = None
-        return None
-
-    def _check(self) -> None:
-        fault = self._fault()
-        if fault is not None:
-            raise fault
-
-    def _recover(self, problem: LostActorError, *, again: bool) -> None:
-        """Starts another actor in place of one that is gone.
-
-        Args:
-            problem: How it was noticed.
-            again: Whether the step has already been repeated.
-
-        Raises:
-            MemberError: If that is not allowed, or fails.
-        """
-        self._overdue = None
-        self._check()
-        if again:
-            raise MemberError(f"The actor of member {self.name!r} died twice in one step: {problem}.") from problem
-        most, now = self._options.max_restarts, time.monotonic()
-        lately = sum(now - then < RESTARTS_WITHIN_S for then in self._restarts)
-        if lately >= most >= 0:
-            raise MemberError(
-                f"The actor of member {self.name!r} has died {lately + 1} times within {RESTARTS_WITHIN_S:g} s, and "
-                f"max_restarts is {most}: it is not started again for now ({problem})."
-            ) from problem
-        self._restarts.append(now)
-        _log.warning("The actor of member %r is gone (%s), and is started again.", self.name, problem)
-        self._actor.link.kill()
-        work = self.work
-        self._done_before = (work.forwards, work.ids_run, work.ids_rerun, work.ids_copied)
-        try:
-            started = self._starter.start()
-            check_same(started.facts, self._actor.facts.model, self.name)
-        except DeepenError as failure:
-            self._lost = failure
-            raise MemberError(f"{self._fault()}") from failure
-        self._actor = started
-        if self._closed:  # meanwhile
-            started.link.kill()
-            self._check()
+        return _Sent(step, self._actor.call("run", step), sequences)
 
     def _count(self, reply: Reply) -> None:
         self._received_bytes += reply.size
+        if reply.actor != self._counted:
+            work, self._counted = self.work, reply.actor
+            self._done_before = (work.forwards, work.ids_run, work.ids_rerun, work.ids_copied)
         now = [before + done for before, done in zip(self._done_before, reply.work, strict=True)]
         self.work.forwards, self.work.ids_run, self.work.ids_rerun, self.work.ids_copied = now
 
