@@ -50,8 +50,9 @@ def compared(near, far, **how):
     assert far_score.total == pytest.approx(score.total, abs=WITHIN)
 
 
-@pytest.mark.parametrize("fusion", ["deepen", "bytes", "union"])
-@pytest.mark.parametrize("far", [[0], [1], [0, 1]], ids=str)
+@pytest.mark.parametrize(
+    ("far", "fusion"), [([0], "deepen"), ([1], "bytes"), ([0, 1], "deepen"), ([0, 1], "union")], ids=str
+)
 def test_answers_are_those_of_members_in_this_process(folders, far, fusion):
     pair = [folders["alpha"], folders["beta"]]
     members = [far_member(path)[0] if number in far else near_member(path) for number, path in enumerate(pair)]

@@ -42,7 +42,7 @@ class Connection:
         with self._lock:
             self._connect(address)
             Connection._users += 1
-        self.close = weakref.finalize(self, self._leave)
+        self.close = weakref.finalize(self, self._leave, os.getpid())
         """Gives the connection up; further calls do nothing."""
 
     @property
@@ -76,9 +76,11 @@ class Connection:
         cls._opened = address
 
     @classmethod
-    def _leave(cls) -> None:
+    def _leave(cls, process: int) -> None:
         import ray  # noqa: PLC0415 (an extra)
 
+        if process != os.getpid():  # a fork, whose parent is still connected
+            return
         with cls._lock:
             Connection._users -= 1
             if not cls._users and cls._opened is not None:
@@ -146,7 +148,7 @@ class RayLink:
             max_restarts=0,  # a new one is started by this process, which knows what it has to be told
         )
         self._handle = placed.remote(max(1, int(options.num_cpus)))
-        self.kill = weakref.finalize(self, _kill, self._handle)
+        self.kill = weakref.finalize(self, _kill, self._handle, os.getpid())
         """See `Link.kill`."""
 
     def call(self, method: str, *given: object) -> RayCall:
@@ -222,11 +224,11 @@ def _check_connected() -> None:
         raise ConnectionError("this process is no longer connected to the cluster")
 
 
-def _kill(handle: Any) -> None:
-    """Ends an actor, unless it ended with its cluster or the connection to that."""
+def _kill(handle: Any, process: int) -> None:
+    """Ends an actor, unless it ended with its cluster or the connection to that, or belongs to the parent of a fork."""
     import ray  # noqa: PLC0415 (an extra)
 
-    if ray.is_initialized():
+    if ray.is_initialized() and process == os.getpid():
         with suppress(ray.exceptions.RayError, ConnectionError):
             ray.kill(handle)
 
