@@ -269,7 +269,7 @@ def ray_tables() -> dict[str, str]:
     )
     return {
         "one actor": markdown(found["rows"], pair | {"other runs": ""} | compared),
-        "two actors": markdown(found["together"], pair | timed | {"ratios, lowest to highest": ""}),
+        "two actors": markdown(found["together"], pair | timed | {"ratios of answers, lowest to highest": ""}),
         "machine": machine,
     }
 
