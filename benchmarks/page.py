@@ -269,6 +269,23 @@ def servers_tables() -> dict[str, str]:
     return {"server members": shown, "machine": measured_on(server_members=found)}
 
 
+def ray_tables() -> dict[str, str]:
+    """Return every table of the page on Ray by name."""
+    found = read("ray_members")
+    pair = {"main": "", "other": "", "dtype": ""}
+    compared = {"steps compared": ",d", "same choices": ".1%", "largest difference": ".1e", "ms a step": ".0f"}
+    compared |= {"bytes sent a step": ",.0f", "bytes received a step": ",.0f"}
+    timed = {"forwards here ms": ".0f", "a step here ms": ".0f", "a step of two actors ms": ".0f", "ratio": ".2f"}
+    machine = (
+        f"{measured_on(ray_members=found)} The load of its two cores was {found['load']}, with other work on them."
+    )
+    return {
+        "one actor": markdown(found["rows"], pair | {"other runs": ""} | compared),
+        "two actors": markdown(found["together"], pair | timed | {"ratios of answers, lowest to highest": ""}),
+        "machine": machine,
+    }
+
+
 def demo_tables() -> dict[str, str]:
     """Return every table of the page on the demo by name."""
     tasks = read("demo_tasks")
@@ -335,6 +352,7 @@ PAGES = {
     "docs/demo.md": demo_tables,
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
+    "docs/ray.md": ray_tables,
     "docs/serve.md": serve_tables,
     "docs/servers.md": servers_tables,
     "docs/traces.md": traces_tables,

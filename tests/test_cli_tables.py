@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deepen_core.config import PRESETS
 from deepen_core.demo import MEMBERS, Question, questions
-from deepen_core.results import EnsembleInfo, MemberInfo
+from deepen_core.results import Elsewhere, EnsembleInfo, MemberInfo
 from deepen_integrations.cli.demo import Answers, Comparison
 from deepen_integrations.cli.tables import print_answers
 from deepen_integrations.doctor.findings import size
@@ -76,6 +76,16 @@ def test_info_marks_what_one_member_does_not_have(fake):
         (line,) = [line for line in lines if row in line]
         assert line.split("│")[3].strip() == "-"
     assert any("1,500 tokens" in line for line in lines)
+
+
+@pytest.mark.parametrize(("top_k", "told"), [(512, "the top 512"), (None, "all tokens")])
+def test_info_names_where_members_run_that_are_elsewhere(fake, top_k, told):
+    assert "elsewhere" not in run("info").stdout
+    fake.info = of_strategy("union", None, member("general"), member("far", elsewhere=Elsewhere("node-7", top_k)))
+    (start,) = [n for n, line in enumerate(run("info").stdout.splitlines()) if "elsewhere" in line]
+    cells = [line.split("│") for line in run("info").stdout.splitlines()[start : start + 3]]
+    assert cells[0][2].strip() == "-"
+    assert " ".join(line[3].strip() for line in cells if len(line) > 3).startswith(f"node-7; sends {told}")
 
 
 @pytest.mark.parametrize("fusion", PRESETS)

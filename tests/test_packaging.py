@@ -20,6 +20,7 @@ EXTRAS = {
     "core/deepen_core/constraints/grammar.py": "structured",
     "core/deepen_core/constraints/validation.py": "structured",
     "core/deepen_core/voting/risk.py": "voting",
+    "core/deepen_core/members/ray/cluster.py": "ray",
     "deepen_integrations/cli/plot.py": "eval",
     "deepen_integrations/harness": "eval",
     "deepen_integrations/cli": "cli",

@@ -160,7 +160,9 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(there), f"{target}#{anchor}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "fusion", "decoding", "evaluation", "demo", "models", "performance"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "fusion", "decoding", "evaluation", "demo", "models", "performance", "ray"]
+)
 def test_tables_of_the_pages_are_what_was_measured(name):
     from benchmarks import page
 

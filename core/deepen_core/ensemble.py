@@ -29,7 +29,7 @@ from deepen_core.errors import ChatTemplateError, CompatibilityWarning, Configur
 from deepen_core.evaluation.measures import Measures
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, close
 from deepen_core.members.context_budget import ContextBudget
 from deepen_core.members.loading import (
     describe_member,
@@ -55,6 +55,7 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
 
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
+        self._loaded: Sequence[Member] = ()  # members that end with it
         self._worker = engine.worker
         # The worker has no reference to the ensemble; dropping the ensemble ends its worker.
         weakref.finalize(self, engine.worker.stop, wait=False)
@@ -151,8 +152,11 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
             if chat:
                 options.check_templates(described)
             options.check_members(described, steps)
-            engine = options.build(load_members(described, steps), steps)
-        return cls(engine)
+            members = load_members(described, steps)
+            engine = options.build(members, steps)
+        ensemble = cls(engine)
+        ensemble._loaded = members
+        return ensemble
 
     @classmethod
     def from_config(
@@ -371,6 +375,8 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
         """
         self._engine = None
         self._worker.stop()
+        for member in self._loaded:
+            close(member)
 
     def __enter__(self) -> Self:
         return self

@@ -192,6 +192,22 @@ class FusionInfo:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Where a member runs that is not in this process, and what it took to reach it."""
+
+    place: str
+    """The machine and the process, or the address."""
+    top_k: int | None = None
+    """Number of most probable tokens whose log-probabilities it sends; None for all."""
+    bytes_sent: int = 0
+    """Of messages to it since it was loaded, without the envelope of what carries them."""
+    bytes_received: int = 0
+    """Of its replies."""
+    restarts: int = 0
+    """Number of times that it was started again."""
+
+
+@dataclass(frozen=True)
 class MemberInfo:
     """Facts about one member."""
 
@@ -226,6 +242,8 @@ class MemberInfo:
     source_window: int | None = None
     """Maximum number of tokens of a prompt, for a member whose encoder reads it and whose `context_window` holds the
     answer alone; None for others."""
+    elsewhere: Elsewhere | None = None
+    """Where it runs, for a member in another process."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ def _window(member: MemberInfo) -> str:
     return answer if member.source_window is None else f"{member.source_window:,} tokens, and for the answer {answer}"
 
 
+def _elsewhere(member: MemberInfo) -> str | None:
+    if member.elsewhere is None:
+        return None
+    top_k = member.elsewhere.top_k
+    return f"{member.elsewhere.place}; sends {'all tokens' if top_k is None else f'the top {top_k}'}"
+
+
 _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "architecture": lambda m: m.architecture,
     "parameters": lambda m: f"{m.parameters:,}",
@@ -39,6 +46,7 @@ _MEMBER_ROWS: dict[str, Callable[[MemberInfo], str | None]] = {
     "rows built": lambda m: f"{m.rows_built:,}" if _has_space(m) else None,
     "relative space": lambda m: size(m.space_bytes) if _has_space(m) else None,
     "several requests": lambda m: m.batching,
+    "runs elsewhere": _elsewhere,
 }
 """What is shown of a member; None where its strategy of fusion has no such number."""
 _MISSING = "-"

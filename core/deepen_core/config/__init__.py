@@ -12,6 +12,7 @@ from deepen_core.config.fusion import (
     resolve_fusion,
 )
 from deepen_core.config.members import MemberConfig, member_config
+from deepen_core.config.ray import RayConfig
 from deepen_core.config.sampling import SamplingParams, resolve_sampling
 from deepen_core.config.servers import ServerConfig
 from deepen_core.config.serving import MemberErrorPolicy, ServingConfig
@@ -23,6 +24,7 @@ __all__ = [
     "MemberConfig",
     "MemberErrorPolicy",
     "ProductConfig",
+    "RayConfig",
     "SamplingParams",
     "SearchName",
     "ServerConfig",

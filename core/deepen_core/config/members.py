@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from deepen_core.config.base import Options
 from deepen_core.config.prompts import FormOption, check_form
+from deepen_core.config.ray import RayConfig
 from deepen_core.config.servers import ServerConfig, server_config
 from deepen_core.errors import ConfigurationError
 
@@ -19,6 +20,8 @@ KINDS = {
     "server": "deepen_core.members.server.loader:describe",
 }
 """`module:function` that describes a member of each kind without its weights."""
+RAY = "deepen_core.members.ray.description:describe"
+"""The same for a member of any kind with `MemberConfig.ray`."""
 
 _FIELD = "has a field of its own: {}"
 _FIXED_KWARGS = {
@@ -87,6 +90,10 @@ class MemberConfig(Options):
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More arguments for the model's `from_pretrained`, as JSON values: `attn_implementation`, `quantization_config`,
     or `device_map`, which spreads it over several devices in place of `device`."""
+
+    ray: RayConfig | None = None
+    """Run it in an actor of a Ray cluster, on any of its machines (extra `ray`), with these resources:
+    `{"num_gpus": 1}`. `device` is one of that machine."""
 
     def __hash__(self) -> int:
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""

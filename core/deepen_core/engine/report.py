@@ -68,4 +68,5 @@ def _member_info(member: Member, weight: float, space: SpaceInfo | None, *, is_r
         space_bytes=0 if space is None else space.bytes_held,
         batching=member.batching if is_run else "never run: its weight is 0",
         source_window=source_window(member),
+        elsewhere=described.elsewhere,
     )

@@ -13,7 +13,7 @@ from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.members.opening import Opening
 from deepen_core.members.text_tree import TextTree
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.results import ONE_AT_A_TIME
+from deepen_core.results import ONE_AT_A_TIME, Elsewhere
 from deepen_core.tokenization.retokenizer import AlignedText
 
 KEPT_TAIL = 2
@@ -92,7 +92,10 @@ class MemberSequence:
         if not told:
             return
         place, tail = self._text.append(told)
-        place += self._offset
+        self.replace_ids(place + self._offset, tail)
+
+    def replace_ids(self, place: int, tail: list[int]) -> None:
+        """Replaces the ids from a place on; the cache covers them no further than they stay the same."""
         held = self.ids[place:]
         same = 0
         while same < min(len(held), len(tail)) and held[same] == tail[same]:
@@ -222,10 +225,12 @@ class MemberDescription:
     Attributes:
         architecture: Kind of model.
         parameters: Number of learned parameters; 0 if that is meaningless for this kind.
+        elsewhere: Where it runs, if in another process.
     """
 
     architecture: str
     parameters: int = 0
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -373,6 +378,21 @@ def begin(member: Member, sequences: Sequence[MemberSequence]) -> None:
     work = getattr(member, "begin", None)
     if work is not None:
         work(sequences)
+
+
+class Closes(Member, Protocol):
+    """A member that holds something outside of this process, and can give it back."""
+
+    def close(self) -> None:
+        """Gives it back. The member cannot be used afterwards; further calls do nothing."""
+        ...
+
+
+def close(member: Member) -> None:
+    """Closes a member that holds something outside of this process, see `Closes`."""
+    work = getattr(member, "close", None)
+    if work is not None:
+        work()
 
 
 class Embedded(Member, Protocol):

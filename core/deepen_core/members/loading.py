@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from deepen_core.config import MemberConfig, member_config
-from deepen_core.config.members import KINDS
+from deepen_core.config.members import KINDS, RAY
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
 from deepen_core.members.base import Member, WeightBytes
@@ -167,7 +167,8 @@ def describe_member(
         ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
-    module, _, name = KINDS[config.kind].partition(":")
+    place = KINDS[config.kind] if config.ray is None else RAY
+    module, _, name = place.partition(":")
     described: DescribedMember = getattr(import_module(module), name)(
         config, device, dtype, max_window, progress=progress
     )

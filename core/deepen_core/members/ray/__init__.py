@@ -1,0 +1,1 @@
+"""Members that are actors of a Ray cluster."""
