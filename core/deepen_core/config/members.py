@@ -13,7 +13,10 @@ from deepen_core.config.base import Options
 from deepen_core.config.prompts import FormOption, check_form
 from deepen_core.errors import ConfigurationError
 
-KINDS = {"transformers": "deepen_core.members.transformers.loader:describe"}
+KINDS = {
+    "transformers": "deepen_core.members.transformers.loader:describe",
+    "gguf": "deepen_core.members.llama_cpp.loader:describe",
+}
 """`module:function` that describes a member of each kind without its weights."""
 
 _FIELD = "has a field of its own: {}"
@@ -39,9 +42,10 @@ class MemberConfig(Options):
     """One member of the ensemble and how it is loaded."""
 
     model: str = Field(min_length=1)
-    """Path of a folder in transformers format (`~` is your home), or a hub id."""
-    kind: Literal["transformers"] = "transformers"
-    """The format of the model, which decides what runs it."""
+    """Path of a folder in transformers format (`~` is your home), a hub id, or path of a GGUF file."""
+    kind: Literal["transformers", "gguf"] | None = None
+    """The format of the model, which decides what runs it; by default "gguf" for a name that ends in .gguf, which
+    llama.cpp runs (extra `gguf`), else "transformers"."""
     name: str | None = Field(default=None, min_length=1)
     """The member's name in reports; the last part of `model` by default."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
@@ -78,7 +82,13 @@ class MemberConfig(Options):
     """The language to answer in, for an encoder-decoder model that is told by a first token: "fra_Latn" (NLLB)."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More arguments for the model's `from_pretrained`, as JSON values: `attn_implementation`, `quantization_config`,
-    or `device_map`, which spreads it over several devices in place of `device`."""
+    or `device_map`, which spreads it over several devices in place of `device`. For a GGUF file, `n_ctx`: the number of
+    ids, of all requests together, whose keys and values are held."""
+
+    @property
+    def loaded_as(self) -> str:
+        """The format of the model: `kind`, or what the name of a file says."""
+        return self.kind or ("gguf" if self.model.lower().endswith(".gguf") else "transformers")
 
     def __hash__(self) -> int:
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""

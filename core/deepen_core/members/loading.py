@@ -167,7 +167,7 @@ def describe_member(
         ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
-    module, _, name = KINDS[config.kind].partition(":")
+    module, _, name = KINDS[config.loaded_as].partition(":")
     described: DescribedMember = getattr(import_module(module), name)(
         config, device, dtype, max_window, progress=progress
     )
