@@ -17,6 +17,7 @@ from deepen_core.members.llama_cpp.model import LlamaModel
 BATCH = 256
 """Ids of one decode at most; buffers grow with it."""
 
+_Ids = ctypes.POINTER(ctypes.c_int32)
 _F32, _F16 = 0, 1  # ggml's types of keys and values
 _NO_ROOM = 1  # what llama_decode returns if it finds no free places
 
@@ -82,15 +83,9 @@ class LlamaContext:
                 f"llama.cpp was asked for a context of {places} ids in {sequences} sequences, and made one of "
                 f"{self.places}: this version of xllamacpp is not supported."
             )
-        self._tokens = (ctypes.c_int32 * BATCH)()
-        self._positions = (ctypes.c_int32 * BATCH)()
-        self._numbers = (ctypes.c_int32 * BATCH)()
-        self._wanted = (ctypes.c_int8 * BATCH)()
-        self._counts = (ctypes.c_int32 * BATCH)(*[1] * BATCH)
-        step = ctypes.sizeof(ctypes.c_int32)
-        at = ctypes.addressof(self._numbers)
-        kind = ctypes.POINTER(ctypes.c_int32)
-        self._places = (kind * BATCH)(*[ctypes.cast(at + step * i, kind) for i in range(BATCH)])
+        self._numbers = (ctypes.c_int32 * sequences)(*range(sequences))
+        step, at = ctypes.sizeof(ctypes.c_int32), ctypes.addressof(self._numbers)
+        self._named = [ctypes.cast(at + step * number, _Ids) for number in range(sequences)]
 
     def decode(self, parts: Iterable[Part]) -> torch.Tensor | None:
         """Runs new ids of some sequences together.
@@ -105,31 +100,40 @@ class LlamaContext:
         Raises:
             RuntimeError: If llama.cpp fails; what the sequences hold is unknown then.
         """
-        count = wanted = 0
+        tokens: list[int] = []
+        positions: list[int] = []
+        numbers: list[Any] = []
+        wanted: list[int] = []
         for part in parts:
-            end = count + len(part.ids)
-            self._tokens[count:end] = part.ids
-            self._positions[count:end] = range(part.start, part.start + len(part.ids))
-            self._numbers[count:end] = [part.number] * len(part.ids)
-            self._wanted[count:end] = [0] * (len(part.ids) - part.keep) + [1] * part.keep
-            count, wanted = end, wanted + part.keep
+            tokens += part.ids
+            positions += range(part.start, part.start + len(part.ids))
+            numbers += [self._named[part.number]] * len(part.ids)
+            wanted += [0] * (len(part.ids) - part.keep) + [1] * part.keep
+        count = len(tokens)
+        ints = ctypes.c_int32 * count
+        batch = Batch(
+            count,
+            ints(*tokens),
+            None,
+            ints(*positions),
+            ints(*[1] * count),
+            (_Ids * count)(*numbers),
+            (ctypes.c_int8 * count)(*wanted),
+        )
         threads = torch.get_num_threads()
         self._library.llama_set_n_threads(self._pointer, threads, threads)
-        batch = Batch(count, self._tokens, None, self._positions, self._counts, self._places, self._wanted)
         self._library.log.forget()
         failed = self._library.llama_decode(self._pointer, batch)
         if failed == _NO_ROOM:
             return None
         if failed:
             raise RuntimeError(f"llama_decode failed with {failed} ({self._library.log.told or 'no reason given'})")
-        size = self._model.vocabulary_size
-        if not wanted:
+        lines, size = sum(wanted), self._model.vocabulary_size
+        if not lines:
             return torch.empty(0, size)
-        logits = self._library.llama_get_logits(self._pointer)
-        held = torch.frombuffer(
-            (ctypes.c_float * (wanted * size)).from_address(ctypes.addressof(logits.contents)), dtype=torch.float32
-        )
-        return held.clone().view(wanted, size)  # llama.cpp writes the next ones to the same place
+        at = ctypes.addressof(self._library.llama_get_logits(self._pointer).contents)
+        held = torch.frombuffer((ctypes.c_float * (lines * size)).from_address(at), dtype=torch.float32)
+        return held.clone().view(lines, size)  # llama.cpp writes the next ones to the same place
 
     def cut(self, number: int, length: int) -> None:
         """Removes the ids of a sequence from a position on."""

@@ -80,7 +80,8 @@ class GgufHeader:
         value = self.values.get(f"{self.architecture}.{name}", default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelFilesError(
-                f"{self.path} has {self.architecture}.{name} {value!r}, which must be a positive number: fetch it again."
+                f"{self.path} has {self.architecture}.{name} {value!r}, which must be a positive number: fetch the "
+                "file again."
             )
         return value
 
@@ -91,7 +92,7 @@ class GgufHeader:
 
     @property
     def matrix_types(self) -> set[int]:
-        """ggml's types of all tensors that are not vectors."""
+        """The types, as ggml numbers them, of all tensors that are not vectors."""
         return {tensor.type for tensor in self.tensors.values() if len(tensor.shape) > 1}
 
 
@@ -267,5 +268,6 @@ def check_model(header: GgufHeader) -> None:
     if embeddings is None or embeddings.shape != wanted:
         found = "none" if embeddings is None else f"those of shape {embeddings.shape}"
         raise ModelFilesError(
-            f"{header.path} must have embeddings of shape {wanted} (token_embd.weight), and has {found}: fetch it again."
+            f"{header.path} must have embeddings of shape {wanted} (token_embd.weight), and has {found}: fetch the "
+            "file again."
         )

@@ -47,7 +47,7 @@ class GgufDescription:
     header: GgufHeader
     text: TextSide
     library: Library
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ def describe(
     _check_kind(path, model)
     text = _text_side(config, header, max_window, model)
     check_tokenizer(text.tokenizer, model, config.tokenizer or str(path))
-    return GgufDescription(config, header, text, library)
+    return GgufDescription(config, header, text, library, torch.device("cpu"))
 
 
 def _dequantised(
@@ -161,7 +161,8 @@ def _text_side(
     """
     place = str(header.path)
     size = header.lengths["tokenizer.ggml.tokens"]
-    made = PretrainedConfig(vocab_size=size, max_position_embeddings=header.number("context_length"))
+    made: Any = PretrainedConfig()
+    made.vocab_size, made.max_position_embeddings = size, header.number("context_length")
     source = ModelSource(place, header.path.parent, local=True, names=())
     tokenizer: Any = None
     if config.tokenizer is None:
@@ -171,8 +172,8 @@ def _text_side(
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= size:
         raise TokenizerError(
-            f"The tokenizer of {config.tokenizer or place} has the id {largest}, and {place} has {size} tokens: give the "
-            "tokenizer of the model that was converted."
+            f"The tokenizer of {config.tokenizer or place} has the id {largest}, and {place} has {size} tokens: give "
+            "the tokenizer of the model that was converted."
         )
     named = {header.values.get(f"tokenizer.ggml.{name}") for name in _ENDS}
     ends = {end for end in named if isinstance(end, int) and 0 <= end < size}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from pathlib import Path
+from typing import Any
 
 from deepen_core.errors import ModelFilesError
 from deepen_core.members.llama_cpp.library import Library
@@ -31,9 +32,9 @@ class LlamaModel:
 
     def __init__(self, library: Library, path: Path, *, vocabulary_only: bool = False) -> None:
         self.library = library
-        parameters = type(library.model_defaults).from_buffer_copy(library.model_defaults)
-        parameters.vocab_only = vocabulary_only  # type: ignore[attr-defined]
-        parameters.n_gpu_layers = 0  # type: ignore[attr-defined]
+        parameters: Any = type(library.model_defaults).from_buffer_copy(library.model_defaults)
+        parameters.vocab_only = vocabulary_only
+        parameters.n_gpu_layers = 0
         library.log.forget()
         self.pointer = library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:
@@ -74,5 +75,5 @@ class LlamaModel:
         """Returns the ids of a text, without BOS; control tokens in it are plain text."""
         raw = text.encode()
         ids = (ctypes.c_int32 * (len(raw) + _ROOM))()
-        count = self.library.llama_tokenize(self._vocabulary, raw, len(raw), ids, len(ids), False, False)  # noqa: FBT003
+        count = self.library.llama_tokenize(self._vocabulary, raw, len(raw), ids, len(ids), False, False)
         return list(ids[: max(0, count)])

@@ -25,8 +25,8 @@ def check_options(config: MemberConfig) -> None:
         )
     if config.device not in (None, "cpu"):
         raise ConfigurationError(
-            f"{config.model} cannot run on {config.device!r}: GGUF members run on the CPU. Use device='cpu', or give the "
-            "model's folder in transformers format."
+            f"{config.model} cannot run on {config.device!r}: GGUF members run on the CPU. Use device='cpu', or give "
+            "the model's folder in transformers format."
         )
     if unknown := sorted(config.model_kwargs.keys() - {_PLACES}):
         raise ConfigurationError(

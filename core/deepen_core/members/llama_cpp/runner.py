@@ -190,8 +190,8 @@ class LlamaRunner:
         except NoRoomError as full:
             new, held = sum(len(ids) for _, ids, _ in work), sum(len(slot.ids) for slot in pool.slots)
             raise MemberError(
-                f"Member {self._name!r} has no room for {new} more ids: the keys and values of at most {pool.most:,} are "
-                f"held, and {len(pool.slots)} sequences have {held:,} of them. Lower max_batch_size, shorten the "
+                f"Member {self._name!r} has no room for {new} more ids: the keys and values of at most {pool.most:,} "
+                f"are held, and {len(pool.slots)} sequences have {held:,} of them. Lower max_batch_size, shorten the "
                 "prompts, or raise MemberConfig(model_kwargs={'n_ctx': ...})."
             ) from full
 
