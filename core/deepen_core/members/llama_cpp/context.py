@@ -55,7 +55,7 @@ class LlamaContext:
     """
 
     def __init__(self, model: LlamaModel, places: int, sequences: int, outputs: int, *, exact: bool) -> None:
-        self._model = model  # must not be freed before
+        self._model = model
         self._library = model.library
         self.outputs = outputs
         self.sequences = sequences
@@ -74,7 +74,8 @@ class LlamaContext:
             raise MemoryError(
                 f"llama.cpp makes no context of {places} ids ({self._library.log.told or 'no reason given'})"
             )
-        weakref.finalize(self, self._library.llama_free, self._pointer)
+        # The model is held until then: garbage is collected in any order.
+        weakref.finalize(self, _free, model, self._pointer)
         self._memory = self._library.llama_get_memory(self._pointer)
         self.places = int(self._library.llama_n_ctx_seq(self._pointer))
         made = (self.places >= places, self._library.llama_n_seq_max(self._pointer) == sequences)
@@ -154,3 +155,7 @@ class LlamaContext:
         got = self._library.llama_state_seq_get_data(self._pointer, state, size, number)
         if not (got and self._library.llama_state_seq_set_data(other._pointer, state, got, number)):
             raise RuntimeError(f"llama.cpp cannot move a sequence to a larger context ({self._library.log.told})")
+
+
+def _free(model: LlamaModel, pointer: int) -> None:
+    model.library.llama_free(pointer)

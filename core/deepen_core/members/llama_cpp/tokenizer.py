@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from deepen_core.chat.template import given_template
@@ -17,6 +18,8 @@ from deepen_core.members.transformers.limits import check_ids
 _OTHER = "give the folder of its tokenizer, from the model that was converted: MemberConfig(tokenizer=...)"
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """How llama.cpp calls pre-tokenizers that take digits one by one, and else are those of GPT-2."""
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 PROBES = (
     "Hello world",
@@ -94,10 +97,29 @@ def read_tokenizer(header: GgufHeader, template: str | None) -> Any:
             f"The tokenizer in {path} (of the kind {kind!r}) cannot be used ({brief(problem)}): {_OTHER}."
         ) from problem
     check_ids(str(path), tokenizer)
+    tokenizer = _without_foreign(tokenizer, header.lengths["tokenizer.ggml.tokens"])
     _correct(tokenizer.backend_tokenizer, header)
     if template is not None:
         tokenizer.chat_template = given_template(template)
     return tokenizer
+
+
+def _without_foreign(tokenizer: Any, size: int) -> Any:
+    """Returns a tokenizer without the tokens that `transformers` has added to those of the file, such as GPT-2's end.
+
+    Args:
+        tokenizer: A `transformers` tokenizer.
+        size: Number of the file's tokens.
+    """
+    if len(tokenizer) <= size:
+        return tokenizer
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < size]
+    own = {name: token for name in _NAMED if (token := getattr(tokenizer, name)) in tokenizer.get_vocab()}
+    named = {name: token for name, token in own.items() if tokenizer.convert_tokens_to_ids(token) < size}
+    flags = {name: getattr(tokenizer, name) for name in ("add_bos_token", "add_eos_token")}
+    backend = Tokenizer.from_str(json.dumps(spec))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template, **named, **flags)
 
 
 def _correct(backend: Any, header: GgufHeader) -> None:
