@@ -22,6 +22,7 @@ _MAX_HEADER = 2**28  # bytes; those of 256,000 tokens with merges have a sixteen
 _MAX_FIELDS, _MAX_TENSORS, _MAX_NAME, _MAX_DIMENSIONS = 2**14, 2**17, 2**16, 4
 _MAX_TEXT = 2**22  # bytes of a value, such as a chat template
 _MAX_WEIGHTS = 2**43
+_TOKENS = "tokenizer.ggml.tokens"
 _ALIGNMENT = 32  # of the tensors' data, unless the header has another
 
 Value = bool | int | float | str
@@ -123,6 +124,7 @@ class _Reader:
         self._mapped = mapped
         self._end = min(len(mapped), _MAX_HEADER)
         self._at = 0
+        self._tokens: set[bytes] = set()
 
     def read(self) -> GgufHeader:
         if self._mapped[:4] != _MAGIC:
@@ -145,6 +147,7 @@ class _Reader:
                 values[name] = self._value(kind, name)
         if not isinstance(values.get("general.architecture"), str):
             raise self._error("does not name its architecture")
+        self._check_bytes(values.get("tokenizer.ggml.model"))
         found = [self._tensor() for _ in range(tensors)]
         alignment = values.get("general.alignment", _ALIGNMENT)
         if isinstance(alignment, bool) or not isinstance(alignment, int) or not 1 <= alignment <= _MAX_NAME:
@@ -194,12 +197,30 @@ class _Reader:
         count = self._count("<Q", f"elements of {name[:60]!r}", MAX_IDS)
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
+        elif kind == _STRING and name == _TOKENS:
+            self._read_tokens(count)
         elif kind == _STRING:
             for _ in range(count):
                 self._skip(self._number("<Q"))
         else:
             raise self._error(f"has the array {name[:60]!r} of type {kind}, which is not known")
         return count
+
+    def _read_tokens(self, count: int) -> None:
+        """Reads the vocabulary, on whose doubles llama.cpp ends the process."""
+        for _ in range(count):
+            length, start = self._number("<Q"), self._at
+            self._skip(length)
+            token = self._mapped[start : self._at]
+            if token and token in self._tokens:
+                raise self._error(f"has the token {token[:60]!r} twice")
+            self._tokens.add(token)
+
+    def _check_bytes(self, kind: object) -> None:
+        """Checks that a SentencePiece vocabulary spells every byte; llama.cpp ends the process where it needs one."""
+        for byte in range(256) if kind == "llama" else ():
+            if b"<0x%02X>" % byte not in self._tokens and bytes([byte]) not in self._tokens:
+                raise self._error(f"has no token for the byte 0x{byte:02X}, which llama.cpp needs")
 
     def _text(self, most: int) -> str:
         length = self._count("<Q", "bytes of a text", most)
@@ -253,6 +274,12 @@ def check_model(header: GgufHeader) -> None:
             f"{header.path} is a GGUF file of the kind {kind!r} ({header.architecture}), not of a language model: give "
             "the file with the model's own weights."
         )
+    parts = header.values.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise ModelFilesError(
+            f"{header.path} is one of {parts} parts: put them together with llama-gguf-split --merge, and give the "
+            "file that this makes."
+        )
     for name in ("context_length", "embedding_length", "block_count"):
         header.number(name)
     if header.number("block_count") > MAX_LAYERS:
@@ -260,7 +287,7 @@ def check_model(header: GgufHeader) -> None:
             f"{header.path} has {header.number('block_count')} layers, and at most {MAX_LAYERS:,} are built: fetch it "
             "again."
         )
-    tokens = header.lengths.get("tokenizer.ggml.tokens", 0)
+    tokens = header.lengths.get(_TOKENS, 0)
     if not tokens or not isinstance(header.values.get("tokenizer.ggml.model"), str):
         raise ModelFilesError(f"{header.path} has no tokenizer in it: fetch a file that has one.")
     embeddings = header.tensors.get("token_embd.weight")

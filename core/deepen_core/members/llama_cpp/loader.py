@@ -109,7 +109,7 @@ def describe(
     """
     check_options(config)
     path = model_path(config.model)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFilesError(f"{path.absolute()} {found}: give the path of a GGUF file, or a model folder.")
     if importlib.util.find_spec("gguf") is None:
