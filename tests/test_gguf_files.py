@@ -74,6 +74,7 @@ def after(raw, name):
         (lambda raw: put(raw, after(raw, b"tokenizer.ggml.tokens") + 12, b"\xff" * 8), "is cut off"),
         (lambda raw: put(raw, after(raw, b"llama.block_count"), b"\xff\xff"), "has 65535 layers, and at most 1,024"),
         (lambda raw: put(raw, after(raw, b"llama.context_length"), b"\0" * 4), "which must be a positive number"),
+        (lambda raw: put(raw, after(raw, b"layer_norm_rms_epsilon"), b"\0\0\x80\xbf"), "epsilon -1.0, with which"),
         (lambda raw: put(raw, after(raw, b"llama.embedding_length"), b"\x40"), r"of shape \(520, 64\)"),
         (lambda raw: put(raw, after(raw, b"token_embd.weight"), b"\xff" * 8), "of shape"),
         (lambda raw: put(raw, raw.index(b"token_embd.weight") + 17, b"\xff" * 4), "dimensions of 'token_embd.weight'"),

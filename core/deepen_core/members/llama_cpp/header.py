@@ -5,6 +5,7 @@ A file may come from anywhere, so nothing is allocated or repeated by a number i
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from math import prod
 from pathlib import Path
 
 from deepen_core.errors import ModelFilesError
-from deepen_core.members.transformers.limits import MAX_IDS, MAX_LAYERS, check_file
+from deepen_core.members.transformers.limits import MAX_LAYERS, check_file
+from deepen_core.tokenization.vocabulary import MAX_IDS
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
@@ -287,6 +289,11 @@ def check_model(header: GgufHeader) -> None:
             f"{header.path} has {header.number('block_count')} layers, and at most {MAX_LAYERS:,} are built: fetch it "
             "again."
         )
+    for name, value in header.values.items():
+        if isinstance(value, float) and not (math.isfinite(value) and (value >= 0 or not name.endswith("epsilon"))):
+            raise ModelFilesError(
+                f"{header.path} has {name} {value}, with which nothing can be computed: fetch it again."
+            )
     tokens = header.lengths.get(_TOKENS, 0)
     if not tokens or not isinstance(header.values.get("tokenizer.ggml.model"), str):
         raise ModelFilesError(f"{header.path} has no tokenizer in it: fetch a file that has one.")

@@ -1,10 +1,10 @@
 """Runs sequences by llama.cpp, those of a step together.
 
 1. Give each new sequence a slot, which shares the places of another one with the same beginning.
-2. Run more than 32 new ids of one sequence (a prompt) alone, in batches, except the last two.
+2. Of several sequences, run more than 32 new ids of one (a prompt) alone, in batches, except the last two.
 3. Run the remaining new ids of all sequences in as few batches as possible.
 
-A sequence that is to depend on no other has a pool of its own, and batches that always end at the same places.
+A sequence that is to depend on no other has a pool of its own, and its prompt is cut at the same places always.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from deepen_core.members.text_tree import common_length
 
 # A sequence with more new ids than this is run alone first, so that later sequences can copy from it.
 _LONG = 32
+# Ids of a batch of a prompt that is cut at the same places always; with the last two, its rest is a batch as well.
+_CHUNK = BATCH - KEPT_TAIL
 
 
 class LlamaRunner:
@@ -70,7 +72,7 @@ class LlamaRunner:
             slot = self._slot(pool, sequence)
             count = max(0, min(limit, sequence.pending - KEPT_TAIL))
             if not sequence.shares:
-                count -= count % BATCH
+                count -= count % _CHUNK
             self._run_ahead(sequence, slot, count)
             return count
 
@@ -106,7 +108,8 @@ class LlamaRunner:
     def _together(self, pool: Pool, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         with pool.busy():
             self._make_room(pool, sequences)
-            slots = [self._admit(pool, sequence) for sequence in sequences]
+            alone = len(sequences) == 1
+            slots = [self._admit(pool, sequence, alone=alone) for sequence in sequences]
             found = [self._run_batch(pool, batch) for batch in _batches(list(zip(sequences, slots, strict=True)))]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -116,7 +119,7 @@ class LlamaRunner:
         for sequence, slot in batch:
             pending = sequence.take_pending()
             pool.cut(slot, len(sequence.ids) - len(pending))
-            work.append((slot, pending, min(len(pending), KEPT_TAIL)))
+            work.append((slot, pending, min(len(pending), sequence.kept_tail)))
         logits = self._run(pool, work)
         kept = [keep for _, _, keep in work]
         for (sequence, _), part in zip(batch, logits.split(kept), strict=True):
@@ -130,7 +133,7 @@ class LlamaRunner:
     def _run_ahead(self, sequence: MemberSequence, slot: Slot, count: int) -> None:
         """Runs the first pending ids of a sequence alone."""
         while count > 0:
-            ids = sequence.take_pending(min(count, BATCH))
+            ids = sequence.take_pending(min(count, _CHUNK))
             slot.pool.cut(slot, sequence.cached - len(ids))
             sequence.keep_logits(self._run(slot.pool, [(slot, ids, 1)]))
             self._work.forwards += 1
@@ -144,11 +147,14 @@ class LlamaRunner:
         ids = sum(len(sequence.ids) for sequence in sequences) + sum(len(slot.ids) for slot in held)
         pool.make_room(ids, len(sequences) - (len(pool.slots) - len(held)))
 
-    def _admit(self, pool: Pool, sequence: MemberSequence) -> Slot:
+    def _admit(self, pool: Pool, sequence: MemberSequence, *, alone: bool) -> Slot:
         """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""
         slot = self._slot(pool, sequence)
-        if sequence.pending > _LONG:
-            self._run_ahead(sequence, slot, sequence.pending - KEPT_TAIL)
+        ahead = sequence.pending - KEPT_TAIL
+        if alone:
+            self._run_ahead(sequence, slot, ahead - ahead % _CHUNK)
+        elif sequence.pending > _LONG:
+            self._run_ahead(sequence, slot, ahead)
         return slot
 
     def _slot(self, pool: Pool, sequence: MemberSequence) -> Slot:

@@ -13,7 +13,6 @@ from deepen_core.errors import TokenizerError, brief
 from deepen_core.members.llama_cpp.header import GgufHeader
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.members.transformers.limits import check_ids
 
 _OTHER = "give the folder of its tokenizer, from the model that was converted: MemberConfig(tokenizer=...)"
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -96,7 +95,6 @@ def read_tokenizer(header: GgufHeader, template: str | None) -> Any:
         raise TokenizerError(
             f"The tokenizer in {path} (of the kind {kind!r}) cannot be used ({brief(problem)}): {_OTHER}."
         ) from problem
-    check_ids(str(path), tokenizer)
     tokenizer = _without_foreign(tokenizer, header.lengths["tokenizer.ggml.tokens"])
     _correct(tokenizer.backend_tokenizer, header)
     if template is not None:
