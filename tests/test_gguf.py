@@ -146,6 +146,17 @@ def test_another_tokenizer_and_template(gguf_files, folders):
         assert len(answer.token_ids) == 4
 
 
+def test_what_is_known_before_it_is_loaded(gguf_files, tmp_path):
+    from deepen_integrations.load_options import LoadOptions
+    from deepen_integrations.model_facts import facts_from_files
+
+    facts = facts_from_files(LoadOptions(models=[MemberConfig(model=str(gguf_files["beta"]))]))
+    assert (facts.main_window, facts.has_chat_template) == (256, True)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    facts = facts_from_files(LoadOptions(models=[MemberConfig(model=str(tmp_path / "x.gguf"))]))
+    assert (facts.main_window, facts.has_chat_template) == (None, False)
+
+
 def test_which_kind_a_name_means():
     assert member_config("some/x.GGUF").loaded_as == "gguf"
     assert member_config("some/model").loaded_as == "transformers"
