@@ -178,6 +178,30 @@ def performance_tables() -> dict[str, str]:
     }
 
 
+def gguf_tables() -> dict[str, str]:
+    """Return every table of the page on GGUF files by name."""
+    found = read("gguf")
+    shown = {"ensemble": "", "tokens/s": ".1f", "faster": ".1f", "tokens/s, batch of 8": ".1f"}
+    memory = {
+        "load s": ".1f",
+        "first token s": ".1f",
+        "peak MiB": ",.0f",
+        "of its peak": ".2f",
+        "of its members": ".2f",
+    }
+    headings = {
+        "first token s": "456 tokens read, s",
+        "of its peak": "of the peak",
+        "of its members": "of the members'",
+    }
+    choices = {"model": "", "places": ",d", "same choice": ".1%", "mean total variation": ".3f"}
+    return {
+        "speed": markdown(found["rows"], shown | memory, headings),
+        "choices": markdown(found["choices"], choices),
+        "machine": measured_on(gguf=found),
+    }
+
+
 def decoding_tables() -> dict[str, str]:
     """Return every table of the page on decoding by name."""
     decoding, recurrent, determinism = read("decoding"), read("recurrent"), read("determinism")
@@ -353,6 +377,7 @@ PAGES = {
     "docs/models.md": models_tables,
     "docs/performance.md": performance_tables,
     "docs/ray.md": ray_tables,
+    "docs/gguf.md": gguf_tables,
     "docs/serve.md": serve_tables,
     "docs/servers.md": servers_tables,
     "docs/traces.md": traces_tables,

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.report import publish
 from benchmarks.retokenisation import NAMES, SHARED, pieces
 from deepen_core.chat.prompt_encoder import MemberPrompt
-from deepen_core.members.base import MemberSequence, Work
+from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers import recurrent
 from deepen_core.members.transformers.causal import CausalMember
@@ -66,6 +66,10 @@ class Text(MemberSequence):
         self.started, self.tokens_run = False, 0
         self._recent, self._sure = {}, set()
         self._is_main = is_main
+
+    @property
+    def kept_tail(self) -> int:
+        return 1 if self._is_main else KEPT_TAIL
 
     @property
     def settled(self) -> int:

@@ -12,6 +12,7 @@ EXTRAS = {
     "voting": "votes by chrF (by='mbr')",
     "serve": "the command deepen serve",
     "peft": "adapters of members, such as LoRA (MemberConfig.adapter)",
+    "gguf": "members that are GGUF files, run by llama.cpp",
     "ray": "members in Ray actors (MemberConfig.ray) and the server as a deployment of Ray Serve",
     "eval": "lm-evaluation-harness (deepen eval --harness) and plots",
 }

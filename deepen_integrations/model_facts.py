@@ -76,10 +76,10 @@ def _main(options: LoadOptions, members: list[MemberConfig]) -> int:
 
 
 def _folder(model: str, revision: str | None) -> Path | None:
-    """Returns the folder of a model, or None for a hub id that was never downloaded, and for what is neither."""
+    """Returns the folder of a model, or its GGUF file; None for a hub id that was never downloaded, and for others."""
     try:
         folder = Path(model).expanduser()
-        if folder.is_dir():
+        if folder.is_dir() or (_is_gguf(folder) and folder.is_file()):
             return folder
     except (OSError, ValueError, RuntimeError):  # no path: loading raises the error
         return None
@@ -93,6 +93,22 @@ def _folder(model: str, revision: str | None) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _gguf_facts(path: Path) -> tuple[int | None, str]:
+    """Returns the window and the chat template of a GGUF file; nothing of one that loading refuses."""
+    from deepen_core.members.llama_cpp.header import check_model, read_header  # noqa: PLC0415 (needs an extra)
+
+    try:
+        header = read_header(path)
+        check_model(header)
+    except (ModelFilesError, ImportError):
+        return None, ""
+    return header.number("context_length"), str(header.values.get("tokenizer.chat_template", ""))
+
+
 def _has_encoder(folder: Path | None) -> bool:
     """Whether a member has an encoder, which reads the last message of a conversation without a template."""
     return folder is not None and bool(_json(folder / "config.json").get("is_encoder_decoder"))
@@ -100,6 +116,8 @@ def _has_encoder(folder: Path | None) -> bool:
 
 def _context_window(folder: Path) -> int | None:
     """Returns the window as loading finds it: the configuration's, that of its class, or the tokenizer's."""
+    if _is_gguf(folder):
+        return _gguf_facts(folder)[0]
     config = _json(folder / "config.json")
     declared = declared_window(config.get("text_config", config))
     if declared is not None or not config:
@@ -120,6 +138,8 @@ def _chat_template(folder: Path | None, member: MemberConfig) -> str:
             return given_template(member.chat_template)
     if folder is None:
         return ""
+    if _is_gguf(folder):
+        return _gguf_facts(folder)[1]
     try:
         return small_text(folder / _TEMPLATE_FILES[0])
     except (OSError, ValueError):
@@ -142,6 +162,8 @@ def _has_chat_template(folder: Path | None, member: MemberConfig) -> bool | None
         return True
     if folder is None:
         return None
+    if _is_gguf(folder):
+        return bool(_gguf_facts(folder)[1])
     tokenizer = _json(folder / "tokenizer_config.json")
     if tokenizer.get("chat_template") or (folder / _TEMPLATE_FILES[0]).is_file():
         return True

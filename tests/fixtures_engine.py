@@ -76,3 +76,19 @@ def load(folders):
 def pair(load):
     """The two members that most tests use."""
     return load("alpha", "beta")
+
+
+@pytest.fixture(scope="session")
+def gguf_files(made_once, folders):
+    """GGUF files by name: of `beta`, of a model with a byte-level tokenizer, and both with weights of 8 bits."""
+    from gguf import GGMLQuantizationType  # of the extra gguf, without which other tests do
+    from tiny_gguf import save_gguf
+
+    def make(root):
+        byte_level = tiny.save_llama(root / "byte-level", tiny.byte_level(), seed=6)
+        for name, folder in {"beta": folders["beta"], "delta": byte_level}.items():
+            save_gguf(folder, root / f"{name}.gguf")
+            save_gguf(folder, root / f"{name}-q8.gguf", kind=GGMLQuantizationType.Q8_0)
+
+    root = made_once("gguf", make)
+    return {path.stem: path for path in root.glob("*.gguf")} | {"folder of delta": root / "byte-level"}

@@ -3,8 +3,6 @@
 import json
 from importlib.metadata import PackageNotFoundError, version
 
-import transformers
-
 from deepen_core import Ensemble
 
 
@@ -16,9 +14,6 @@ def there(package):
 
 
 SPM = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"  # how a SentencePiece model begins
-PLAIN_GGUF = ", quantization_config=GgufConfig(dequantize=True)" if hasattr(transformers, "GgufConfig") else ""
-GGUF_PACKAGES = " ".join(package for package in ("gguf", "accelerate") if not there(package))
-GGUF_FIRST = f", after `pip install {GGUF_PACKAGES}`" if GGUF_PACKAGES else ""
 
 
 def set_json(path, **fields):
@@ -45,12 +40,6 @@ def saved(place, options="", tokenizer_options=""):
         f"AutoModelForCausalLM.from_pretrained('{place}'{options}).save_pretrained('converted') and "
         f"AutoTokenizer.from_pretrained('{place}'{tokenizer_options}).save_pretrained('converted')."
     )
-
-
-def converted_gguf(place, name):
-    file = f", gguf_file='{name}'"
-    lines = saved(place, file + PLAIN_GGUF, file)
-    return f"which members are not loaded from yet. Convert it once with transformers{GGUF_FIRST}: {lines}"
 
 
 def answer(folder):

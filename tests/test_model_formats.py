@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from folder_parts import answer, converted_gguf, only, saved, set_json, without_weights
+from folder_parts import answer, only, saved, set_json, without_weights
 from safetensors.torch import load_file, save_file
 
 from deepen_core import Ensemble
@@ -39,11 +39,11 @@ OLD = "has its weights for {0} only ({1}): convert them once, with transformers 
 @pytest.mark.parametrize(
     ("change", "names", "told"),
     [
-        (only, ["a.Q4_K_M.gguf", "README.md"], lambda f: f"(a.Q4_K_M.gguf), {converted_gguf(f, 'a.Q4_K_M.gguf')}"),
+        (only, ["a.Q4_K_M.gguf", "README.md"], lambda f: f"(a.Q4_K_M.gguf): give the file, such as {f}/a.Q4_K_M.gguf."),
         (
             without_weights,
             ["b.gguf", "a.gguf", "c.gguf", "d.gguf", "mmproj-a.gguf"],
-            lambda f: f"(a.gguf, b.gguf, c.gguf, ...), {converted_gguf(f, 'a.gguf')}",
+            lambda f: f"(a.gguf, b.gguf, c.gguf, ...): give the file, such as {f}/a.gguf.",
         ),
     ],
 )
@@ -55,8 +55,9 @@ def test_gguf_in_a_folder(folder, refused, change, names, told):
 
 def test_a_gguf_file(folder, refused):
     only(folder, "a.gguf")
-    error = refused(folder / "a.gguf", ModelFilesError)
-    assert str(error) == f"{folder}/a.gguf is a GGUF file, {converted_gguf(folder, 'a.gguf')}"
+    error = refused({"model": str(folder / "a.gguf"), "kind": "transformers"}, ModelFilesError)
+    told = f"{folder}/a.gguf is a GGUF file, and kind is 'transformers': leave it out, or give kind='gguf'."
+    assert str(error) == told
 
 
 def test_the_weights_in_place_of_their_folder(folder, refused):
@@ -238,7 +239,8 @@ def test_formats_on_the_hub_are_found_before_weights_are_fetched(folder, on_hub,
     without_weights(folder)
     fetched = on_hub("config.json", "tokenizer.json", "a.gguf", "images/logo.png")
     assert str(refused("someone/a-GGUF", ModelFilesError)) == (
-        f"someone/a-GGUF has its weights as GGUF only (a.gguf), {converted_gguf('someone/a-GGUF', 'a.gguf')}"
+        "someone/a-GGUF has its weights as GGUF only (a.gguf): fetch a file, such as with `hf download someone/a-GGUF "
+        "a.gguf --local-dir .`, and give its path."
     )
     on_hub("config.json", "tokenizer.json", "onnx/model.onnx")
     assert str(refused("someone/a", ModelFilesError)) == f"someone/a {RUNTIME.format('ONNX', 'onnx/')}"

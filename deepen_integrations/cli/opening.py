@@ -149,7 +149,7 @@ def _served(members: Sequence[str | Mapping[str, Any]], servers: list[str]) -> l
                 param_hint="--server",
             )
         given = configs[name].model_dump(exclude_unset=True)
-        configs[name] = member_config({**given, "kind": "server", "server": url})
+        configs[name] = member_config({**given, "server": url})
     return list(configs.values())
 
 

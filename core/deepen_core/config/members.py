@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 from typing_extensions import Self
@@ -17,6 +17,7 @@ from deepen_core.errors import ConfigurationError
 
 KINDS = {
     "transformers": "deepen_core.members.transformers.loader:describe",
+    "gguf": "deepen_core.members.llama_cpp.loader:describe",
     "server": "deepen_core.members.server.loader:describe",
 }
 """`module:function` that describes a member of each kind without its weights."""
@@ -47,9 +48,10 @@ class MemberConfig(Options):
     """One member of the ensemble and how it is loaded."""
 
     model: str = Field(min_length=1)
-    """Path of a folder in transformers format (`~` is your home), or a hub id."""
-    kind: Literal["transformers", "server"] = "transformers"
-    """The format of the model, which decides what runs it; "server" where `server` is given."""
+    """Path of a folder in transformers format (`~` is your home), a hub id, or path of a GGUF file."""
+    kind: Literal["transformers", "gguf", "server"] | None = None
+    """The format of the model, which decides what runs it; by default "server" where `server` is given, "gguf" for a
+    name that ends in .gguf, which llama.cpp runs (extra `gguf`), else "transformers"."""
     name: str | None = Field(default=None, min_length=1)
     """The member's name in reports; the last part of `model` by default."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
@@ -89,22 +91,24 @@ class MemberConfig(Options):
     `model`, only the tokenizer and the configuration are then read."""
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """More arguments for the model's `from_pretrained`, as JSON values: `attn_implementation`, `quantization_config`,
-    or `device_map`, which spreads it over several devices in place of `device`."""
+    or `device_map`, which spreads it over several devices in place of `device`. For a GGUF file, `n_ctx`: the number of
+    ids, of all requests together, whose keys and values are held."""
 
     ray: RayConfig | None = None
     """Run it in an actor of a Ray cluster, on any of its machines (extra `ray`), with these resources:
     `{"num_gpus": 1}`. `device` is one of that machine."""
 
+    @property
+    def loaded_as(self) -> str:
+        """The format of the model: `kind`, or what the other options say."""
+        if self.server is not None and self.kind is None:
+            return "server"
+        return self.kind or ("gguf" if self.model.lower().endswith(".gguf") else "transformers")
+
     def __hash__(self) -> int:
         """Equal members have equal hashes; `model_kwargs` counts by its names, since a dict has no hash."""
         others = (value for name, value in self if name != "model_kwargs")
         return hash((*others, frozenset(self.model_kwargs)))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_of_server(cls, given: Any) -> Any:
-        served = isinstance(given, Mapping) and given.get("server") is not None
-        return {"kind": "server", **given} if served else given
 
     @field_validator("server", mode="before")
     @classmethod
@@ -113,7 +117,7 @@ class MemberConfig(Options):
 
     @model_validator(mode="after")
     def _served(self) -> Self:
-        if (self.kind == "server") != (self.server is not None):
+        if (self.loaded_as == "server") != (self.server is not None):
             raise ValueError(f"kind is {self.kind!r}, and server is {'not ' * (self.server is None)}given")
         taken = [name for name in _OF_WEIGHTS if self.server is not None and getattr(self, name)]
         if taken:

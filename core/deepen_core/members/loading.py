@@ -167,7 +167,7 @@ def describe_member(
         ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
-    place = KINDS[config.kind] if config.ray is None else RAY
+    place = KINDS[config.loaded_as] if config.ray is None else RAY
     module, _, name = place.partition(":")
     described: DescribedMember = getattr(import_module(module), name)(
         config, device, dtype, max_window, progress=progress

@@ -62,7 +62,7 @@ def check_format(place: str, names: Collection[str], kind: str = CAUSAL) -> None
     """
     kinds: list[Callable[[str, Collection[str]], str]] = [_diffusers, _sentence_transformers]
     if not has_weights(names):
-        kinds += [partial(_pickled, kind=kind), _unnamed_safetensors, partial(_gguf, kind=kind), _original]
+        kinds += [partial(_pickled, kind=kind), _unnamed_safetensors, _gguf, _original]
         kinds += [partial(_old_framework, kind=kind), _runtime, _unknown_weights]
     for recognised in kinds:
         if found := recognised(place, names):
@@ -76,7 +76,7 @@ def check_file(path: Path) -> None:
         ModelFilesError: Naming the folder to give, or how to convert the file.
     """
     if path.is_file() and path.suffix == ".gguf":
-        raise ModelFilesError(f"{path} is a GGUF file, {_gguf_advice(str(path.parent), path.name)}")
+        raise ModelFilesError(f"{path} is a GGUF file, and kind is 'transformers': leave it out, or give kind='gguf'.")
     if path.is_file() and (path.parent / "config.json").is_file():
         raise ModelFilesError(f"{path} is a file: give the folder that it is in, {path.parent}.")
 
@@ -136,25 +136,14 @@ def _unnamed_safetensors(_place: str, names: Collection[str]) -> str:
     )
 
 
-def _gguf(place: str, names: Collection[str], kind: str) -> str:
+def _gguf(place: str, names: Collection[str]) -> str:
     found = _matching(names, "*.gguf", but=("mmproj*",))  # these encode images for a model
-    return f"has its weights as GGUF only ({_listed(found)}), {_gguf_advice(place, found[0], kind)}" if found else ""
-
-
-def _gguf_advice(place: str, name: str, kind: str = CAUSAL) -> str:
-    import transformers  # noqa: PLC0415 (slow, and nothing else here needs it)
-    from transformers.utils.import_utils import is_accelerate_available, is_gguf_available  # noqa: PLC0415
-
-    file = f", gguf_file={name!r}"
-    # Newer versions keep the blocks of GGUF, which cannot be saved, unless told otherwise.
-    plain = ", quantization_config=GgufConfig(dequantize=True)" if hasattr(transformers, "GgufConfig") else ""
-    installed = {"gguf": is_gguf_available(), "accelerate": is_accelerate_available()}
-    missing = " ".join(package for package, there in installed.items() if not there)
-    after = f", after `pip install {missing}`" if missing else ""
-    return (
-        f"which members are not loaded from yet. Convert it once with transformers{after}: "
-        f"{conversion(place, file + plain, file, kind)}."
-    )
+    if not found:
+        return ""
+    file, told = found[0], f"has its weights as GGUF only ({_listed(found)})"
+    if Path(place).is_dir():
+        return f"{told}: give the file, such as {Path(place) / file}."
+    return f"{told}: fetch a file, such as with `hf download {place} {file} --local-dir .`, and give its path."
 
 
 def _original(_place: str, names: Collection[str]) -> str:

@@ -39,7 +39,7 @@ def check_files(folder: Path) -> None:
     """
     for pattern in (*_SMALL, *_OF_TOKENIZERS, *_WEIGHTS):
         for path in folder.glob(pattern):
-            _check_file(path, _most(path))
+            check_file(path, _most(path))
 
 
 def _most(path: Path) -> int | None:
@@ -48,7 +48,16 @@ def _most(path: Path) -> int | None:
     return None if any(path.match(pattern) for pattern in _WEIGHTS) else MAX_BYTES
 
 
-def _check_file(path: Path, most: int | None) -> None:
+def check_file(path: Path, most: int | None) -> None:
+    """Rejects a file that is not a regular one, or too large.
+
+    Args:
+        path: The file.
+        most: Its bytes; None for no limit.
+
+    Raises:
+        ModelFilesError: If it is rejected.
+    """
     try:
         found = path.stat()
     except OSError:  # a link to nothing is as if it were not there

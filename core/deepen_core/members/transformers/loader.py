@@ -117,8 +117,8 @@ def describe(
         ModelFilesError: If files are missing, damaged or in another format.
         TokenizerError: If the tokenizer cannot be used.
     """
-    place = _device(config.device or device)
-    kind = _dtype(config.dtype or dtype)
+    place = device_named(config.device or device)
+    kind = dtype_named(config.dtype or dtype)
     with hub_bars(progress):
         source = find_source(config)
     model_config, blueprint = load_config(config, source)
@@ -198,7 +198,12 @@ def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None
         raise does_not_fit(folder, len(model.state_dict()), faults)
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """Returns a device by its name; the best there is if None.
+
+    Raises:
+        ConfigurationError: If there is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known = "use 'cpu', 'cuda', 'cuda:1' or 'mps'."
@@ -216,7 +221,12 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: object) -> torch.dtype | str:
+def dtype_named(name: object) -> torch.dtype | str:
+    """Returns a dtype by its name, or "auto".
+
+    Raises:
+        ConfigurationError: If it is none that members are loaded in.
+    """
     if name in (None, "auto"):
         return "auto"
     if isinstance(name, torch.dtype):
