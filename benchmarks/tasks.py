@@ -49,7 +49,7 @@ def plan(
         fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", 4) for name in OPEN if name != "humaneval"]
-    settings: dict[str, Any] = {"fusions": fusions[:1], "policies": ("confidence",), "gates": (0.9,)}
+    settings: dict[str, Any] = {"fusions": fusions[:1], "policies": ("adaptive", "confidence"), "gates": (0.9,)}
     return Plan(tasks, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
 
 

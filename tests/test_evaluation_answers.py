@@ -48,6 +48,38 @@ def test_right_and_wrong(item, text, right):
     assert is_right(item, text) is right
 
 
+@pytest.mark.parametrize(
+    ("answers", "text", "right"),
+    [
+        (("the Lazy Dog", "fox"), "It was a lazy dog, they say.", True),
+        (("dog",), "Dogs are lazy.", False),
+        (("dog",), "the dog", True),
+        (("new york",), "New\nYork!", True),
+        (("new york",), "York is new", False),
+        (("?",), "Is it?", False),
+        (("",), "Anything", False),
+    ],
+)
+def test_in_a_conversation_an_answer_may_be_in_a_sentence(answers, text, right):
+    item = OpenItem("?", answers)
+    assert is_right(item, text, chat=True) is right
+    assert mark(item, text, chat=True) == right
+    assert is_right(item, "no", chat=True) is False
+    assert is_right(MATHS, "2, no, 3", chat=True) is False
+
+
+def test_answers_that_are_held_are_judged_by_the_rule_of_now(pair, tmp_path):
+    """A folder that was begun with an earlier rule goes on, and all of its answers are judged alike."""
+    plan = Plan([Task("open", tuple(QUESTIONS))])
+    pair.evaluate(plan, output=tmp_path)
+    held = tmp_path / "answers.jsonl"
+    lines = [json.loads(line) for line in held.read_text().splitlines() if line]
+    right = next(item.answers[0] for item in QUESTIONS)
+    held.write_text("\n".join(json.dumps({**line, "text": right, "right": False}) for line in lines))
+    shares = [row.shares["open"] for row in pair.evaluate(plan, output=tmp_path).summary.rows]
+    assert all(share > 0 for share in shares)
+
+
 def test_translations_are_marked_by_chrf():
     pytest.importorskip("sacrebleu")
     item = TranslationItem("le chien", "the lazy dog")
@@ -200,7 +232,9 @@ def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
     """And what is answered once is not answered again."""
     animals = Task("animals", (ChoiceItem("What jumps?", ("the fox", "the lazy dog"), 0),))
     plan = Plan([animals, Task("questions", QUESTIONS)], fusions=["product"], policies=[], gates=[])
-    monkeypatch.setattr("deepen_core.evaluation.generation.mark", lambda item, _: float(item is QUESTIONS[1]))
+    for place in ("generation", "evaluation"):
+        known = f"deepen_core.evaluation.{place}.mark"
+        monkeypatch.setattr(known, lambda item, _, *, chat: float(item is QUESTIONS[1] and not chat))
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
     rows = {row.label: row.shares for row in outcome.summary.rows}
     assert {label: shares["questions"] for label, shares in rows.items()} == dict.fromkeys(rows, 0.5)

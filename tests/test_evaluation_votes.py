@@ -95,6 +95,7 @@ def voting_of(sources, items, count):
 
     class Made(Evaluation):
         def __init__(self):
+            self.chat = False
             self._given = iter(sources)
 
         def samples(self, *_, seeds, temperature):

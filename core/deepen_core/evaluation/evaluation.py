@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ContextWindowError
 from deepen_core.evaluation.generation import Answer, Samples, answer_items, sample_items
-from deepen_core.evaluation.items import OpenItem, Task
+from deepen_core.evaluation.items import AnsweredItem, OpenItem, Task
+from deepen_core.evaluation.judging import mark
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
@@ -37,6 +38,9 @@ class Evaluation:
         together: Most items that are answered at once.
         progress: Show a bar.
 
+    Attributes:
+        chat: As given.
+
     Raises:
         EvaluationError: If the folder holds another evaluation, or cannot be written.
     """
@@ -57,7 +61,7 @@ class Evaluation:
             open_folder(folder, {**facts, "chat": chat, "shots": shown})
         self._scores = Ledger(None if folder is None else folder / "scores.jsonl")
         self._answers = Ledger(None if folder is None else folder / "answers.jsonl")
-        self._chat = chat
+        self.chat = chat
         self._together = together
         self._progress = progress
 
@@ -81,7 +85,7 @@ class Evaluation:
         missing = [key for key, found in held.items() if found is None or not labels <= found["together"].keys()]
         if missing:
             built = Settings(reader.members, reader.main, settings)
-            scored = score_items(reader, [items[key] for key in missing], built, chat=self._chat)
+            scored = score_items(reader, [items[key] for key in missing], built, chat=self.chat)
             with _named(task):
                 for key in self._shown(missing, f"{task.name}, main {main}"):
                     self._scores.add(key, asdict(next(scored)))
@@ -108,11 +112,16 @@ class Evaluation:
         if missing:
             wanted = [items[key] for key in missing]
             decoder = _decoder(reader, setting, settings)
-            answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self._chat, together=self._together)
+            answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self.chat, together=self._together)
             with _named(task):
                 for key in self._shown(missing, f"{task.name}, {by}"):
                     self._answers.add(key, asdict(next(answered)))
-        return [Answer(**found) for key in keys if (found := self._answers.get(key)) is not None]
+        held = {key: found for key in keys if (found := self._answers.get(key)) is not None}
+        return [self._marked(items[key], Answer(**found)) for key, found in held.items()]
+
+    def _marked(self, item: AnsweredItem, answer: Answer) -> Answer:
+        """Judges an answer to an open question anew: what is held may have been judged by an earlier rule."""
+        return replace(answer, right=mark(item, answer.text, chat=self.chat)) if isinstance(item, OpenItem) else answer
 
     def samples(
         self,
@@ -148,7 +157,7 @@ class Evaluation:
                 wanted[key] = (item, missing)
         if wanted:
             decoder, asked = _decoder(reader, setting, settings), list(wanted.values())
-            options: dict[str, Any] = {"temperature": temperature, "chat": self._chat, "together": self._together}
+            options: dict[str, Any] = {"temperature": temperature, "chat": self.chat, "together": self._together}
             sampled = sample_items(decoder, reader.call, asked, self._shots, **options)
             with _named(task):
                 for key in self._shown(list(wanted), f"{task.name}, {what}"):

@@ -75,7 +75,7 @@ def answer_items(
     started = [partial(_started, decoder, item, shots, SamplingParams(), chat=chat) for item in items]
     for item, (answer, seconds) in zip(items, _in_batches(decoder, call, started, together), strict=True):
         steps = {work.name: work.steps for work in answer.member_work}
-        yield Answer(answer.text, mark(item, answer.text), steps, seconds)
+        yield Answer(answer.text, mark(item, answer.text, chat=chat), steps, seconds)
 
 
 def sample_items(

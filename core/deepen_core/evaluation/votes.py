@@ -88,4 +88,4 @@ class Votes:
         texts = [one.texts[seed] for one in sources for seed in seeds]
         extract = "number" if item.solution else "short"
         found = majority_vote(texts, extract=extract, likelihood=lambda different: [known[text] for text in different])
-        return is_right(item, found.text)
+        return is_right(item, found.text, chat=self._evaluation.chat)
