@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.report import publish
 from benchmarks.retokenisation import NAMES, SHARED, pieces
 from deepen_core.chat.prompt_encoder import MemberPrompt
-from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers import recurrent
 from deepen_core.members.transformers.causal import CausalMember

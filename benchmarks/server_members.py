@@ -22,7 +22,7 @@ import torch
 from benchmarks.report import publish
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.engine.scoring import score
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 
 TURNS = 5
 ALL = 2**20  # tokens: more than any vocabulary has

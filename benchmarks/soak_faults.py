@@ -18,7 +18,8 @@ from typing_extensions import Self
 from benchmarks.soak_callers import Caller
 from deepen_core import Ensemble
 from deepen_core.errors import DeepenError
-from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.base import Member
+from deepen_core.members.sequence import MemberSequence
 
 _EVERY_S = 10.0  # between two faults
 _FAULT_S = 4.0

@@ -3,7 +3,7 @@
 import torch
 from architectures import VOCABULARY, WINDOW
 
-from deepen_core.members.base import KEPT_TAIL, MemberSequence
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.causal import CausalMember
 
 

@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, MemberDescription, Work
+from deepen_core.members.base import MemberDescription, Work
+from deepen_core.members.sequence import KEPT_TAIL
 from deepen_core.members.tokenizer import MemberTokenizer
 
 

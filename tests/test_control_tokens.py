@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.errors import SamplingError
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.tokenization.fast_tokenizer import Backend
 

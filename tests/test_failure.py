@@ -204,7 +204,7 @@ def test_reporting(ensemble, monkeypatch):
 
 
 def test_telling_the_members(ensemble, load, monkeypatch):
-    from deepen_core.members.base import MemberSequence
+    from deepen_core.members.sequence import MemberSequence
 
     expected = ensemble.generate(FAILING, **OPTIONS)
     monkeypatch.setattr(

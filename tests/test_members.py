@@ -7,7 +7,7 @@ import torch
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import CompatibilityWarning, ModelFilesError
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 
 PROMPT = "The quick brown fox"
 

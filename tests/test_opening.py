@@ -8,8 +8,8 @@ from table_member import TableMember
 
 from deepen_core import Ensemble
 from deepen_core.chat.prompt_encoder import MemberPrompt
-from deepen_core.members.base import MemberSequence
 from deepen_core.members.opening import first_ids, opening_of, respelled
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
 SAID = "The dog sleeps; the fox doesn't."

@@ -12,7 +12,7 @@ from schedules import GROW, TURN, follow, search_schedules
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.errors import CompatibilityWarning
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers import causal, recurrent_state, trial
 from deepen_core.members.transformers.capabilities import probe

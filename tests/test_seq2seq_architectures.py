@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoModelForSeq2SeqLM
 
 from deepen_core.chat.prompt_encoder import MemberPrompt
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.seq2seq import Seq2SeqMember
 from deepen_core.members.transformers.seq2seq_runners import groups

@@ -5,7 +5,7 @@ import tiny
 from prompt_parts import reader_of, with_template
 
 from deepen_core.chat.prompt_encoder import PromptReader
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.tokenization.fast_tokenizer import Backend
 

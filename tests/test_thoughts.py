@@ -10,7 +10,7 @@ from tiny import CHAT_TEMPLATE, CORPUS, byte_level, sentencepiece_bpe
 from deepen_core import Ensemble
 from deepen_core.chat.thoughts import KNOWN_MARKS, THINK, MarkListener, Thoughts, marks_of
 from deepen_core.config import SamplingParams
-from deepen_core.members.base import KEPT_TAIL
+from deepen_core.members.sequence import KEPT_TAIL
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.replies import Call, Reply, ReplyForm, ReplyParser, parse_reply
 

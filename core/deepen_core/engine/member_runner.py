@@ -12,9 +12,10 @@ from deepen_core.config import MemberErrorPolicy
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, MemberTimeoutError, NonFiniteLogitsError, brief
-from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence, begin
+from deepen_core.members.base import Member, begin
 from deepen_core.members.memory import MORE_ROOM, is_memory
 from deepen_core.members.opening import respelled
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 
 PREFILL_CHUNK = 256
 """Prompt ids that run between two steps, so that other requests do not wait for a long prompt."""

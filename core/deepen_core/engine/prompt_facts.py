@@ -8,8 +8,8 @@ from deepen_core.chat.messages import Prompt, check_messages, check_unicode
 from deepen_core.chat.thoughts import Thinking, Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
-from deepen_core.members.base import MemberSequence
 from deepen_core.members.context_budget import ContextBudget
+from deepen_core.members.sequence import MemberSequence
 
 
 class PromptFacts(ABC):

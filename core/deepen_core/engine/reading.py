@@ -22,8 +22,9 @@ from deepen_core.engine.state_reader import Call, MemberCaller, StateReader, sta
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
-from deepen_core.members.base import Member, MemberSequence
+from deepen_core.members.base import Member
 from deepen_core.members.opening import opening_of
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import common_length
 from deepen_core.results import MemberScore
 

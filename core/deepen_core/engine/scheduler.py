@@ -11,7 +11,7 @@ from deepen_core.engine.handle import Request
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError
-from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING
+from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING
 
 _PATIENCE = 4  # maximum factor of the prefill budget, when fewer sequences wait for it than for their prompt to be run
 _SHORT = 32  # a prompt of at most this many tokens is run with the first step rather than ahead of it

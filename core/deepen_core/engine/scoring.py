@@ -15,8 +15,8 @@ from deepen_core.engine.reading import GivenText, TextReading, given_text
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.state_reader import MemberCaller
 from deepen_core.errors import ContextWindowError, PromptError
-from deepen_core.members.base import MemberSequence
 from deepen_core.members.opening import opening_of
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import common_length
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import Score

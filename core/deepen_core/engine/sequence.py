@@ -14,7 +14,7 @@ from deepen_core.chat.thoughts import MarkListener, Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
 from deepen_core.errors import DeepenError, TimedOutError
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling.detokenizer import Utf8Stream
 from deepen_core.sampling.sampler import Sampler, masked

@@ -14,8 +14,9 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, SamplingError
-from deepen_core.members.base import Member, MemberSequence, prompt_window
+from deepen_core.members.base import Member, prompt_window
 from deepen_core.members.opening import opening_of
+from deepen_core.members.sequence import MemberSequence
 
 if TYPE_CHECKING:
     from deepen_core.constraints.matcher import Constraints

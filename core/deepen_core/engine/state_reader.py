@@ -10,9 +10,10 @@ import torch
 
 from deepen_core.engine.member_runner import PREFILL_CHUNK, non_finite
 from deepen_core.errors import DeepenError, MemberError, NonFiniteLogitsError, brief
-from deepen_core.members.base import BACK, Member, MemberSequence, TreeRun, tree_run_of
+from deepen_core.members.base import Member, TreeRun, tree_run_of
 from deepen_core.members.memory import is_memory
 from deepen_core.members.opening import respelled
+from deepen_core.members.sequence import BACK, MemberSequence
 from deepen_core.members.text_tree import TextPath, TextTree
 
 T = TypeVar("T")

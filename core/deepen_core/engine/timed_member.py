@@ -14,7 +14,8 @@ import torch
 
 from deepen_core.engine.task import Lane
 from deepen_core.errors import MemberTimeoutError
-from deepen_core.members.base import Member, MemberSequence, TreeRun, tree_run_of
+from deepen_core.members.base import Member, TreeRun, tree_run_of
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import TextTree
 
 T = TypeVar("T")

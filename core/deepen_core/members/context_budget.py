@@ -14,7 +14,8 @@ from typing import Protocol
 from deepen_core.chat.messages import Prompt, check_messages
 from deepen_core.config import SamplingParams
 from deepen_core.errors import ChatTemplateError, ChatTemplateLimitError
-from deepen_core.members.base import MemberSequence, prompt_window
+from deepen_core.members.base import prompt_window
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
 KINDS_OF_TEXT = (

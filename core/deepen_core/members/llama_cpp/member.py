@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from deepen_core.members.base import MemberDescription, MemberSequence, Work
+from deepen_core.members.base import MemberDescription, Work
 from deepen_core.members.llama_cpp.embeddings import read_embeddings
 from deepen_core.members.llama_cpp.header import GgufHeader
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.runner import LlamaRunner
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
 

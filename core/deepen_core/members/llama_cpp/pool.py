@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL
 from deepen_core.members.llama_cpp.context import LlamaContext, Part
 from deepen_core.members.llama_cpp.model import LlamaModel
+from deepen_core.members.sequence import KEPT_TAIL
 
 MOST_SEQUENCES = 256
 """As many as llama.cpp can tell apart."""

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from deepen_core.errors import MemberError
-from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberSequence, Work
+from deepen_core.members.base import Work
 from deepen_core.members.llama_cpp.context import BATCH
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.pool import MOST_SEQUENCES, NoRoomError, Pool, Slot
+from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING, MemberSequence
 from deepen_core.members.text_tree import common_length
 
 # A sequence with more new ids than this is run alone first, so that later sequences can copy from it.

@@ -14,9 +14,10 @@ import torch
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError
-from deepen_core.members.base import KEPT_TAIL, Member, MemberSequence, forget, has_embeddings, source_window
+from deepen_core.members.base import Member, forget, has_embeddings, source_window
 from deepen_core.members.loading import DescribedMember, describe_member, try_member
 from deepen_core.members.ray.messages import Facts, Reply, Step, Update, top_of
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.tokenization.vocabulary import Vocabulary
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepen_core.members.base import MemberSequence
 from deepen_core.members.ray.messages import Update
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import common_length
 
 

@@ -19,11 +19,12 @@ import torch
 
 from deepen_core.config.ray import RayConfig
 from deepen_core.errors import MemberError
-from deepen_core.members.base import KEPT_TAIL, MemberDescription, MemberSequence, Work
+from deepen_core.members.base import MemberDescription, Work
 from deepen_core.members.ray.kept_actor import KeptActor
 from deepen_core.members.ray.ledger import Ledger
 from deepen_core.members.ray.link import Call, LostActorError, Starter
 from deepen_core.members.ray.messages import Reply, Step, WrongReplyError
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.results import Elsewhere
 

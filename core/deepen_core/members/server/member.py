@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, MemberDescription, MemberSequence, Work
+from deepen_core.members.base import MemberDescription, Work
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.server.api import TopTokens
 from deepen_core.members.server.connection import ServerError, Traffic
 from deepen_core.members.server.model_server import ModelServer

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from itertools import takewhile
 
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 
 
 class Seat:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import MemberSequence
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
 from deepen_core.members.transformers.capabilities import is_stateful, probe, probe_trees

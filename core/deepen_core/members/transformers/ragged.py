@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, WORTH_SHARING, MemberSequence, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING, MemberSequence
 from deepen_core.members.text_tree import common_length
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.recurrent_state import Recurrence, State, StateCopy
 
 KEPT_COPIES = 3

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from deepen_core.members.base import MemberDescription, MemberSequence
+from deepen_core.members.base import MemberDescription
+from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
 from deepen_core.members.transformers.model_member import ModelMember

@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from deepen_core.members.base import KEPT_TAIL
+from deepen_core.members.sequence import KEPT_TAIL
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot
 

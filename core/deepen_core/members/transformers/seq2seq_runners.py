@@ -13,7 +13,8 @@ from functools import partial
 
 import torch
 
-from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
 from deepen_core.members.transformers.ragged import overhead
 from deepen_core.members.transformers.seq2seq_forward import Seat, Seq2SeqForward

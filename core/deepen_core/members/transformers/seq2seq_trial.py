@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepen_core.members.base import KEPT_TAIL
+from deepen_core.members.sequence import KEPT_TAIL
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
 from deepen_core.members.transformers.rounding import Layers, Rounding, States
 from deepen_core.members.transformers.seq2seq_forward import Seat, Seq2SeqForward

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from deepen_core.members.base import KEPT_TAIL, MemberSequence, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.kv_cache import cache_option
 
 

@@ -11,7 +11,8 @@ import torch
 from transformers import Cache, DynamicCache
 
 from deepen_core.errors import brief
-from deepen_core.members.base import KEPT_TAIL, Work
+from deepen_core.members.base import Work
+from deepen_core.members.sequence import KEPT_TAIL
 from deepen_core.members.text_tree import TextPath, TextTree
 from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
 from deepen_core.members.transformers.made_up_past import MadeUpPast
