@@ -206,6 +206,7 @@ def test_tasks(pair, monkeypatch, tmp_path):
         "alpha alone",
         "beta alone",
         "deepen",
+        "deepen, adaptive",
         "deepen, confidence",
         "deepen, gate 0.9",
     }
