@@ -138,7 +138,7 @@ def test_wrong_options(options, said):
 )
 def test_addresses(given, url):
     config = member_configs([{"model": "a", "server": given}])[0]
-    assert (config.kind, config.server.url) == ("server", url)
+    assert (config.loaded_as, config.server.url) == ("server", url)
     assert pickle.loads(pickle.dumps(config)) == config
     assert len({config, config.model_copy()}) == 1
 

@@ -60,6 +60,18 @@ def peft():
         pathlib.Path(folder, CONFIG).write_text('{"r": 4}')
         Adapter.checked("adapter", pathlib.Path(folder), [CONFIG, WEIGHTS])
 
+def gguf():
+    import contextlib, pathlib, tempfile
+    from deepen_core.config import MemberConfig
+    from deepen_core.errors import ModelFilesError
+    from deepen_core.members.llama_cpp.library import find_library, load_library
+    from deepen_core.members.llama_cpp.loader import describe
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ModelFilesError):  # the file is cut off
+        file = pathlib.Path(folder, "x.gguf")
+        file.write_bytes(b"GGUF")
+        describe(MemberConfig(model=str(file)), None, None)
+    load_library(find_library())
+
 def ray():
     import warnings
     with warnings.catch_warnings():
@@ -72,7 +84,7 @@ def eval():
     import matplotlib
 
 told = {}
-for probe in (langchain, llama_index, cli, structured, voting, serve, peft, ray, eval):
+for probe in (langchain, llama_index, cli, structured, voting, serve, peft, gguf, ray, eval):
     try:
         probe()
     except (Exception, SystemExit) as problem:

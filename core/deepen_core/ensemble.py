@@ -375,7 +375,8 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
         """
         self._engine = None
         self._worker.stop()
-        for member in self._loaded:
+        loaded, self._loaded = self._loaded, ()
+        for member in loaded:
             close(member)
 
     def __enter__(self) -> Self:
