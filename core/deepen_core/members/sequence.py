@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.members.opening import Opening
+from deepen_core.members.text_tree import common_length
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.tokenization.retokenizer import AlignedText
 
@@ -28,6 +30,31 @@ class SequenceCache(Protocol):
     def free(self) -> None:
         """Frees the cache."""
         ...
+
+
+class Held(Protocol):
+    """What a cache holds of one sequence."""
+
+    ids: list[int]
+
+
+HeldT = TypeVar("HeldT", bound=Held)
+
+
+def longest_shared(ids: Sequence[int], others: Iterable[HeldT]) -> tuple[HeldT, int] | None:
+    """Returns the other sequence whose beginning a new one shares the most of, and how many ids of it to copy.
+
+    Args:
+        ids: Of the new sequence. Its last `KEPT_TAIL` have to be run anyway.
+        others: The other sequences.
+
+    Returns:
+        None if no other shares so much that copying it pays off.
+    """
+    wanted = ids[:-KEPT_TAIL]
+    shared = {common_length(other.ids, wanted): other for other in others}
+    length = max(shared, default=0)
+    return (shared[length], length) if length >= WORTH_SHARING else None
 
 
 class MemberSequence:

@@ -15,17 +15,16 @@ from deepen_core.errors import ConfigurationError, ModelFilesError, brief
 from deepen_core.members.base import WeightBytes
 from deepen_core.members.llama_cpp.header import GgufHeader, read_header
 from deepen_core.members.memory import is_memory, more_room
-from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.bars import weight_bars
 from deepen_core.members.transformers.loader import device_named, dtype_named
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.random_state import own_randomness
 from deepen_core.members.transformers.requirements import missing_package
-from deepen_core.members.transformers.text_side import TextSide
+from deepen_core.members.transformers.text_side import TextDescribed, TextSide
 
 
 @dataclass(frozen=True)
-class Dequantised:
+class Dequantised(TextDescribed):
     """A `DescribedMember`: the file's header and tokenizer are read, its weights are not.
 
     Attributes:
@@ -54,21 +53,6 @@ class Dequantised:
         kind = dtype_named(dtype)
         wanted = kind if isinstance(kind, torch.dtype) else torch.float32
         return cls(config, header, text, device_named(config.device or device), wanted)
-
-    @property
-    def name(self) -> str:
-        """The member's name."""
-        return str(self.config.name)
-
-    @property
-    def tokenizer(self) -> MemberTokenizer:
-        """The member's tokenizer."""
-        return self.text.tokenizer
-
-    @property
-    def context_window(self) -> int:
-        """See `DescribedMember.context_window`."""
-        return self.text.context_window
 
     @property
     def architecture(self) -> str:

@@ -22,17 +22,16 @@ from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.options import check_options, given_places, most_places
 from deepen_core.members.llama_cpp.tokenizer import check_tokenizer, read_tokenizer, stop_ids
 from deepen_core.members.model_path import model_path
-from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.pretrained import load_tokenizer
 from deepen_core.members.transformers.source import ModelSource
-from deepen_core.members.transformers.text_side import TextSide
+from deepen_core.members.transformers.text_side import TextDescribed, TextSide
 
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 @dataclass(frozen=True)
-class GgufDescription:
+class GgufDescription(TextDescribed):
     """A `DescribedMember`: the file's header and tokenizer are read, its weights are not.
 
     Attributes:
@@ -48,21 +47,6 @@ class GgufDescription:
     text: TextSide
     library: Library
     device: torch.device
-
-    @property
-    def name(self) -> str:
-        """The member's name."""
-        return str(self.config.name)
-
-    @property
-    def tokenizer(self) -> MemberTokenizer:
-        """The member's tokenizer."""
-        return self.text.tokenizer
-
-    @property
-    def context_window(self) -> int:
-        """See `DescribedMember.context_window`."""
-        return self.text.context_window
 
     @property
     def architecture(self) -> str:

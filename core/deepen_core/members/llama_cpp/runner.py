@@ -19,8 +19,7 @@ from deepen_core.members.base import Work
 from deepen_core.members.llama_cpp.context import BATCH
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.pool import MOST_SEQUENCES, NoRoomError, Pool, Slot
-from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING, MemberSequence
-from deepen_core.members.text_tree import common_length
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence, longest_shared
 
 # A sequence with more new ids than this is run alone first, so that later sequences can copy from it.
 _LONG = 32
@@ -173,12 +172,11 @@ class LlamaRunner:
         return slot
 
     def _share(self, sequence: MemberSequence, slot: Slot) -> None:
-        wanted = sequence.ids[:-KEPT_TAIL]
-        shared = {common_length(other.ids, wanted): other for other in slot.pool.slots if other is not slot}
-        length = max(shared, default=0)
-        if length >= WORTH_SHARING:
+        found = longest_shared(sequence.ids, (other for other in slot.pool.slots if other is not slot))
+        if found is not None:
+            other, length = found
             slot.pool.cut(slot, 0)
-            slot.pool.copy(shared[length], slot, length)
+            slot.pool.copy(other, slot, length)
             sequence.cached = length
             self._work.ids_copied += length
 

@@ -209,28 +209,33 @@ class RayMember:
         for again in (False, True):
             sent = sent or self._send(sequences, ahead)
             try:
-                reply: Reply = self._actor.wait(sent.call, self._options.step_timeout)
-                reply.check(sent.step, self._actor.facts.actor, self.vocabulary_size)
+                reply = self._reply_to(sent)
             except LostActorError as problem:
-                self._ledger.mistrust(sent.sequences)
                 self._actor.recover(problem, again=again)
             except WrongReplyError as problem:
-                self._ledger.mistrust(sent.sequences)
                 if again:
                     raise MemberError(
                         f"The actor of member {self.name!r} has twice replied to something else than it was asked "
                         f"({problem}): load the ensemble again."
                     ) from problem
-            except Exception:
-                self._ledger.mistrust(sent.sequences)
-                raise
             else:
-                self._count(reply)
                 if not reply.unknown:
                     return sent, reply
-                self._ledger.mistrust(sent.sequences)
             sent = None
         raise MemberError(f"The actor of member {self.name!r} does not know sequences that it was sent whole.")
+
+    def _reply_to(self, sent: _Sent) -> Reply:
+        """Returns the reply to a message; if none can be used, all ids of its sequences are sent the next time."""
+        is_usable = False
+        try:
+            reply: Reply = self._actor.wait(sent.call, self._options.step_timeout)
+            reply.check(sent.step, self._actor.facts.actor, self.vocabulary_size)
+            self._count(reply)
+            is_usable = not reply.unknown
+        finally:
+            if not is_usable:
+                self._ledger.mistrust(sent.sequences)
+        return reply
 
     def _send(self, sequences: Sequence[MemberSequence], ahead: int | None = None) -> _Sent:
         updates = [self._ledger.update(sequence) for sequence in sequences]

@@ -23,16 +23,21 @@ from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.bars import hub_bars
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.json_file import read_object
-from deepen_core.members.transformers.pretrained import check_kind, is_encoder_decoder, load_tokenizer
+from deepen_core.members.transformers.pretrained import (
+    architecture_of,
+    check_kind,
+    is_encoder_decoder,
+    load_tokenizer,
+)
 from deepen_core.members.transformers.source import ModelSource, find_small_files
-from deepen_core.members.transformers.text_side import TextSide
+from deepen_core.members.transformers.text_side import TextDescribed, TextSide
 
 _TRIED = 8  # ids of a text that is tried
 _FEW = 100  # of the probabilities that are fetched: the others together may matter
 
 
 @dataclass(frozen=True)
-class DescribedServer:
+class DescribedServer(TextDescribed):
     """A `DescribedMember` whose model is on a server, which was asked and answers."""
 
     config: MemberConfig
@@ -42,16 +47,6 @@ class DescribedServer:
     architecture: str
     device: torch.device = ServerMember.device
     embedded: bool = False
-
-    @property
-    def name(self) -> str:
-        """The member's name."""
-        return str(self.config.name)
-
-    @property
-    def tokenizer(self) -> MemberTokenizer:
-        """The member's tokenizer."""
-        return self.text.tokenizer
 
     @property
     def context_window(self) -> int:
@@ -106,7 +101,7 @@ def describe(
         server, top_k = connection.start(_tried(connection, config.server, text.tokenizer, source.place)).result()
     except ServerError as fault:
         raise unusable(fault, str(config.name), config.server.url) from fault
-    kind = ", ".join(getattr(model_config, "architectures", None) or [type(model_config).__name__])
+    kind = architecture_of(model_config)
     architecture = f"{kind} by {server.api.label} at {connection.url}, the top {top_k} tokens"
     return DescribedServer(config, text, server, top_k, architecture)
 

@@ -13,7 +13,6 @@ from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, brief
 from deepen_core.members.base import WeightBytes
 from deepen_core.members.memory import is_memory, more_room
-from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.adapter import Adapter
 from deepen_core.members.transformers.bars import hub_bars, weight_bars
 from deepen_core.members.transformers.blueprint import Blueprint, does_not_fit, other_shape
@@ -21,18 +20,18 @@ from deepen_core.members.transformers.checkpoint import check_model_folder, coun
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
 from deepen_core.members.transformers.model_member import ModelMember
-from deepen_core.members.transformers.pretrained import auto_class, load_config, load_tokenizer
+from deepen_core.members.transformers.pretrained import architecture_of, auto_class, load_config, load_tokenizer
 from deepen_core.members.transformers.random_state import own_randomness
 from deepen_core.members.transformers.requirements import check_unquantised, missing_package
 from deepen_core.members.transformers.source import find_adapter, find_source
-from deepen_core.members.transformers.text_side import TextSide
+from deepen_core.members.transformers.text_side import TextDescribed, TextSide
 from deepen_core.members.transformers.weight_files import weight_files
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(TextDescribed):
     """A `DescribedMember`: configuration and tokenizer are loaded, weights are not."""
 
     config: MemberConfig
@@ -49,21 +48,6 @@ class Description:
     """Merged into the weights when they are loaded."""
 
     @property
-    def name(self) -> str:
-        """The member's name."""
-        return str(self.config.name)
-
-    @property
-    def tokenizer(self) -> MemberTokenizer:
-        """The member's tokenizer."""
-        return self.text.tokenizer
-
-    @property
-    def context_window(self) -> int:
-        """See `DescribedMember.context_window`."""
-        return self.text.context_window
-
-    @property
     def wanted_dtype(self) -> torch.dtype:
         """The dtype to load its weights in; "auto" is resolved as far as its configuration allows."""
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else getattr(self.model_config, "dtype", None)
@@ -72,7 +56,7 @@ class Description:
     @property
     def architecture(self) -> str:
         """See `DescribedMember.architecture`."""
-        return ", ".join(getattr(self.model_config, "architectures", None) or [type(self.model_config).__name__])
+        return architecture_of(self.model_config)
 
     def weight_bytes(self) -> WeightBytes | None:
         """See `DescribedMember.weight_bytes`. Quantised weights stay as they are in the files."""

@@ -121,6 +121,11 @@ def text_config(model_config: Any) -> Any:
     return model_config.get_text_config(decoder=True if is_encoder_decoder(model_config) else None)
 
 
+def architecture_of(model_config: Any) -> str:
+    """Returns the kind of model that a configuration describes, for reports."""
+    return ", ".join(getattr(model_config, "architectures", None) or [type(model_config).__name__])
+
+
 def auto_class(model_config: Any) -> Any:
     """Returns the class of `transformers` that loads a model."""
     if is_encoder_decoder(model_config):

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from deepen_core.members.base import Work
-from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING, MemberSequence
-from deepen_core.members.text_tree import common_length
+from deepen_core.members.sequence import KEPT_TAIL, MemberSequence, longest_shared
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
@@ -152,11 +151,10 @@ class RaggedRunner:
         return slot
 
     def _share(self, sequence: MemberSequence, slot: Slot) -> None:
-        wanted = sequence.ids[:-KEPT_TAIL]
-        shared = {common_length(other.ids, wanted): other for other in self.cache.slots if other is not slot}
-        length = max(shared, default=0)
-        if length >= WORTH_SHARING:
-            self.cache.copy(shared[length], slot, length)
+        found = longest_shared(sequence.ids, (other for other in self.cache.slots if other is not slot))
+        if found is not None:
+            other, length = found
+            self.cache.copy(other, slot, length)
             sequence.cached = length
             self._work.ids_copied += length
 

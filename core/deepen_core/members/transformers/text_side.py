@@ -93,6 +93,28 @@ class TextSide:
         return Seq2SeqMember(name, model, self.tokenizer, self.context_window, self.source_window, self.ruled_out)
 
 
+class TextDescribed:
+    """What all `DescribedMember`s say that hold a member's options and its text side."""
+
+    config: MemberConfig
+    text: TextSide
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return str(self.config.name)
+
+    @property
+    def tokenizer(self) -> MemberTokenizer:
+        """The member's tokenizer."""
+        return self.text.tokenizer
+
+    @property
+    def context_window(self) -> int:
+        """See `DescribedMember.context_window`."""
+        return self.text.context_window
+
+
 def _window(config: MemberConfig, most: int | None, model_config: Any, tokenizer: Any, part: str | None = None) -> int:
     """Returns a window in tokens: the member's own option, else what the configuration or the tokenizer declares.
 
