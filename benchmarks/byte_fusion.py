@@ -36,6 +36,7 @@ FITTED_ON = ("other code", "advice")
 STRATEGIES: dict[str, StrategyOptions] = {
     "deepen": PRESETS["deepen"],
     "product": PRESETS["product"],
+    "union": PRESETS["union"],
     "bytes": BytesConfig(),
     "bytes, mixture": BytesConfig(mode="mixture"),
 }
@@ -50,7 +51,8 @@ def bits(ensemble: Ensemble, texts: Sequence[Given]) -> dict[Way, float]:
     mixers: dict[Way, Mixer] = {}
     for name, fusion in fusions.items():
         mixers |= {(name, str(w)): Mixer(fusion, StaticWeights([w, 1.0 - w]), 0) for w in WEIGHTS}
-        mixers[name, "adaptive"] = Mixer(fusion, AdaptiveWeights([0.5, 0.5]), 0)
+        if fusion.compares_tokens:
+            mixers[name, "adaptive"] = Mixer(fusion, AdaptiveWeights([0.5, 0.5]), 0)
     total: dict[Way, float] = defaultdict(float)
     for text in tqdm(texts, leave=False):
         reading, known = read(ensemble, text), defaultdict[Way, dict[int, list[float]]](dict)
@@ -96,7 +98,8 @@ def row_of(found: Mapping[str, Mapping[Way, float]], exact: Mapping[str, float])
         fitted = min(WEIGHTS, key=lambda w: sum(found[kind][name, str(w)] for kind in FITTED_ON))
         add(f"{name}, equal", (name, "0.5"))
         add(f"{name}, fitted", (name, str(fitted)))
-        add(f"{name}, adaptive", (name, "adaptive"))
+        if (name, "adaptive") in found[KINDS[0]]:
+            add(f"{name}, adaptive", (name, "adaptive"))
     row["by the byte, equal %"] = 100 * (sum(exact[kind] for kind in KINDS) / better - 1)
     row["kinds"] = {kind: {" ".join(way).strip(): v for way, v in found[kind].items()} for kind in found}
     return row

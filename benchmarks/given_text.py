@@ -32,6 +32,8 @@ PAIRS = (
     ("qwen-coder-0.5b", "smollm2-135m"),
     ("smollm2-135m", "gemma3-270m"),
     ("gemma3-270m", "smollm2-135m"),
+    ("qwen-coder-0.5b", "gemma3-270m"),
+    ("gemma3-270m", "qwen-coder-0.5b"),
 )
 KINDS = ("code", "story", "maths", "prose")
 """Kinds of text to report on; "other code" and "advice" are to choose by."""

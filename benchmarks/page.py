@@ -90,13 +90,12 @@ def readme_tables() -> dict[str, str]:
     """Return the tables of the README: what an ensemble is worth on text, and on tasks."""
     texts = [
         {
-            "main": row["main"],
-            "other": row["other"],
-            "better one alone": min(_mean_bits(row, who) for who in ("main", "other")),
-            "together": row["deepen %"],
-            "together, adaptive": row["deepen, adaptive %"],
+            **dict(zip(("main", "other"), row["pair"].split(" + "), strict=True)),
+            "better one alone": min(row["main"], row["other"]),
+            "together": row["deepen, adaptive %"],
+            "together, equal": row["deepen, equal %"],
         }
-        for row in read("real_pairs")["rows"]
+        for row in read("byte_fusion")["rows"]
     ]
     choices: dict[str, list[Mapping[str, Any]]] = {}
     for row in read("tasks")["choices"]:
@@ -110,30 +109,24 @@ def readme_tables() -> dict[str, str]:
             {
                 "members": members,
                 "better one alone": max(row["mean"] for row in rows if row["way"].endswith(" alone")),
+                "settings": sum(not row["way"].endswith(" alone") for row in rows),
                 "best": f"{best['points']:+.1f} ({best['way']})",
                 "95 %": f"{best['from']:+.1f} to {best['to']:+.1f}",
             }
         )
-    settings = len(next(iter(choices.values()))) - 2
     return {
         "text": markdown(
             texts,
-            {"main": "", "other": "", "better one alone": ".3f", "together": "+.1f", "together, adaptive": "+.1f"},
+            {"main": "", "other": "", "better one alone": ".3f", "together": "+.1f", "together, equal": "+.1f"},
             {"better one alone": "better one alone, bits a byte", "together": "together, %"}
-            | {"together, adaptive": "with adaptive weights, %"},
+            | {"together, equal": "at equal weights, %"},
         ),
         "tasks": markdown(
             tasks,
-            {"members": "", "better one alone": ".1f", "best": "", "95 %": ""},
-            {"better one alone": "better one alone, % right", "best": f"best of {settings} settings, points"},
+            {"members": "", "better one alone": ".1f", "settings": "", "best": "", "95 %": ""},
+            {"better one alone": "better one alone, % right", "settings": "settings", "best": "best of them, points"},
         ),
     }
-
-
-def _mean_bits(row: Mapping[str, Any], who: str) -> float:
-    """Return the mean over the kinds of text of what "main" or "other" needs alone."""
-    values = [value for name, value in row.items() if name.endswith(f": {who}")]
-    return float(sum(values) / len(values))
 
 
 def models_tables() -> dict[str, str]:
@@ -345,25 +338,28 @@ def attacks_tables() -> dict[str, str]:
 
 def bytes_tables() -> dict[str, str]:
     """Return every table of the page on fusing by bytes by name."""
-    found = read("byte_fusion")["rows"]
+    found = {row["pair"].replace(" + ", ", "): row for row in read("byte_fusion")["rows"]}
     ways = ("deepen", "product", "bytes", "bytes, mixture")
-    gains, worst = [], []
-    for row in found:
-        main, _, other = row["pair"].partition(" + ")
-        named = {"main": main, "other": other}
-        both = [f"{way}, {how}" for way in ways for how in ("equal", "adaptive")]
-        gains.append({**named, **{key: row[f"{key} %"] for key in both}, "by the byte": row["by the byte, equal %"]})
-        worst.append({**named, **{key: row[f"{key}, worst kind %"] for key in both}})
-    numbers = dict.fromkeys((key for key in gains[0] if key not in ("main", "other")), "+.1f")
-    columns = {"main": "", "other": ""} | numbers
+    settings = [f"{way}, {how}" for way in (*ways, "union") for how in ("equal", "fitted", "adaptive")]
+    settings.append("by the byte, equal")
+    first = "main, other"
+
+    def by_setting(end: str) -> str:
+        rows = [
+            {first: setting} | {pair: row[key] for pair, row in found.items()}
+            for setting, key in ((setting, f"{setting}{end} %") for setting in settings)
+            if all(key in row for row in found.values())
+        ]
+        return markdown(rows, {first: ""} | dict.fromkeys(found, "+.1f"))
+
     stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
     names = [key for key in stories[0] if key.endswith(" alone")]
     return {
         "byte stories": markdown(
             stories, {"main": "", "fusion": "", "together": ".3f"} | dict.fromkeys(names, ".3f"), {"fusion": "strategy"}
         ),
-        "byte gains": markdown(gains, columns),
-        "byte worst": markdown(worst, {key: form for key, form in columns.items() if key != "by the byte"}),
+        "byte gains": by_setting(""),
+        "byte worst": by_setting(", worst kind"),
     }
 
 

@@ -51,8 +51,9 @@ class LoadOptions(BaseModel):
     main: int | str = 0
     """The main model, whose tokens are generated: index or name of a member."""
     weights: tuple[float, ...] | str | None = None
-    """One number per member, its share in the fusion; by default each member's own weight. Or a policy by
-    which weights follow the text: "adaptive", "confidence", "consistency" or "perplexity"."""
+    """One number per member, its share in the fusion, or a policy that starts from each member's own weight:
+    "adaptive", "confidence", "consistency", "perplexity" or "static". By default "adaptive" if the strategy compares
+    tokens ("deepen", "product", "bytes"), else "static"."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     gate: float | None = Field(default=None, ge=0, le=1)

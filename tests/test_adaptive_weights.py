@@ -69,10 +69,10 @@ def test_the_equation(twins, fusion, main):
 def test_a_text_that_one_member_knows_becomes_more_probable(tables, fusion, main):
     found = {}
     prompt, rest = CORPUS[0][:20], CORPUS[0][20:]
-    for weights in (None, "adaptive"):
+    for weights in ("static", "adaptive"):
         with Ensemble.from_members(tables, main=main, fusion=fusion, weights=weights) as ensemble:
             found[weights] = ensemble.score(prompt, rest).total
-    assert found["adaptive"] > found[None] + 0.1
+    assert found["adaptive"] > found["static"] + 0.1
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -111,6 +111,39 @@ def test_shares_are_where_they_start(folders):
         assert isinstance(ensemble._engine.decoder._mixer._policy, AdaptiveWeights)
     with Ensemble.load(members, weights="static", device="cpu", progress=False) as ensemble:
         assert type(ensemble._engine.decoder._mixer._policy) is StaticWeights
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        *(({"fusion": fusion}, "adaptive") for fusion in ("deepen", "product", "bytes")),
+        *(({"fusion": fusion}, "static") for fusion in ("union", "translate")),
+        ({"weights": "static"}, "static"),
+        ({"weights": [0.5, 0.5]}, "static"),
+        ({"weights": "confidence"}, "confidence"),
+    ],
+    ids=str,
+)
+def test_the_default(tables, options, policy):
+    """Adaptive from equal shares where the strategy compares tokens."""
+    with Ensemble.from_members(tables, **options) as ensemble:
+        assert ensemble.info.weight_policy == policy
+        assert [member.weight for member in ensemble.info.members] == [0.5, 0.5]
+        answer = ensemble.generate(PROMPTS[0], logprobs=1, **OPTIONS)
+        if policy != "confidence":
+            with Ensemble.from_members(tables, **{**options, "weights": policy}) as named:
+                assert named.generate(PROMPTS[0], logprobs=1, **OPTIONS).logprobs == answer.logprobs
+
+
+def test_the_default_of_members_that_count(tables, folders):
+    """One that has no weight is never asked, so there is nothing to adapt; other shares are where weights start."""
+    with Ensemble.from_members(tables[:1]) as alone:
+        assert alone.info.weight_policy == "static"
+    for weight, policy in ((0, "static"), (3, "adaptive")):
+        members = [str(folders["alpha"]), {"model": str(folders["beta"]), "weight": weight}]
+        with Ensemble.load(members, device="cpu", progress=False) as ensemble:
+            assert ensemble.info.weight_policy == policy
+            assert [member.weight for member in ensemble.info.members] == [1 / (1 + weight), weight / (1 + weight)]
 
 
 def test_relative_predictions():

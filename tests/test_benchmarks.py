@@ -136,7 +136,7 @@ GIVEN = given_text.Given("The quick brown f", "ox jumps over the lazy dog; läuf
 @pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
 def test_given_texts_are_scored_as_the_ensemble_scores_them(load, names):
     """One fusion after the other, of a text that is read once: the very sum that `score` comes to."""
-    with load(*names) as ensemble:
+    with load(*names, weights="static") as ensemble:
         found = healing.nats(given_text.read(ensemble, GIVEN), healing.ways_to_heal(ensemble))
         score = ensemble.score(GIVEN.prompt, GIVEN.text)
     assert found["as it is"] == pytest.approx(-score.total, abs=1e-3)

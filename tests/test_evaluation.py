@@ -33,8 +33,13 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
     items = {item.question: item for item in ITEMS}
     for main in (0, 1):
         found = [line for line in held if line["by"] == ("alpha", "beta")[main]]
-        for fusion, weights in (("deepen", None), ("product", "adaptive"), ("union", None), ("deepen", "consistency")):
-            label = Setting(fusion, weights or equal(2)).label
+        for fusion, weights in (
+            ("deepen", "static"),
+            ("product", "adaptive"),
+            ("union", "static"),
+            ("deepen", "consistency"),
+        ):
+            label = Setting(fusion, equal(2) if weights == "static" else weights).label
             with load("alpha", "beta", main=main, fusion=fusion, weights=weights) as ensemble:
                 for line, item in zip(found, items.values(), strict=True):
                     scores = ensemble.score(f"Question: {item.question}\nAnswer:", [f" {c}" for c in item.choices])
@@ -56,7 +61,7 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
 
 def test_a_conversation_is_asked_for(pair, load, tmp_path):
     _, held = scores_of(pair, Plan([TASK], fusions=["product"], policies=[], chat=True), tmp_path)
-    with load("alpha", "beta", fusion="product") as ensemble:
+    with load("alpha", "beta", fusion="product", weights="static") as ensemble:
         for line, item in zip(held, ITEMS, strict=True):
             asked = [{"role": "user", "content": item.question}]
             scores = ensemble.score(asked, list(item.choices))

@@ -196,8 +196,8 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
     ways = {"alpha alone": {"weights": [1, 0]}, "beta alone": {"weights": [0, 1], "main": 1}}
     for main, name in enumerate(("alpha", "beta")):
         ways |= {
-            f"deepen 0.5 0.5, main {name}": {"main": main},
-            f"deepen 0.5 0.5 gate 0.02, main {name}": {"main": main, "gate": 0.02},
+            f"deepen 0.5 0.5, main {name}": {"main": main, "weights": "static"},
+            f"deepen 0.5 0.5 gate 0.02, main {name}": {"main": main, "weights": "static", "gate": 0.02},
             f"deepen adaptive, main {name}": {"main": main, "weights": "adaptive"},
             f"union 0.5 0.5, main {name}": {"main": main, "fusion": "union"},
             f"union 0.5 0.5 gate 0.02, main {name}": {"main": main, "fusion": "union", "gate": 0.02},

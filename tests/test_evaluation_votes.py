@@ -38,7 +38,9 @@ def test_samples_are_those_of_ensembles(pair, load, tmp_path):
         if "texts" in line:
             found.setdefault(line["by"], []).append(line)
     ways = {"alpha alone": {"weights": [1, 0]}, "beta alone": {"weights": [0, 1], "main": 1}}
-    ways |= {f"product 0.5 0.5, main {name}": {"main": n} for n, name in enumerate(("alpha", "beta"))}
+    ways |= {
+        f"product 0.5 0.5, main {name}": {"main": n, "weights": "static"} for n, name in enumerate(("alpha", "beta"))
+    }
     assert found.keys() == {f"{way}, sampled at 1.5" for way in ways}
     for way, options in ways.items():
         with load("alpha", "beta", fusion="product", **options) as ensemble:

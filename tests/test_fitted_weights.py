@@ -88,7 +88,7 @@ class TestWeights:
             cuts = [re.search(r"\S(?= \S)", text[12:]).end() + 12 for text in texts]  # between tokens of both
             cut = [(text[:at], text[at:]) for text, at in zip(texts, cuts, strict=True)]
             place = written(tmp_path / f"{known}.jsonl", [TextItem(*parts) for parts in cut])
-            with Ensemble.from_members(tables, fusion=fusion) as ensemble:
+            with Ensemble.from_members(tables, fusion=fusion, weights="static") as ensemble:
                 found = ensemble.fit_weights(place, by="likelihood", progress=False)
                 own = [ensemble.score(*parts) for parts in cut]
             assert found.weights[known] > 0.5

@@ -90,11 +90,12 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
         Args:
             models: Model folders in transformers format, hub ids, or `MemberConfig`s.
             main: Index or name of the member whose vocabulary is used.
-            weights: One number per member; by default each `MemberConfig.weight`, which are equal by default. Or
-                a policy by which they follow the text: "adaptive" (members that predict it better gain weight),
-                "confidence" (members that are surer of a token count more), "consistency" (members that agree with the
-                others and are sure count more) or "perplexity" (members that find the prompt likelier count more); or a
-                `WeightPolicy` of your own.
+            weights: One number per member, or a policy that starts from each `MemberConfig.weight`, which are equal by
+                default: "adaptive" (members that predict the text better gain weight), "confidence" (members that are
+                surer of a token count more), "consistency" (members that agree with the others and are sure count
+                more), "perplexity" (members that find the prompt likelier count more) or "static"; or a `WeightPolicy`
+                of your own. By default "adaptive" if the strategy compares tokens ("deepen", "product", "bytes"),
+                else "static".
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", "bytes", or
                 the options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`, `BytesConfig`).
             gate: Saves time: the other members are asked only where main gives its most probable token less than this
@@ -242,7 +243,7 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
             members: Objects that implement `deepen_core.members.base.Member`, each with a unique name. Every ensemble
                 runs its members in a thread of its own, so a member must not serve two open ensembles at once.
             main: Index or name of the member whose vocabulary is used.
-            weights: As for `load`; equal if not given.
+            weights: As for `load`; policies start from equal weights.
             fusion: As for `load`.
             gate: As for `load`.
             max_batch_size: As for `load`.

@@ -100,9 +100,9 @@ class EnsembleOptions:
         str | None,
         _ensemble(
             metavar="W,W...|POLICY",
-            help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or a policy by which "
-            f"weights change: {', '.join(POLICIES)}.",
-            show_default="equal",
+            help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or a policy: "
+            f"{', '.join(POLICIES)}.",
+            show_default="adaptive where the strategy compares tokens, else static",
         ),
     ] = None
     fusion: Annotated[

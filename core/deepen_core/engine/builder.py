@@ -71,12 +71,13 @@ class EngineOptions:
         Args:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
-            weights: One number per member, or a policy or its name; the members' shares if None.
+            weights: One number per member, or a policy or its name. If None, "adaptive" where the strategy can compare
+                several members, else "static".
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.
             on_member_error: What a failing member does to a request.
             models: What each member was loaded from, if known.
-            shares: The weights that the members themselves ask for; equal if None.
+            shares: The members' shares, which policies start from; equal if None.
             max_context_window: Caps every member's window.
             gate: A threshold of main's top probability, or a rule.
             max_waiting: The maximum number of requests that wait.
@@ -88,11 +89,11 @@ class EngineOptions:
         place = main_index(main, names, models)
         config = resolve_fusion(fusion)
         strategy = strategy_of(config)
-        policy = _policy(weights, [1.0] * len(names) if shares is None else shares, names)
+        policy = _policy(weights, [1.0] * len(names) if shares is None else shares, names, place, strategy)
         if policy.compares and not strategy.compares_tokens:
             raise ConfigurationError(
                 f"weights={weights!r} needs a strategy that compares members token by token, and fusion="
-                f"{config.label!r} does not: use 'deepen' or 'product', or give one number per member."
+                f"{config.label!r} does not: use 'deepen', 'product' or 'bytes', or give one number per member."
             )
         serving = ServingConfig.parse(
             {
@@ -172,13 +173,20 @@ class EngineOptions:
 
 
 def _policy(
-    weights: Sequence[float] | str | WeightPolicy | None, shares: Sequence[float], names: Sequence[str]
+    weights: Sequence[float] | str | WeightPolicy | None,
+    shares: Sequence[float],
+    names: Sequence[str],
+    main: int,
+    strategy: type[Fusion],
 ) -> WeightPolicy:
     if isinstance(weights, WeightPolicy):
         return weights
-    name = policy_name(weights)
-    given = shares if weights is None or isinstance(weights, str) else weights
-    return policy_named(name, normalised_weights(given, names))
+    if weights is None:
+        started = normalised_weights(shares, names)
+        several = len(counted_members(main, started)) > 1
+        return policy_named("adaptive" if several and strategy.compares_tokens else "static", started)
+    given = shares if isinstance(weights, str) else weights
+    return policy_named(policy_name(weights), normalised_weights(given, names))
 
 
 def _check_vocabulary(member: Member) -> None:

@@ -313,8 +313,10 @@ class Decoder:
         heard = partial(self._heard, sequences)
         traced = any(sequence.params.trace for sequence in sequences)
         comparison = self._mixer.compare(logprobs, speaking, heard, always=traced)
-        record = torch.tensor([sequence.record for sequence in sequences])
-        prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences]) if self.reads_prompts else None
+        record = torch.tensor([sequence.record for sequence in sequences], dtype=torch.float32)
+        prompts = None
+        if self.reads_prompts:
+            prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
         shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)

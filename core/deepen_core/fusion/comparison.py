@@ -44,7 +44,7 @@ class Comparison:
         Returns:
             float32 [sequences, members] on the CPU.
         """
-        found = torch.zeros(len(self.line_of), len(self.told))
+        found = torch.zeros(len(self.line_of), len(self.told), dtype=torch.float32)
         places = (self.line_of >= 0).nonzero()[:, 0]
         for member, mass in enumerate(self.told):
             if mass is not None and len(places):
@@ -74,16 +74,16 @@ class Comparison:
             Log-likelihood ratios in nats, float32 [sequences, members] on the CPU, limited to 5 either way; 0 for main,
             for members that abstain, and for tokens that not all members can know.
         """
-        found = torch.zeros(len(self.line_of), len(self.told))
+        found = torch.zeros(len(self.line_of), len(self.told), dtype=torch.float32)
         places = (self.line_of >= 0).nonzero()[:, 0]
         if not len(places):
             return found
         own = self.own
         lines = self.line_of[places].to(own.device)
         columns = self.column_of[torch.tensor(list(token_ids))[places].to(own.device)]  # [lines]
-        inside = columns.clamp_max(own.shape[1] - 1)[:, None]
+        inside = columns.clamp_max(own.shape[1] - 1)
         masses = [own if mass is None else mass for mass in self.told]
-        logs = torch.cat([mass[lines].gather(1, inside) for mass in masses], dim=1).log()  # [lines, members]
+        logs = torch.stack([mass[lines, inside] for mass in masses], dim=1).log()  # [lines, members]
         ratios = (logs - logs[:, self.main, None]).nan_to_num(0.0).clamp(_LEAST, _MOST)
-        found[places] = torch.where((columns < own.shape[1])[:, None], ratios, 0.0).cpu()
+        found[places] = torch.where((columns < own.shape[1])[:, None], ratios, 0.0).float().cpu()
         return found

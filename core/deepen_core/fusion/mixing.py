@@ -156,10 +156,10 @@ class Mixer:
         speaking = self._heard_in(steps)
         if comparison is None:
             comparison = self.compare(steps.logprobs, speaking, steps.heard)
-        record = torch.zeros(steps.speaking.shape)
+        record = torch.zeros(steps.speaking.shape, dtype=torch.float32)
         if comparison is not None and self.discount is not None:
             gained = (comparison.relative(steps.token_ids) * speaking).tolist()
-            record = torch.tensor(_records(gained, steps.texts, known, self.discount))
+            record = torch.tensor(_records(gained, steps.texts, known, self.discount), dtype=torch.float32)
         inputs = WeighingInputs(steps.logprobs, speaking, record, comparison, steps.prompts)
         return self._weighed(inputs, steps.heard)
 

@@ -150,7 +150,7 @@ class ConsistencyWeights(StaticWeights):
         assert comparison is not None, "it compares"
         speaking = step.speaking.float()
         places = comparison.line_of >= 0
-        lines = torch.empty(int(places.sum()), speaking.shape[1])
+        lines = torch.empty(int(places.sum()), speaking.shape[1], dtype=torch.float32)
         lines[comparison.line_of[places]] = speaking[places]
         mean = _mean(comparison, lines)
         agreement = comparison.by_member(lambda mass: (mass * torch.exp(-2 * (mass - mean).abs())).sum(-1))

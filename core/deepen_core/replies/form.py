@@ -184,7 +184,7 @@ def response_schema(response_format: Any) -> dict[str, Any] | None:
     if isinstance(response_format, type) and issubclass(response_format, BaseModel):
         return plain_schema(response_format)
     kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
-    if kind in {None, "text"}:
+    if kind is None or kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object"}
