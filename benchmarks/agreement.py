@@ -62,7 +62,9 @@ def measure(pair: str, models: list[Path], prompts: list[str], main: int, fusion
     """One pair with one main, over at least so many steps."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        with Ensemble.load(models, main=main, fusion=FUSIONS[fusion], progress=False, device="cpu") as ensemble:
+        with Ensemble.load(
+            models, main=main, fusion=FUSIONS[fusion], weights="static", progress=False, device="cpu"
+        ) as ensemble:
             config = FUSIONS[fusion].model_copy(update={"exact": True})
             fast = ensemble._engine.fusion
             exact = DeepenStrategy(fast.spaces, main, config, fast._average._healers)

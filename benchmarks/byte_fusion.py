@@ -1,8 +1,9 @@
 """What fusing by bytes is worth on real pairs, against fusing by shared tokens: bits a byte of given text.
 
 Run with `python -m benchmarks.byte_fusion --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`;
-`--help` lists the options. Weights are equal, adaptive, or fitted on other texts (code and PIQA). "by the byte" is what
-the mean of the members' distributions of the next byte would reach, with all ways to cut the text run that matter.
+`--help` lists the options. Weights are equal, adaptive, or fitted on other texts (code and PIQA). With `--exact`, "by the
+byte" is what the mean of the members' distributions of the next byte would reach, with all ways to cut the text run that
+matter, which takes hours.
 """
 
 from __future__ import annotations
@@ -80,7 +81,12 @@ def by_the_byte(mains: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], t
 
 
 def row_of(found: Mapping[str, Mapping[Way, float]], exact: Mapping[str, float]) -> dict[str, Any]:
-    """The table's row of a pair: bits a byte by kind, and what they are against the better member, in percent."""
+    """The table's row of a pair: bits a byte by kind, and what they are against the better member, in percent.
+
+    Args:
+        found: For each kind, bits a byte by way.
+        exact: For each kind, those by the byte; empty if they are not known.
+    """
     better = min(sum(found[kind][name, ""] for kind in KINDS) for name in ("main", "other"))
     row: dict[str, Any] = {}
     for name in ("main", "other"):
@@ -100,7 +106,8 @@ def row_of(found: Mapping[str, Mapping[Way, float]], exact: Mapping[str, float])
         add(f"{name}, fitted", (name, str(fitted)))
         if (name, "adaptive") in found[KINDS[0]]:
             add(f"{name}, adaptive", (name, "adaptive"))
-    row["by the byte, equal %"] = 100 * (sum(exact[kind] for kind in KINDS) / better - 1)
+    if exact:
+        row["by the byte, equal %"] = 100 * (sum(exact[kind] for kind in KINDS) / better - 1)
     row["kinds"] = {kind: {" ".join(way).strip(): v for way, v in found[kind].items()} for kind in found}
     return row
 
@@ -114,6 +121,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=600, help="of each text")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--pairs", type=int, nargs="*", default=range(len(PAIRS)), help="numbers of PAIRS; others stay")
+    parser.add_argument("--exact", action="store_true", help="by the byte, too")
     given = parser.parse_args()
     if given.models is None or not SETS.is_dir():
         print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
@@ -123,7 +131,7 @@ def main() -> None:
     texts |= {kind: beginnings(kind, given.fitted, given.characters) for kind in FITTED_ON}
     pairs = [PAIRS[number] for number in given.pairs]
     exact: dict[tuple[str, str], list[NDArray[Any]]] = {}
-    for name in sorted({name for pair in pairs for name in pair}):
+    for name in sorted({name for pair in pairs for name in pair}) if given.exact else ():
         with opened(given.models, [name], given.dtype) as ensemble:
             reader = ByteReader(ensemble)
             exact |= {(name, kind): [reader.read(text) for text in texts[kind]] for kind in KINDS}
@@ -131,7 +139,9 @@ def main() -> None:
     for names in pairs:
         with opened(given.models, names, given.dtype) as ensemble:
             found = {kind: bits(ensemble, chosen) for kind, chosen in texts.items()}
-        ideal = {kind: by_the_byte(exact[names[0], kind], exact[names[1], kind], texts[kind]) for kind in KINDS}
+        ideal = {}
+        if given.exact:
+            ideal = {kind: by_the_byte(exact[names[0], kind], exact[names[1], kind], texts[kind]) for kind in KINDS}
         row = {"pair": " + ".join(names), "dtype": given.dtype, "texts": given.texts, **row_of(found, ideal)}
         print(json.dumps(row), flush=True)
         rows.append(row)

@@ -238,7 +238,7 @@ def evaluation_tables() -> dict[str, str]:
     """Return every table of the page on evaluation by name."""
     tasks = read("tasks")
     found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
-    return {**found, "demo": _demo(), "machine": measured_on(tasks=tasks)}
+    return {**found, "specialist": _specialist(), "demo": _demo(), "machine": measured_on(tasks=tasks)}
 
 
 def _demo() -> str:
@@ -263,6 +263,25 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(
         shown,
         {"members": "", "main": "", "way": ""} | shares | {"points": "+.1f", "95 %": "", "others asked, %": ".0f"},
+    )
+
+
+def _specialist() -> str:
+    """Return the table of a general model with a code specialist: programs, and bits a byte of texts."""
+    general, specialist = "smollm2-135m", "qwen-coder-0.5b"
+    kinds = next(
+        row["kinds"] for row in read("byte_fusion")["all"] if row["pair"] == f"{specialist} + {general}"
+    )  # with the specialist as main
+    ways = {f"{specialist} alone": "main", f"{general} alone": "other", "deepen, adaptive": "deepen adaptive"}
+    ways["deepen"] = "deepen 0.5"
+    programs = {row["way"]: row["humaneval"] for row in read("tasks")["open"] if row["main"] == specialist}
+    rows = [
+        {"way": way, "humaneval": programs[way]} | {kind: kinds[kind][key] for kind in ("code", "prose", "story")}
+        for way, key in ways.items()
+    ]
+    bits = {kind: f"{kind}, bits a byte" for kind in ("code", "prose", "story")}
+    return markdown(
+        rows, {"way": "", "humaneval": ".0f"} | dict.fromkeys(bits, ".3f"), {"humaneval": "HumanEval, % right"} | bits
     )
 
 

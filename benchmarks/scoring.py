@@ -24,14 +24,14 @@ from benchmarks.given_text import MODELS, PAIRS, SETS, opened, whole_texts
 from benchmarks.report import publish
 from deepen_core import Ensemble
 
-PROMPT = "Here are some stories for children, one after the other.\n\n"
+PROMPT = "Here are some stories for children, one after the other."
 _STEPWISE = 300  # characters that are run step by step too
 
 
 def long_text(ensemble: Ensemble, tokens: int) -> str:
     """Stories of together at least so many of main's tokens."""
     for number in count(1):
-        text = "\n\n".join(whole_texts("story", number))
+        text = " " + "\n\n".join(whole_texts("story", number))
         if len(ensemble.tokenize(text)) >= tokens:
             return text
     raise AssertionError

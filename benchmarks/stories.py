@@ -34,7 +34,7 @@ def measure(texts: list[str], main: int, fusion: str | StrategyOptions) -> dict[
     models = [SHARED / "models" / name for name in ("stories260K", "babyllama105")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ensemble = Ensemble.load(models, main=main, fusion=fusion, progress=False, device="cpu")
+        ensemble = Ensemble.load(models, main=main, fusion=fusion, weights="static", progress=False, device="cpu")
     with ensemble:
         scores = [ensemble.score(text[:30], text[30:]) for text in texts]
         name = ensemble.main_name
