@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, ClassVar, cast
@@ -354,10 +355,12 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         with langchain_errors():
-            request, n = self._request(messages, stop, kwargs), self.number_of_answers(kwargs)
+            # In threads: large schemas and long conversations would hold up the event loop.
+            request = await asyncio.to_thread(self._request, messages, stop, kwargs)
+            n = self.number_of_answers(kwargs)
             self.answer_params(request.sampling, n)  # raises before anything is loaded
             ensemble = await self.aensemble(chat=True, within=request.sampling)
-            calls = [request.prepare(ensemble) for _ in range(n)]
+            calls = [await asyncio.to_thread(request.prepare, ensemble) for _ in range(n)]
             params = self.answer_params(calls[0].params, n)
             answers = await ensemble.agenerate([call.prompt for call in calls], params)
             return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
@@ -390,10 +393,10 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         with langchain_errors():
-            request = self._request(messages, stop, kwargs)
+            request = await asyncio.to_thread(self._request, messages, stop, kwargs)
             self.check_streamed(kwargs)
             ensemble = await self.aensemble(chat=True, within=request.sampling)
-            call = request.prepare(ensemble)
+            call = await asyncio.to_thread(request.prepare, ensemble)
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
                 async for piece in pieces:

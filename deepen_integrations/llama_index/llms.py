@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -179,9 +180,9 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Like `chat`, without blocking the event loop. Cancelling the task ends the work."""
-        request = self._request(messages, kwargs)
+        request = await asyncio.to_thread(self._request, messages, kwargs)
         ensemble = await self.aensemble(within=request.sampling)
-        call = self._prepared(messages, request, ensemble)
+        call = await asyncio.to_thread(self._prepared, messages, request, ensemble)
         return self._responses(call, ensemble).whole(await ensemble.agenerate(call.prompt, call.params))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -194,9 +195,9 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Like `stream_chat`, for an event loop."""
-        request = self._request(messages, kwargs)
+        request = await asyncio.to_thread(self._request, messages, kwargs)
         ensemble = await self.aensemble(within=request.sampling)
-        call = self._prepared(messages, request, ensemble)
+        call = await asyncio.to_thread(self._prepared, messages, request, ensemble)
         pieces = self._responses(call, ensemble).aeach(ensemble.astream(call.prompt, call.params))
         return await aobserved(llm_chat_callback(), self, messages, pieces, kwargs)
 
