@@ -6,7 +6,7 @@ import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
@@ -14,7 +14,6 @@ from transformers import PretrainedConfig
 from deepen_core.config import MemberConfig
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, ModelFilesError, TokenizerError
 from deepen_core.members.base import WeightBytes
-from deepen_core.members.llama_cpp.dequantised import Dequantised
 from deepen_core.members.llama_cpp.header import GgufHeader, check_model, read_header
 from deepen_core.members.llama_cpp.library import WAY_OUT, Library, find_library, load_library
 from deepen_core.members.llama_cpp.member import LlamaCppMember, architecture, storage
@@ -26,6 +25,9 @@ from deepen_core.members.transformers.generation_settings import GenerationSetti
 from deepen_core.members.transformers.pretrained import load_tokenizer
 from deepen_core.members.transformers.source import ModelSource
 from deepen_core.members.transformers.text_side import TextDescribed, TextSide
+
+if TYPE_CHECKING:
+    from deepen_core.members.llama_cpp.dequantised import Dequantised
 
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -114,6 +116,8 @@ def describe(
 def _dequantised(
     config: MemberConfig, header: GgufHeader, device: str | None, dtype: str | None, max_window: int | None
 ) -> Dequantised:
+    from deepen_core.members.llama_cpp.dequantised import Dequantised  # noqa: PLC0415 (brings the models' code)
+
     found = Dequantised.of(config, header, _text_side(config, header, max_window), device, dtype)
     sizes = found.weight_bytes()
     warnings.warn(
