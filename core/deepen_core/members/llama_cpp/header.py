@@ -24,8 +24,10 @@ _MAX_HEADER = 2**28  # bytes; those of 256,000 tokens with merges have a sixteen
 _MAX_FIELDS, _MAX_TENSORS, _MAX_NAME, _MAX_DIMENSIONS = 2**14, 2**17, 2**16, 4
 _MAX_TEXT = 2**22  # bytes of a value, such as a chat template
 _MAX_WEIGHTS = 2**43
-_TOKENS = "tokenizer.ggml.tokens"
 _ALIGNMENT = 32  # of the tensors' data, unless the header has another
+
+TOKENS = "tokenizer.ggml.tokens"
+"""The field with the vocabulary."""
 
 Value = bool | int | float | str
 
@@ -199,7 +201,7 @@ class _Reader:
         count = self._count("<Q", f"elements of {name[:60]!r}", MAX_IDS)
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
-        elif kind == _STRING and name == _TOKENS:
+        elif kind == _STRING and name == TOKENS:
             self._read_tokens(count)
         elif kind == _STRING:
             for _ in range(count):
@@ -294,7 +296,7 @@ def check_model(header: GgufHeader) -> None:
             raise ModelFilesError(
                 f"{header.path} has {name} {value}, with which nothing can be computed: fetch it again."
             )
-    tokens = header.lengths.get(_TOKENS, 0)
+    tokens = header.lengths.get(TOKENS, 0)
     if not tokens or not isinstance(header.values.get("tokenizer.ggml.model"), str):
         raise ModelFilesError(f"{header.path} has no tokenizer in it: fetch a file that has one.")
     embeddings = header.tensors.get("token_embd.weight")

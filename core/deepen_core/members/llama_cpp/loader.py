@@ -14,12 +14,13 @@ from transformers import PretrainedConfig
 from deepen_core.config import MemberConfig
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, ModelFilesError, TokenizerError
 from deepen_core.members.base import WeightBytes
-from deepen_core.members.llama_cpp.header import GgufHeader, check_model, read_header
+from deepen_core.members.llama_cpp.header import TOKENS, GgufHeader, check_model, read_header
 from deepen_core.members.llama_cpp.library import WAY_OUT, Library, find_library, load_library
 from deepen_core.members.llama_cpp.member import LlamaCppMember, architecture, storage
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.options import check_options, given_places, most_places
 from deepen_core.members.llama_cpp.tokenizer import check_tokenizer, read_tokenizer, stop_ids
+from deepen_core.members.llama_cpp.weights import load_weights
 from deepen_core.members.model_path import model_path
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.pretrained import load_tokenizer
@@ -66,7 +67,7 @@ class GgufDescription(TextDescribed):
 
     def load(self, *, progress: bool) -> LlamaCppMember:  # noqa: ARG002 (it takes a second)
         """See `DescribedMember.load`."""
-        model = LlamaModel(self.library, self.header.path)
+        model = load_weights(self.library, self.header)
         most = most_places(self.config, self.context_window)
         return LlamaCppMember(self.name, model, self.header, self.tokenizer, self.context_window, most)
 
@@ -148,7 +149,7 @@ def _text_side(
         model: llama.cpp's vocabulary, which knows more stop ids.
     """
     place = str(header.path)
-    size = header.lengths["tokenizer.ggml.tokens"]
+    size = header.lengths[TOKENS]
     made: Any = PretrainedConfig()
     made.vocab_size, made.max_position_embeddings = size, header.number("context_length")
     source = ModelSource(place, header.path.parent, local=True, names=())
