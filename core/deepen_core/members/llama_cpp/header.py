@@ -156,15 +156,18 @@ class _Reader:
         alignment = values.get("general.alignment", _ALIGNMENT)
         if isinstance(alignment, bool) or not isinstance(alignment, int) or not 1 <= alignment <= _MAX_NAME:
             raise self._error(f"has the alignment {alignment!r}")
-        data = -(-self._at // alignment) * alignment
-        return GgufHeader(self._path, values, lengths, self._placed(found, data))
+        return GgufHeader(self._path, values, lengths, self._placed(found, alignment))
 
-    def _placed(self, found: Sequence[TensorInfo], data: int) -> dict[str, TensorInfo]:
-        """Moves the tensors behind the header, and checks that all of them are in the file."""
+    def _placed(self, found: Sequence[TensorInfo], alignment: int) -> dict[str, TensorInfo]:
+        """Moves the tensors behind the header, and checks that they follow one another and are in the file."""
         placed: dict[str, TensorInfo] = {}
+        data, expected = _aligned(self._at, alignment), 0
         for one in found:
             if one.name in placed:
                 raise self._error(f"has the tensor {one.name[:60]!r} twice")
+            if one.start != expected:
+                raise self._error(f"has the tensor {one.name[:60]!r} at {one.start:,}, where {expected:,} is its place")
+            expected = _aligned(one.start + one.size, alignment)
             if data + one.start + one.size > len(self._mapped):
                 raise self._error(
                     f"ends after {len(self._mapped):,} bytes, but its tensor {one.name[:60]!r} reaches to "
@@ -257,6 +260,11 @@ class _Reader:
 
     def _error(self, what: str) -> ModelFilesError:
         return ModelFilesError(f"{self._path} {what}: fetch the file again.")
+
+
+def _aligned(place: int, alignment: int) -> int:
+    """Returns the next place that is a multiple of the alignment."""
+    return -(-place // alignment) * alignment
 
 
 def block_sizes() -> Mapping[int, tuple[int, int]]:
