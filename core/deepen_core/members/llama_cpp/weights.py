@@ -23,7 +23,7 @@ def load_weights(library: Library, header: GgufHeader) -> LlamaModel:
         ModelFilesError: If llama.cpp does not load it.
     """
     tokens = header.lengths[TOKENS]
-    replaced = {"tokenizer.ggml.model": "none", f"{header.architecture}.vocab_size": tokens}
+    replaced: dict[str, int | str] = {"tokenizer.ggml.model": "none", f"{header.architecture}.vocab_size": tokens}
     model = LlamaModel(library, header.path, replaced=replaced)
     if model.vocabulary_size != tokens:
         raise ConfigurationError(
