@@ -13,6 +13,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.real_speed import PROMPTS
 from benchmarks.report import publish
+from benchmarks.server_members import PROMPTS as STORIES
+from benchmarks.server_members import Pair, as_float, compare, member_apart, texts
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.members.loading import describe_member
 
@@ -83,6 +86,17 @@ def agreement(name: str, folder: str, file: str) -> dict[str, Any]:
     return {"model": name, "places": places, "same choice": same / places, "mean total variation": distance / places}
 
 
+def same_weights(main: Path, folder: Path, file: Path, steps: int) -> dict[str, Any]:
+    """An ensemble whose second member is a folder, and one where it is a file of the same weights in float32."""
+    with tempfile.TemporaryDirectory() as scratch:
+        exact = Path(scratch) / "float32.gguf"
+        as_float(file, exact)
+        pairs = [Pair(main, folder, None), Pair(main, exact, None)]
+        given = texts(pairs[0], steps // len(STORIES))
+        found = {"main": main.name, "member": folder.name, **compare(*pairs, given)}
+        return found | {"member logprob apart": member_apart(*pairs, given)}
+
+
 def logits_of(member: Any, ids: Sequence[int]) -> torch.Tensor:
     """Logits of a GGUF member after each of some ids."""
     pool, parts = member._runner._pool, []
@@ -111,8 +125,10 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", default=["smollm2-135m", "qwen-coder-0.5b"], help="main first")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, default=500, help="in which a file of the same weights is compared")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--agreement", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--same", nargs=3, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
@@ -121,6 +137,9 @@ def main() -> None:
         return
     if given.agreement:
         print(json.dumps(agreement(*given.agreement)))
+        return
+    if given.same:
+        print(json.dumps(same_weights(*given.same, given.steps)))
         return
     if given.models is None:
         print("Give --models, the folder of the real models.")
@@ -148,7 +167,9 @@ def main() -> None:
         in_a_process(*options, "--agreement", name, folder, file)
         for name, folder, file in zip(given.members, folders, files, strict=True)
     ]
-    publish("gguf", f"GGUF files against float32: {' + '.join(given.members)}", rows, choices=choices)
+    options += ["--steps", str(given.steps)]
+    same = in_a_process(*options, "--same", folders[0], folders[1], files[1])
+    publish("gguf", f"GGUF files against float32: {' + '.join(given.members)}", rows, choices=choices, same=same)
 
 
 if __name__ == "__main__":

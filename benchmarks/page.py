@@ -188,9 +188,13 @@ def gguf_tables() -> dict[str, str]:
         "of its members": "of the members'",
     }
     choices = {"model": "", "places": ",d", "same choice": ".1%", "mean total variation": ".3f"}
+    same = {"main": "", "member": "", "steps": ",d", "same choice": ".1%"}
+    same |= {"fused logprob apart": ".6f", "member logprob apart": ".6f"}
+    apart = {"fused logprob apart": "fused log-probability, apart", "member logprob apart": "the member's own, apart"}
     return {
         "speed": markdown(found["rows"], shown | memory, headings),
         "choices": markdown(found["choices"], choices),
+        "same": markdown([found["same"]], same, apart),
         "machine": measured_on(gguf=found),
     }
 

@@ -91,11 +91,12 @@ def served(path: Path, window: int = 1024, slots: int = 4) -> Iterator[str]:
 
 
 class Pair:
-    """An ensemble of a main member in this process, and another one."""
+    """An ensemble of a main member in this process, and another one: a folder, a GGUF file, or on a server."""
 
     def __init__(self, main: Path, member: Path, url: str | None, top_k: int = 512) -> None:
         given = {"url": url, "top_k": top_k, "timeout": 300.0}
-        other = {"model": str(member), **({"dtype": "float32"} if url is None else {"server": given})}
+        kind = {} if member.is_file() else {"dtype": "float32"}
+        other = {"model": str(member), **(kind if url is None else {"server": given})}
         models = [{"model": str(main), "dtype": "bfloat16"}, MemberConfig(**other)]
         self.ensemble = Ensemble.load(models, device="cpu", progress=False)
         self.member: Any = self.ensemble._opened().members[1]

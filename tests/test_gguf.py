@@ -169,3 +169,22 @@ def test_nothing_is_held_after_an_answer(gguf_files):
         pool = ensemble._engine.members[0]._runner._pool
         with pool.busy():
             assert pool.slots == []
+
+
+def test_a_text_is_scored_in_few_decodes_as_step_by_step(folders, gguf_files, monkeypatch):
+    """Also where another tokenizer cuts the growing text otherwise, so that its states are a tree."""
+    texts = [(PROMPTS[0], CORPUS[0][:120]), (PROMPTS[1], " fox, 12345 naïve 你好")]
+    with Ensemble.load([gguf_files["beta"], gguf_files["delta"]], device="cpu", progress=False) as ensemble:
+        members = ensemble._opened().members
+        before = [member.work.forwards for member in members]
+        scores = [ensemble.score(*text) for text in texts]
+        decodes = sum(member.work.forwards - old for member, old in zip(members, before, strict=True))
+        monkeypatch.delattr("deepen_core.members.llama_cpp.member.LlamaCppMember.tree_run")
+        before = [member.work.forwards for member in members]
+        stepwise = [ensemble.score(*text) for text in texts]
+        steps = sum(member.work.forwards - old for member, old in zip(members, before, strict=True))
+    assert decodes < steps / 2
+    for score, other in zip(scores, stepwise, strict=True):
+        assert score.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        for own, its in zip(score.members, other.members, strict=True):
+            assert own.logprobs == pytest.approx(its.logprobs, abs=1e-4)

@@ -79,6 +79,7 @@ def after(raw, name):
         (lambda raw: put(raw, after(raw, b"token_embd.weight"), b"\xff" * 8), "of shape"),
         (lambda raw: put(raw, raw.index(b"token_embd.weight") + 17, b"\xff" * 4), "dimensions of 'token_embd.weight'"),
         (lambda raw: put(raw, after(raw, b"token_embd.weight") + 16, b"\xfe"), "of type 254, which is not known"),
+        (lambda raw: put(raw, after(raw, b"token_embd.weight") + 20, b"\x20"), "'token_embd.weight' at 32, where 0 is"),
         (lambda raw: put(raw, raw.index(b"<0x41>"), b"<0x42>"), "has the token b'<0x42>' twice"),
         (lambda raw: put(raw, raw.index(b"<0x01>"), b"<0xZZ>"), "has no token for the byte 0x01"),
         (lambda raw: put(raw, raw.index(b"llama.block_count"), b"llama.block_cou\xff"), "not UTF-8"),

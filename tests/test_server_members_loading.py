@@ -63,8 +63,10 @@ def test_no_weights_are_asked_for(server, member):
         assert ensemble.generate(PROMPT, max_new_tokens=2).usage.completion_tokens
         info = ensemble.info.members[0]
         assert ensemble.has_chat_template
-    assert server.url in info.architecture
-    assert "the top 512 tokens" in info.architecture
+    assert server.url in info.elsewhere.place
+    assert server.url not in info.architecture
+    assert info.elsewhere.top_k == 512
+    assert info.elsewhere.bytes_sent > 0 < info.elsewhere.bytes_received
     assert info.context_window == 255  # of 256: a server needs room for one more token
     assert info.stop_tokens
 
@@ -212,8 +214,7 @@ def test_a_server_with_few_probabilities_is_warned_about(model, member):
         with pytest.warns(CompatibilityWarning, match="20 tokens at most, and 512 were asked for.*--max-logprobs 512"):
             described = describe_member(member_configs([member(server)])[0], None, None, progress=False)
         assert described.top_k == 20
-        assert "the top 20 tokens" in described.architecture
-        described.load(progress=False)
+        assert described.load(progress=False).describe().elsewhere.top_k == 20
 
 
 def test_strategies_that_need_embeddings_refuse_it_before_weights_are_read(
@@ -237,7 +238,8 @@ def test_a_model_that_transformers_does_not_know(open_server, text_folder):
     (text_folder / "config.json").write_text('{"model_type": "of-tomorrow", "architectures": ["Tomorrow"]}')
     config = member_configs([{"model": str(text_folder), "server": open_server.url}])[0]
     described = describe_member(config, None, None, progress=False)
-    assert described.architecture.startswith("Tomorrow by llama.cpp")
+    assert described.architecture == "Tomorrow"
+    assert described.load(progress=False).describe().elsewhere.place == f"llama.cpp at {open_server.url}"
     assert described.context_window == open_server.model.window - 1
 
 
@@ -253,10 +255,10 @@ def test_a_yaml_file_names_it(open_server, folders, text_folder, tmp_path):
     path = tmp_path / "pair.yaml"
     path.write_text(yaml.safe_dump({"models": [str(folders["alpha"]), member], "fusion": "union"}))
     with Ensemble.from_config(path, progress=False) as ensemble:
-        assert "the top 100 tokens" in ensemble.info.members[1].architecture
+        assert ensemble.info.members[1].elsewhere.top_k == 100
     plain = {"models": [{**member, "server": open_server.url}], "fusion": "union"}
     with Ensemble.from_config(plain, progress=False) as ensemble:
-        assert "the top 512 tokens" in ensemble.info.members[0].architecture
+        assert ensemble.info.members[0].elsewhere.top_k == 512
 
 
 def test_the_command_line_names_it(open_server, folders, text_folder):

@@ -14,7 +14,7 @@ from deepen_core.config.members import KINDS, RAY
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
 from deepen_core.members.base import Member, WeightBytes
-from deepen_core.members.memory import is_memory, more_room
+from deepen_core.members.memory import is_memory, more_room, return_freed
 from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.progress import Steps
@@ -213,6 +213,7 @@ def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Mem
     """Checks the weight files of all members, then loads them one after the other, one step each."""
     for description in described:
         description.check_files()
+    return_freed()  # reading a tokenizer takes several times what it is
     members = []
     for description in described:
         with steps.doing(f"{description.name}: loading weights"):

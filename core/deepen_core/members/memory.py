@@ -1,6 +1,9 @@
-"""Out-of-memory errors: how to recognise them, and what helps."""
+"""Memory: what is freed goes back to the system; how to recognise that there is none left, and what helps."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
@@ -8,6 +11,16 @@ MORE_ROOM = "Lower max_batch_size, or shorten the prompt."
 """Advice for when memory runs out."""
 
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
+
+
+def return_freed() -> None:
+    """Returns freed memory to the system, where the C library keeps it for the thread that had it.
+
+    Only glibc does so. Elsewhere nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def is_memory(problem: BaseException) -> bool:

@@ -16,6 +16,7 @@ from deepen_core.members.base import WeightBytes
 from deepen_core.members.llama_cpp.header import GgufHeader, read_header
 from deepen_core.members.memory import is_memory, more_room
 from deepen_core.members.transformers.bars import weight_bars
+from deepen_core.members.transformers.loaded import loaded_member
 from deepen_core.members.transformers.loader import device_named, dtype_named
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.random_state import own_randomness
@@ -94,4 +95,4 @@ class Dequantised(TextDescribed):
                 f"transformers cannot load {path} ({brief(problem)}): install llama.cpp to run it with `pip install "
                 "xllamacpp`, or give the model's folder in transformers format."
             ) from problem
-        return self.text.member(self.name, model)
+        return loaded_member(self.name, model, self.text)

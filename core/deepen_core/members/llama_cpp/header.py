@@ -24,8 +24,10 @@ _MAX_HEADER = 2**28  # bytes; those of 256,000 tokens with merges have a sixteen
 _MAX_FIELDS, _MAX_TENSORS, _MAX_NAME, _MAX_DIMENSIONS = 2**14, 2**17, 2**16, 4
 _MAX_TEXT = 2**22  # bytes of a value, such as a chat template
 _MAX_WEIGHTS = 2**43
-_TOKENS = "tokenizer.ggml.tokens"
 _ALIGNMENT = 32  # of the tensors' data, unless the header has another
+
+TOKENS = "tokenizer.ggml.tokens"
+"""The field with the vocabulary."""
 
 Value = bool | int | float | str
 
@@ -154,15 +156,18 @@ class _Reader:
         alignment = values.get("general.alignment", _ALIGNMENT)
         if isinstance(alignment, bool) or not isinstance(alignment, int) or not 1 <= alignment <= _MAX_NAME:
             raise self._error(f"has the alignment {alignment!r}")
-        data = -(-self._at // alignment) * alignment
-        return GgufHeader(self._path, values, lengths, self._placed(found, data))
+        return GgufHeader(self._path, values, lengths, self._placed(found, alignment))
 
-    def _placed(self, found: Sequence[TensorInfo], data: int) -> dict[str, TensorInfo]:
-        """Moves the tensors behind the header, and checks that all of them are in the file."""
+    def _placed(self, found: Sequence[TensorInfo], alignment: int) -> dict[str, TensorInfo]:
+        """Moves the tensors behind the header, and checks that they follow one another and are in the file."""
         placed: dict[str, TensorInfo] = {}
+        data, expected = _aligned(self._at, alignment), 0
         for one in found:
             if one.name in placed:
                 raise self._error(f"has the tensor {one.name[:60]!r} twice")
+            if one.start != expected:
+                raise self._error(f"has the tensor {one.name[:60]!r} at {one.start:,}, where {expected:,} is its place")
+            expected = _aligned(one.start + one.size, alignment)
             if data + one.start + one.size > len(self._mapped):
                 raise self._error(
                     f"ends after {len(self._mapped):,} bytes, but its tensor {one.name[:60]!r} reaches to "
@@ -199,7 +204,7 @@ class _Reader:
         count = self._count("<Q", f"elements of {name[:60]!r}", MAX_IDS)
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
-        elif kind == _STRING and name == _TOKENS:
+        elif kind == _STRING and name == TOKENS:
             self._read_tokens(count)
         elif kind == _STRING:
             for _ in range(count):
@@ -257,6 +262,11 @@ class _Reader:
         return ModelFilesError(f"{self._path} {what}: fetch the file again.")
 
 
+def _aligned(place: int, alignment: int) -> int:
+    """Returns the next place that is a multiple of the alignment."""
+    return -(-place // alignment) * alignment
+
+
 def block_sizes() -> Mapping[int, tuple[int, int]]:
     """Returns the weights and the bytes of a block of each of ggml's types."""
     from gguf.constants import GGML_QUANT_SIZES  # noqa: PLC0415 (an extra)
@@ -294,7 +304,7 @@ def check_model(header: GgufHeader) -> None:
             raise ModelFilesError(
                 f"{header.path} has {name} {value}, with which nothing can be computed: fetch it again."
             )
-    tokens = header.lengths.get(_TOKENS, 0)
+    tokens = header.lengths.get(TOKENS, 0)
     if not tokens or not isinstance(header.values.get("tokenizer.ggml.model"), str):
         raise ModelFilesError(f"{header.path} has no tokenizer in it: fetch a file that has one.")
     embeddings = header.tensors.get("token_embd.weight")

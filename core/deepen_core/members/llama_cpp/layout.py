@@ -84,6 +84,23 @@ CONTEXT: tuple[_Fields, ...] = (
 """`llama_context_params`, of several versions."""
 
 
+class _Replacing(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int64), ("float", ctypes.c_double), ("text", ctypes.c_char * 128))
+
+
+class Override(ctypes.Structure):
+    """`llama_model_kv_override`: a value in place of one that the file has. One without a name ends a list of them."""
+
+    _fields_ = (("kind", _INT), ("name", ctypes.c_char * 128), ("value", _Replacing))
+
+    @classmethod
+    def of(cls, name: str, value: int | str) -> Override:
+        """Replaces one value."""
+        if isinstance(value, str):
+            return cls(3, name.encode(), _Replacing(text=value.encode()))
+        return cls(0, name.encode(), _Replacing(number=value))
+
+
 def defaults(function: Any, layouts: tuple[_Fields, ...]) -> ctypes.Structure | None:
     """Returns the defaults of a structure, in the layout that they fit; None if they fit none.
 

@@ -6,7 +6,7 @@ import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
@@ -14,18 +14,21 @@ from transformers import PretrainedConfig
 from deepen_core.config import MemberConfig
 from deepen_core.errors import CompatibilityWarning, ConfigurationError, ModelFilesError, TokenizerError
 from deepen_core.members.base import WeightBytes
-from deepen_core.members.llama_cpp.dequantised import Dequantised
-from deepen_core.members.llama_cpp.header import GgufHeader, check_model, read_header
+from deepen_core.members.llama_cpp.header import TOKENS, GgufHeader, check_model, read_header
 from deepen_core.members.llama_cpp.library import WAY_OUT, Library, find_library, load_library
 from deepen_core.members.llama_cpp.member import LlamaCppMember, architecture, storage
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.options import check_options, given_places, most_places
 from deepen_core.members.llama_cpp.tokenizer import check_tokenizer, read_tokenizer, stop_ids
+from deepen_core.members.llama_cpp.weights import load_weights
 from deepen_core.members.model_path import model_path
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.pretrained import load_tokenizer
 from deepen_core.members.transformers.source import ModelSource
 from deepen_core.members.transformers.text_side import TextDescribed, TextSide
+
+if TYPE_CHECKING:
+    from deepen_core.members.llama_cpp.dequantised import Dequantised
 
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -64,7 +67,7 @@ class GgufDescription(TextDescribed):
 
     def load(self, *, progress: bool) -> LlamaCppMember:  # noqa: ARG002 (it takes a second)
         """See `DescribedMember.load`."""
-        model = LlamaModel(self.library, self.header.path)
+        model = load_weights(self.library, self.header)
         most = most_places(self.config, self.context_window)
         return LlamaCppMember(self.name, model, self.header, self.tokenizer, self.context_window, most)
 
@@ -114,6 +117,8 @@ def describe(
 def _dequantised(
     config: MemberConfig, header: GgufHeader, device: str | None, dtype: str | None, max_window: int | None
 ) -> Dequantised:
+    from deepen_core.members.llama_cpp.dequantised import Dequantised  # noqa: PLC0415 (brings the models' code)
+
     found = Dequantised.of(config, header, _text_side(config, header, max_window), device, dtype)
     sizes = found.weight_bytes()
     warnings.warn(
@@ -144,7 +149,7 @@ def _text_side(
         model: llama.cpp's vocabulary, which knows more stop ids.
     """
     place = str(header.path)
-    size = header.lengths["tokenizer.ggml.tokens"]
+    size = header.lengths[TOKENS]
     made: Any = PretrainedConfig()
     made.vocab_size, made.max_position_embeddings = size, header.number("context_length")
     source = ModelSource(place, header.path.parent, local=True, names=())

@@ -24,7 +24,7 @@ class LogLines:
         self.callback = FUNCTION(self._take)
         self._level = 0
         self._line = ""
-        self._serious: deque[str] = deque(maxlen=_KEPT)
+        self._serious: deque[tuple[int, str]] = deque(maxlen=_KEPT)
 
     def forget(self) -> None:
         """Forgets the warnings and errors so far."""
@@ -32,8 +32,9 @@ class LogLines:
 
     @property
     def told(self) -> str:
-        """The last warnings and errors, in one line; empty if there were none."""
-        return "; ".join(self._serious)
+        """The last errors in one line, or the last warnings if there were none; empty without either."""
+        worst = max((level for level, _ in self._serious), default=0)
+        return "; ".join(line for level, line in self._serious if level == worst)
 
     def _take(self, level: int, piece: bytes, _: object) -> None:
         if level != _CONTINUED:
@@ -45,5 +46,5 @@ class LogLines:
 
     def _note(self, line: str) -> None:
         if self._level >= _WARN and line:
-            self._serious.append(line)
+            self._serious.append((self._level, line))
         _LOG.log(logging.INFO if self._level >= _WARN else logging.DEBUG, "llama.cpp: %s", line)

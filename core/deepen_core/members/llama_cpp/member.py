@@ -11,6 +11,7 @@ from deepen_core.members.llama_cpp.embeddings import read_embeddings
 from deepen_core.members.llama_cpp.header import GgufHeader
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.llama_cpp.runner import LlamaRunner
+from deepen_core.members.llama_cpp.tree import LlamaTree
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 
@@ -89,6 +90,10 @@ class LlamaCppMember:
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:  # noqa: ARG002
         """See `Member.token_logprobs`."""
         return self._runner.logprobs(ids, start)
+
+    def tree_run(self, longest: int) -> LlamaTree:
+        """See `RunsTrees.tree_run`."""
+        return LlamaTree(self._runner, longest)
 
     def forget(self) -> None:
         """See `Forgets.forget`."""

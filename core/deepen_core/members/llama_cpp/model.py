@@ -1,13 +1,15 @@
-"""A GGUF file as llama.cpp holds it: its vocabulary alone, or with the weights."""
+"""A GGUF file as llama.cpp holds it: its vocabulary, or its weights."""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deepen_core.errors import ModelFilesError
+from deepen_core.members.llama_cpp.layout import Override
 from deepen_core.members.llama_cpp.library import Library
 
 _ROOM = 8  # ids more than bytes that a text may have
@@ -20,6 +22,7 @@ class LlamaModel:
         library: llama.cpp.
         path: The file, or the first of several.
         vocabulary_only: Load no weights.
+        replaced: Values in place of those in the file's header.
 
     Attributes:
         library: As given.
@@ -30,11 +33,21 @@ class LlamaModel:
         ModelFilesError: If llama.cpp does not load it, in its words.
     """
 
-    def __init__(self, library: Library, path: Path, *, vocabulary_only: bool = False) -> None:
+    def __init__(
+        self,
+        library: Library,
+        path: Path,
+        *,
+        vocabulary_only: bool = False,
+        replaced: Mapping[str, int | str] | None = None,
+    ) -> None:
         self.library = library
         parameters: Any = type(library.model_defaults).from_buffer_copy(library.model_defaults)
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = 0
+        overrides = [Override.of(name, value) for name, value in (replaced or {}).items()]
+        listed = (Override * (len(overrides) + 1))(*overrides)  # which must live until the model is loaded
+        parameters.kv_overrides = ctypes.addressof(listed)
         library.log.forget()
         self.pointer = library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:

@@ -19,7 +19,7 @@ from deepen_core.members.sequence import KEPT_TAIL
 
 MOST_SEQUENCES = 256
 """As many as llama.cpp can tell apart."""
-_SEQUENCES, _PLACES = 8, 1024  # of a new context
+_SEQUENCES, _PLACES = 8, 512  # of a new context
 
 
 class NoRoomError(Exception):

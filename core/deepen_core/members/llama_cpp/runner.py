@@ -78,25 +78,48 @@ class LlamaRunner:
 
     def logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """See `Member.token_logprobs`."""
-        with self._pool.busy():
-            self._pool.make_room(len(ids) + sum(len(slot.ids) for slot in self._pool.slots), 1)
-            slot = self._take(self._pool)
-            try:
-                return list(self._read(slot, ids, start))
-            finally:
-                slot.free()
+        slot = self.reserve(len(ids))
+        try:
+            read = self.run_on(slot, ids[:-1], 0, start - 1)
+            return [float(torch.log_softmax(logits, dim=-1)[ids[place + 1]]) for place, logits in read]
+        finally:
+            slot.free()
 
-    def _read(self, slot: Slot, ids: Sequence[int], start: int) -> Iterator[float]:
-        pool, at = self._pool, 0
-        while at < len(ids) - 1:
-            reads = at >= start - 1
-            stop = min(len(ids) - 1, at + pool.context.outputs) if reads else min(start - 1, at + BATCH)
-            logits = self._run(pool, [(slot, ids[at:stop], (stop - at) * reads)])
-            if reads:
-                chosen = torch.tensor(ids[at + 1 : stop + 1])
-                yield from torch.log_softmax(logits, dim=-1).gather(-1, chosen[:, None])[:, 0].tolist()
-            self._work.forwards += 1
-            at = stop
+    def reserve(self, length: int) -> Slot:
+        """Returns the slot of a text that is run by `run_on`, with room for some number of ids."""
+        with self._pool.busy():
+            self._pool.make_room(length + sum(len(slot.ids) for slot in self._pool.slots), 1)
+            return self._take(self._pool)
+
+    def run_on(self, slot: Slot, ids: Sequence[int], same: int, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Runs the ids of a text that a slot does not hold, several in one decode.
+
+        Args:
+            slot: The slot.
+            ids: The text.
+            same: Number of ids, from the first on, that the slot holds and that stay as they are.
+            first: The first place whose logits are wanted; those of all later places are, too.
+
+        Yields:
+            Each wanted place, with the logits [vocabulary] after its id.
+        """
+        pool = self._pool
+        with pool.busy():
+            held = sum(len(other.ids) for other in pool.slots if other is not slot)
+            pool.make_room(len(ids) + held, 0)
+            at = min(same, len(slot.ids))  # a context that has grown may hold less
+            pool.cut(slot, at)
+            while at < len(ids):
+                reads = at >= first
+                stop = min(len(ids), at + pool.context.outputs) if reads else min(len(ids), first, at + BATCH)
+                logits = self._run(pool, [(slot, ids[at:stop], (stop - at) * reads)])
+                self._work.forwards += 1
+                yield from enumerate(logits, at)
+                at = stop
+
+    def no_logits(self) -> torch.Tensor:
+        """Returns logits of no place, [0, vocabulary]."""
+        return torch.empty(0, self._model.vocabulary_size)
 
     def _own_pool(self, sequence: MemberSequence) -> Pool:
         """Returns the pool of a sequence that depends on no other."""

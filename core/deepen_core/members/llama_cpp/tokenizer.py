@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from deepen_core.chat.template import given_template
 from deepen_core.errors import TokenizerError, brief
-from deepen_core.members.llama_cpp.header import GgufHeader
+from deepen_core.members.llama_cpp.header import TOKENS, GgufHeader
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.tokenizer import MemberTokenizer
 
@@ -95,7 +95,7 @@ def read_tokenizer(header: GgufHeader, template: str | None) -> Any:
         raise TokenizerError(
             f"The tokenizer in {path} (of the kind {kind!r}) cannot be used ({brief(problem)}): {_OTHER}."
         ) from problem
-    tokenizer = _without_foreign(tokenizer, header.lengths["tokenizer.ggml.tokens"])
+    tokenizer = _without_foreign(tokenizer, header.lengths[TOKENS])
     _correct(tokenizer.backend_tokenizer, header)
     if template is not None:
         tokenizer.chat_template = given_template(template)

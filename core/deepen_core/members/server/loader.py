@@ -101,9 +101,7 @@ def describe(
         server, top_k = connection.start(_tried(connection, config.server, text.tokenizer, source.place)).result()
     except ServerError as fault:
         raise unusable(fault, str(config.name), config.server.url) from fault
-    kind = architecture_of(model_config)
-    architecture = f"{kind} by {server.api.label} at {connection.url}, the top {top_k} tokens"
-    return DescribedServer(config, text, server, top_k, architecture)
+    return DescribedServer(config, text, server, top_k, architecture_of(model_config))
 
 
 async def _tried(

@@ -17,7 +17,7 @@ from deepen_core.members.server.model_server import ModelServer
 from deepen_core.members.server.slots import Slots
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.top_logprobs import dense_logits
-from deepen_core.results import ONE_AT_A_TIME
+from deepen_core.results import ONE_AT_A_TIME, Elsewhere
 
 _WORTH_FILLING = 64  # ids: a shorter prompt is run in the step itself, a request fewer
 _NO_SLOT = -1
@@ -58,7 +58,7 @@ class ServerMember:
         tokenizer: Its tokenizer.
         context_window: In its own tokens.
         top_k: Number of tokens whose probabilities are fetched.
-        architecture: Kind of model and where it is, for reports.
+        architecture: Kind of model, for reports.
 
     Attributes:
         work: Counts of the work done.
@@ -107,7 +107,14 @@ class ServerMember:
 
     def describe(self) -> MemberDescription:
         """See `Member.describe`."""
-        return MemberDescription(self._architecture, self._server.served.parameters)
+        traffic = self.traffic
+        elsewhere = Elsewhere(
+            place=f"{self._server.api.label} at {self._server.connection.url}",
+            top_k=None if self._top_k >= self.vocabulary_size else self._top_k,
+            bytes_sent=traffic.bytes_sent,
+            bytes_received=traffic.bytes_received,
+        )
+        return MemberDescription(self._architecture, self._server.served.parameters, elsewhere)
 
     def warm_up(self) -> None:
         """See `Member.warm_up`: the server was tried when the member was described."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from deepen_core.config import MemberConfig
 from deepen_core.errors import ConfigurationError
 from deepen_core.members.transformers.generation_settings import GenerationSettings
+from deepen_core.members.transformers.loaded import loaded_member
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.pretrained import check_kind
 from deepen_core.members.transformers.text_side import TextSide
@@ -46,4 +47,4 @@ def given_member(config: MemberConfig, model: Any, tokenizer: Any, max_window: i
     told: Any = model.generation_config
     given = None if told is None else {key: value for key, value in told.to_dict().items() if value is not None}
     settings = GenerationSettings(name, given, model.config)
-    return TextSide.of(config, name, tokenizer, model.config, settings, max_window).member(name, model)
+    return loaded_member(name, model, TextSide.of(config, name, tokenizer, model.config, settings, max_window))

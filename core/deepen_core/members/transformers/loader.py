@@ -19,6 +19,7 @@ from deepen_core.members.transformers.blueprint import Blueprint, does_not_fit, 
 from deepen_core.members.transformers.checkpoint import check_model_folder, count_parameters
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.hub import fetch_weights
+from deepen_core.members.transformers.loaded import loaded_member
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.pretrained import architecture_of, auto_class, load_config, load_tokenizer
 from deepen_core.members.transformers.random_state import own_randomness
@@ -170,7 +171,7 @@ def load_member(described: Description, progress: bool) -> ModelMember:
             f"The weights of {folder} cannot be loaded ({brief(problem)}): check what that names in its config.json, "
             f"or try the model alone with {kind.__name__}.from_pretrained."
         ) from problem
-    return described.text.member(described.name, model)
+    return loaded_member(described.name, model, described.text)
 
 
 def _check_complete(folder: Path, model: Any, report: Mapping[str, Any]) -> None:

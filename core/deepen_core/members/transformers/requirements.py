@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepen_core.errors import ConfigurationError, ModelFilesError, brief
 from deepen_core.members.transformers.blueprint import Blueprint
@@ -57,6 +56,8 @@ def check_quantisation(place: str, given: Mapping[str, Any], model_config: Any, 
     settings = _quantisation(model_config)
     if settings is None:
         return
+    from transformers.quantizers.auto import AutoHfQuantizer  # noqa: PLC0415 (a hundred MiB of modules)
+
     method = settings.get("quant_method", "a method that it does not name")
     try:
         known = AutoHfQuantizer.supports_quant_method(settings)

@@ -12,13 +12,10 @@ from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
 from deepen_core.errors import DeepenError, TokenizerError, brief
 from deepen_core.members.tokenizer import MemberTokenizer
-from deepen_core.members.transformers.causal import CausalMember
 from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_core.members.transformers.generation_settings import GenerationSettings
 from deepen_core.members.transformers.languages import language_id, set_source_language
-from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.pretrained import is_encoder_decoder
-from deepen_core.members.transformers.seq2seq import Seq2SeqMember
 
 _NO_LIMIT = 1_000_000
 
@@ -85,12 +82,6 @@ class TextSide:
             ) from problem
         window = _window(config, max_window, model_config, tokenizer, None if source_window is None else "decoder")
         return cls(described, window, source_window, ruled_out)
-
-    def member(self, name: str, model: Any) -> ModelMember:
-        """Returns the member with its loaded model."""
-        if self.source_window is None:
-            return CausalMember(name, model, self.tokenizer, self.context_window)
-        return Seq2SeqMember(name, model, self.tokenizer, self.context_window, self.source_window, self.ruled_out)
 
 
 class TextDescribed:
