@@ -85,31 +85,33 @@ class EventStream(StreamingResponse):
         self._answers: dict[int, Generation] = {}
         self._gone = True  # until the last event was sent
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        self._written = self._events()
-        super().__init__(self._written, media_type="text/event-stream", headers=headers)
+        self._bodies = self._written()
+        super().__init__(self._bodies, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until the last one, or until the client goes away."""
         try:
-            await super().__call__(scope, receive, send)
+            await while_connected(Request(scope, receive), self.stream_response(send))
+        except ClientGoneError:
+            pass  # `over` hears of it
         finally:
             for handle in self._handles:
                 handle.cancel()
-            await self._written.aclose()
+            await self._bodies.aclose()
             complete = len(self._answers) == len(self._handles)
             self._over([self._answers[number] for number in range(len(self._handles))] if complete else [], self._gone)
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        for event in self._wire.opening():
-            yield self._event(event)
+    async def _written(self) -> AsyncGenerator[bytes, None]:
+        """Yields events; what several answers got in one step comes together."""
+        event = self._wire.events(include_usage=self._include_usage).event
+        if opening := b"".join(map(event, self._wire.opening())):
+            yield opening
         try:
-            async with aclosing(merged(self._handles)) as chunks:
-                async for number, chunk in chunks:
-                    self._seen(chunk)
-                    if chunk.generation is not None:
-                        self._answers[number] = chunk.generation
-                    if written := b"".join(map(self._event, self._wire.events(number, chunk))):
-                        yield written
+            async with aclosing(merged(self._handles)) as steps:
+                async for step in steps:
+                    choices = [choice for number, chunk in step for choice in self._choices(number, chunk)]
+                    if choices:
+                        yield b"".join(map(event, choices))
             if self._include_usage:
                 yield _sent(self._wire.last([self._answers[number] for number in range(len(self._handles))]))
         except DeepenError as problem:
@@ -118,32 +120,43 @@ class EventStream(StreamingResponse):
         self._gone = False
         yield b"data: [DONE]\n\n"
 
-    def _event(self, event: dict[str, Any]) -> bytes:
-        return _sent({**event, "usage": None} if self._include_usage else event)
+    def _choices(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        self._seen(chunk)
+        if chunk.generation is not None:
+            self._answers[number] = chunk.generation
+        return self._wire.choices(number, chunk)
 
 
-async def merged(handles: Sequence[Handle]) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """Yields the pieces of several answers as they come, with the number of the answer.
+async def merged(handles: Sequence[Handle]) -> AsyncGenerator[Sequence[tuple[int, Chunk]], None]:
+    """Yields the pieces of several answers as they come: those that are there together, each with its answer's number.
 
     Raises:
-        DeepenError: The error that ends one of them.
+        DeepenError: The error that ends one of them, after the pieces before it.
     """
     if len(handles) == 1:
         async for chunk in handles[0]:
-            yield 0, chunk
+            yield [(0, chunk)]
         return
     coming = {asyncio.ensure_future(anext(handle)): number for number, handle in enumerate(handles)}
     try:
         while coming:
             done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            step: list[tuple[int, Chunk]] = []
+            failures: list[DeepenError] = []
+            for task in sorted(done, key=coming.__getitem__):
                 number = coming.pop(task)
                 try:
-                    chunk = task.result()
+                    step.append((number, task.result()))
                 except StopAsyncIteration:
                     continue
+                except DeepenError as failure:
+                    failures.append(failure)
+                    continue
                 coming[asyncio.ensure_future(anext(handles[number]))] = number
-                yield number, chunk
+            if step:
+                yield step
+            if failures:
+                raise failures[0]
     finally:
         for task in coming:
             task.cancel()

@@ -7,7 +7,7 @@ import threading
 from typing_extensions import Self
 
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.output_queue import OutputQueue
+from deepen_core.engine.output_queue import OutputQueue, Wakeups
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError, NotDoneError
 from deepen_core.results import Chunk, Generation
@@ -32,11 +32,15 @@ class Request:
         self.mail = OutputQueue()
         self.cancelled = False
 
-    def deliver(self) -> None:
-        """Puts new output into the queue."""
+    def deliver(self, wakeups: Wakeups) -> None:
+        """Puts new output into the queue.
+
+        Args:
+            wakeups: Wakes the tasks that wait for it.
+        """
         chunk = self.sequence.take_chunk()
         if chunk is not None:
-            self.mail.put(chunk)
+            self.mail.put(chunk, wakeups)
         if self.sequence.error is not None:
             self.mail.fail(self.sequence.error)
         if self.sequence.ended:
@@ -58,7 +62,8 @@ class AnsweredRequest:
 
     def __init__(self, answer: Generation) -> None:
         self.mail = OutputQueue()
-        self.mail.put(Chunk(answer.text, answer.token_ids, answer.finish_reason, answer, answer.logprobs))
+        whole = Chunk(answer.text, answer.token_ids, answer.finish_reason, answer, answer.logprobs)
+        self.mail.put(whole, Wakeups())  # nobody waits yet
         self.cancelled = False
 
 
