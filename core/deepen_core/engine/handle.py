@@ -77,6 +77,9 @@ class Handle:
         request: The request.
         owner: Kept alive as long as the handle, since the request ends with it.
 
+    Attributes:
+        output: What was not read yet; for the engine.
+
     Examples:
         >>> handle = ens.submit("Once upon a time", max_new_tokens=64)
         >>> for chunk in handle:
@@ -86,13 +89,13 @@ class Handle:
 
     def __init__(self, request: Request | AnsweredRequest, owner: object) -> None:
         self._request = request
-        self._mail = request.mail
+        self.output = request.mail
         self._owner = owner
 
     @property
     def done(self) -> bool:
         """Whether the request has ended in any way."""
-        return self._mail.ended()
+        return self.output.ended()
 
     def cancel(self) -> None:
         """Ends the request at its next step, if not done, with `finish_reason="cancelled"` and a partial answer."""
@@ -111,12 +114,12 @@ class Handle:
             DeepenError: The error that ended the request.
         """
         bounded = None if timeout is None or timeout > threading.TIMEOUT_MAX else timeout
-        if not self._mail.wait(self._mail.ended, bounded):
+        if not self.output.wait(self.output.ended, bounded):
             raise NotDoneError(
                 f"The answer was not complete after {timeout} s. The request continues: ask for the result again, "
                 "cancel it, or give the request a timeout of its own, which ends it with the partial answer."
             )
-        return self._mail.answer()
+        return self.output.answer()
 
     async def aresult(self) -> Generation:
         """Waits for the whole answer without blocking the event loop.
@@ -124,16 +127,16 @@ class Handle:
         Raises:
             DeepenError: The error that ended the request.
         """
-        await self._mail.sleep(self._mail.ended)
-        return self._mail.answer()
+        await self.output.sleep(self.output.ended)
+        return self.output.answer()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        while not self._mail.emptied():
-            self._mail.wait(self._mail.has_news)
-            if chunk := self._mail.take():
+        while not self.output.emptied():
+            self.output.wait(self.output.has_news)
+            if chunk := self.output.take():
                 return chunk
         raise StopIteration
 
@@ -141,9 +144,9 @@ class Handle:
         return self
 
     async def __anext__(self) -> Chunk:
-        while not self._mail.emptied():
-            await self._mail.sleep(self._mail.has_news)
-            if chunk := self._mail.take():
+        while not self.output.emptied():
+            await self.output.sleep(self.output.has_news)
+            if chunk := self.output.take():
                 return chunk
         raise StopAsyncIteration
 

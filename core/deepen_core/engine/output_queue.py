@@ -114,6 +114,15 @@ class OutputQueue:
                 raise self._error
             return None
 
+    def take_all(self) -> list[Chunk]:
+        """Returns all pieces that are there; raises as `take`."""
+        with self._lock:
+            if not self._chunks and self._error is not None:
+                raise self._error
+            taken = [*self._chunks]
+            self._chunks.clear()
+            return taken
+
     def answer(self) -> Generation:
         """Returns the whole answer, which must have ended.
 
@@ -131,25 +140,27 @@ class OutputQueue:
         Returns:
             Whether it held in time.
         """
-        self._check_process()
+        self.check_process()
         with self._lock:
             return self._changed.wait_for(until, timeout)
 
     async def sleep(self, until: Callable[[], bool]) -> None:
         """Suspends the task until a condition of this queue has held; another reader may have been faster since."""
-        self._check_process()
-        loop = running_loop()
+        await _sleep([(self, until)])
+
+    def hold(self, until: Callable[[], bool], sleeper: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> bool:
+        """Returns whether a condition holds; if not, its sleeper will be woken once it does."""
         with self._lock:
             if until():
-                return
-            woken = loop.create_future()
-            self._sleepers[woken] = loop, until
-        try:
-            await woken
-        finally:
-            if woken in self._sleepers:  # nobody has woken it
-                with self._lock:
-                    self._sleepers.pop(woken, None)
+                return True
+            self._sleepers[sleeper] = loop, until
+            return False
+
+    def drop(self, sleeper: asyncio.Future[None]) -> None:
+        """Forgets a sleeper that nobody has woken."""
+        if sleeper in self._sleepers:
+            with self._lock:
+                self._sleepers.pop(sleeper, None)
 
     def _notify(self, wakeups: Wakeups) -> None:
         self._changed.notify_all()
@@ -162,12 +173,33 @@ class OutputQueue:
                 continue
             self._sleepers.pop(sleeper, None)
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raises `ClosedError` in a fork of the process that made the request."""
         if self._process != os.getpid():
             raise ClosedError(
                 f"This request was made in process {self._process}, of which this one ({os.getpid()}) is a fork: its "
                 "answer arrives only there. Load the ensemble in this process and ask again."
             )
+
+
+async def sleep_until_news(queues: Sequence[OutputQueue]) -> None:
+    """Suspends the task until any of several queues has had news."""
+    await _sleep([(queue, queue.has_news) for queue in queues])
+
+
+async def _sleep(conditions: Sequence[tuple[OutputQueue, Callable[[], bool]]]) -> None:
+    """Suspends the task until any of some queues' conditions has held."""
+    loop = running_loop()
+    sleeper = loop.create_future()
+    try:
+        for queue, until in conditions:
+            queue.check_process()
+            if queue.hold(until, sleeper, loop):
+                return
+        await sleeper
+    finally:
+        for queue, _ in conditions:
+            queue.drop(sleeper)
 
 
 def _wake(sleepers: Sequence[asyncio.Future[None]]) -> None:
