@@ -132,7 +132,7 @@ class Scheduler:
 
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
-        # A short prompt runs with the others' step, in which each member chooses what to run alone: ahead of the step it
+        # A short prompt runs with the others' step, in which a member chooses what to run alone: ahead of the step it
         # would take a forward more, which reads all weights again. So would a prompt that is alone, in pieces.
         usually_short = _SHORT if self._decoding or len(self._prefilling) > 1 else budget
         self._oldest_next = not self._oldest_next
