@@ -220,22 +220,3 @@ def test_abandoned_requests_are_told(pair):
         with pytest.raises(ClosedError, match="load it again"):
             request.mail.answer()
         assert holds_nothing(request)
-
-
-def test_short_prompts_that_come_later_are_run_with_the_step(load):
-    """A member then chooses itself what of them to run alone; ahead of the step each would take forwards of its own."""
-    with load("alpha", "beta") as ensemble:
-        member, batch = hook(ensemble, 0), Scheduler(ensemble._engine.decoder, 8)
-        running = ask(ensemble, batch, PROMPTS[0])
-        while not running.sequence.token_ids:
-            batch.step()
-        later = [ask(ensemble, batch, prompt) for prompt in PROMPTS[1:4]]
-        member.forwards.clear()
-        batch.step()
-        batch.step()
-        assert member.prefills == []
-        assert member.forwards == [1, 4]
-        assert all(len(request.sequence.token_ids) == 1 for request in later)
-        run_out(batch)
-        for request, prompt in zip(later, PROMPTS[1:4], strict=True):
-            assert request.mail.answer().token_ids == ensemble.generate(prompt, **OPTIONS).token_ids

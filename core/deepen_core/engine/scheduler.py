@@ -132,9 +132,9 @@ class Scheduler:
 
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
-        # A short prompt runs with the others' step, in which a member chooses what to run alone: ahead of the step it
-        # would take a forward more, which reads all weights again. So would a prompt that is alone, in pieces.
-        usually_short = _SHORT if self._decoding or len(self._prefilling) > 1 else budget
+        # While others decode, each token beyond `KEPT_TAIL` would widen the forward of all of them. A prompt that is
+        # alone runs at once: in pieces it would take one forward more, which reads all weights again.
+        usually_short = KEPT_TAIL if self._decoding else _SHORT if len(self._prefilling) > 1 else budget
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
             request = self._next_prompt()
