@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import json
+import socket
 
 import httpx
 import openai
@@ -18,11 +20,12 @@ ASKED = [[{"role": "user", "content": question.prompt}] for question in question
 
 async def text_of(client, number):
     """One client: some stream, some wait for the whole answer, and a tenth goes away in the middle."""
-    options = {"max_tokens": TOKENS, "extra_body": {"ignore_eos": True}}
+    tokens = 900 if number in LEAVING else TOKENS  # those who leave do so before the end, however slow they are
+    options = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
     asking = {"model": "demo", "messages": ASKED[number], **options}
     if number in LEAVING and number % 4 == 1:
         with pytest.raises(openai.APITimeoutError):
-            await client.chat.completions.create(**{**asking, "max_tokens": 900}, timeout=0.3)
+            await client.chat.completions.create(**asking, timeout=0.3)
         return None
     if number % 2 == 0:
         return (await client.chat.completions.create(**asking)).choices[0].message.content
@@ -89,3 +92,51 @@ def test_a_client_that_waits_in_the_queue_and_leaves(needs_demo):
         assert until(lambda: sequences_held(ensemble) <= 1, 5)
         endless.cancel()
         assert until(lambda: sequences_held(ensemble) == 0, 5)
+
+
+def test_a_client_that_does_not_read_holds_up_no_other(served_demo):
+    """Its connection is full long before its answer ends; what it then reads is complete and in order."""
+    asked = {"model": "demo", "prompt": "Felix", "max_tokens": 400, "ignore_eos": True}
+    body = json.dumps({**asked, "logprobs": 20, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json"
+    with running({"demo": served_demo}) as server, socket.socket() as slow:
+        server.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(server.address)
+        slow.sendall(f"{head}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        assert until(lambda: sequences_held(served_demo) == 1)
+        answer = server.post("/v1/completions", json={**asked, "prompt": "Where?", "max_tokens": 20})
+        assert answer.json()["usage"]["completion_tokens"] == 20
+        assert until(lambda: sequences_held(served_demo) == 0, 120)  # the engine waits for no client either
+        assert server.metric("deepen_answers_running") == 1
+        raw = b"".join(iter(lambda: slow.recv(2**20), b""))
+        assert until(lambda: server.metric("deepen_answers_running") == 0)
+    lines = [line for line in raw.decode().splitlines() if line.startswith("data: {")]
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    expected = served_demo.generate("Felix", max_new_tokens=400, ignore_eos=True)
+    assert "".join(choice["text"] for choice in choices) == expected.text
+    assert sum(len(choice["logprobs"]["tokens"]) for choice in choices) == 400
+
+
+async def test_each_piece_of_each_answer_is_an_event(server):
+    """Also of answers that are decoded together, whose events are sent together."""
+    body = {"model": "demo", "prompt": ["Felix", "Where?"], "n": 3, "temperature": 1.0, "seed": 5, "max_tokens": 8}
+    headers = {"authorization": f"Bearer {KEY}"}
+    whole = server.post("/v1/completions", json={**body, "ignore_eos": True}).json()["choices"]
+    asked = {**body, "ignore_eos": True, "logprobs": 0, "stream": True, "stream_options": {"include_usage": True}}
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", f"{server.url}/completions", json=asked, headers=headers) as response,
+    ):
+        blocks = (await response.aread()).decode().split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    *pieces, usage = [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+    assert usage["usage"]["completion_tokens"] == 6 * 8
+    assert usage["choices"] == []
+    texts = dict.fromkeys(range(6), "")
+    for piece in pieces:
+        (choice,) = piece["choices"]
+        assert piece["usage"] is None
+        texts[choice["index"]] += choice["text"]
+    assert [*texts.values()] == [choice["text"] for choice in whole]
+    assert len(pieces) >= 6

@@ -38,12 +38,11 @@ def wire(answers=1):
 
 
 def streamed(text, reason="stop", size=3):
-    """The events of an answer that comes in pieces of some characters, and its usage."""
+    """The choices of an answer that comes in pieces of some characters, and its usage."""
     writer, answer = wire(), generation(text, reason)
     pieces = [Chunk(text[place : place + size]) for place in range(0, len(text), size)]
     chunks = [*pieces, Chunk("", finish_reason=reason, generation=answer)]
-    events = [event for chunk in chunks for event in writer.events(0, chunk)]
-    return [event["choices"][0] for event in events], writer.last([answer])["usage"]
+    return [choice for chunk in chunks for choice in writer.choices(0, chunk)], writer.last([answer])["usage"]
 
 
 @pytest.mark.filterwarnings("ignore::deepen_core.errors.SchemaWarning")
@@ -99,13 +98,25 @@ class TestChats:
 
     def test_logprobs_come_with_the_text_of_their_tokens(self):
         writer, token = wire(), TokenLogprob(7, b"Lis", -0.5, ((7, b"Lis", -0.5),))
-        (event,) = writer.events(0, Chunk("Lis", logprobs=[token]))
-        assert [each["token"] for each in event["choices"][0]["logprobs"]["content"]] == ["Lis"]
-        held = writer.events(0, Chunk("<tool", logprobs=[token]))
+        (choice,) = writer.choices(0, Chunk("Lis", logprobs=[token]))
+        assert [each["token"] for each in choice["logprobs"]["content"]] == ["Lis"]
+        held = writer.choices(0, Chunk("<tool", logprobs=[token]))
         assert held == []
-        (text, last) = writer.events(0, Chunk("s", generation=generation("Lis<tools")))
-        assert len(text["choices"][0]["logprobs"]["content"]) == 1
-        assert last["choices"][0]["logprobs"] is None
+        (text, last) = writer.choices(0, Chunk("s", generation=generation("Lis<tools")))
+        assert len(text["logprobs"]["content"]) == 1
+        assert last["logprobs"] is None
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_events_are_the_json_of_all_their_fields(usage):
+    writer = TextWire('m "é"', 1, 1)
+    (choice,) = writer.choices(0, Chunk('Lis"\n'))
+    data, _, rest = writer.events(include_usage=usage).event(choice).partition(b"\n\n")
+    assert rest == b""
+    frame = {**writer.last([generation("a")]), "choices": [choice]}
+    del frame["usage"]
+    expected = {**frame, "usage": None} if usage else frame
+    assert data == b"data: " + encoded(expected)
 
 
 class TestTexts:

@@ -40,12 +40,12 @@ class ChatWire(Wire):
         self._count = count
 
     def opening(self) -> list[dict[str, Any]]:
-        """Returns the events before the first pieces: that the assistant speaks."""
+        """Returns the choices before the first pieces: that the assistant speaks."""
         delta = {"role": "assistant", "content": ""}
-        return [self.piece(_choice(number, delta)) for number in range(len(self._answers))]
+        return [_choice(number, delta) for number in range(len(self._answers))]
 
-    def events(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
-        """Returns the events of a piece of one answer."""
+    def choices(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """Returns the choices of a piece of one answer."""
         answer = self._answers[number]
         choices = [
             {**_choice(number, delta, logprobs=answer.taken_logprobs()), **answer.taken_trace()}
@@ -56,7 +56,7 @@ class ChatWire(Wire):
             ending = ended(chunk.generation, answer.notes(chunk.generation), calls=answer.calls > 0)
             last = _choice(number, {}, logprobs=answer.taken_logprobs())
             choices.append({**last, **answer.taken_trace(last=True), **ending})
-        return [self.piece(choice) for choice in choices]
+        return choices
 
     def whole(self, answers: Sequence[Generation]) -> dict[str, Any]:
         """Returns the response with all answers."""

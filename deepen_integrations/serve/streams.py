@@ -9,9 +9,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deepen_core.engine.merged import merged
 from deepen_core.errors import DeepenError
 from deepen_integrations.serve.errors import api_error
 from deepen_integrations.serve.wire import Wire, encoded
@@ -55,7 +56,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-class EventStream(StreamingResponse):
+class EventStream(Response):
     """The answers of a request as server-sent events.
 
     However it ends, the requests to the engine are cancelled if they still run.
@@ -85,68 +86,55 @@ class EventStream(StreamingResponse):
         self._answers: dict[int, Generation] = {}
         self._gone = True  # until the last event was sent
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        self._written = self._events()
-        super().__init__(self._written, media_type="text/event-stream", headers=headers)
+        super().__init__(media_type="text/event-stream", headers=headers)
+        del self.headers["content-length"]  # nobody knows it yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until the last one, or until the client goes away."""
         try:
-            await super().__call__(scope, receive, send)
+            await while_connected(Request(scope, receive), self._send(send))
+        except ClientGoneError:
+            pass  # `over` hears of it
         finally:
             for handle in self._handles:
                 handle.cancel()
-            await self._written.aclose()
             complete = len(self._answers) == len(self._handles)
-            self._over([self._answers[number] for number in range(len(self._handles))] if complete else [], self._gone)
+            self._over(self._whole if complete else [], self._gone)
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        for event in self._wire.opening():
-            yield self._event(event)
+    @property
+    def _whole(self) -> list[Generation]:
+        return [self._answers[number] for number in range(len(self._handles))]
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._written()) as bodies:
+            async for body in bodies:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._gone = False
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _written(self) -> AsyncGenerator[bytes, None]:
+        """Yields events; those of several answers that came with one step together."""
+        event = self._wire.events(include_usage=self._include_usage).event
+        if opening := self._wire.opening():
+            yield b"".join(map(event, opening))
         try:
-            async with aclosing(merged(self._handles)) as chunks:
-                async for number, chunk in chunks:
-                    self._seen(chunk)
-                    if chunk.generation is not None:
-                        self._answers[number] = chunk.generation
-                    if written := b"".join(map(self._event, self._wire.events(number, chunk))):
-                        yield written
+            async with aclosing(merged([handle.output for handle in self._handles])) as steps:
+                async for step in steps:
+                    choices = [choice for number, chunk in step for choice in self._choices(number, chunk)]
+                    if choices:
+                        yield b"".join(map(event, choices))
             if self._include_usage:
-                yield _sent(self._wire.last([self._answers[number] for number in range(len(self._handles))]))
+                yield _sent(self._wire.last(self._whole))
         except DeepenError as problem:
             _log.error("failed", exc_info=problem)
             yield _sent(api_error(problem).body)
-        self._gone = False
-        yield b"data: [DONE]\n\n"
 
-    def _event(self, event: dict[str, Any]) -> bytes:
-        return _sent({**event, "usage": None} if self._include_usage else event)
-
-
-async def merged(handles: Sequence[Handle]) -> AsyncGenerator[tuple[int, Chunk], None]:
-    """Yields the pieces of several answers as they come, with the number of the answer.
-
-    Raises:
-        DeepenError: The error that ends one of them.
-    """
-    if len(handles) == 1:
-        async for chunk in handles[0]:
-            yield 0, chunk
-        return
-    coming = {asyncio.ensure_future(anext(handle)): number for number, handle in enumerate(handles)}
-    try:
-        while coming:
-            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                number = coming.pop(task)
-                try:
-                    chunk = task.result()
-                except StopAsyncIteration:
-                    continue
-                coming[asyncio.ensure_future(anext(handles[number]))] = number
-                yield number, chunk
-    finally:
-        for task in coming:
-            task.cancel()
+    def _choices(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        self._seen(chunk)
+        if chunk.generation is not None:
+            self._answers[number] = chunk.generation
+        return self._wire.choices(number, chunk)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -31,16 +31,16 @@ class TextWire(Wire):
         self._logprobs = [TextLogprobs() for _ in range(prompts * each)]
 
     def opening(self) -> list[dict[str, Any]]:
-        """Returns the events before the first pieces: none."""
+        """Returns the choices before the first pieces: none."""
         return []
 
-    def events(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
-        """Returns the events of a piece of one answer."""
+    def choices(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """Returns the choice of a piece of one answer."""
         logprobs = None if chunk.logprobs is None else self._logprobs[number].told(chunk.logprobs)
         choice = {"index": number, "text": chunk.text, "logprobs": logprobs, "finish_reason": None}
         if chunk.trace is not None:
             choice["trace"] = trace_part(chunk.trace, last=chunk.generation is not None)
-        return [self.piece(choice if chunk.generation is None else {**choice, **ended(chunk.generation)})]
+        return [choice if chunk.generation is None else {**choice, **ended(chunk.generation)}]
 
     def whole(self, answers: Sequence[Generation]) -> dict[str, Any]:
         """Returns the response with all answers."""

@@ -90,7 +90,9 @@ def is_deeper(value: Any, levels: int) -> bool:
             if isinstance(part, (dict, list))
             for child in (part.values() if isinstance(part, dict) else part)
         ]
-    return bool(inside)
+        if not inside:
+            return False
+    return True
 
 
 def _holds_half_a_character(value: Any) -> bool:

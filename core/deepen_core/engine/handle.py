@@ -7,7 +7,7 @@ import threading
 from typing_extensions import Self
 
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.output_queue import OutputQueue
+from deepen_core.engine.output_queue import OutputQueue, Wakeups
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError, NotDoneError
 from deepen_core.results import Chunk, Generation
@@ -32,11 +32,15 @@ class Request:
         self.mail = OutputQueue()
         self.cancelled = False
 
-    def deliver(self) -> None:
-        """Puts new output into the queue."""
+    def deliver(self, wakeups: Wakeups) -> None:
+        """Puts new output into the queue.
+
+        Args:
+            wakeups: Wakes the tasks that wait for it.
+        """
         chunk = self.sequence.take_chunk()
         if chunk is not None:
-            self.mail.put(chunk)
+            self.mail.put(chunk, wakeups)
         if self.sequence.error is not None:
             self.mail.fail(self.sequence.error)
         if self.sequence.ended:
@@ -58,7 +62,8 @@ class AnsweredRequest:
 
     def __init__(self, answer: Generation) -> None:
         self.mail = OutputQueue()
-        self.mail.put(Chunk(answer.text, answer.token_ids, answer.finish_reason, answer, answer.logprobs))
+        whole = Chunk(answer.text, answer.token_ids, answer.finish_reason, answer, answer.logprobs)
+        self.mail.put(whole, Wakeups())  # nobody waits yet
         self.cancelled = False
 
 
@@ -72,6 +77,9 @@ class Handle:
         request: The request.
         owner: Kept alive as long as the handle, since the request ends with it.
 
+    Attributes:
+        output: What was not read yet; for the engine.
+
     Examples:
         >>> handle = ens.submit("Once upon a time", max_new_tokens=64)
         >>> for chunk in handle:
@@ -81,13 +89,13 @@ class Handle:
 
     def __init__(self, request: Request | AnsweredRequest, owner: object) -> None:
         self._request = request
-        self._mail = request.mail
+        self.output = request.mail
         self._owner = owner
 
     @property
     def done(self) -> bool:
         """Whether the request has ended in any way."""
-        return self._mail.ended()
+        return self.output.ended()
 
     def cancel(self) -> None:
         """Ends the request at its next step, if not done, with `finish_reason="cancelled"` and a partial answer."""
@@ -106,12 +114,12 @@ class Handle:
             DeepenError: The error that ended the request.
         """
         bounded = None if timeout is None or timeout > threading.TIMEOUT_MAX else timeout
-        if not self._mail.wait(self._mail.ended, bounded):
+        if not self.output.wait(self.output.ended, bounded):
             raise NotDoneError(
                 f"The answer was not complete after {timeout} s. The request continues: ask for the result again, "
                 "cancel it, or give the request a timeout of its own, which ends it with the partial answer."
             )
-        return self._mail.answer()
+        return self.output.answer()
 
     async def aresult(self) -> Generation:
         """Waits for the whole answer without blocking the event loop.
@@ -119,16 +127,16 @@ class Handle:
         Raises:
             DeepenError: The error that ended the request.
         """
-        await self._mail.sleep(self._mail.ended)
-        return self._mail.answer()
+        await self.output.sleep(self.output.ended)
+        return self.output.answer()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Chunk:
-        while not self._mail.emptied():
-            self._mail.wait(self._mail.has_news)
-            if chunk := self._mail.take():
+        while not self.output.emptied():
+            self.output.wait(self.output.has_news)
+            if chunk := self.output.take():
                 return chunk
         raise StopIteration
 
@@ -136,9 +144,9 @@ class Handle:
         return self
 
     async def __anext__(self) -> Chunk:
-        while not self._mail.emptied():
-            await self._mail.sleep(self._mail.has_news)
-            if chunk := self._mail.take():
+        while not self.output.emptied():
+            await self.output.sleep(self.output.has_news)
+            if chunk := self.output.take():
                 return chunk
         raise StopAsyncIteration
 

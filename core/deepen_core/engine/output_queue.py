@@ -6,13 +6,46 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from typing_extensions import Self
 
 from deepen_core.engine.event_loop import running_loop
 from deepen_core.errors import ClosedError, DeepenError
 from deepen_core.results import Chunk, Generation
 
 _LONGEST = 32  # for a slow reader, everything after this many pieces is joined into one
+
+
+class Wakeups:
+    """Tasks whose conditions hold, woken together by one call to each event loop.
+
+    Such a call is a system call, after which the threads compete for the interpreter: one for each token of each answer
+    would take longer than what the loop does with them. Used as a context manager, it wakes the tasks at the end.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[OutputQueue, asyncio.Future[None]]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ring()
+
+    def add(self, output: OutputQueue, sleeper: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> None:
+        """Adds a task that waits for some output."""
+        self._waiting.setdefault(loop, []).append((output, sleeper))
+
+    def ring(self) -> None:
+        """Wakes all tasks that were added."""
+        for loop, waiting in self._waiting.items():
+            try:
+                loop.call_soon_threadsafe(_wake, [sleeper for _, sleeper in waiting])
+            except RuntimeError:  # the loop was closed meanwhile
+                for output, _ in waiting:
+                    output.abandoned = True
+        self._waiting.clear()
 
 
 class OutputQueue:
@@ -26,29 +59,35 @@ class OutputQueue:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._sleepers: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._lock = threading.RLock()  # re-entrant, as a task that is garbage-collected may end its `sleep` anywhere
+        self._changed = threading.Condition(self._lock)
+        self._sleepers: dict[asyncio.Future[None], tuple[asyncio.AbstractEventLoop, Callable[[], bool]]] = {}
         self._chunks: deque[Chunk] = deque()
         self._answer: Generation | None = None
         self._error: DeepenError | None = None
         self._process = os.getpid()
         self.abandoned = False
 
-    def put(self, chunk: Chunk) -> None:
-        """Adds a piece; the last one carries the whole answer."""
-        with self._changed:
+    def put(self, chunk: Chunk, wakeups: Wakeups) -> None:
+        """Adds a piece; the last one carries the whole answer.
+
+        Args:
+            chunk: The piece.
+            wakeups: Wakes the tasks that wait for it.
+        """
+        with self._lock:
             if len(self._chunks) >= _LONGEST:
                 chunk = _joined(self._chunks.pop(), chunk)
             self._chunks.append(chunk)
             self._answer = chunk.generation
-            self._notify()
+            self._notify(wakeups)
 
     def fail(self, error: DeepenError) -> None:
         """Ends the answer with an error, unless it has ended already."""
-        with self._changed:
+        with Wakeups() as wakeups, self._lock:
             if not self.ended():
                 self._error = error
-                self._notify()
+                self._notify(wakeups)
 
     def ended(self) -> bool:
         """Whether no more will be put."""
@@ -68,12 +107,21 @@ class OutputQueue:
         Raises:
             DeepenError: The error that ended the answer, once all pieces before it were taken.
         """
-        with self._changed:
+        with self._lock:
             if self._chunks:
                 return self._chunks.popleft()
             if self._error is not None:
                 raise self._error
             return None
+
+    def take_all(self) -> list[Chunk]:
+        """Returns all pieces that are there; raises as `take`."""
+        with self._lock:
+            if not self._chunks and self._error is not None:
+                raise self._error
+            taken = [*self._chunks]
+            self._chunks.clear()
+            return taken
 
     def answer(self) -> Generation:
         """Returns the whole answer, which must have ended.
@@ -92,36 +140,41 @@ class OutputQueue:
         Returns:
             Whether it held in time.
         """
-        self._check_process()
-        with self._changed:
+        self.check_process()
+        with self._lock:
             return self._changed.wait_for(until, timeout)
 
     async def sleep(self, until: Callable[[], bool]) -> None:
-        """Suspends the task until a condition of this queue holds."""
-        self._check_process()
-        loop = running_loop()
-        while True:
-            with self._changed:
-                if until():
-                    return
-                woken = loop.create_future()
-                self._sleepers[woken] = loop
-            try:
-                await woken
-            finally:
-                with self._changed:
-                    self._sleepers.pop(woken, None)
+        """Suspends the task until a condition of this queue has held; another reader may have been faster since."""
+        await _sleep([(self, until)])
 
-    def _notify(self) -> None:
+    def hold(self, until: Callable[[], bool], sleeper: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> bool:
+        """Returns whether a condition holds; if not, its sleeper will be woken once it does."""
+        with self._lock:
+            if until():
+                return True
+            self._sleepers[sleeper] = loop, until
+            return False
+
+    def drop(self, sleeper: asyncio.Future[None]) -> None:
+        """Forgets a sleeper that nobody has woken."""
+        if sleeper in self._sleepers:
+            with self._lock:
+                self._sleepers.pop(sleeper, None)
+
+    def _notify(self, wakeups: Wakeups) -> None:
         self._changed.notify_all()
-        for sleeper, loop in self._sleepers.items():
-            try:
-                loop.call_soon_threadsafe(_wake, sleeper)
-            except RuntimeError:  # the loop is closed, and its tasks will never run again
+        for sleeper, (loop, until) in [*self._sleepers.items()]:
+            if loop.is_closed():  # its tasks will never run again
                 self.abandoned = True
-        self._sleepers.clear()
+            elif until():
+                wakeups.add(self, sleeper, loop)
+            else:
+                continue
+            self._sleepers.pop(sleeper, None)
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raises `ClosedError` in a fork of the process that made the request."""
         if self._process != os.getpid():
             raise ClosedError(
                 f"This request was made in process {self._process}, of which this one ({os.getpid()}) is a fork: its "
@@ -129,9 +182,30 @@ class OutputQueue:
             )
 
 
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
+async def sleep_until_news(queues: Sequence[OutputQueue]) -> None:
+    """Suspends the task until any of several queues has had news."""
+    await _sleep([(queue, queue.has_news) for queue in queues])
+
+
+async def _sleep(conditions: Sequence[tuple[OutputQueue, Callable[[], bool]]]) -> None:
+    """Suspends the task until any of some queues' conditions has held."""
+    loop = running_loop()
+    sleeper = loop.create_future()
+    try:
+        for queue, until in conditions:
+            queue.check_process()
+            if queue.hold(until, sleeper, loop):
+                return
+        await sleeper
+    finally:
+        for queue, _ in conditions:
+            queue.drop(sleeper)
+
+
+def _wake(sleepers: Sequence[asyncio.Future[None]]) -> None:
+    for sleeper in sleepers:
+        if not sleeper.done():
+            sleeper.set_result(None)
 
 
 def _joined(first: Chunk, second: Chunk) -> Chunk:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.failures import forget_frames, step_failed
 from deepen_core.engine.handle import Request
 from deepen_core.engine.member_runner import PREFILL_CHUNK
+from deepen_core.engine.output_queue import Wakeups
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError
 from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING
@@ -84,7 +85,7 @@ class Scheduler:
         return Scheduler(self.decoder, self._size, self._budget)
 
     def _end_overdue(self) -> None:
-        ended = False
+        ended = []
         for request in self.requests:
             if request.cancelled or request.mail.abandoned:
                 request.sequence.finish("cancelled")
@@ -92,8 +93,8 @@ class Scheduler:
                 request.sequence.time_out()
             else:
                 continue
-            request.deliver()
-            ended = True
+            ended.append(request)
+        _deliver(ended)
         if not ended:
             return
         self._waiting = deque(r for r in self._waiting if not r.sequence.ended)
@@ -115,8 +116,7 @@ class Scheduler:
             together.setdefault((request.decoder or self.decoder, alone), []).append(request.sequence)
         for (decoder, _), sequences in together.items():
             self._step_sequences(decoder, sequences)
-        for request in self._decoding:
-            request.deliver()
+        _deliver(self._decoding)
         self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
     @staticmethod
@@ -148,7 +148,7 @@ class Scheduler:
             budget -= ran or sequence.pending
             if sequence.ended:
                 self._prefilling.remove(request)
-                request.deliver()
+                _deliver([request])
             elif not ran or sequence.pending <= KEPT_TAIL:
                 self._prefilling.remove(request)
                 self._decoding.append(request)
@@ -167,6 +167,13 @@ class Scheduler:
         # A prompt in prefill with the same beginning comes first, so that its cache can be copied.
         begun = (r for r in self._prefilling if r.sequence.begun)
         return next((r for r in begun if _will_share(r.sequence, request.sequence)), request)
+
+
+def _deliver(requests: Iterable[Request]) -> None:
+    """Puts the new output of requests into their queues, and wakes all that wait for it at once."""
+    with Wakeups() as wakeups:
+        for request in requests:
+            request.deliver(wakeups)
 
 
 def _will_share(begun: EnsembleSequence, other: EnsembleSequence) -> bool:
