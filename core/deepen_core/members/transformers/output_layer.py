@@ -28,7 +28,7 @@ def prepare(layer: torch.nn.Module) -> None:
     layer.register_forward_pre_hook(_dense)
     weight = getattr(layer, "weight", None)
     if type(layer) is torch.nn.Linear and isinstance(weight, torch.Tensor) and _multiplied_by_mkl(weight):
-        layer.forward = _Few(layer)  # type: ignore[method-assign]
+        layer.forward = _Few(layer)  # type: ignore[method-assign,assignment]
 
 
 class _Few:
@@ -43,7 +43,8 @@ class _Few:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns logits [..., vocabulary] of hidden states [..., width]."""
-        weight, bias = self._layer.weight, self._layer.bias
+        weight: torch.Tensor = self._layer.weight
+        bias: torch.Tensor | None = self._layer.bias
         places = hidden.shape[:-1].numel()
         few = places in _FEW and hidden.dtype == weight.dtype and _multiplied_by_mkl(weight)
         if not few or not _token_by_token_is_faster():
@@ -71,8 +72,7 @@ def _token_by_token_is_faster() -> bool:
         return time.perf_counter() - began
 
     taken = [(seconds(F.linear), seconds(_token_by_token)) for _ in range(_REPEATS)]
-    usual, other = map(min, zip(*taken, strict=True))
-    return usual > _CLEARLY * other
+    return min(usual for usual, _ in taken) > _CLEARLY * min(other for _, other in taken)
 
 
 def _dense(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
