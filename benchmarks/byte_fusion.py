@@ -1,9 +1,9 @@
 """What fusing by bytes is worth on real pairs, against fusing by shared tokens: bits a byte of given text.
 
 Run with `python -m benchmarks.byte_fusion --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`;
-`--help` lists the options. Weights are equal, adaptive, or fitted on other texts (code and PIQA). With `--exact`, "by the
-byte" is what the mean of the members' distributions of the next byte would reach, with all ways to cut the text run that
-matter, which takes hours.
+`--help` lists the options. Weights are equal, adaptive, or fitted on other texts (code and PIQA). With `--exact`, "by
+the byte" is what the mean of the members' distributions of the next byte would reach, with all ways to cut the text run
+that matter, which takes hours.
 """
 
 from __future__ import annotations

@@ -150,12 +150,12 @@ def models_tables() -> dict[str, str]:
 def performance_tables() -> dict[str, str]:
     """Return every table of the page on performance by name."""
     cpu, gpu, halves = read("real_speed"), read("real_speed_h100"), read("precision")
-    beside = "first token, of transformers"
-    ratios = dict.fromkeys(("first token", beside, "new answer", "the same, warm", "batch of 8"), ".2f")
+    beside = ("first token, of transformers", "first token, of transformers, long prompt")
+    ratios = dict.fromkeys(("first token", *beside, "new answer", "the same, warm", "batch of 8"), ".2f")
     pair = {"main": "", "other": "", "dtype": ""}
     seconds = {"importing and reading s": ".1f", "beyond s": ".1f", "to the first token s": ".1f"}
     timed = [
-        {beside: ""} | row | {"device": name}
+        dict.fromkeys(beside, "") | row | {"device": name}
         for name, content in (("CPU", cpu), ("GPU", gpu))
         for row in content["rows"]
     ]

@@ -35,6 +35,7 @@ PROMPTS = [
     "To bake a loaf of bread you need flour, water, salt and yeast. First",
     "The three branches of government are kept apart so that",
 ]
+_LONG = [f"{n}. " + f"{p} " * (1 + 320 // len(p)) for n, p in enumerate(PROMPTS)]  # about 90 tokens, begun anew
 _PLAIN = """
 import json, sys, time
 began = time.perf_counter()
@@ -100,7 +101,7 @@ def steps(ensemble: Ensemble, tokens: int) -> dict[str, float]:
     }
 
 
-def first_token_over_transformers(ensemble: Ensemble, plain: Sequence[Any]) -> float:
+def first_token_over_transformers(ensemble: Ensemble, plain: Sequence[Any], prompts: Sequence[str]) -> float:
     """Time to a first token over that of `transformers`, of which each model reads the same ids once.
 
     The ratios above have the forwards as this package asks for them below the line, and would not tell if these were
@@ -109,10 +110,11 @@ def first_token_over_transformers(ensemble: Ensemble, plain: Sequence[Any]) -> f
     Args:
         ensemble: The ensemble.
         plain: Its models, loaded by `transformers` alone.
+        prompts: New to the ensemble.
     """
     members = ensemble._engine.members
     ratios = []
-    for prompt in [PROMPTS[-1], *PROMPTS]:
+    for prompt in [f"Again. {prompts[-1]}", *prompts]:
         began = time.perf_counter()
         with torch.inference_mode():
             for member, model in zip(members, plain, strict=True):
@@ -122,7 +124,7 @@ def first_token_over_transformers(ensemble: Ensemble, plain: Sequence[Any]) -> f
         middle = time.perf_counter()
         ensemble.generate(f"{prompt} ", max_new_tokens=1)
         ratios.append((time.perf_counter() - middle) / (middle - began))
-    return sorted(ratios[1:])[len(PROMPTS) // 2]  # without the first one
+    return sorted(ratios[1:])[len(prompts) // 2]  # without the first one
 
 
 def start(folders: Sequence[Path], dtype: str, device: str, repeats: int) -> dict[str, float]:
@@ -159,7 +161,9 @@ def main() -> None:
                     AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(given.device).eval()
                     for folder in folders
                 ]
-                found["first token, of transformers"] = first_token_over_transformers(ensemble, plain)
+                for name, prompts in (("", PROMPTS), (", long prompt", _LONG)):
+                    beside = first_token_over_transformers(ensemble, plain, prompts)
+                    found[f"first token, of transformers{name}"] = beside
                 del plain
             found |= start(folders, dtype, given.device, given.repeats)
             rows.append({"main": names[0], "other": names[1], "dtype": dtype, **found})

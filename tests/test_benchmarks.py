@@ -235,7 +235,7 @@ def test_real_speed(load):
     with load("alpha", "beta") as ensemble:
         found = real_speed.steps(ensemble, 8)
         plain = [member.model for member in ensemble._engine.members]
-        found["of transformers"] = real_speed.first_token_over_transformers(ensemble, plain)
+        found["of transformers"] = real_speed.first_token_over_transformers(ensemble, plain, real_speed.PROMPTS)
     assert all(ratio > 1 for ratio in found.values())
 
 

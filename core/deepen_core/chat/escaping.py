@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from deepen_core.chat.messages import Message, TrustedMarkup
@@ -28,7 +29,7 @@ class Shield:
 
     def __init__(self, outer: Collection[str], inner: Collection[str]) -> None:
         self._outer = _Splitter(outer)
-        self._every = _Splitter([*outer, *inner])
+        self._every = _Splitter([*outer, *inner]) if inner else self._outer
 
     def shielded(self, message: Message) -> dict[str, Any]:
         """Returns a copy of a message, none of whose strings can put a control token into a template's output.
@@ -61,15 +62,30 @@ class Shield:
 
 
 class _Splitter:
-    """Keeps strings from containing given tokens, and from forming one when joined with other strings."""
+    """Keeps strings from containing given tokens, and from forming one when joined with other strings.
+
+    What it needs of them is made at its first use: some tokenizers have thousands of control tokens.
+    """
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        tokens = list(tokens)
-        self._starts = re.compile(_starts_of([t for t in tokens if len(t) > 1]))
-        self._single = re.compile(any_of(t for t in tokens if len(t) == 1))
-        self._openings = {t[:i].rstrip() for t in tokens for i in range(1, len(t))} - {""}
-        self._endings = {t[i:].lstrip() for t in tokens for i in range(1, len(t))} - {""}
-        self._longest = max(map(len, tokens), default=0)
+        self._tokens = list(tokens)
+        self._longest = max(map(len, self._tokens), default=0)
+
+    @cached_property
+    def _starts(self) -> re.Pattern[str]:
+        return re.compile(_starts_of([t for t in self._tokens if len(t) > 1]))
+
+    @cached_property
+    def _single(self) -> re.Pattern[str]:
+        return re.compile(any_of(t for t in self._tokens if len(t) == 1))
+
+    @cached_property
+    def _openings(self) -> set[str]:
+        return {t[:i].rstrip() for t in self._tokens for i in range(1, len(t))} - {""}
+
+    @cached_property
+    def _endings(self) -> set[str]:
+        return {t[i:].lstrip() for t in self._tokens for i in range(1, len(t))} - {""}
 
     def split(self, text: str) -> str:
         """Returns the text with every token in it split."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -96,7 +97,6 @@ class PromptReader:
             )
         }
         unmarked = self._visible = frozenset(t for t, (token_id, _) in self._control.items() if token_id not in special)
-        self._pattern = re.compile(f"(?<!{MARK}){any_of(self._control)}")
         self._unmarked = re.compile(any_of(unmarked))
         # Some tokenizers do not mark as special the tokens with which the template delimits turns.
         frame = "" if template is None else ChatTemplate(tokenizer, template, name, dict).frame
@@ -110,6 +110,11 @@ class PromptReader:
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
         self._start_ids, self._end_ids = self._read_affixes()
         self._characters_a_token = characters_a_token(backend)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Finds control tokens; compiled for the first conversation, since some tokenizers have thousands."""
+        return re.compile(f"(?<!{MARK}){any_of(self._control)}")
 
     def _read_affixes(self) -> tuple[list[int], list[int]]:
         """Returns the ids that the tokenizer puts before and after every text."""

@@ -21,6 +21,7 @@ from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_name
 from deepen_core.members.base import Member
+from deepen_core.members.collector import collector_paused
 from deepen_core.members.context_budget import Budgeted, ContextBudget
 from deepen_core.members.loading import DescribedMember, main_index, may_have_embeddings, try_member
 from deepen_core.progress import Steps
@@ -161,7 +162,8 @@ class EngineOptions:
         for number in counted_members(self.main, weights):
             with steps.doing(f"{self.names[number]}: probing how it batches sequences"):
                 try_member(members[number])
-        fusion = self.strategy.build(members, self.main, self.config, steps)
+        with collector_paused:
+            fusion = self.strategy.build(members, self.main, self.config, steps)
         if self.serving.step_timeout is not None:
             members = timed_members(members, self.serving.step_timeout)
         decoder = Decoder(

@@ -14,7 +14,12 @@ from deepen_core.config.members import KINDS, RAY
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
 from deepen_core.members.base import Member, WeightBytes
+<<<<<<< HEAD
 from deepen_core.members.memory import is_memory, more_room, return_freed
+=======
+from deepen_core.members.collector import collector_paused
+from deepen_core.members.memory import is_memory, more_room
+>>>>>>> h14-start
 from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.progress import Steps
@@ -169,9 +174,9 @@ def describe_member(
     """
     place = KINDS[config.loaded_as] if config.ray is None else RAY
     module, _, name = place.partition(":")
-    described: DescribedMember = getattr(import_module(module), name)(
-        config, device, dtype, max_window, progress=progress
-    )
+    describe = getattr(import_module(module), name)
+    with collector_paused:
+        described: DescribedMember = describe(config, device, dtype, max_window, progress=progress)
     return described
 
 

@@ -24,6 +24,7 @@ rounding may break a tie either way. With such a tokenizer the whole text is enc
 from __future__ import annotations
 
 import itertools
+import operator
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
@@ -61,11 +62,10 @@ class Boundaries:
         added = [t for t in backend.added_tokens if not t["special"]]
         inner = {self._code[b] for b in range(0x80, 0xC0)} if self._byte_level else set()
         normalized = backend.spellings(t["id"] for t in added)
-        self._pairs = _pairs([*backend.pieces, *normalized], inner)
-        self._added_pairs = _pairs(t["content"] for t in added)
+        self._pairs, self._singles = _pairs([*backend.pieces, *normalized], inner)
+        self._added_pairs, _ = _pairs(t["content"] for t in added)
         # An added token may swallow the blanks beside it.
         self._strips = any(t["lstrip"] or t["rstrip"] for t in added)
-        self._singles = {piece for piece in backend.pieces if len(piece) == 1}
         # Characters without a token merge with their neighbours into one unknown token, or vanish and join these.
         self._fuses_unknown = not self._byte_level and not backend.model.get("byte_fallback")
         has_unknown = backend.model_type != "BPE" or backend.model.get("unk_token")
@@ -141,8 +141,8 @@ class Boundaries:
         return SPACE_MARK if char == " " and self._marks_spaces else char
 
 
-def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
-    """Every pair of characters that are adjacent in a piece.
+def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> tuple[set[str], set[str]]:
+    """Every pair of characters that are adjacent in a piece, and the pieces of one character.
 
     Args:
         pieces: Vocabulary entries.
@@ -163,10 +163,16 @@ def _pairs(pieces: Iterable[str], inner: Iterable[str] = ()) -> set[str]:
     pairs = np.flatnonzero(inside[:-2] & inside[1:-1])  # two in a row, before another one or a seam
     starts, ends = begins[pairs], begins[pairs + 2]
     short = ends - starts == 2
-    neighbours = np.unique(codes[starts[short]] << 21 | codes[starts[short] + 1]).tolist()  # 21 bits hold any character
-    found = {chr(pair >> 21) + chr(pair & 0x1FFFFF) for pair in neighbours}
+    keys = np.sort(codes[starts[short]] << 21 | codes[starts[short] + 1])  # 21 bits hold any character
+    keys = keys[np.diff(keys, prepend=-1) > 0]
+    found = set(map(operator.add, _text_of(keys >> 21), _text_of(keys & 0x1FFFFF)))
     longer = zip(starts[~short].tolist(), ends[~short].tolist(), strict=True)
-    return found | {text[start:end] for start, end in longer}
+    singles = _text_of(codes[1:-1][seams[:-2] & seams[2:]])
+    return found | {text[start:end] for start, end in longer}, set(singles)
+
+
+def _text_of(codes: np.ndarray) -> str:
+    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _cuts_nothing(part: dict[str, Any], backend: Backend) -> bool:

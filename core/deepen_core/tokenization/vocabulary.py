@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from deepen_core.errors import TokenizerError
 from deepen_core.tokenization.fast_tokenizer import SPACE_MARK, Backend
@@ -127,11 +129,10 @@ class Vocabulary:
         spell = _speller(kind, backend)
         for token_id, value in zip(pieces.values(), _all_spelled(list(pieces), kind, spell), strict=True):
             values[token_id] = value
-        for token_id, token in added.items():
+        for (token_id, token), spelling in zip(added.items(), backend.spellings(added), strict=True):
             # Matched in the text as it stands; decoders of the other kinds treat added tokens like any piece, and spell
             # them as normalized.
-            plain = kind == "byte-level"
-            values[token_id] = token["content"].encode() if plain else spell(backend.spellings([token_id])[0])
+            values[token_id] = token["content"].encode() if kind == "byte-level" else spell(spelling)
             rank[token_id] = 1
         if falls_back and kind == "sentencepiece":
             for byte, name in ((b, form % b) for b in range(256) for form in ("<0x%02X>", "<0x%02x>")):
@@ -245,15 +246,19 @@ def _all_spelled(pieces: list[str], kind: str, spell: Callable[[str], bytes]) ->
 
 def _canonical_ids(values: list[bytes | None], rank: Mapping[int, int], backend: Backend) -> dict[bytes, int]:
     """Maps each byte string to the id that the tokenizer emits, else to the plainest of the ids that have it."""
-    canonical: dict[bytes, int] = {}
-    twins: dict[bytes, list[int]] = {}
-    for token_id, value in enumerate(values):
-        if value and canonical.setdefault(value, token_id) != token_id:
-            twins.setdefault(value, [canonical[value]]).append(token_id)
-    for value, ids in twins.items():
+    canonical: dict[bytes | None, int] = dict(zip(values, range(len(values)), strict=True))  # the last of equal ones
+    chosen = list(map(canonical.__getitem__, values))
+    twins: dict[bytes | None, list[int]] = {}
+    for token_id in np.flatnonzero(np.array(chosen) != np.arange(len(values))).tolist():
+        twins.setdefault(values[token_id], [chosen[token_id]]).append(token_id)
+    for none in (None, b""):
+        canonical.pop(none, None)
+        twins.pop(none, None)
+    known = cast("dict[bytes, int]", canonical)
+    for value, ids in cast("dict[bytes, list[int]]", twins).items():
         emitted = _emitted(value, backend)
-        canonical[value] = emitted if emitted in ids else min(ids, key=lambda i: (rank.get(i, 0), i))
-    return canonical
+        known[value] = emitted if emitted in ids else min(ids, key=lambda i: (rank.get(i, 0), i))
+    return known
 
 
 def _emitted(value: bytes, backend: Backend) -> int | None:

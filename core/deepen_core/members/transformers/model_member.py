@@ -8,6 +8,7 @@ import torch
 
 from deepen_core.members.base import MemberDescription, Work
 from deepen_core.members.tokenizer import MemberTokenizer
+from deepen_core.members.transformers.output_layer import prepare
 
 
 class ModelMember:
@@ -34,7 +35,7 @@ class ModelMember:
         # Some models that see have embeddings beyond their logits, for the places of an image.
         self.vocabulary_size = min(embeddings, getattr(output_layer, "out_features", embeddings))
         if output_layer is not None:
-            output_layer.register_forward_pre_hook(_dense)
+            prepare(output_layer)
 
     @property
     def device(self) -> torch.device:
@@ -65,14 +66,3 @@ class ModelMember:
     def describe(self) -> MemberDescription:
         """See `Member.describe`."""
         return MemberDescription(type(self.model).__name__, self.model.num_parameters())
-
-
-def _dense(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Gives the hidden states that reach an output layer [sequences, places, width] the strides of their shape.
-
-    A model cuts them to the last places, and `matmul` takes such a slice, even of one sequence, for a batch: it copies
-    the whole output layer for each sequence, which takes Qwen 0.5B in bfloat16 eight times as long as the whole
-    forward of a short prompt. `contiguous` alone does not mend the slice of one sequence: it counts as contiguous.
-    """
-    hidden = inputs[0]
-    return (hidden.flatten(0, -2).contiguous().unflatten(0, hidden.shape[:-1]), *inputs[1:])

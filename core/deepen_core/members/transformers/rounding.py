@@ -91,6 +91,11 @@ class Rounding:
         self._bounds = _BOUNDS[dtype]
         self._own: list[float] = []
 
+    @property
+    def learns(self) -> bool:
+        """Whether what is learned is used: in float32 and float64, the bounds leave nothing between them."""
+        return self._bounds.floor < self._bounds.layer
+
     def learn(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
         """Learns from two runs that differ by rounding alone."""
         seen = _deviations(found, expected)
@@ -107,7 +112,8 @@ class Rounding:
             most = self._bounds.logits if last else self._bounds.layer
             if not off <= max(self._bounds.floor, min(_FACTOR * usual, most)):
                 place = "its logits" if last else f"the output of layer {depth}"
-                return f"{place} by {off:.2g} of their size, where its own rounding is {usual:.2g}"
+                own_rounding = f", where its own rounding is {usual:.2g}" if self._own else ""
+                return f"{place} by {off:.2g} of their size{own_rounding}"
         return ""
 
 

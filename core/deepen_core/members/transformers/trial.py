@@ -86,10 +86,12 @@ class Trial:
 
     def _learn_rounding(self) -> None:
         """Runs the beginnings of a text, and several copies of it at once: a causal model gives the same result."""
-        text = self._text(17, seed=8)
+        text = self._text(17, _SEEDS[0], other_from=4)  # the first trial compares with its beginning
         if any(state.shape[:2] != (1, len(text)) for state in self._whole(text)):
             self._layers.ignore()  # its layers have another shape of output (XLNet: positions before sequences)
             self._known.clear()
+        if not self._rounding.learns:
+            return
         for beginning, sequences in ((text[:3], 1), (text[:5], 1), (text[:9], 1), (text[:9], 3)):
             states = self._run(torch.tensor([beginning] * sequences, device=self._model.device))
             whole = [state[:1, len(beginning) - KEPT_TAIL : len(beginning)] for state in self._whole(text)]
@@ -251,6 +253,8 @@ class Trial:
                 ends = torch.tensor([[own], [other]], device=self._model.device)
                 places = ends - PIECE + torch.arange(PIECE, device=self._model.device)
                 said.append(self._model(ids, position_ids=places, use_cache=False).logits[0])
+            matters = not torch.equal(*said)
+            if matters:
                 self._model(ids[:1, :1], use_cache=False)  # models with such positions remember the longest text
         except torch.OutOfMemoryError:
             raise
@@ -258,7 +262,7 @@ class Trial:
             if _is_ours(problem):
                 raise
             return False  # a model without position ids has none that a length could change
-        return not torch.equal(*said)
+        return matters
 
     def _text(self, length: int, seed: int, other_from: int | None = None) -> list[int]:
         """Returns made-up ids; from `other_from` on they differ from those without it."""
