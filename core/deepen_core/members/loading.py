@@ -14,12 +14,8 @@ from deepen_core.config.members import KINDS, RAY
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
 from deepen_core.members.base import Member, WeightBytes
-<<<<<<< HEAD
-from deepen_core.members.memory import is_memory, more_room, return_freed
-=======
 from deepen_core.members.collector import collector_paused
-from deepen_core.members.memory import is_memory, more_room
->>>>>>> h14-start
+from deepen_core.members.memory import is_memory, more_room, return_freed
 from deepen_core.members.model_path import model_path
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.progress import Steps
