@@ -368,12 +368,14 @@ def bytes_tables() -> dict[str, str]:
     first = "main, other"
 
     def by_setting(end: str) -> str:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {first: setting} | {pair: row[key] for pair, row in found.items()}
             for setting, key in ((setting, f"{setting}{end} %") for setting in settings)
             if all(key in row for row in found.values())
         ]
-        return markdown(rows, {first: ""} | dict.fromkeys(found, "+.1f"))
+        shown = [{key: value if key == first else f"{value:+.1f}" for key, value in row.items()} for row in rows]
+        texts = {first: "texts of each kind"} | {pair: str(row["texts"]) for pair, row in found.items()}
+        return markdown([texts, *shown], dict.fromkeys([first, *found], ""))
 
     stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
     names = [key for key in stories[0] if key.endswith(" alone")]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from typing_extensions import Self
 
 from deepen_core.chat.thoughts import Thoughts
 from deepen_core.config import SamplingParams
+from deepen_core.engine.preparation import characters
 from deepen_core.replies import ReplyForm, ReplyParser, instructed
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.chat.messages import Message, Prompt
 
+T = TypeVar("T")
+
+_LONG, _LARGE = 20_000, 4_000  # characters of a conversation and of options, which take about ten milliseconds
 _FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "strict")
 """A call's options that determine the form of its answer, in OpenAI's format."""
 
@@ -91,3 +96,24 @@ class ChatRequest:
 def new_call_id() -> str:
     """Returns an id for a tool call, which models do not write."""
     return f"call_{uuid.uuid4().hex}"
+
+
+def beside_the_loop(
+    contents: Sequence[object], options: Mapping[str, Any]
+) -> Callable[[Callable[[], T]], Awaitable[T]]:
+    """Returns how to run work on a request of an event loop, so that others of the loop go on.
+
+    Args:
+        contents: Of its messages.
+        options: Its options.
+
+    Returns:
+        Awaits a piece of work: in a thread if the conversation is long or a schema is large, else where it is.
+    """
+    if characters(list(contents), _LONG) >= _LONG or characters(options, _LARGE) >= _LARGE:
+        return asyncio.to_thread
+    return _here
+
+
+async def _here(work: Callable[[], T]) -> T:
+    return work()

@@ -1,18 +1,23 @@
-"""Chat adapters read a request and prepare it beside the event loop, which large schemas would hold up."""
+"""Chat adapters read a large request and prepare it beside the event loop, which it would hold up."""
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import pytest
 from llama_index.core.llms import ChatMessage
 
+from deepen_core.errors import ContextWindowError
 from deepen_integrations.chat import ChatRequest
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.llama_index import DeepenLLM
 
 _FORMAT = {
     "type": "json_schema",
-    "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "boolean"}}}},
+    "json_schema": {
+        "name": "x",
+        "schema": {"type": "object", "properties": {f"property {n}": {"type": "boolean"} for n in range(200)}},
+    },
 }
 
 
@@ -35,25 +40,32 @@ async def _whole(pieces):
     return [piece async for piece in pieces]
 
 
-def _langchain(llm, *, streamed):
-    options = {"response_format": _FORMAT}
-    return _whole(llm.astream("hi", **options)) if streamed else llm.ainvoke("hi", **options)
+def _langchain(llm, text, streamed, options):
+    return _whole(llm.astream(text, **options)) if streamed else llm.ainvoke(text, **options)
 
 
-async def _llama_index(llm, *, streamed):
-    messages = [ChatMessage(role="user", content="hi")]
-    return await (_whole(await llm.astream_chat(messages)) if streamed else llm.achat(messages))
+async def _llama_index(llm, text, streamed, options):
+    messages = [ChatMessage(role="user", content=text)]
+    return await (_whole(await llm.astream_chat(messages, **options)) if streamed else llm.achat(messages, **options))
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "options", "beside"),
+    [("hi", {}, False), ("word " * 5000, {}, True), ("hi", {"response_format": _FORMAT}, True)],
+    ids=["small", "text", "schema"],
+)
 @pytest.mark.parametrize(("adapter", "ask"), [(ChatDeepen, _langchain), (DeepenLLM, _llama_index)])
-def test_requests_are_prepared_in_other_threads(pair, threads, adapter, ask, streamed):
+def test_large_requests_are_prepared_in_other_threads(pair, threads, adapter, ask, text, options, beside, streamed):
     llm = adapter.from_ensemble(pair)
+    if adapter is DeepenLLM and options:
+        options = {"json_schema": options["response_format"]["json_schema"]["schema"]}
 
     async def asked():
-        assert await ask(llm, streamed=streamed)
+        with suppress(ContextWindowError, ValueError):
+            await ask(llm, text, streamed, {"max_tokens" if adapter is ChatDeepen else "max_new_tokens": 2, **options})
         return threading.current_thread()
 
     loop = asyncio.run(asked())
-    assert len(threads) >= 2
-    assert loop not in threads
+    assert threads
+    assert {thread is not loop for thread in threads} == {beside}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -25,7 +25,7 @@ from typing_extensions import Self
 from deepen_core import __version__
 from deepen_core.chat.messages import Message, check_messages
 from deepen_core.replies import ReplyForm, instructed
-from deepen_integrations.chat import ChatRequest
+from deepen_integrations.chat import ChatRequest, beside_the_loop
 from deepen_integrations.langchain.base import LangChainAdapter, SerializableModel
 from deepen_integrations.langchain.chat_outputs import ChatChunks, chat_result
 from deepen_integrations.langchain.errors import langchain_errors
@@ -355,12 +355,12 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> ChatResult:
         with langchain_errors():
-            # In threads: large schemas and long conversations would hold up the event loop.
-            request = await asyncio.to_thread(self._request, messages, stop, kwargs)
+            beside = beside_the_loop([message.content for message in messages], kwargs)
+            request = await beside(partial(self._request, messages, stop, kwargs))
             n = self.number_of_answers(kwargs)
             self.answer_params(request.sampling, n)  # raises before anything is loaded
             ensemble = await self.aensemble(chat=True, within=request.sampling)
-            calls = [await asyncio.to_thread(request.prepare, ensemble) for _ in range(n)]
+            calls = [await beside(partial(request.prepare, ensemble)) for _ in range(n)]
             params = self.answer_params(calls[0].params, n)
             answers = await ensemble.agenerate([call.prompt for call in calls], params)
             return chat_result(answers, [call.parser for call in calls], self.model_name, ensemble.count_tokens)
@@ -393,10 +393,11 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
         **kwargs: Any,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         with langchain_errors():
-            request = await asyncio.to_thread(self._request, messages, stop, kwargs)
+            beside = beside_the_loop([message.content for message in messages], kwargs)
+            request = await beside(partial(self._request, messages, stop, kwargs))
             self.check_streamed(kwargs)
             ensemble = await self.aensemble(chat=True, within=request.sampling)
-            call = await asyncio.to_thread(request.prepare, ensemble)
+            call = await beside(partial(request.prepare, ensemble))
             chunks = ChatChunks(call.parser, self.model_name, ensemble.count_tokens)
             async with aclosing(ensemble.astream(call.prompt, call.params)) as pieces:
                 async for piece in pieces:

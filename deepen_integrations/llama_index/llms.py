@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -32,7 +32,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.config.constraints import can_constrain
 from deepen_core.replies import ReplyForm
 from deepen_integrations.adapter import DeepenAdapter
-from deepen_integrations.chat import ChatRequest, PreparedChat
+from deepen_integrations.chat import ChatRequest, PreparedChat, beside_the_loop
 from deepen_integrations.llama_index.callbacks import aobserved, observed
 from deepen_integrations.llama_index.held_answers import HeldMessages, HeldText, asked_schema, held_options
 from deepen_integrations.llama_index.messages import chat_messages, text_messages
@@ -180,9 +180,10 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Like `chat`, without blocking the event loop. Cancelling the task ends the work."""
-        request = await asyncio.to_thread(self._request, messages, kwargs)
+        beside = beside_the_loop([message.content for message in messages], kwargs)
+        request = await beside(partial(self._request, messages, kwargs))
         ensemble = await self.aensemble(within=request.sampling)
-        call = await asyncio.to_thread(self._prepared, messages, request, ensemble)
+        call = await beside(partial(self._prepared, messages, request, ensemble))
         return self._responses(call, ensemble).whole(await ensemble.agenerate(call.prompt, call.params))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -195,9 +196,10 @@ class DeepenLLM(CustomLLM, DeepenAdapter):
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Like `stream_chat`, for an event loop."""
-        request = await asyncio.to_thread(self._request, messages, kwargs)
+        beside = beside_the_loop([message.content for message in messages], kwargs)
+        request = await beside(partial(self._request, messages, kwargs))
         ensemble = await self.aensemble(within=request.sampling)
-        call = await asyncio.to_thread(self._prepared, messages, request, ensemble)
+        call = await beside(partial(self._prepared, messages, request, ensemble))
         pieces = self._responses(call, ensemble).aeach(ensemble.astream(call.prompt, call.params))
         return await aobserved(llm_chat_callback(), self, messages, pieces, kwargs)
 

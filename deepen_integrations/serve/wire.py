@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic import TypeAdapter
 
 from deepen_core import __version__
 from deepen_integrations.adapter import report
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FINGERPRINT = f"deepen-{__version__}"
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _ENDINGS = {"timeout": "length", "cancelled": "length"}
 """Ways to end that OpenAI's protocol does not have, and the one that is nearest: the answer is not complete."""
 
@@ -139,6 +140,6 @@ def encoded(value: Any) -> bytes:
 def _encoded_text(value: Mapping[str, Any]) -> bytes:
     """Returns as `encoded`, in a fifth of the time, what has no numbers that may be infinite."""
     try:
-        return to_json(value)
-    except PydanticSerializationError:  # half a character
+        return _ANY.dump_json(value)
+    except ValueError:  # half a character
         return encoded(value)

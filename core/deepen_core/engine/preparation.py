@@ -96,20 +96,20 @@ def is_short(prompt: str | Sequence[Message], params: SamplingParams) -> bool:
     """Whether a request is prepared in a few milliseconds: it has no grammar, little text and few stop strings."""
     if params.constraint is not None:
         return False
-    return _characters(prompt, _SHORT) + _characters(params.stop, _SHORT) < _SHORT
+    return characters(prompt, _SHORT) + characters(params.stop, _SHORT) < _SHORT
 
 
-def _characters(value: object, enough: int) -> int:
-    """Returns the length of all texts in a prompt, at least one each, or any number from `enough` on."""
+def characters(value: object, enough: int) -> int:
+    """Returns the length of all texts in lists and mappings, at least one each, or any number from `enough` on."""
     if isinstance(value, str):
         return max(1, len(value))
     if isinstance(value, Mapping):
-        value = list(value.values())
+        value = [*value, *value.values()]
     if not isinstance(value, (list, tuple)):
         return 1
     count = len(value)
     for part in value:
         if count >= enough:
             break
-        count += _characters(part, enough - count)
+        count += characters(part, enough - count)
     return count
