@@ -300,6 +300,7 @@ def test_healing_lowers_the_cost_of_a_character_model_with_a_word_piece_model(sh
             ensemble = Ensemble.load(
                 [shared / "models" / n for n in ("babyllama105", "stories260K")],
                 fusion=FusionConfig(healing=healing),
+                weights="static",
                 progress=False,
                 device="cpu",
             )
