@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LONG, _LARGE = 20_000, 4_000  # characters of a conversation and of options, which take about ten milliseconds
+_LONG, _LARGE = 20_000, 4_000  # characters of a conversation, and of options: from then on, in a thread
 _FORM_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "strict")
 """A call's options that determine the form of its answer, in OpenAI's format."""
 

@@ -98,6 +98,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 5}}}]}, None, "f"),
         ({"functions": [{"name": "f"}]}, "functions", "use tools"),
         ({"response_format": {"type": "yaml"}}, None, "response_format"),
+        ({"response_format": {"type": []}}, None, "response_format"),
         ({"response_format": {"type": "json_schema"}}, None, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "cat"}}}}, None, "cat"),
         ({"response_format": {"type": "json_object"}, "tools": [TOOL], "regex": "a"}, None, "constraint"),

@@ -1,4 +1,4 @@
-"""A setting of the process that is another one while any thread is inside a block."""
+"""A setting of the process that is changed while any thread is inside a block."""
 
 from __future__ import annotations
 

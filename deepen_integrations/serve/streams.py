@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -92,9 +92,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until the last one, or until the client goes away."""
         try:
-            await while_connected(Request(scope, receive), self._send(send))
-        except ClientGoneError:
-            pass  # `over` hears of it
+            with suppress(ClientGoneError):  # there is nobody to answer; `over` is told
+                await while_connected(Request(scope, receive), self._send(send))
         finally:
             for handle in self._handles:
                 handle.cancel()

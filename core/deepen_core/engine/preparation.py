@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TypeVar
 from deepen_core.chat.messages import Message
 from deepen_core.config import SamplingParams
 from deepen_core.engine.task import Lane
+from deepen_core.process_setting import ProcessSetting
 
 T = TypeVar("T")
 
@@ -67,26 +67,17 @@ def _with_quick_turns(work: Callable[[], T]) -> T:
         return work()
 
 
-class _QuickTurns:
+class _QuickTurns(ProcessSetting):
     """Shortens the interval while any thread is inside."""
 
-    def __init__(self) -> None:
-        self._inside = 0
-        self._usual_s = 0.0
-        self._changing = threading.Lock()
+    _usual_s = 0.0
 
-    def __enter__(self) -> None:
-        with self._changing:
-            self._inside += 1
-            if self._inside == 1:
-                self._usual_s = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._usual_s, _TURN_S))
+    def _change(self) -> None:
+        self._usual_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._usual_s, _TURN_S))
 
-    def __exit__(self, *_: object) -> None:
-        with self._changing:
-            self._inside -= 1
-            if not self._inside:
-                sys.setswitchinterval(self._usual_s)
+    def _restore(self) -> None:
+        sys.setswitchinterval(self._usual_s)
 
 
 _turns = _QuickTurns()  # the interval is a setting of the process

@@ -85,5 +85,5 @@ class Comparison:
         masses = [own if mass is None else mass for mass in self.told]
         logs = torch.stack([mass[lines, inside] for mass in masses], dim=1).log()  # [lines, members]
         ratios = (logs - logs[:, self.main, None]).nan_to_num(0.0).clamp(_LEAST, _MOST)
-        found[places] = torch.where((columns < own.shape[1])[:, None], ratios, 0.0).float().cpu()
+        found[places] = torch.where((columns < own.shape[1])[:, None], ratios, 0.0).cpu()
         return found

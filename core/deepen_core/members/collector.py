@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import gc
-import threading
-from types import TracebackType
+
+from deepen_core.process_setting import ProcessSetting
 
 
-class _Paused:
+class _Paused(ProcessSetting):
     """Pauses the collector while any thread is inside.
 
     Reading tokenizer.json makes a million lists and strings that stay until it has been read. The collector goes
     through all of them again and again, which takes a third of the time, and finds nothing: no cycle holds them.
     """
 
-    def __init__(self) -> None:
-        self._inside = 0
-        self._was_enabled = False
-        self._changing = threading.Lock()
+    _was_enabled = False
 
-    def __enter__(self) -> None:
-        with self._changing:
-            self._inside += 1
-            if self._inside == 1:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
+    def _change(self) -> None:
+        self._was_enabled = gc.isenabled()
+        gc.disable()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._changing:
-            self._inside -= 1
-            if not self._inside and self._was_enabled:
-                gc.enable()
+    def _restore(self) -> None:
+        if self._was_enabled:
+            gc.enable()
 
 
 collector_paused = _Paused()
