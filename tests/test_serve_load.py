@@ -59,7 +59,7 @@ async def test_a_tenth_of_the_clients_goes_away(server, served_demo):
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(server, served_demo, caplog):
-    """Each client closes its connection a little later than the one before; the server takes none of it for an error."""
+    """Each client closes its connection a little later than the one before; none of it is an error of the server."""
     from deepen_core.engine.handle import Handle
 
     body = {"model": "demo", "messages": ASKED[0], "max_tokens": 400, "ignore_eos": True, "n": 2, "temperature": 1.0}
