@@ -25,8 +25,9 @@ async def text_of(client, number):
     options = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
     asking = {"model": "demo", "messages": ASKED[number], **options}
     if number in LEAVING and number % 4 == 1:
+        gives_up = httpx.Timeout(30, read=0.3)  # the request itself arrives, however slow this machine is
         with pytest.raises(openai.APITimeoutError):
-            await client.chat.completions.create(**asking, timeout=0.3)
+            await client.chat.completions.create(**asking, timeout=gives_up)
         return None
     if number % 2 == 0:
         return (await client.chat.completions.create(**asking)).choices[0].message.content
