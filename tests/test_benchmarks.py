@@ -63,7 +63,8 @@ def test_demo_tasks(tmp_path):
     seed = demo_tasks.measure(group, member_paths(group.members), tasks, None)
     worse = {way: {"translation": shares["translation"] / 2} for way, shares in seed.items()}
     lines = demo_tasks.spread([seed, worse], group)
-    assert [line["way"] for line in lines] == ["ferry-t5 alone", "atlas-gpt2 alone", "deepen", "product"]
+    ways = ["deepen", "deepen, adaptive", "product", "product, adaptive"]
+    assert [line["way"] for line in lines] == ["ferry-t5 alone", "atlas-gpt2 alone", *ways]
     assert lines[0]["highest"] == pytest.approx(100 * seed["ferry-t5 alone"]["translation"])
     assert lines[0]["mean"] == pytest.approx(0.75 * lines[0]["highest"])
     assert lines[0]["lowest"] == pytest.approx(0.5 * lines[0]["highest"])
@@ -208,10 +209,10 @@ def test_tasks(pair, monkeypatch, tmp_path):
         "deepen",
         "deepen, adaptive",
         "deepen, confidence",
-        "deepen, gate 0.9",
+        "deepen, adaptive, gate 0.9",
     }
     gated = {row["way"]: row["others asked, %"] for kind in found for row in found[kind]}
-    assert 0 < gated["deepen, gate 0.9"] <= 100
+    assert 0 < gated["deepen, adaptive, gate 0.9"] <= 100
     assert gated["alpha alone"] == ""
 
 

@@ -1,6 +1,7 @@
 """`deepen eval` and `deepen fit`."""
 
 import json
+import shlex
 
 import pytest
 from cli_parts import OPENING
@@ -59,9 +60,14 @@ class TestTheCommands:
             "vote",
             "product",
             "product, adaptive",
-            "product, gate 0.5",
+            "product, adaptive, gate 0.5",
         }
         assert {row["main"] for row in rows} == {"", "beta"}
+        options = {row["label"]: row["options"] for row in rows}
+        assert options["vote"] == options["beta alone"] == ""
+        assert options["product"] == "--fusion product --weights 0.5,0.5 --main beta"
+        asked = deepen("generate", "Hello", "--max-tokens", "3", *shlex.split(options["product, adaptive, gate 0.5"]))
+        assert asked.exit_code == 0, asked.output
 
     @pytest.mark.usefixtures("needs_demo")
     def test_eval_of_the_demo(self, tmp_path):

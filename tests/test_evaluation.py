@@ -118,8 +118,8 @@ class TestAFolder:
         assert seen == [list(ITEMS[1:])]
         assert pair.evaluate(plan, output=tmp_path / "part", progress=False) == whole
         assert len(seen) == 1
-        more = replace(plan, policies=["adaptive"])
-        assert len(pair.evaluate(more, output=tmp_path / "part", progress=False).summary.rows) == 8
+        more = replace(plan, policies=["confidence"])
+        assert len(pair.evaluate(more, output=tmp_path / "part", progress=False).summary.rows) == 10
         assert seen[1:] == [list(ITEMS)]
 
     def test_holds_one_evaluation(self, pair, load, tmp_path):

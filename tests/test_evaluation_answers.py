@@ -197,7 +197,7 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
     for main, name in enumerate(("alpha", "beta")):
         ways |= {
             f"deepen 0.5 0.5, main {name}": {"main": main, "weights": "static"},
-            f"deepen 0.5 0.5 gate 0.02, main {name}": {"main": main, "weights": "static", "gate": 0.02},
+            f"deepen adaptive gate 0.02, main {name}": {"main": main, "gate": 0.02},
             f"deepen adaptive, main {name}": {"main": main, "weights": "adaptive"},
             f"union 0.5 0.5, main {name}": {"main": main, "fusion": "union"},
             f"union 0.5 0.5 gate 0.02, main {name}": {"main": main, "fusion": "union", "gate": 0.02},
@@ -212,19 +212,19 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
             assert line["steps"] == {work.name: work.steps for work in answer.member_work}
     costs = {f"{cost.label}, main {cost.main}": cost for cost in outcome.costs}
     assert len(costs) == len(ways)
-    for label, main in (("deepen", "alpha"), ("deepen, gate 0.02", "beta")):
-        lines = found[f"{label.replace('deepen', 'deepen 0.5 0.5').replace(',', '')}, main {main}"]
+    for label, main in (("deepen, adaptive", "alpha"), ("deepen, adaptive, gate 0.02", "beta")):
+        lines = found[f"{label.replace(',', '')}, main {main}"]
         steps = {name: sum(line["steps"][name] for line in lines) for name in ("alpha", "beta")}
         cost, other = costs[f"{label}, main {main}"], sum(steps.values()) - steps[main]
         assert (cost.tokens, cost.asked) == (steps[main], pytest.approx(other / steps[main]))
         assert cost.seconds == pytest.approx(sum(line["seconds"] for line in lines) / cost.tokens)
-    assert costs["deepen, gate 0.02, main alpha"].asked < costs["deepen, main alpha"].asked
+    assert costs["deepen, adaptive, gate 0.02, main alpha"].asked < costs["deepen, main alpha"].asked
     assert costs["alpha alone, main alpha"].asked == 0
     rows = {(row.label, row.main) for row in outcome.summary.rows}
     assert rows == {("alpha alone", ""), ("beta alone", "")} | {
         (label, main)
         for main in ("alpha", "beta")
-        for label in ("deepen", "deepen, gate 0.02", "deepen, adaptive", "union", "union, gate 0.02")
+        for label in ("deepen", "deepen, adaptive", "deepen, adaptive, gate 0.02", "union", "union, gate 0.02")
     }
 
 

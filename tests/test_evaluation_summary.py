@@ -55,6 +55,10 @@ class TestASummary:
         assert found.recommended.label == "deepen"
         assert found.recommended.difference.mean == pytest.approx(0.25)
         assert found.advice.startswith("Run deepen with main a: +25.0 points against a alone (95 % interval +17.0 to +")
+        assert found.advice.endswith(").")
+        options = {("deepen", "a"): Setting("deepen", (0.5, 0.5), 0.9).options}
+        told = summarised(self.MEMBERS, ways, options).advice
+        assert told == f"{found.advice} Options: --fusion deepen --weights 0.5,0.5 --gate 0.9"
 
     def test_recommends_a_member_where_nothing_is(self):
         found = summarised(self.MEMBERS, {("product", "a"): {"x": [1.0] * 31 + [0.0] * 69}})

@@ -94,10 +94,11 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
                 default: "adaptive" (members that predict the text better gain weight), "confidence" (members that are
                 surer of a token count more), "consistency" (members that agree with the others and are sure count
                 more), "perplexity" (members that find the prompt likelier count more) or "static"; or a `WeightPolicy`
-                of your own. By default "adaptive" if the strategy compares tokens ("deepen", "product", "bytes"),
-                else "static".
-            fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", "bytes", or
-                the options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`, `BytesConfig`).
+                of your own. By default "adaptive" if the strategy compares tokens ("deepen", "product", "bytes" and
+                "auto"), else "static".
+            fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", "bytes",
+                "auto", or the options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`,
+                `BytesConfig`).
             gate: Saves time: the other members are asked only where main gives its most probable token less than this
                 probability, and catch up when they are. Or a `Gate` of your own. By default they are always asked.
             prompts: What each member is shown in place of a prompt, see `MemberConfig.prompt`: one for each, or by the

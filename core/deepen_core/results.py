@@ -187,6 +187,8 @@ class FusionInfo:
     """Memory beyond the models' own weights."""
     limits: list[str] = field(default_factory=list)
     """What it cannot do with these members, however well they fit."""
+    chosen: str | None = None
+    """The strategy that `"auto"` has chosen, and why; None for others."""
     spaces: list[SpaceInfo] | None = None
     """One per member; None if the strategy has no relative spaces."""
 
@@ -268,3 +270,5 @@ class EnsembleInfo:
     """How weights change: "static" if they do not; with "adaptive", `MemberInfo.weight` is the weight at the start."""
     gate: str | None = None
     """Where the other members are asked; None for everywhere."""
+    chosen: str | None = None
+    """With fusion "auto", the strategy that it has chosen, and why."""

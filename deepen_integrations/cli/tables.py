@@ -75,7 +75,7 @@ def print_info(console: Console, info: EnsembleInfo) -> None:
     console.print(table)
 
     together = Table.grid(padding=(0, 2))
-    together.add_row("fusion", info.fusion)
+    together.add_row("fusion", info.fusion if info.chosen is None else f"{info.fusion}: {info.chosen}")
     if info.weight_policy != "static":
         together.add_row("weights", f"{info.weight_policy}: an answer starts with those above")
     if info.anchors is not None:

@@ -2,6 +2,7 @@
 
 from deepen_core.config.fusion import (
     PRESETS,
+    AutoConfig,
     BytesConfig,
     FusionConfig,
     ProductConfig,
@@ -19,6 +20,7 @@ from deepen_core.config.serving import MemberErrorPolicy, ServingConfig
 
 __all__ = [
     "PRESETS",
+    "AutoConfig",
     "BytesConfig",
     "FusionConfig",
     "MemberConfig",

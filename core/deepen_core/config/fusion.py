@@ -181,6 +181,17 @@ class BytesConfig(StrategyOptions):
         return "deepen_core.fusion.bytes.strategy:BytesFusion"
 
 
+class AutoConfig(StrategyOptions):
+    """`"auto"`: the strategy for the members at hand, by the lengths of their tokens, see `deepen_core.fusion.auto`."""
+
+    strategy: Literal["auto"] = "auto"
+
+    @property
+    def implementation(self) -> str:
+        """See `StrategyOptions.implementation`."""
+        return "deepen_core.fusion.auto:AutoFusion"
+
+
 PRESETS: dict[str, StrategyOptions] = {
     "deepen": FusionConfig(),
     "deepen-paper": FusionConfig(
@@ -197,6 +208,7 @@ PRESETS: dict[str, StrategyOptions] = {
     "union": UnionConfig(),
     "translate": TranslateConfig(),
     "bytes": BytesConfig(),
+    "auto": AutoConfig(),
 }
 """The options that each name given as `fusion=` stands for."""
 

@@ -186,7 +186,7 @@ def _policy(
     if weights is None:
         started = normalised_weights(shares, names)
         several = len(counted_members(main, started)) > 1
-        return policy_named("adaptive" if several and strategy.compares_tokens else "static", started)
+        return policy_named(strategy.default_policy() if several else "static", started)
     given = shares if isinstance(weights, str) else weights
     return policy_named(policy_name(weights), normalised_weights(given, names))
 

@@ -44,6 +44,7 @@ def engine_info(engine: Engine, warnings: Sequence[str]) -> EnsembleInfo:
         limits=list(fusion.limits),
         weight_policy=engine.policy_name,
         gate=None if engine.gate is None else engine.gate.describe(),
+        chosen=fusion.chosen,
     )
 
 

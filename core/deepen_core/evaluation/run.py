@@ -20,9 +20,9 @@ from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
-from deepen_core.evaluation.settings import Setting, Settings, equal
+from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
 from deepen_core.evaluation.summary import Summary, summarised
-from deepen_core.evaluation.votes import Votes
+from deepen_core.evaluation.votes import Votes, Way
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.policies import policy_class
 from deepen_core.members.base import Member, has_embeddings
@@ -38,15 +38,15 @@ class Plan:
         tasks: Compared on these: questions with choices, open questions and exercises.
         fitted_on: Weights are fitted on these; none for no fitted weights.
         fusions: Names of strategies.
-        policies: Names of policies that weigh members, beside equal weights.
-        gates: Thresholds of main's top probability from which on main decides alone, at equal weights.
+        policies: Names of policies that weigh members, beside equal weights and those of each strategy by default.
+        gates: Thresholds of main's top probability from which on main decides alone, at default weights.
         mains: Numbers of the members that are main in turn.
         by: What fitted weights are best at.
         chat: Ask in conversations rather than in plain text.
         shots: All of their items are shown with their answers before each open question of their kind.
         together: Most items that are answered at once.
         votes: Open questions are also answered by a majority of so many sampled answers, by each member alone and each
-            strategy at equal weights; 0 for none.
+            strategy at its default weights; 0 for none.
         vote_temperature: At which these are sampled.
     """
 
@@ -168,7 +168,7 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     evaluation = Evaluation(
         folder, _facts(engine), chat=plan.chat, shots=plan.shots, together=plan.together, progress=progress
     )
-    found = _Found({}, {}, {}, [], {})
+    found = _Found({}, {}, {}, {}, [], {})
     votes = Votes(evaluation, plan.votes, plan.vote_temperature)
     _answer_alone(evaluation, engine, plan, found, votes)
     for main in plan.mains:
@@ -178,15 +178,17 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     ways = {(VOTE, ""): vote} | found.together if every else found.together
     voted = votes.rows({(label, ""): tasks for label, tasks in found.alone.items()} | found.together)
     costs = [cost(label, main, answers) for (label, main), answers in found.answers.items()]
-    return Outcome(summarised(found.alone, {**ways, **voted}), found.asked, found.weights, costs)
+    options = found.options | votes.options(found.options)
+    return Outcome(summarised(found.alone, {**ways, **voted}, options), found.asked, found.weights, costs)
 
 
 @dataclass
 class _Found:
-    """What is known so far: for each way to answer, each task's items by its name; as in `Outcome`; and all answers."""
+    """What is known so far: each way's items of each task, the options that ask for it; as in `Outcome`; answers."""
 
     alone: dict[str, dict[str, list[float]]]
-    together: dict[tuple[str, str], dict[str, list[float]]]
+    together: dict[Way, dict[str, list[float]]]
+    options: dict[Way, str]
     asked: dict[str, dict[str, float]]
     weights: list[FittedWeights]
     answers: dict[tuple[str, str], list[Answer]]  # by label and main member, which is the member itself where alone
@@ -207,8 +209,9 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
         else:
             alone, together = {}, _answered(evaluation, reader, task, settings, built, found)
             for fusion in plan.fusions:
-                setting = settings[fusion]
-                votes.add((fusion, main), reader, task, setting, built, _with_main(setting.label, reader))
+                label = _default_label(fusion)
+                setting = settings[label]
+                votes.add((label, main), reader, task, setting, built, _with_main(setting.label, reader))
         for fit in fits:
             if max(fit.weights) == 1 and (right := alone.get(alone_label(main))):
                 together[_fitted_label(fit)] = right
@@ -216,6 +219,7 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
             found.alone.setdefault(label, {})[task.name] = right
         for label, right in together.items():
             found.together.setdefault((label, main), {})[task.name] = right
+    found.options |= {(label, main): f"{settings[label].options} --main {main}" for label in settings}
     found.weights += fits
     found.asked[main] = shares_asked(every, plan.gates)
 
@@ -316,6 +320,11 @@ def _fitted_label(fit: FittedWeights) -> str:
     return f"{fit.fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"
 
 
+def _default_label(fusion: str) -> str:
+    policy = strategy_of(PRESETS[fusion]).default_policy()
+    return fusion if policy == "static" else f"{fusion}, {policy}"
+
+
 def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[str, Setting]:
     """Returns all settings by their labels in the table."""
     found = {}
@@ -324,7 +333,9 @@ def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[s
         for fit in fits:
             if fit.fusion == fusion and max(fit.weights) < 1:
                 found[_fitted_label(fit)] = Setting(fusion, tuple(fit.weights))
-        found |= {f"{fusion}, gate {gate:g}": Setting(fusion, equal(members), gate) for gate in plan.gates}
+        default, weights = _default_label(fusion), default_weights(fusion, members)
+        found[default] = Setting(fusion, weights)
+        found |= {f"{default}, gate {gate:g}": Setting(fusion, weights, gate) for gate in plan.gates}
         compares = strategy_of(PRESETS[fusion]).compares_tokens
         usable = [policy for policy in plan.policies if compares or not policy_class(policy).compares]
         found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in usable}

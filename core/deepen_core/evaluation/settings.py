@@ -39,10 +39,28 @@ class Setting:
         gate = "" if self.gate is None else f" gate {self.gate:g}"
         return f"{self.fusion} {weights}{gate}"
 
+    @property
+    def options(self) -> str:
+        """The options of the command line that ask for it, but for the main member."""
+        weights = self.weights if isinstance(self.weights, str) else ",".join(f"{w:.3g}" for w in self.weights)
+        gate = "" if self.gate is None else f" --gate {self.gate:g}"
+        return f"--fusion {self.fusion} --weights {weights}{gate}"
+
 
 def equal(members: int) -> tuple[float, ...]:
     """Returns equal weights."""
     return (1.0 / members,) * members
+
+
+def default_weights(fusion: str, members: int) -> tuple[float, ...] | str:
+    """Returns the weights that an ensemble has by default with some strategy.
+
+    Args:
+        fusion: The name of the strategy.
+        members: Number of members.
+    """
+    policy = strategy_of(PRESETS[fusion]).default_policy()
+    return equal(members) if policy == "static" else policy
 
 
 def grid_of_weights(members: int, parts: int) -> list[tuple[float, ...]]:

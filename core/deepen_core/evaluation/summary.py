@@ -18,6 +18,7 @@ class Row:
         shares: For each task, the share of items that are answered right.
         mean: The mean of these.
         difference: How much better it is than the best member, with its 95 % interval; None for that member.
+        options: What to give to the commands for it, if it is a setting of the ensemble.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Row:
     shares: dict[str, float]
     mean: float
     difference: Difference | None
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,24 @@ class Summary:
         row, off = self.recommended, self.recommended.difference
         assert off is not None, "only the best member has none"
         main = f" with main {row.main}" if row.main else ""
+        options = f" Options: {row.options}" if row.options else ""
         return (
             f"Run {row.label}{main}: {100 * off.mean:+.1f} points against {best.label} "
-            f"(95 % interval {100 * off.low:+.1f} to {100 * off.high:+.1f})."
+            f"(95 % interval {100 * off.low:+.1f} to {100 * off.high:+.1f}).{options}"
         )
 
 
 def summarised(
     members: Mapping[str, Mapping[str, Sequence[float]]],
     settings: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+    options: Mapping[tuple[str, str], str] | None = None,
 ) -> Summary:
     """Summarises an evaluation.
 
     Args:
         members: For each member alone, by its label, and each task: 1 or 0 for each item.
         settings: The same for all other ways to answer, by label and main member.
+        options: What asks the commands for these, of those that are settings of the ensemble.
     """
     means = {label: _mean(tasks) for label, tasks in members.items()}
     best = max(means, key=means.__getitem__)
@@ -74,7 +79,7 @@ def summarised(
     def row(label: str, main: str, tasks: Mapping[str, Sequence[float]]) -> Row:
         shares = {task: sum(found) / len(found) for task, found in tasks.items()}
         off = None if (label, main) == (best, "") else paired_difference(tasks, members[best])
-        return Row(label, main, shares, _mean(tasks), off)
+        return Row(label, main, shares, _mean(tasks), off, (options or {}).get((label, main), ""))
 
     rows = [row(label, "", tasks) for label, tasks in members.items()]
     best_member = next(one for one in rows if one.label == best)

@@ -69,10 +69,20 @@ class Votes:
         Args:
             others: All ways to answer without votes.
         """
-        return {
-            (f"{label}, {self._count} votes", main): {**others[label, main], **rights}
-            for (label, main), rights in self._rights.items()
-        }
+        return {self._voting(way): {**others[way], **rights} for way, rights in self._rights.items()}
+
+    def options(self, others: Mapping[Way, str]) -> dict[Way, str]:
+        """Returns what asks the commands for the settings with votes.
+
+        Args:
+            others: What asks them for the settings without.
+        """
+        votes = f"--votes {self._count} --temperature {self._temperature:g}"
+        return {self._voting(way): f"{others[way]} {votes}" for way in self._rights if way in others}
+
+    def _voting(self, way: Way) -> Way:
+        label, main = way
+        return f"{label}, {self._count} votes", main
 
     def _majorities(self, task: Task, sources: Sequence[Sequence[Samples]]) -> list[float]:
         each = zip(task.open, zip(*sources, strict=True), strict=True)

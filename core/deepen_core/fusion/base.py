@@ -184,6 +184,11 @@ class Fusion(ABC):
         """Fuses sequences in which members other than main have weight too; weights sum to one in each."""
         ...
 
+    @classmethod
+    def default_policy(cls) -> str:
+        """Returns the name of the policy that weighs several members where none is asked for."""
+        return "adaptive" if cls.compares_tokens else "static"
+
     @abstractmethod
     def describe(self, counted: Sequence[int]) -> FusionInfo:
         """Returns what to report in `Ensemble.info`.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from deepen_core.members.base import Member
 
-_LENGTH_RATIO = 1.6
+LENGTH_RATIO = 1.6
+"""From this ratio of the mean lengths of their tokens on, members predict different things at one step."""
 
 
 def length_warnings(members: Sequence[Member]) -> list[str]:
@@ -20,11 +21,11 @@ def length_warnings(members: Sequence[Member]) -> list[str]:
     lengths = {m.name: m.tokenizer.bytes_per_token for m in members}
     short, long = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
     ratio = lengths[long] / lengths[short]
-    if ratio <= _LENGTH_RATIO:
+    if ratio <= LENGTH_RATIO:
         return []
     warning = (
         f"Tokens differ much in length ({long!r}: {lengths[long]:.1f} bytes, {short!r}: {lengths[short]:.1f}, a ratio "
-        f"of {ratio:.1f}; above {_LENGTH_RATIO} this warning appears), so the members predict different things at one "
+        f"of {ratio:.1f}; above {LENGTH_RATIO} this warning appears), so the members predict different things at one "
         "step, and fusing them may be worse than the better one alone."
     )
     return [warning]
