@@ -24,6 +24,8 @@ from deepen_core.evaluation.run import Plan
 from deepen_core.evaluation.task_file import read_task
 
 FUSIONS = ("deepen", "product")
+WAYS = tuple(way for fusion in FUSIONS for way in (fusion, f"{fusion}, adaptive"))
+"""At equal weights, and at those that an ensemble has by default."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def spread(seeds: Sequence[Mapping[str, Mapping[str, float]]], group: Group) -> 
     """
     lines = []
     for task in group.tasks:
-        for way in (*(f"{name} alone" for name in group.members), *FUSIONS):
+        for way in (*(f"{name} alone" for name in group.members), *WAYS):
             values = [100 * found[way][task] for found in seeds]
             mean = sum(values) / len(values)
             members = " + ".join(group.members)

@@ -7,6 +7,7 @@ import tiny
 from strategy_parts import members as vocabularies
 
 from deepen_core import Ensemble
+from deepen_core.errors import CompatibilityWarning
 from deepen_core.fusion.auto import choose
 
 PROMPT = "The quick brown fox"
@@ -50,7 +51,9 @@ def test_it_answers_as_the_strategy_that_it_has_chosen(folders, tmp_path, main):
     letters = tiny.save_gpt2(tmp_path / "letters", tiny.byte_level_of(["ab"], 258), seed=7)
     models, chosen = [folders["beta"], letters], ("deepen", "bytes")[main]
     options = {"main": main, "device": "cpu", "progress": False}
-    with Ensemble.load(models, fusion="auto", **options) as auto, Ensemble.load(models, fusion=chosen, **options) as it:
+    with pytest.warns(CompatibilityWarning, match="differ much in length"):
+        auto, it = (Ensemble.load(models, fusion=fusion, **options) for fusion in ("auto", chosen))
+    with auto, it:
         assert auto.info.fusion == "auto"
         assert auto.info.chosen.startswith(f"{chosen}, since the tokens of")
         assert it.info.chosen is None

@@ -238,7 +238,7 @@ def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
     rows = {row.label: row.shares for row in outcome.summary.rows}
     assert {label: shares["questions"] for label, shares in rows.items()} == dict.fromkeys(rows, 0.5)
-    assert rows.keys() == {"alpha alone", "beta alone", "product"}, "a vote needs choices"
+    assert rows.keys() == {"alpha alone", "beta alone", "product", "product, adaptive"}, "a vote needs choices"
     assert outcome.summary.items == {"animals": 1, "questions": 2}
     monkeypatch.setattr("deepen_core.evaluation.evaluation.answer_items", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr("deepen_core.evaluation.evaluation.score_items", lambda *_, **__: pytest.fail("read again"))
@@ -253,7 +253,7 @@ def test_many_questions_are_answered_in_batches(pair, tmp_path):
         _, held = answers_of(pair, plan, tmp_path / str(together))
         found.append([(line["by"], line["item"], line["text"]) for line in held])
     assert found[0] == found[1]
-    assert len(found[0]) == 3 * 4
+    assert len(found[0]) == 4 * 4
 
 
 def test_of_answers_that_were_kept_without_a_time_none_is_told():

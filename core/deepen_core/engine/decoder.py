@@ -318,10 +318,17 @@ class Decoder:
         if self.reads_prompts:
             prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
-        alone = (weights[:, self._main] == weights.sum(-1)).to(fused.device)
-        shifted = fused + torch.logsumexp(main_logits, dim=-1, keepdim=True)
-        scores = torch.where(alone[:, None], main_logits, shifted)
+        alone = weights[:, self._main] == weights.sum(-1)
+        scores = main_logits if bool(alone.all()) else self._on_logits(fused, main_logits, logprobs[self._main])
+        if bool(alone.any()) and scores is not main_logits:
+            scores = torch.where(alone[:, None].to(fused.device), main_logits, scores)
         return _Fused(scores, fused, logprobs, comparison, speaking, weights)
+
+    @staticmethod
+    def _on_logits(fused: torch.Tensor, logits: torch.Tensor, logprobs: torch.Tensor | None) -> torch.Tensor:
+        """Returns fused log-probabilities shifted to the scale of main's logits, of which `logprobs` are made."""
+        assert logprobs is not None, "main never abstains"
+        return fused + (logits.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True))
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:

@@ -193,9 +193,8 @@ class MemberSequence:
 
     @property
     def logits_before(self) -> torch.Tensor | None:
-        """The logits [vocabulary] from which the last id was chosen, in float32, if they are still kept."""
-        logits = self._recent.get(len(self.ids) - 1)
-        return None if logits is None else logits.float()
+        """The logits [vocabulary] from which the last id was chosen, if they are still kept."""
+        return self._recent.get(len(self.ids) - 1)
 
     @property
     def trail(self) -> list[tuple[int, torch.Tensor]]:

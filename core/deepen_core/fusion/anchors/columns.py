@@ -58,7 +58,6 @@ class TokenColumns:
     Attributes:
         columns: As given.
         of: int64 [vocabulary], between 0 and `columns.uncolumned`.
-        others: Ids of the tokens that are not anchors, int64 [others].
     """
 
     def __init__(self, columns: Columns, anchor_ids: torch.Tensor, fixed: torch.Tensor) -> None:
@@ -66,15 +65,18 @@ class TokenColumns:
         self._anchor_ids = anchor_ids
         self.of = torch.where(fixed < 0, columns.uncolumned, fixed.long())
         self.of[anchor_ids] = torch.arange(columns.anchors, device=fixed.device)
-        others = torch.ones(len(fixed), dtype=torch.bool, device=fixed.device)
-        others[anchor_ids] = False
-        self.others = others.nonzero()[:, 0]
-        self._of_others = self.of[self.others]
+
+    @property
+    def others(self) -> torch.Tensor:
+        """Ids of the tokens that are not anchors, int64 [others]."""
+        others = torch.ones(len(self.of), dtype=torch.bool, device=self.of.device)
+        others[self._anchor_ids] = False
+        return others.nonzero()[:, 0]
 
     @property
     def bytes_held(self) -> int:
-        """Memory of its tensors, without the anchors' ids, which it does not own."""
-        return sum(t.numel() * t.element_size() for t in (self.of, self.others, self._of_others))
+        """Memory of its tensor, without the anchors' ids, which it does not own."""
+        return self.of.numel() * self.of.element_size()
 
     def sum_by_column(self, values: torch.Tensor, into: torch.Tensor) -> None:
         """Sums the values of the tokens of each column.
@@ -83,11 +85,8 @@ class TokenColumns:
             values: float32 [sequences, vocabulary].
             into: Output, overwritten, float32 [sequences, columns.gathered].
         """
-        anchors = self.columns.anchors
-        into[:, :anchors] = values.index_select(-1, self._anchor_ids)
-        into[:, anchors:] = 0.0
-        into.scatter_add_(-1, self._of_others.expand(len(values), -1), values.index_select(-1, self.others))
+        into.zero_().scatter_add_(-1, self.of.expand(len(values), -1), values)
 
     def scatter_back(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the value of each token's column, [sequences, columns.gathered] -> [sequences, vocabulary]."""
-        return values.index_select(-1, self.of)
+        return values.gather(-1, self.of.expand(len(values), -1))

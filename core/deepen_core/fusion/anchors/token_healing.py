@@ -21,7 +21,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
 
 import torch
 
@@ -110,7 +109,7 @@ class Healer:
         self._places = anchors.columns
         # Ids only, without their bytes: pairs for a vocabulary of 262,144 tokens would take 25 MiB.
         tokens = member.vocabulary.tokens
-        self._sorted = [i for i in map(tokens.__getitem__, sorted(tokens)) if i < size]
+        self._sorted = torch.tensor([i for i in map(tokens.__getitem__, sorted(tokens)) if i < size], dtype=torch.long)
         self._longer: dict[int, torch.Tensor] = {}
         self._begun: dict[tuple[int, bytes], torch.Tensor] = {}
 
@@ -162,7 +161,7 @@ class Healer:
         said = self._said(heard) if len(longer) else None
         if said is None:
             return None
-        logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)].cpu()
+        logits = before[torch.cat([longer, longer.new_tensor([heard.last])]).to(before.device)].float().cpu()
         shares = torch.softmax(logits, dim=-1)
         most, places = shares[:-1].topk(min(_MOST, len(longer)))
         likely = sorted(places[most > _NEGLIGIBLE].tolist())
@@ -212,15 +211,13 @@ class Healer:
         return slice(first, bisect_left(self._tokens, True, first, key=lambda token: not token.startswith(start)))
 
     def _longer_than(self, token_id: int) -> torch.Tensor:
-        """Returns the ids of the member's tokens that begin with a given token."""
+        """Returns the ids of the member's tokens that begin with a given token, a part of those sorted by bytes."""
         if token_id not in self._longer:
-            start = self._member.token_bytes(token_id)
-            first = bisect_left(self._sorted, start, key=self._member.token_bytes) if start else len(self._sorted)
-            begun = takewhile(
-                lambda i: self._member.token_bytes(i).startswith(start), islice(self._sorted, first, None)
-            )
-            ids = [i for i in begun if len(self._member.token_bytes(i)) > len(start)]
-            self._longer[token_id] = torch.tensor(ids, dtype=torch.long)
+            start, ids = self._member.token_bytes(token_id), self._sorted.numpy()
+            # Those that are longer follow the token itself. A token without bytes begins none.
+            first = bisect_left(ids, True, key=lambda i: self._member.token_bytes(i) > start) if start else len(ids)
+            stop = bisect_left(ids, True, first, key=lambda i: not self._member.token_bytes(i).startswith(start))
+            self._longer[token_id] = self._sorted[first:stop]
         return self._longer[token_id]
 
     def _said(self, heard: Heard) -> tuple[int, ...] | None:

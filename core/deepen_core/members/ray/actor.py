@@ -198,7 +198,7 @@ class MemberActor:
 def _tail(sequence: ActorSequence, update: Update, last: torch.Tensor) -> torch.Tensor:
     """Returns the logits [places, vocabulary] at the last wanted places of a sequence."""
     before = sequence.logits_before if update.places == KEPT_TAIL else None
-    return last[None] if before is None else torch.stack([before, last])
+    return last[None] if before is None else torch.stack([before.to(last.dtype), last])
 
 
 def digest(vocabulary: Vocabulary) -> str:
