@@ -314,3 +314,17 @@ def test_tokenizers_of_one_kind_have_little_to_heal():
     healer, _ = healer_of(cut_by(tokenizer), tokenizer)
     a = healer._member.vocabulary
     assert all(heal(healer, [Heard(i, torch.zeros(a.size), (i,), cut=False)]) is None for i in a.tokens.values())
+
+
+@pytest.mark.parametrize("tokenizer", [tiny.byte_level, tiny.sentencepiece_bpe, tiny.gemma_like])
+def test_the_longer_tokens_of_each_token(tokenizer):
+    """Of all, against looking at each pair of them."""
+    cuts = cut_by(tokenizer().backend_tokenizer)
+    healer, _ = healer_of(cuts, tokenizer().backend_tokenizer)
+    tokens = cuts.vocabulary.tokens
+    for token_id in range(cuts.vocabulary.size):
+        value = cuts.token_bytes(token_id)
+        longer = {i for token, i in tokens.items() if value and token.startswith(value) and token != value}
+        found = healer._longer_than(token_id).tolist()
+        assert len(found) == len(set(found))
+        assert set(found) == longer

@@ -1,5 +1,7 @@
 """What the members thought: log-probabilities of chosen tokens and of given texts."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -121,6 +123,8 @@ def test_score(load, pair, folders):
     assert [m.name for m in alone.members] == ["alpha"]
     assert alone.bytes == len(text)
     both = pair.score(PROMPT, text)
+    for one in (both, *both.members):
+        assert one.bits_per_byte == pytest.approx(-math.fsum(one.logprobs) / math.log(2) / len(text))
     for name, logprobs, ids in (
         ("alpha", alone.logprobs, alone.token_ids),
         ("alpha", both.members[0].logprobs, both.members[0].token_ids),

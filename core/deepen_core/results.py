@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -126,23 +127,37 @@ class Chunk:
     """The steps since the last chunk, if `SamplingParams.trace` asked for them."""
 
 
-@dataclass(frozen=True)
-class MemberScore:
-    """Log-probabilities of a text under one member alone, in its own tokens."""
+class _OfBytes:
+    """Log-probabilities of a text, and what they come to by its bytes."""
 
-    name: str
-    token_ids: list[int]
     logprobs: list[float]
-    """Nats, one per id of `token_ids`."""
+    bytes: int
 
     @property
     def total(self) -> float:
         """Log-probability of the whole continuation in nats."""
         return sum(self.logprobs)
 
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that a byte of the continuation takes, which compares models whose tokens differ; 0 if it is empty."""
+        return -self.total / (self.bytes * math.log(2)) if self.bytes else 0.0
+
 
 @dataclass(frozen=True)
-class Score:
+class MemberScore(_OfBytes):
+    """Log-probabilities of a text under one member alone, in its own tokens."""
+
+    name: str
+    token_ids: list[int]
+    logprobs: list[float]
+    """Nats, one per id of `token_ids`."""
+    bytes: int
+    """Length of the continuation in UTF-8 bytes."""
+
+
+@dataclass(frozen=True)
+class Score(_OfBytes):
     """Log-probabilities of a given continuation."""
 
     token_ids: list[int]
@@ -154,11 +169,6 @@ class Score:
     members: list[MemberScore] = field(default_factory=list)
     greedy: list[bool] | None = None
     """For each id, whether it is the most probable one after those before it; None if that was not asked for."""
-
-    @property
-    def total(self) -> float:
-        """Log-probability of the whole continuation in nats."""
-        return sum(self.logprobs)
 
 
 @dataclass(frozen=True)

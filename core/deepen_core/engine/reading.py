@@ -95,7 +95,12 @@ class TextReading:
         own = {number: reader.own() for number, reader in self._readers.items()}
         return [
             [
-                MemberScore(self._members[number].name, text.own_ids[number][text.own_start[number] :], found[place])
+                MemberScore(
+                    self._members[number].name,
+                    text.own_ids[number][text.own_start[number] :],
+                    found[place],
+                    text.bytes,
+                )
                 for number, found in own.items()
             ]
             for place, text in enumerate(self.texts)
