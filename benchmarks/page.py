@@ -316,9 +316,7 @@ def ray_tables() -> dict[str, str]:
     compared = {"steps compared": ",d", "same choices": ".1%", "largest difference": ".1e", "ms a step": ".0f"}
     compared |= {"bytes sent a step": ",.0f", "bytes received a step": ",.0f"}
     timed = {"forwards here ms": ".0f", "a step here ms": ".0f", "a step of two actors ms": ".0f", "ratio": ".2f"}
-    machine = (
-        f"{measured_on(ray_members=found)} The load of its two cores was {found['load']}, with other work on them."
-    )
+    machine = f"{measured_on(ray_members=found)} The load average of its two cores was {found['load']}."
     return {
         "one actor": markdown(found["rows"], pair | {"other runs": ""} | compared),
         "two actors": markdown(found["together"], pair | timed | {"ratios of answers, lowest to highest": ""}),

@@ -44,6 +44,18 @@ def test_choices_follow_biases_and_penalties(window, seed):
         assert Sampler(params).choose(logits, history, answer) == max(range(SIZE), key=expected.__getitem__)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forbidden_tokens_are_never_chosen(temperature):
+    """However high they score, also by a bias, and if they tie with others."""
+    params = SamplingParams(temperature=temperature, logit_bias={2: 90.0}, seed=1)
+    logits = torch.tensor([50.0, 60.0, 0.0, 1.0, 1.0, 60.0])
+    for never in ([1, 2, 5], [0, 1, 2, 5], [2], []):
+        chosen = Sampler(params, never).choose(logits.clone(), ())
+        scores = logits + torch.tensor([0.0, 0.0, 90.0, 0.0, 0.0, 0.0])
+        assert chosen not in never
+        assert scores[chosen] == max(score for n, score in enumerate(scores) if n not in never)
+
+
 def test_a_window_forgets():
     answer, logits = [1, 2, 3], torch.tensor([0.0, 1.0, 0.9, 0.8])
     options = {"frequency_penalty": 2.0}

@@ -105,16 +105,15 @@ class ColumnFusion(Fusion):
         told = self._told(inputs) if inputs.comparison is None else inputs.comparison.told
         main, factor = inputs.of(self._main), self._factor(told, inputs.weights)
         # 4) Main's tokens follow their column; tokens in none of these columns keep their probability.
-        every = main.new_zeros(len(main), self._columns[self._main].columns.gathered)
-        every[:, : factor.shape[1]] = factor
-        return torch.log_softmax(main + self._columns[self._main].scatter_back(every), dim=-1)
+        every = F.pad(factor, (0, self._columns[self._main].columns.gathered - factor.shape[1]))
+        return torch.log_softmax(self._columns[self._main].scatter_back(every).add_(main), dim=-1)
 
     def _factor(self, told: Sequence[torch.Tensor | None], weights: torch.Tensor) -> torch.Tensor:
         """Returns the logarithm by which main's probability of each column changes, [sequences, known]."""
         own = told[self._main]
         assert own is not None, "main never abstains"
         target = torch.log_softmax(self._log_target(told, own, weights), dim=-1)
-        return torch.where(own > 0, target - own.clamp_min(TINY).log(), 0.0)
+        return target.sub_(own.clamp_min(TINY).log_()).masked_fill_(own <= 0, 0.0)
 
     def _log_target(
         self, told: Sequence[torch.Tensor | None], own: torch.Tensor, weights: torch.Tensor
