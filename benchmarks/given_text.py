@@ -49,11 +49,11 @@ class Given:
     text: str
 
 
-def opened(models: Path, names: Sequence[str], dtype: str, device: str = "cpu") -> Ensemble:
-    """Loads real models, the first one main, without what they warn of."""
+def opened(models: Path, names: Sequence[str], dtype: str, device: str = "cpu", **options: Any) -> Ensemble:
+    """Loads real models, the first one main, without what they warn of; `options` are of `Ensemble.load`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Ensemble.load([models / name for name in names], dtype=dtype, device=device, progress=False)
+        return Ensemble.load([models / name for name in names], dtype=dtype, device=device, progress=False, **options)
 
 
 def items(name: str) -> list[dict[str, Any]]:

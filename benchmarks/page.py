@@ -149,7 +149,7 @@ def models_tables() -> dict[str, str]:
 
 def performance_tables() -> dict[str, str]:
     """Return every table of the page on performance by name."""
-    cpu, gpu, halves = read("real_speed"), read("real_speed_h100"), read("precision")
+    cpu, gpu, halves, scoring = (read(n) for n in ("real_speed", "real_speed_h100", "precision", "scoring"))
     beside = ("first token, of transformers", "first token, of transformers, long prompt")
     ratios = dict.fromkeys(("first token", *beside, "new answer", "the same, warm", "batch of 8"), ".2f")
     pair = {"main": "", "other": "", "dtype": ""}
@@ -167,7 +167,8 @@ def performance_tables() -> dict[str, str]:
             {"main": "", "others": "", "dtype": "", "batch": "d", "tokens/s": ".1f", "of transformers": ".2f"},
             {"of transformers": "of transformers alone, in a batch"},
         ),
-        "machine": measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves),
+        "scoring": markdown(scoring["rows"], pair | {"tokens": ",d", "ratio": ".2f", "off": ".1e"}),
+        "machine": measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves, scoring=scoring),
     }
 
 
@@ -376,13 +377,21 @@ def bytes_tables() -> dict[str, str]:
         return markdown([texts, *shown], dict.fromkeys([first, *found], ""))
 
     stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
+    speeds = read("byte_speed")
     names = [key for key in stories[0] if key.endswith(" alone")]
     return {
         "byte stories": markdown(
             stories, {"main": "", "fusion": "", "together": ".3f"} | dict.fromkeys(names, ".3f"), {"fusion": "strategy"}
         ),
+        "byte speed": markdown(
+            speeds["rows"],
+            {"main": "", "other": "", "dtype": "", "fusion": "", "prepared s": ".1f", "new": ".2f", "warm": ".2f"}
+            | {"batch": ".1f"},
+            {"prepared s": "prepared, s", "new": "new answer", "warm": "the same, warm", "batch": "16 over 1"},
+        ),
         "byte gains": by_setting(""),
         "byte worst": by_setting(", worst kind"),
+        "machine": measured_on(byte_fusion=read("byte_fusion"), byte_speed=speeds),
     }
 
 

@@ -25,6 +25,8 @@ STRATEGIES: dict[str, str | FusionConfig] = {
     "deepen-paper": "deepen-paper",
     "product": "product",
     "union": "union",
+    "translate": "translate",
+    "bytes": "bytes",
 }
 
 

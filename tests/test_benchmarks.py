@@ -11,6 +11,7 @@ from benchmarks import (
     agreement,
     boundaries,
     byte_fusion,
+    byte_speed,
     commits,
     constraints,
     decoding,
@@ -230,6 +231,14 @@ def test_scoring(pair, monkeypatch):
     assert row["tokens"] >= 40
     assert row["ratio"] > 0
     assert row["off"] < 1e-4
+
+
+@pytest.mark.parametrize("fusion", byte_speed.FUSIONS)
+def test_byte_speed(load, fusion):
+    with load("alpha", "beta", fusion=fusion) as ensemble:
+        found = byte_speed.measure(ensemble, 8)
+    assert min(found["new"], found["warm"]) > 1
+    assert min(found["prepared s"], found["batch"]) > 0
 
 
 def test_real_speed(load):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -18,10 +18,13 @@ from deepen_core.members.text_tree import TextPath, TextTree
 
 T = TypeVar("T")
 
+_Piece = tuple[list[int], torch.Tensor]
+"""Nodes, and the log-probabilities after each of them, [nodes, vocabulary]."""
 Call = Callable[[Callable[[], Any]], Any]
 """Runs a piece of work where models may be run, and returns its result."""
 
 _NORMALISED = 8  # texts whose logits are normalised at once
+_ROUNDED = 1.5  # nodes beyond a chunk are run with it if they are at most so many times its number together
 _LONGER = 16  # ids by which a state of a text may be longer than the whole text
 
 
@@ -117,52 +120,54 @@ class _TreeReader:
     def take(self) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         nodes = {node for last, before, _ in self._states for node in (last, *before)}
         nodes |= {node for node, _, _ in self._asked}
-        pieces = [torch.stack([self._held[n] for n in self._held])] if self._held else []
-        line_of = {node: line for line, node in enumerate(self._held)}
+        lines = dict(self._held)  # the log-probabilities after each node: views, since all of them are much memory
+        pieces: list[_Piece] = []
         while self._done < len(self._tree):
-            stop = min(len(self._tree), self._done + PREFILL_CHUNK)
+            left = len(self._tree) - self._done
+            stop = self._done + (left if left <= _ROUNDED * PREFILL_CHUNK else PREFILL_CHUNK)
             wanted = sorted(node for node in nodes if self._done <= node < stop)
             piece = self._call.logprobs(partial(self._run.run, self._tree, stop, wanted))
-            line_of |= {node: len(line_of) + line for line, node in enumerate(wanted)}
-            pieces.append(piece)
+            lines |= zip(wanted, piece.unbind(), strict=True)
+            pieces.append((wanted, piece))
             self._done = stop
-        every = _together(pieces)
-        self._answer(every, line_of)
-        states = _lines(every, [line_of[node] for node, _, _ in self._states])
-        before = [[every[line_of[node]] for node in nodes] for _, nodes, _ in self._states]
+        self._answer(lines, pieces)
+        states = _states([node for node, _, _ in self._states], lines, pieces)
+        before = [[lines[node] for node in nodes] for _, nodes, _ in self._states]
         firsts = {line: first for line, (_, _, first) in enumerate(self._states) if first is not None}
-        states = states.clone() if firsts else states  # they may be `every`, which is looked at again
+        states = states.clone() if firsts else states  # they may be a piece, which is looked at again
         for line, first_ids in firsts.items():
             states[line] = respelled(states[line], first_ids)
         kept = {*self._path.nodes[-1 - BACK :], *self._start}
-        self._held = {node: every[line_of[node]].clone() for node in kept if node in line_of}
+        self._held = {node: lines[node].clone() for node in kept if node in lines}
         self._states, self._copies = [], {}
         return states, before
 
-    def _answer(self, every: torch.Tensor, line_of: dict[int, int]) -> None:
-        if self._asked:
-            lines = torch.tensor([line_of[node] for node, _, _ in self._asked], device=every.device)
-            ids = torch.tensor([token_id for _, token_id, _ in self._asked], device=every.device)
-            for (_, _, text), value in zip(self._asked, every[lines, ids].tolist(), strict=True):
-                self._found[text].append(value)
+    def _answer(self, lines: Mapping[int, torch.Tensor], pieces: Sequence[_Piece]) -> None:
+        """Finds the log-probabilities of the own ids that were asked for."""
+        found: dict[int, float] = {}  # by the place in `_asked`
+        left = {place: node for place, (node, _, _) in enumerate(self._asked)}
+        for nodes, piece in pieces:  # at once, for a GPU
+            line_of = {node: line for line, node in enumerate(nodes)}
+            places = [place for place, node in left.items() if node in line_of]
+            at = torch.tensor([line_of[left.pop(place)] for place in places], dtype=torch.long, device=piece.device)
+            ids = torch.tensor([self._asked[place][1] for place in places], dtype=torch.long, device=piece.device)
+            found |= zip(places, piece[at, ids].tolist(), strict=True)
+        found |= {place: float(lines[node][self._asked[place][1]]) for place, node in left.items()}
+        for place, (_, _, text) in enumerate(self._asked):
+            self._found[text].append(found[place])
         self._asked = []
 
     def own(self) -> list[list[float]]:
         return self._found
 
 
-def _together(pieces: list[torch.Tensor]) -> torch.Tensor:
-    """Returns the lines of all pieces; a single piece is not copied."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return torch.cat(pieces) if pieces else torch.zeros(0, 0)
-
-
-def _lines(every: torch.Tensor, lines: list[int]) -> torch.Tensor:
-    """Returns some lines; those that follow one another are not copied."""
-    if lines and lines == list(range(lines[0], lines[0] + len(lines))):
-        return every[lines[0] : lines[0] + len(lines)]
-    return every[lines]
+def _states(nodes: list[int], lines: Mapping[int, torch.Tensor], pieces: Sequence[_Piece]) -> torch.Tensor:
+    """Returns the lines of some nodes [nodes, vocabulary]; those that follow one another in a piece are not copied."""
+    for wanted, piece in pieces:
+        first = wanted.index(nodes[0]) if nodes and nodes[0] in wanted else len(wanted)
+        if nodes and wanted[first : first + len(nodes)] == nodes:
+            return piece[first : first + len(nodes)]
+    return torch.stack([lines[node] for node in nodes]) if nodes else torch.zeros(0, 0)
 
 
 class _StepReader:
