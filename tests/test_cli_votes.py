@@ -85,8 +85,9 @@ class TestEval:
             "beta alone",
             "beta alone, 3 votes",
             "product",
-            "product, 3 votes",
-            "product, gate 0.5",
+            "product, adaptive",
+            "product, adaptive, 3 votes",
+            "product, adaptive, gate 0.5",
             "product, static",
             "vote",
         ]
