@@ -27,11 +27,11 @@ def fakes(*lengths, shared=True):
     ("lengths", "main", "name", "why"),
     [
         ((4.0, 4.2), 0, "bytes", "the tokens of 'm0', 4.0 bytes on a sample, are no longer than those of the other"),
-        ((4.0, 3.0), 0, "bytes", "are only 1.3 times as long as those of 'm1' (below 1.6)"),
-        ((3.2, 2.0), 0, "bytes", "only 1.6 times"),
+        ((4.0, 3.0), 0, "bytes", "are only 1.3 times as long as those of 'm1' (at most 1.6)"),
+        ((3.2, 2.0), 0, "bytes", "are only 1.6 times as long as those of 'm1' (at most 1.6)"),
         ((4.0, 2.0), 0, "deepen", "the tokens of 'm0', 4.0 bytes on a sample, are 2.0 times as long as those of 'm1'"),
         ((4.0, 2.0), 1, "bytes", "the tokens of 'm1', 2.0 bytes on a sample, are no longer"),
-        ((4.0, 3.9, 1.0), 0, "deepen", "as long as those of 'm2'"),
+        ((4.0, 3.9, 1.0), 0, "deepen", "4.0 times as long as those of 'm2' (above 1.6)"),
         ((4.0,), 0, "bytes", "no longer"),
     ],
 )

@@ -30,7 +30,7 @@ from deepen_core.results import MemberScore
 
 STEPS = 256
 """Most steps whose distributions are held at once, and about the number of ids that a forward runs. In bfloat16 on a
-CPU, a text took a fifth longer with 128."""
+CPU, a text took a sixth longer with 128."""
 _FUSED_ON_CPU = 8
 """Steps that are fused together, so that what they take stays in a core's cache. An `exp` over 152,000 tokens took 0.12
 ms a step, and 0.89 ms with 128 steps at once."""

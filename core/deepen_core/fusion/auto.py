@@ -86,7 +86,7 @@ def choose(members: Sequence[Member], main: int) -> tuple[str, str]:
     ratio = own / shortest.tokenizer.bytes_per_token
     told = f"the tokens of {members[main].name!r}, {own:.1f} bytes on a sample, are"
     if ratio > LENGTH_RATIO:
-        return "deepen", f"{told} {ratio:.1f} times as long as those of {shortest.name!r} (from {LENGTH_RATIO})"
+        return "deepen", f"{told} {ratio:.1f} times as long as those of {shortest.name!r} (above {LENGTH_RATIO})"
     if len(members) < 2 or shortest is members[main]:
         return "bytes", f"{told} no longer than those of the other members"
-    return "bytes", f"{told} only {ratio:.1f} times as long as those of {shortest.name!r} (below {LENGTH_RATIO})"
+    return "bytes", f"{told} only {ratio:.1f} times as long as those of {shortest.name!r} (at most {LENGTH_RATIO})"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deepen_core.members.base import Member
 
 LENGTH_RATIO = 1.6
-"""From this ratio of the mean lengths of their tokens on, members predict different things at one step."""
+"""Above this ratio of the mean lengths of their tokens, members predict different things at one step."""
 
 
 def length_warnings(members: Sequence[Member]) -> list[str]:

@@ -30,7 +30,6 @@ class Sampler:
     def __init__(self, params: SamplingParams, forbidden: Sequence[int] = ()) -> None:
         self._greedy = params.temperature == 0.0
         self._forbidden = torch.tensor(forbidden, dtype=torch.long)
-        self._never = frozenset(forbidden)
         self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
         self._window = params.penalty_window
         bias = params.logit_bias or {}
@@ -75,8 +74,10 @@ class Sampler:
         if (self._frequency or self._presence) and answer:
             ids, counts = torch.tensor(list(answer[since:]), device=scores.device).unique(return_counts=True)
             scores = scores.index_add(1, ids, -(self._frequency * counts + self._presence)[None].to(scores.dtype))
-        if self._greedy and (best := int(scores.argmax(-1))) not in self._never:
-            return best  # without a copy of all scores
+        if self._greedy:
+            best = int(scores.argmax(-1))
+            if not bool((self._forbidden == best).any()):
+                return best  # without a copy of all scores
         if len(self._forbidden):
             self._forbidden = self._forbidden.to(scores.device)
             scores = scores.index_fill(1, self._forbidden, -torch.inf)
