@@ -96,6 +96,17 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [TOOL], "tool_choice": "g"}, None, "'f'"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, None, "'f'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 5}}}]}, None, "f"),
+        *(
+            ({"tools": [{**TOOL, "function": {"name": "f", "parameters": {"properties": {"a": part}}}}]}, None, "f")
+            for part in (
+                {"type": None},
+                {"type": 5.5},
+                {"type": [[]]},
+                {"type": "object", "properties": 5},
+                {"type": "object", "required": 5},
+                {"type": "object", "properties": {"a": {}}, "required": [{}]},
+            )
+        ),
         ({"functions": [{"name": "f"}]}, "functions", "use tools"),
         ({"response_format": {"type": "yaml"}}, None, "response_format"),
         ({"response_format": {"type": []}}, None, "response_format"),

@@ -48,6 +48,8 @@ class ArgumentBounds:
     def _bound(self, part: dict[str, Any]) -> None:
         kinds = part.get("type", ["string", "array"])
         kinds = [kinds] if isinstance(kinds, str) else kinds
+        if not isinstance(kinds, list):
+            return  # it is no schema, and will be refused as that
         if "string" in kinds and "maxLength" not in part:
             shaped = not {"pattern", "format"}.isdisjoint(part)
             most = max(self.characters, _SHORTEST_PATTERN) if shaped else self.characters
@@ -63,10 +65,12 @@ class ArgumentBounds:
             self._bound_keys(part)
 
     def _bound_keys(self, part: dict[str, Any]) -> None:
-        named = part.get("properties")
+        named, required = part.get("properties"), part.get("required", [])
+        if not (isinstance(named, dict | None) and isinstance(required, list)):
+            return  # as above
         others = part.get("additionalProperties", named is None)
         # Optional keys cannot be counted.
-        countable = set(named or ()) <= set(part.get("required", ()))
+        countable = all(name in required for name in named or ())
         if others is not False and countable and _least(part, "minProperties") <= self.items:
             part["maxProperties"] = len(named or ()) + self.items
         if others is True:
