@@ -49,7 +49,7 @@ class ArgumentBounds:
         kinds = part.get("type", ["string", "array"])
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if not isinstance(kinds, list):
-            return  # it is no schema, and will be refused as that
+            return  # not a schema: if it counts, it is refused when the grammar is made
         if "string" in kinds and "maxLength" not in part:
             shaped = not {"pattern", "format"}.isdisjoint(part)
             most = max(self.characters, _SHORTEST_PATTERN) if shaped else self.characters
