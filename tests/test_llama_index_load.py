@@ -111,9 +111,11 @@ def test_a_thousand_queries_are_counted_exactly_and_leave_nothing_behind(fresh_s
     assert compared == QUERIES
     assert sequences_held(llm.ensemble) == 0
     assert threading.active_count() == threads
-    half, last = memory[len(memory) // 2], memory[-1]
-    print(f"{memory[0]:.1f} MiB at first, {half:.1f} after half of the queries, {last:.1f} at last")
-    assert last < 1.03 * half, memory
+    # The most of each half: what the C library gives back and takes again, 40 MiB at a time, is no growth.
+    half = len(memory) // 2
+    earlier, later = max(memory[:half]), max(memory[half:])
+    print(f"at most {earlier:.1f} MiB in the first half of the queries, {later:.1f} in the second")
+    assert later < 1.03 * earlier, memory
     # Whichever way and beside whatever else: one and the same answer to a question, and mostly the right one.
     assert all(len(answers) == 1 for answers in queries.answers.values())
     right = sum(next(iter(queries.answers[q.text])).strip() == q.answer for q in asked)
