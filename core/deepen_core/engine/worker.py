@@ -21,6 +21,7 @@ from deepen_core.engine.scheduler import Scheduler
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.task import Task
 from deepen_core.errors import ClosedError, CrashedError, QueueFullError, brief
+from deepen_core.members.memory import FreedMemory
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ _log = logging.getLogger("deepen_core")
 _CRASHES, _CRASHES_WITHIN_S = 3, 60.0  # after more crashes within this many seconds it ends for good
 CLOSE_S = 10.0
 """Seconds that `stop` waits for a step under way. A member that hangs cannot be interrupted: it is left behind."""
+_IDLE_S = 1.0  # after so long without work, freed memory goes back to the system
 _TASKS_S = 0.01  # while sequences decode, tasks take at most about this many seconds between two steps
 
 
@@ -64,6 +66,7 @@ class Worker:
         self._closed = False
         self._broken: BaseException | None = None
         self._crashes: list[float] = []
+        self._freed = FreedMemory()
         self._preparation = Preparation()
         self._task: Task[Any] | None = None  # that runs now
 
@@ -217,6 +220,7 @@ class Worker:
             if not self._receive():
                 return False
             self._scheduler.step()
+            self._freed.used()
         except BaseException as problem:  # noqa: BLE001 (every request that is lost reports it)
             return self._crash(problem)
         return True
@@ -241,7 +245,7 @@ class Worker:
         started = time.perf_counter()
         while True:
             try:
-                item = self._inbox.get(block=self._scheduler.idle)
+                item = self._next_item(idle=self._scheduler.idle)
             except queue.Empty:
                 return True
             if isinstance(item, _Stop):
@@ -255,6 +259,20 @@ class Worker:
                 if not self._scheduler.idle and time.perf_counter() - started > _TASKS_S:
                     return True
             del item  # while the worker sleeps, it must not keep callers' objects alive
+
+    def _next_item(self, *, idle: bool) -> Request | Task[Any] | _Stop:
+        """Returns the next incoming item; waits for it if idle, and tidies up meanwhile.
+
+        Raises:
+            queue.Empty: If there is none, and there are sequences to step.
+        """
+        if not idle:
+            return self._inbox.get_nowait()
+        try:
+            return self._inbox.get(timeout=_IDLE_S)
+        except queue.Empty:
+            self._freed.give_back()
+            return self._inbox.get()
 
     def _abandon(self) -> None:
         if self._scheduler is not None:

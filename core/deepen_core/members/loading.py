@@ -219,6 +219,7 @@ def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Mem
     for description in described:
         with steps.doing(f"{description.name}: loading weights"):
             members.append(description.load(progress=steps.shown))
+    return_freed()
     return members
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 
 import torch
 
@@ -21,6 +22,32 @@ def return_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+class FreedMemory:
+    """Returns freed memory to the system again and again, at most a hundredth of the time.
+
+    A step makes and frees tensors of the size of the vocabulary. The C library keeps what lies between those that are
+    still in use, which soon is several times as much.
+    """
+
+    _EVERY_S = 1.0
+    _SHARE = 0.005  # of the time; to have the memory anew takes about as long as to return it
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + self._EVERY_S
+
+    def used(self) -> None:
+        """Returns what is free, if it is time to; to be called after each step."""
+        if time.monotonic() >= self._next:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Returns what is free."""
+        started = time.monotonic()
+        return_freed()
+        ended = time.monotonic()
+        self._next = ended + max(self._EVERY_S, (ended - started) / self._SHARE)
 
 
 def is_memory(problem: BaseException) -> bool:

@@ -14,7 +14,7 @@ from deepen_core.errors import ConfigurationError
 from deepen_core.members.llama_cpp.library import Batch
 from deepen_core.members.llama_cpp.model import LlamaModel
 
-BATCH = 256
+BATCH = 128
 """Ids of one decode at most; buffers grow with it."""
 
 _Ids = ctypes.POINTER(ctypes.c_int32)
