@@ -188,8 +188,8 @@ class MemberSequence:
 
     def keep_logits(self, logits: torch.Tensor) -> None:
         """Keeps the logits [at least 1, vocabulary] at the last places that were run."""
-        for back, sequence in enumerate(reversed(logits[-self.kept_tail :])):
-            self._recent[self.cached - back] = sequence
+        for back in range(min(len(logits), self.kept_tail)):  # `reversed` would copy them
+            self._recent[self.cached - back] = logits[-1 - back]
 
     @property
     def logits_before(self) -> torch.Tensor | None:
