@@ -1,9 +1,14 @@
 """Messages by a chat template: no string of a user becomes a control token, however a template joins them."""
 
+import re
+
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from prompt_parts import reader_of, with_template
 
+from deepen_core.chat.escaping import MARK, any_of, unmarked_of
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -18,6 +23,23 @@ def test_control_tokens_that_are_not_special_are_shielded_too():
     reader = PromptReader(tokenizer, Backend(tokenizer), "m")
     ids = reader.read_messages([{"role": "user", "content": "a<start>b"}]).ids
     assert ids.count(tokenizer.convert_tokens_to_ids("<start>")) == 2
+
+
+TOKENS = st.sets(st.text("<|>[.*", min_size=1, max_size=4), max_size=6)
+
+
+@given(TOKENS, st.text(["<", "|", ">", "[", ".", "*", "a", "\n", MARK]))
+def test_patterns_find_the_longest_token_at_a_place(tokens, text):
+    """Also where they are written so that their first character is looked for."""
+    found, place = [], 0
+    while place < len(text):
+        starting = sorted((token for token in tokens if text.startswith(token, place)), key=len)
+        if starting and text[place - 1 : place] != MARK:
+            found.append((place, starting[-1]))
+            place += len(starting[-1]) - 1
+        place += 1
+    assert [(one.start(), one[0]) for one in re.finditer(unmarked_of(tokens), text)] == found
+    assert [one[0] for one in re.finditer(f"(?<!{MARK}){any_of(tokens)}", text)] == [token for _, token in found]
 
 
 PARTS = (

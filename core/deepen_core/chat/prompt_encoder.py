@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from deepen_core.chat.escaping import MARK, Shield, any_of, unshielded
+from deepen_core.chat.escaping import Shield, any_of, unmarked_of, unshielded
 from deepen_core.chat.messages import Message, TextStart, begun_answer, check_unicode
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.chat.template import ChatTemplate, default_template
@@ -30,7 +30,7 @@ from deepen_core.tokenization.token_bound import characters_a_token
 _TAGS = frozenset({"<think>", "</think>", *TOOL_TAGS})
 """Tags that the text of an assistant may contain, even if a template writes them too."""
 # What `\s` means in the tokenizers library.
-_SPACE_BEFORE, _SPACE_AFTER = re.compile(r"[^\S\x1c-\x1f]*\Z"), re.compile(r"[^\S\x1c-\x1f]*")
+_SPACE = re.compile(r"[^\S\x1c-\x1f]")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PromptReader:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """Finds control tokens; compiled for the first conversation, since some tokenizers have thousands."""
-        return re.compile(f"(?<!{MARK}){any_of(self._control)}")
+        return re.compile(unmarked_of(self._control))
 
     def _read_affixes(self) -> tuple[list[int], list[int]]:
         """Returns the ids that the tokenizer puts before and after every text."""
@@ -328,10 +328,10 @@ class PromptReader:
             start, end = found.span()
             if token.single_word and re.search(r"\w", rendered[start - 1 : start] + rendered[end : end + 1]):
                 continue
-            if token.lstrip:
-                start = _SPACE_BEFORE.search(rendered, place, start).start()  # type: ignore[union-attr]
-            if token.rstrip:
-                end = _SPACE_AFTER.match(rendered, end).end()  # type: ignore[union-attr]
+            while token.lstrip and start > place and _SPACE.match(rendered, start - 1):
+                start -= 1
+            while token.rstrip and _SPACE.match(rendered, end):
+                end += 1
             ids += self._settled(cleaned(rendered[place:start]), inside=place > 0)
             ids.append(token_id)
             place = end
