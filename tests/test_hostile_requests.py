@@ -9,6 +9,8 @@ import tracemalloc
 import unicodedata
 
 import pytest
+import tiny
+from prompt_parts import reader_of, with_template
 from scheduler_parts import eventually
 
 from deepen_core.config import SamplingParams
@@ -52,6 +54,27 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(pair, monkeypa
         pair.submit(text)
     with pytest.raises(ContextWindowError, match="2,000,000 characters, which are at least"):
         asyncio.run(pair.agenerate(text))
+
+
+LAST_ONLY = "{% set m = messages[-1] %}<|user|>{{ m['content'] }}<|end|>"
+
+
+def test_a_message_that_cannot_fit_is_refused_before_it_is_rendered(monkeypatch):
+    def escaped(*_):
+        raise AssertionError("it takes long")
+
+    reader = reader_of(with_template(tiny.byte_level()))
+    monkeypatch.setattr("deepen_core.chat.escaping._Splitter.split", escaped)
+    long = [{"role": "user", "content": [" word" * 1000, {"type": "text", "text": "\n" * 1000}]}]
+    with pytest.raises(ContextWindowError, match=r"has 4,999 characters, which are at least [\d,]+ tokens"):
+        reader.read_messages(long, window=64)
+
+
+def test_a_long_message_is_accepted_where_the_template_leaves_it_out():
+    reader = reader_of(with_template(tiny.byte_level(), LAST_ONLY))
+    said = {"role": "assistant", "content": "Yes."}
+    chat = [{"role": "user", "content": "word " * 10_000}, said, {"role": "user", "content": "Hi"}]
+    assert reader.read_messages(chat, window=64).ids == reader.read_messages(chat[2:]).ids
 
 
 def test_no_text_has_fewer_tokens_than_its_length_says(pair):

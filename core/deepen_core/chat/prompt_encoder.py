@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -199,16 +199,15 @@ class PromptReader:
                 )
         return {**switched, **given}
 
-    def _check_fits(self, text: str, window: int | None) -> None:
+    def _check_fits(self, characters: int, window: int | None) -> None:
         """Rejects a text that has more tokens than a window, by its length alone."""
-        if window is None or self._characters_a_token is None or len(text) <= window * self._characters_a_token:
+        if window is None or self._characters_a_token is None:
             return
-        length = len(unshielded(text))
-        least = -(-length // self._characters_a_token)
+        least = -(-characters // self._characters_a_token)
         if least > window:
             raise ContextWindowError(
-                f"The prompt has {length:,} characters, which are at least {least:,} tokens for member {self._name!r}, "
-                f"whose context window is {window:,}: shorten it."
+                f"The prompt has {characters:,} characters, which are at least {least:,} tokens for member "
+                f"{self._name!r}, whose context window is {window:,}: shorten it."
             )
 
     def read_text(self, text: str, *, control_tokens: bool = False, window: int | None = None) -> MemberPrompt:
@@ -229,7 +228,7 @@ class PromptReader:
         shown = self._form.shown(text)
         if not isinstance(shown, str):
             return self._read_conversation(shown, None, window)
-        self._check_fits(shown, window)
+        self._check_fits(len(shown), window)
         return self._read_shown(shown, cut=self._form.ends_with_prompt, control_tokens=control_tokens)
 
     def _read_shown(self, text: str, *, cut: bool, control_tokens: bool) -> MemberPrompt:
@@ -294,7 +293,7 @@ class PromptReader:
         shown = self._form.shown(asked)
         if isinstance(shown, str):
             check_unicode(shown, "The prompt")
-            self._check_fits(shown, window)
+            self._check_fits(len(shown), window)
             return self._begun(self._read_shown(shown, cut=False, control_tokens=False), begun)
         return self._begun(self._read_conversation(shown, options, window), begun)
 
@@ -310,8 +309,8 @@ class PromptReader:
     ) -> MemberPrompt:
         if self._chat is None:
             raise no_template([self._name])
-        rendered = self._chat.render(messages, options)
-        self._check_fits(rendered, window)
+        rendered = self._chat.render(messages, options, partial(self._check_fits, window=window))
+        self._check_fits(len(unshielded(rendered)), window)
         return self._started(self._read_controlled(rendered, unshielded))
 
     def _read_controlled(self, rendered: str, cleaned: Callable[[str], str]) -> MemberPrompt:

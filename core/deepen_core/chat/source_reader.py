@@ -67,7 +67,7 @@ class SourceReader(PromptReader):
             return super()._read_conversation(messages, options, window)
         asked = [message for message in messages if message["role"] == "user"] or messages
         text = text_of(asked[-1])
-        self._check_fits(text, window)
+        self._check_fits(len(text), window)
         return self._read_shown(text, cut=False, control_tokens=False)
 
     def _as_source(self, read: MemberPrompt) -> MemberPrompt:

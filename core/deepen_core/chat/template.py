@@ -10,7 +10,7 @@ from typing import Any
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.reasoning import ReasoningSwitch
-from deepen_core.chat.template_adapter import THOUGHT_FIELDS, TemplateCapabilities, adapted, is_text, written
+from deepen_core.chat.template_adapter import THOUGHT_FIELDS, TemplateCapabilities, adapted, is_text, pieces, written
 from deepen_core.chat.template_engine import TemplateProgram
 from deepen_core.chat.template_probe import TemplateProbe
 from deepen_core.chat.template_work import LimitError
@@ -43,12 +43,19 @@ class ChatTemplate:
         self._name = name
         self._shielded = shielded
 
-    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        options: Mapping[str, Any] | None = None,
+        check: Callable[[int], None] | None = None,
+    ) -> str:
         """Returns the conversation as text, ready for the assistant's answer.
 
         Args:
             messages: The conversation.
             options: Variables for the template, such as `enable_thinking`; no string of theirs becomes a control token.
+            check: Called before it is rendered, with a number of characters that it has at least; what it raises ends
+                this.
 
         Raises:
             ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot
@@ -60,7 +67,11 @@ class ChatTemplate:
             self._check_parts(message)
         options = self._shielded(options or {})
         messages = [self._with_known_fields(message) for message in messages]
-        turns, strings = self._fitting(messages, options)
+        turns, strings, whole = self._fitting(messages, options)
+        if check is not None and whole:
+            # Templates may trim any text, and take thoughts out of what the assistant has said.
+            said = [piece for turn in turns if turn["role"] == "user" for piece in pieces(turn)]
+            check(sum(len(piece.strip()) for piece in said if isinstance(piece, str)))
         return self._apply([self._shielded(turn) for turn in turns], strings, options)
 
     @property
@@ -134,26 +145,30 @@ class ChatTemplate:
 
         return next((field for field in THOUGHT_FIELDS if field in self._template and is_read(field)), None)
 
-    def _fitting(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[Sequence[Message], bool]:
-        """Returns the least changed conversation that the template renders completely, and whether it takes strings."""
+    def _fitting(self, messages: Sequence[Message], options: Mapping[str, Any]) -> tuple[Sequence[Message], bool, bool]:
+        """Returns the least changed conversation that the template renders completely.
+
+        Returns:
+            The messages, whether the template takes their contents as strings, and whether it leaves nothing out.
+        """
         partly: list[tuple[Sequence[Message], bool, list[int]]] = []
         for turns, strings in self._attempts(messages):
             lost = self._lost(turns, strings, options)
             if lost == []:
-                return turns, strings
+                return turns, strings, True
             if lost is not None:
                 partly.append((turns, strings, lost))
         for turns, strings, lost in partly:
             # The template knows these roles, so it leaves messages out by design (only the last one counts, say).
             if all(map(self._knows, {turns[place]["role"] for place in lost})):
-                return turns, strings
+                return turns, strings, False
         if partly and partly[0][0] is messages:
             place = partly[0][2][0]
             raise ChatTemplateError(
                 f"The chat template of member {self._name!r} leaves out message {place} (role "
                 f"{messages[place]['role']!r}): give it one of the roles that the template knows, such as 'user'."
             )
-        return messages, True  # the template will refuse them with its own message
+        return messages, True, False  # the template will refuse them with its own message
 
     def _attempts(self, messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], bool]]:
         without = [{name: value for name, value in m.items() if name not in THOUGHT_FIELDS} for m in messages]
