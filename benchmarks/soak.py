@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.report import publish
 from benchmarks.soak_callers import CALLERS, Caller, Loop
 from benchmarks.soak_faults import Faults, FaultyMember, Hostile
@@ -112,8 +114,9 @@ class Run:
         }
 
 
-def hostile_process(stop: Any) -> None:
+def hostile_process(stop: Any, threads: int) -> None:
     """Sends the hostile inputs to an ensemble of its own."""
+    torch.set_num_threads(threads)
     with Ensemble.demo() as ensemble:
         Hostile(ensemble).alone(lambda: not stop.is_set())
 
@@ -134,7 +137,7 @@ def soak(minutes: float) -> list[dict[str, Any]]:
             rows.append(run.measure(ATTACKED))
         spawned = multiprocessing.get_context("spawn")
         stop = spawned.Event()
-        process = spawned.Process(target=hostile_process, args=(stop,))
+        process = spawned.Process(target=hostile_process, args=(stop, torch.get_num_threads()))
         process.start()
         try:
             rows.append(Run(callers, seconds / 4).measure(CONTROL))
@@ -151,7 +154,9 @@ def main() -> None:
     """Measures and publishes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="of all runs together")
+    parser.add_argument("--threads", type=int, default=1, help="of the models, which are so small that more cost time")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     rows = soak(given.minutes)
     publish("soak", "Sixteen callers, in quiet and under attack", rows, minutes=given.minutes)
 

@@ -50,13 +50,15 @@ class Terminal:
     def type(self, text):
         os.write(self._main, text.encode())
 
-    def wait_for(self, pattern):
-        """Reads until a pattern was shown that was not there when this was called."""
+    def wait_for(self, pattern, again=""):
+        """Reads until a pattern was shown that was not there when this was called; types `again` when nothing comes."""
         start, end = len(self.shown), time.monotonic() + SECONDS
         while not re.search(pattern, self.shown[start:]):
             assert time.monotonic() < end, f"{pattern} is not in {self.shown!r}"
             if select.select([self._main], [], [], 1)[0]:
                 self._read()
+            elif again:
+                self.type(again)
         return self.shown[start:]
 
     def end(self):
@@ -100,9 +102,8 @@ def test_a_conversation_with_answers_in_a_file(terminal, tmp_path):
     with (tmp_path / "answers").open("wb") as output:
         chat = terminal("chat", "--demo", "--max-tokens", "6", output=output)
         chat.wait_for("You are talking to atlas-gpt2 and almanac-llama[^>]*> ")
-        time.sleep(1)  # a signal between its last look and its waiting for a key would be noticed with the next key
-        chat.type("\x03")  # Ctrl-C
-        chat.wait_for("Ctrl-D ends the conversation")
+        # A signal between its last look and its waiting for a key is noticed with the next key.
+        chat.wait_for("Ctrl-D ends the conversation", again="\x03")  # Ctrl-C
         chat.type('"""Where does\n')
         chat.wait_for(r"\.\.\. ")
         chat.type('Felix live?"""\n/stats\nAnd Esther?\n')

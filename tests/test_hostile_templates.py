@@ -4,7 +4,7 @@ import shutil
 
 import chat_templates
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -187,6 +187,8 @@ values = st.one_of(short, numbers, st.lists(short, max_size=3), st.dictionaries(
 
 
 @given(st.sampled_from(sorted(FILTERS)), values, st.lists(values, max_size=2))
+@example("slice", "", [8, {"": "1111", "11": "1"}])
+@example("batch", "a", [8, {"": "1111", "11": "1"}])
 def test_no_filter_makes_more_than_estimated(name, value, args):
     work = Work()
     environment = TemplateProgram("")._template.environment

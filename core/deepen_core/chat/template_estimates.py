@@ -121,6 +121,12 @@ def _widened(work: Work, value: Any, *args: Any, **options: Any) -> int:
     return work.weight(value) + max(_integers([args, options]), default=0)
 
 
+def _filled(work: Work, value: Any, *args: Any, **options: Any) -> int:
+    """Of filters that put another value into the places that are left."""
+    fill = args[1] if len(args) > 1 else options.get("fill_with")
+    return work.weight(value) + max(_integers([args, options]), default=0) * (1 + work.weight(fill))
+
+
 def _indented(work: Work, value: Any, width: Any = 4, *args: Any, **options: Any) -> int:
     del args, options
     text = str(value)
@@ -151,14 +157,14 @@ def _summed(work: Work, value: Any, attribute: Any = None, start: Any = 0) -> in
 
 Estimate = Callable[..., int]
 FILTERS: dict[str, Estimate] = {
-    "batch": _widened,
+    "batch": _filled,
     "center": _widened,
     "format": _formatted,
     "indent": _indented,
     "join": _joined,
     "replace": _replaced,
     "round": _rounded,
-    "slice": _widened,
+    "slice": _filled,
     "sum": _summed,
     "truncate": _widened,
 }
