@@ -51,7 +51,7 @@ class Terminal:
         os.write(self._main, text.encode())
 
     def wait_for(self, pattern, again=""):
-        """Reads until a pattern was shown that was not there when this was called; types `again` when nothing comes."""
+        """Reads until a pattern is shown after this was called; types `again` after each second without output."""
         start, end = len(self.shown), time.monotonic() + SECONDS
         while not re.search(pattern, self.shown[start:]):
             assert time.monotonic() < end, f"{pattern} is not in {self.shown!r}"

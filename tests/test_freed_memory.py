@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system: between steps for at most a hundredth of the time, and once there are none."""
+"""Freed memory goes back to the system: between steps for at most 0.5 % of the time, and when idle."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def test_it_is_returned_each_second_unless_that_takes_long(clock, step_s, cost, 
     freed, started, clock.cost = FreedMemory(), clock.now, cost
     while clock.now < started + 60:
         clock.now += step_s
-        freed.used()
+        freed.after_step()
     assert most - 2 <= clock.returned <= most
     assert clock.returned * cost <= 0.005 * (clock.now - started)
 
@@ -40,7 +40,7 @@ def test_a_worker_without_work_returns_it_once(load, monkeypatch, asked):
     with load("alpha", "beta") as ensemble:
         monkeypatch.setattr("deepen_core.engine.worker._IDLE_S", 0.02)
         monkeypatch.setattr(ensemble._engine.worker._freed, "give_back", returned.release)
-        monkeypatch.setattr(ensemble._engine.worker._freed, "used", lambda: None)
+        monkeypatch.setattr(ensemble._engine.worker._freed, "after_step", lambda: None)
         for _ in range(asked):
             ensemble.generate("The", max_new_tokens=2)
             assert returned.acquire(timeout=30)
@@ -51,6 +51,6 @@ def test_a_worker_without_work_returns_it_once(load, monkeypatch, asked):
 def test_it_is_returned_between_steps(load, monkeypatch):
     returned = []
     with load("alpha", "beta") as ensemble:
-        monkeypatch.setattr(ensemble._engine.worker._freed, "used", lambda: returned.append(1))
+        monkeypatch.setattr(ensemble._engine.worker._freed, "after_step", lambda: returned.append(1))
         ensemble.generate("The", max_new_tokens=5, ignore_eos=True)
     assert len(returned) >= 5

@@ -77,6 +77,18 @@ def test_a_long_message_is_accepted_where_the_template_leaves_it_out():
     assert reader.read_messages(chat, window=64).ids == reader.read_messages(chat[2:]).ids
 
 
+def test_long_thoughts_are_accepted_where_the_template_takes_them_out():
+    template = tiny.CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    assert template != tiny.CHAT_TEMPLATE
+    reader = reader_of(with_template(tiny.byte_level(), template))
+    asked, more = {"role": "user", "content": "Where?"}, {"role": "user", "content": "And then?"}
+    thought, said = (
+        [asked, {"role": "assistant", "content": content}, more]
+        for content in ("<think>" + "word " * 10_000 + "</think>By the sea.", "By the sea.")
+    )
+    assert reader.read_messages(thought, window=128).ids == reader.read_messages(said).ids
+
+
 def test_no_text_has_fewer_tokens_than_its_length_says(pair):
     draw = random.Random(3)
     alphabet = [*"abc \n\t<|>{}é", "e\u0301", "\u1112\u1161\u11ab", "漢", "🙂", "   " * 9, "\u1f82"]

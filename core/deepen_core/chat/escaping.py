@@ -13,8 +13,8 @@ from deepen_core.chat.messages import Message, TrustedMarkup
 _BREAK = "\ufdd0"  # splits a control token
 MARK = "\ufdd1"  # marks the next character as text; a control token of one character cannot be split
 _OURS = str.maketrans("", "", _BREAK + MARK)
-# Matches nowhere. Patterns begin with a character where they can: it is looked for in a hundredth of the time, and no
-# other thread of Python runs until a whole text has been searched.
+# Matches nowhere. Patterns begin with a literal character where they can: `re` then skips to it, which is 30 times as
+# fast, and no other thread runs Python while `re` searches.
 _NEVER = f"{_BREAK}(?!)"
 
 # Fields whose values templates compare with fixed names.

@@ -54,8 +54,7 @@ class ChatTemplate:
         Args:
             messages: The conversation.
             options: Variables for the template, such as `enable_thinking`; no string of theirs becomes a control token.
-            check: Called before it is rendered, with a number of characters that it has at least; what it raises ends
-                this.
+            check: Called before rendering with a lower bound of the number of characters; it may raise.
 
         Raises:
             ChatTemplateError: If the template refuses the messages in every form, does not know a role, or cannot

@@ -122,7 +122,7 @@ def _widened(work: Work, value: Any, *args: Any, **options: Any) -> int:
 
 
 def _filled(work: Work, value: Any, *args: Any, **options: Any) -> int:
-    """Of filters that put another value into the places that are left."""
+    """Of filters that pad lists with a given value."""
     fill = args[1] if len(args) > 1 else options.get("fill_with")
     return work.weight(value) + max(_integers([args, options]), default=0) * (1 + work.weight(fill))
 

@@ -220,7 +220,7 @@ class Worker:
             if not self._receive():
                 return False
             self._scheduler.step()
-            self._freed.used()
+            self._freed.after_step()
         except BaseException as problem:  # noqa: BLE001 (every request that is lost reports it)
             return self._crash(problem)
         return True
@@ -261,7 +261,7 @@ class Worker:
             del item  # while the worker sleeps, it must not keep callers' objects alive
 
     def _next_item(self, *, idle: bool) -> Request | Task[Any] | _Stop:
-        """Returns the next incoming item; waits for it if idle, and tidies up meanwhile.
+        """Returns the next incoming item; waits for it if idle. After a while without any, freed memory is returned.
 
         Raises:
             queue.Empty: If there is none, and there are sequences to step.
