@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import multiprocessing
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from benchmarks.fuzz_entries import Entry, entries
@@ -69,6 +73,39 @@ def fuzz(entry: Entry, numbers: Iterator[int] | range, seed: int) -> Found:
     return found
 
 
+def together(parts: Sequence[Found]) -> Found:
+    """Returns what came of all inputs, which processes of one run have shared."""
+    whole = Found()
+    for part in parts:
+        whole.inputs += part.inputs
+        whole.refused += part.refused
+        whole.seconds = max(whole.seconds, part.seconds)
+        whole.slowest = max(whole.slowest, part.slowest)
+        whole.others = {**part.others, **whole.others}
+    return whole
+
+
+class Process:
+    """What a process of the run keeps open between entries."""
+
+    opened: Sequence[Entry] = ()
+    _stack = ExitStack()
+
+    @classmethod
+    def open(cls) -> None:
+        """Opens the entries, and keeps this process's messages to itself."""
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        cls.opened = cls._stack.enter_context(entries())
+
+
+def fuzz_part(name: str, numbers: range, seed: int, minutes: float) -> Found:
+    """Gives an entry, by its name, the inputs of one process."""
+    entry = next(entry for entry in Process.opened if entry.name == name)
+    return fuzz(entry, _in_time(numbers, minutes, name), seed)
+
+
 def row(name: str, found: Found) -> dict[str, Any]:
     """Returns an entry's line of the table."""
     return {
@@ -89,16 +126,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--entries", nargs="+", help="names, or parts of them")
     parser.add_argument("--minutes", type=float, default=1e9, help="of each entry at most")
+    parser.add_argument("--processes", type=int, default=1, help="that share the inputs of an entry")
     given = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
     known = {line["entry"]: line for line in read("fuzz")["rows"]} if (RESULTS / "fuzz.json").is_file() else {}
-    with entries() as opened:
-        for entry in opened:
+    Process.open()
+    spawned, processes = multiprocessing.get_context("spawn"), given.processes
+    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=Process.open) as pool:
+        for entry in Process.opened:
             if given.entries and not any(part in entry.name for part in given.entries):
                 continue
-            last = given.first + max(1, int(given.inputs * entry.share))
-            found = fuzz(entry, _in_time(range(given.first, last), given.minutes, entry.name), given.seed)
+            firsts = range(given.first, given.first + processes)
+            numbers = [range(first, given.first + given.inputs, processes) for first in firsts]
+            parts = [pool.submit(fuzz_part, entry.name, some, given.seed, given.minutes) for some in numbers]
+            found = together([part.result() for part in parts])
             known[entry.name] = row(entry.name, found)
             print(
                 known[entry.name], *(f"{where}: {said}" for where, said in found.others.items()), sep="\n  ", flush=True

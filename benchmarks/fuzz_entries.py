@@ -96,7 +96,7 @@ class Entry:
     allowed: tuple[type[Exception], ...] = (DeepenError,)
     """What it may raise: `DeepenError`, and what its documentation names."""
     share: float = 1.0
-    """Of the inputs that are asked for, where one takes long."""
+    """Of the inputs of a test, where one takes long."""
 
 
 @contextmanager

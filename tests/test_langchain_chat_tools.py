@@ -1,12 +1,14 @@
 """Tools of every kind and every choice among them: what an answer may call is what was bound."""
 
+import re
+
 import jsonschema
 import pytest
 from langchain_parts import WAYS, asked
 from tool_kinds import TOOLS, Tree, check, choose, later, now, plain, shown
 
 from deepen_core.constraints import grammar
-from deepen_core.errors import SamplingError
+from deepen_core.errors import ContextWindowError, SamplingError
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.langchain.tools import tool_definition
 
@@ -58,6 +60,20 @@ def test_a_schema_is_read_once(terse, monkeypatch):
     bound = ChatDeepen.from_ensemble(terse, max_tokens=100).bind_tools([once], tool_choice="once")
     assert [bound.invoke("hi").tool_calls[0]["args"] for _ in "12"] == [{"x": "read once"}] * 2
     assert len(read) == 2
+
+
+@pytest.mark.parametrize("words", [2_000, 20_000])
+def test_what_tools_take_of_a_prompt_that_does_not_fit_is_told(terse, words):
+    """Some clients send many tools with every question, and their users never see them."""
+    long = {"title": "long", "description": "word " * words, "type": "object", "properties": {}}
+    bound = ChatDeepen.from_ensemble(terse).bind_tools([long])
+    with pytest.raises(ContextWindowError, match=r"The descriptions of its tools have ([\d,]+) characters") as caught:
+        bound.invoke("hi")
+    described = int(re.search(r"([\d,]+) characters\.$", str(caught.value))[1].replace(",", ""))
+    assert len("word " * words) < described < len("word " * words) + 200
+    with pytest.raises(ContextWindowError) as plain:
+        ChatDeepen.from_ensemble(terse).invoke("<tools>" + "word " * words + "</tools>")
+    assert "tools have" not in str(plain.value)
 
 
 def test_members_see_unicode_as_it_is(ensemble):

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from deepen_core.chat.messages import TrustedMarkup
+from deepen_core.chat.messages import Message, TrustedMarkup
 from deepen_core.errors import PromptError
 
 T = TypeVar("T")
 
 CALL, CALL_END = TrustedMarkup("<tool_call>"), TrustedMarkup("</tool_call>")
+TOOLS, TOOLS_END = TrustedMarkup("<tools>"), TrustedMarkup("</tools>")
 RESPONSE, RESPONSE_END = TrustedMarkup("<tool_response>"), TrustedMarkup("</tool_response>")
 TOOL_TAGS = frozenset({CALL, CALL_END, RESPONSE, RESPONSE_END})
+
+
+def described_characters(messages: Sequence[Message]) -> int:
+    """Returns how many characters of a conversation describe tools, between `TOOLS` and `TOOLS_END`."""
+    pieces = [piece for message in messages if isinstance(said := message.get("content"), list) for piece in said]
+    marks = {str(piece): place for place, piece in enumerate(pieces) if isinstance(piece, TrustedMarkup)}
+    if TOOLS not in marks or TOOLS_END not in marks:
+        return 0
+    return sum(len(piece) for piece in pieces[marks[TOOLS] + 1 : marks[TOOLS_END]])
 
 
 def tool_call_text(name: str, arguments: Mapping[str, Any] | str | None) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.chat.thoughts import Thoughts
+from deepen_core.chat.tool_format import described_characters
 from deepen_core.config import SamplingParams
 from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.engine.sequence import EnsembleSequence
@@ -52,6 +53,15 @@ class SequenceFactory:
             SamplingError: If no answer can follow the constraint, or a bias is of a token that main does not have.
         """
         self._check_bias(params)
+        try:
+            return self._create(prompt, params)
+        except ContextWindowError as error:
+            tools = 0 if isinstance(prompt, str) else described_characters(prompt)
+            if not tools:
+                raise
+            raise ContextWindowError(f"{error} The descriptions of its tools have {tools:,} characters.") from error
+
+    def _create(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
         numbers = range(len(self._members))
         prompts = [self.read(i, prompt, params) if self._takes_part[i] else None for i in numbers]
         spoken = prompts[self._main]

@@ -9,7 +9,7 @@ from typing import cast
 
 from deepen_core.chat.messages import Message, TrustedMarkup
 from deepen_core.chat.template_adapter import as_text, pieces
-from deepen_core.chat.tool_format import CALL, CALL_END
+from deepen_core.chat.tool_format import CALL, CALL_END, TOOLS, TOOLS_END
 from deepen_core.errors import PromptError
 from deepen_core.replies.form import ReplyForm
 
@@ -90,8 +90,8 @@ def _instructions(form: ReplyForm) -> list[str]:
     """Returns the instructions as strings to be joined."""
     parts: list[str] = []
     if form.callable:
-        parts += [_TOOLS, TrustedMarkup("<tools></tools>"), " XML tags:\n", TrustedMarkup("<tools>"), "\n"]
-        parts += ["\n".join(tool.described for tool in form.tools), "\n", TrustedMarkup("</tools>")]
+        parts += [_TOOLS, TrustedMarkup(TOOLS + TOOLS_END), " XML tags:\n", TOOLS, "\n"]
+        parts += ["\n".join(tool.described for tool in form.tools), "\n", TOOLS_END]
         parts += [_CALLS, CALL, CALL_END, " XML tags:\n", CALL, _EXAMPLE, CALL_END]
         if form.named is not None:
             parts.append(f"\n\nCall the function {json.dumps(form.named, ensure_ascii=False)} now.")
