@@ -1,8 +1,8 @@
 """Gives every public way in hostile inputs, and counts what comes back that is not an error of the project.
 
 Run with `python -m benchmarks.fuzz --inputs 100000`; `--entries` names some of them, and `--first` goes on after
-earlier ones. Each input is drawn from the seed, the entry's name and its number, so that a finding can be repeated
-with `--first NUMBER --inputs 1`.
+as many earlier ones, to whose line it adds. Each input is drawn from the seed, the entry's name and its number, so
+that a finding can be repeated with `--first NUMBER --inputs 1`.
 """
 
 from __future__ import annotations
@@ -118,6 +118,16 @@ def row(name: str, found: Found) -> dict[str, Any]:
     }
 
 
+def added(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """Returns an entry's line for the inputs of two runs, of which the second began where the first ended."""
+    inputs = before["inputs"] + line["inputs"]
+    refused = before["refused"] * before["inputs"] + line["refused"] * line["inputs"]
+    sums = {name: before[name] + line[name] for name in ("seconds", "other errors")}
+    return {**line, "inputs": inputs, "refused": refused / inputs, **sums} | {
+        "slowest s": max(before["slowest s"], line["slowest s"])
+    }
+
+
 def main() -> None:
     """Fuzzes, and publishes the table after each entry; entries that were not asked for keep their lines."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,7 +149,8 @@ def main() -> None:
             numbers = [range(first, given.first + given.inputs, processes) for first in firsts]
             parts = [pool.submit(fuzz_part, entry.name, some, given.seed, given.minutes) for some in numbers]
             found = together([part.result() for part in parts])
-            known[entry.name] = row(entry.name, found)
+            line, before = row(entry.name, found), known.get(entry.name)
+            known[entry.name] = added(before, line) if before and 0 < before["inputs"] == given.first else line
             print(
                 known[entry.name], *(f"{where}: {said}" for where, said in found.others.items()), sep="\n  ", flush=True
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import convert_to_messages
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.fuzz_inputs import Mutator
 from deepen_core import Ensemble, MemberConfig
@@ -252,18 +253,15 @@ _SMALL = ("config.json", "generation_config.json", "tokenizer_config.json", "tok
 
 
 def _files(root: Path) -> list[Entry]:
-    sources = member_paths()
+    sources = [_one_layer(path, root / path.name) for path in member_paths()]
     contents = {
         path: {name: json.loads((path / name).read_text(encoding="utf-8")) for name in _SMALL} for path in sources
     }
-    for path in sources:
-        shutil.copytree(path, root / path.name)
     header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 
     def folder(mutator: Mutator) -> None:
-        source = mutator.draw.choice(sources)
-        place, name = root / source.name, mutator.draw.choice(_SMALL)
-        text = json.dumps(mutator.changed(contents[source][name], 4), ensure_ascii=True)
+        place, name = mutator.draw.choice(sources), mutator.draw.choice(_SMALL)
+        text = json.dumps(mutator.changed(contents[place][name], 4), ensure_ascii=True)
         data = text.encode() if mutator.draw.random() < 0.8 else mutator.changed_bytes(text.encode())
         (place / name).write_bytes(data)
         try:
@@ -271,7 +269,7 @@ def _files(root: Path) -> list[Entry]:
             described = describe_member(config, "cpu", "float32", progress=False)
             load_members([described], Steps("Loading", "a member", 1, shown=False))
         finally:
-            (place / name).write_text(json.dumps(contents[source][name]), encoding="utf-8")
+            (place / name).write_text(json.dumps(contents[place][name]), encoding="utf-8")
 
     def weights(mutator: Mutator) -> None:
         text = json.dumps(mutator.changed(header)).encode()
@@ -282,6 +280,15 @@ def _files(root: Path) -> list[Entry]:
         weight_shapes(place)
 
     return [Entry("model folders", folder, share=0.05), Entry("headers of weight files", weights)]
+
+
+def _one_layer(source: Path, place: Path) -> Path:
+    """Writes a model like another one, but of a single layer, which loads in less time; returns its folder."""
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(source)
+    config.num_hidden_layers = 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(place)
+    return place
 
 
 def _named(given: Any) -> dict[str, Any]:
