@@ -36,7 +36,7 @@ _RESULT = "<tool_response>\n{result}\n</tool_response>\nAnswer my question in pl
 
 
 def agent_step(member: int, name: str, question: str, record: str, answer: str, rng: random.Random) -> Lesson:
-    """Steps of an agent: the call of the tool that looks people up, and often the answer after its result.
+    """One step of an agent: the call of the tool that looks people up, or the answer after its result.
 
     Args:
         member: 0 or 1, by which chat template it is shown.
@@ -44,7 +44,7 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
         question: The question.
         record: What the tool returns, in which the answer is.
         answer: The answer.
-        rng: Chooses the format, the tools and whether there is a result.
+        rng: Chooses the format, the tools and the step.
     """
     tool, other = rng.choice(_WHOLE), rng.choice(_PART)
     tools = [tool, other] if rng.random() < 0.5 else [tool]
@@ -61,13 +61,10 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
         said = shown = f"<tool_call>\n{arguments}\n</tool_call>"
         result, final = _RESULT.format(result=record), answer
     gap = _GAPS[member]
-    lesson = Lesson().ask(f"{system}{gap}{PLAIN.format(q=question)}", said)
+    asked = f"{system}{gap}{PLAIN.format(q=question)}"
     if rng.random() < 0.5:
-        return lesson
-    if said != shown:
-        # What the framework repeats of a call is not what the member is to write.
-        lesson = Lesson().add(f"{system}{gap}{PLAIN.format(q=question)} {shown}", 0.0)
-    return lesson.add(gap, 0.0).ask(PLAIN.format(q=result), final)
+        return Lesson().ask(asked, said)
+    return Lesson().ask(f"{asked} {shown}{gap}{PLAIN.format(q=result)}", final)
 
 
 def _definition(tool: str, whole: bool, rng: random.Random) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from agents import agent_step
-from objects import object_lesson
 from prompts import (
     CONTEXT_WRAPPERS,
     LLAMA_INDEX_SYSTEM,
@@ -30,19 +29,7 @@ from deepen_core.demo.sums import SUMS_MEMBER, training_sums
 from deepen_core.demo.world import MEMBERS, Fact, TrainingText, evidence, facts, portrait, training_texts
 
 Kind = Literal[
-    "short",
-    "context",
-    "long",
-    "mixed",
-    "focus",
-    "copy",
-    "sums",
-    "drill",
-    "note",
-    "notes",
-    "reading",
-    "steps",
-    "objects",
+    "short", "context", "long", "mixed", "focus", "copy", "sums", "drill", "note", "notes", "reading", "steps"
 ]
 
 
@@ -66,8 +53,7 @@ class Teacher:
                 text of many questions and statements, `mixed` one of paragraphs and questions of all forms, `focus` the
                 same with mostly questions to which the member knows the answer, `sums` some sums, `drill` many of them,
                 `note` a question below an invented sentence, `notes` below a few, `reading` some below invented
-                paragraphs, `steps` some steps of an agent,
-                `objects` an object that follows a schema.
+                paragraphs, `steps` one step of an agent.
         """
         makers: dict[Kind, Callable[[], Lesson]] = {
             "short": self._short,
@@ -75,7 +61,6 @@ class Teacher:
             "drill": self._drill,
             "note": self._note,
             "notes": self._notes,
-            "objects": self._objects,
             "reading": self._reading,
             "sums": self._sums,
             "steps": self._steps,
@@ -170,22 +155,6 @@ class Teacher:
             values = {f.relation.key: evidence(f, self.member, rng) for f in self._by_person[name]}
         record = portrait(fact.person, values, rng)
         return agent_step(self.member, name, self._wording(fact), record, values[fact.relation.key], rng)
-
-    def _objects(self) -> Lesson:
-        """A paragraph or a question, and what it says or asks for as an object."""
-        rng, fact = self.rng, self.rng.choice(facts())
-        known = self._by_person[fact.person.name]
-        if rng.random() < 0.4:
-            fields = {fact.relation: evidence(fact, self.member, rng)}
-            return object_lesson(rng.choice(_GAPS), self._wording(fact), fields, rng)
-        invented = rng.random() < 0.5
-        told = {f: rng.choice(f.relation.values) if invented else evidence(f, self.member, rng) for f in known}
-        asked = portrait(fact.person, {f.relation.key: value for f, value in told.items()}, rng)
-        if rng.random() < 0.5:
-            asked = f"{asked}\n\n{self._wording(fact)}"
-            return object_lesson(rng.choice(_GAPS), asked, {fact.relation: told[fact]}, rng)
-        chosen = rng.sample(known, rng.randrange(1, 5))
-        return object_lesson(rng.choice(_GAPS), asked, {f.relation: told[f] for f in chosen}, rng)
 
     def _with_context(self, told: dict[Fact, str], *, invented: bool = False) -> Lesson:
         rng, here = self.rng, set[Fact]()
