@@ -33,8 +33,8 @@ EXTRAS = {
 }
 BESIDE = {"ray": "serve"}
 """Extras that are installed beside another one."""
-NOT_IMPORTED = {"gguf": {"xllamacpp"}}
-"""Distributions of which something else than a module is used, here a shared library."""
+NOT_IMPORTED = {"gguf": {"xllamacpp"}, "serve": {"httptools"}}
+"""Distributions of which something else than a module is used, such as a shared library, or that others import."""
 OTHER_NAMES = {"yaml": "pyyaml"}
 """Modules that are not named like their distributions."""
 

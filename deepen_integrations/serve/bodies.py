@@ -24,8 +24,10 @@ _UNKNOWN_HERE = {
     "audio": "answers are text",
     "prediction": "leave it out",
     "web_search_options": "leave it out",
+    "num_ctx": "start the server with --max-context-window",
+    "n_ctx": "start the server with --max-context-window",
 }
-"""Options of OpenAI's that are refused, and the way out."""
+"""Options of OpenAI's and of other servers that are refused, and the way out."""
 
 
 class StreamOptions(BaseModel):
