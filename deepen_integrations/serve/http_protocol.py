@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_LONGEST = 64 * 1024  # as of h11, uvicorn's other implementation, which takes longer for an event than all else here
+_LONGEST = 64 * 1024  # as in h11, uvicorn's other implementation, which takes longer for an event than all else here
 _FRAME = 16  # bytes that may stand around each piece of a body
 
 
 class BoundedHttp(HttpToolsProtocol):
     """One connection, closed once a request line, headers, trailers or chunk extensions do not end.
 
-    httptools keeps them in memory, however long they are. What came in one read with the beginning of a request does not
-    count.
+    httptools keeps them in memory, however long they are. What is read together with the beginning of a request does
+    not count.
     """
 
     _beside = 0
