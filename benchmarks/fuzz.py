@@ -1,8 +1,8 @@
 """Gives every public way in hostile inputs, and counts what comes back that is not an error of the project.
 
-Run with `python -m benchmarks.fuzz --inputs 100000`; `--entries` names some of them, and `--first` goes on after
-as many earlier ones, to whose line it adds. Each input is drawn from the seed, the entry's name and its number, so
-that a finding can be repeated with `--first NUMBER --inputs 1`.
+Run with `python -m benchmarks.fuzz --inputs 100000`; `--entries` names some of them. `--first N` goes on after N
+inputs; if the published line has N, the new ones are added to it. Each input is drawn from the seed, the entry's name
+and its number, so that a finding can be repeated with `--first NUMBER --inputs 1`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +72,8 @@ def fuzz(entry: Entry, numbers: Iterator[int] | range, seed: int) -> Found:
     return found
 
 
-def together(parts: Sequence[Found]) -> Found:
-    """Returns what came of all inputs, which processes of one run have shared."""
+def merge(parts: Sequence[Found]) -> Found:
+    """Returns what came of all inputs of an entry, of which each process had a part."""
     whole = Found()
     for part in parts:
         whole.inputs += part.inputs
@@ -85,25 +84,18 @@ def together(parts: Sequence[Found]) -> Found:
     return whole
 
 
-class Process:
-    """What a process of the run keeps open between entries."""
-
-    opened: Sequence[Entry] = ()
-    _stack = ExitStack()
-
-    @classmethod
-    def open(cls) -> None:
-        """Opens the entries, and keeps this process's messages to itself."""
-        logging.disable(logging.CRITICAL)
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        cls.opened = cls._stack.enter_context(entries())
+def quiet() -> None:
+    """Keeps this process to one thread, and its warnings and log to itself."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
 
 
 def fuzz_part(name: str, numbers: range, seed: int, minutes: float) -> Found:
     """Gives an entry, by its name, the inputs of one process."""
-    entry = next(entry for entry in Process.opened if entry.name == name)
-    return fuzz(entry, _in_time(numbers, minutes, name), seed)
+    with entries() as opened:
+        entry = next(entry for entry in opened if entry.name == name)
+        return fuzz(entry, _in_time(numbers, minutes, name), seed)
 
 
 def row(name: str, found: Found) -> dict[str, Any]:
@@ -118,7 +110,7 @@ def row(name: str, found: Found) -> dict[str, Any]:
     }
 
 
-def added(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+def accumulate(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
     """Returns an entry's line for the inputs of two runs, of which the second began where the first ended."""
     inputs = before["inputs"] + line["inputs"]
     refused = before["refused"] * before["inputs"] + line["refused"] * line["inputs"]
@@ -136,24 +128,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--entries", nargs="+", help="names, or parts of them")
     parser.add_argument("--minutes", type=float, default=1e9, help="of each entry at most")
-    parser.add_argument("--processes", type=int, default=1, help="that share the inputs of an entry")
+    parser.add_argument("--processes", type=int, default=1, help="among which the inputs of an entry are divided")
     given = parser.parse_args()
     known = {line["entry"]: line for line in read("fuzz")["rows"]} if (RESULTS / "fuzz.json").is_file() else {}
-    Process.open()
+    quiet()
+    with entries() as opened:
+        names = [entry.name for entry in opened]
     spawned, processes = multiprocessing.get_context("spawn"), given.processes
-    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=Process.open) as pool:
-        for entry in Process.opened:
-            if given.entries and not any(part in entry.name for part in given.entries):
+    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=quiet) as pool:
+        for name in names:
+            if given.entries and not any(part in name for part in given.entries):
                 continue
             firsts = range(given.first, given.first + processes)
             numbers = [range(first, given.first + given.inputs, processes) for first in firsts]
-            parts = [pool.submit(fuzz_part, entry.name, some, given.seed, given.minutes) for some in numbers]
-            found = together([part.result() for part in parts])
-            line, before = row(entry.name, found), known.get(entry.name)
-            known[entry.name] = added(before, line) if before and 0 < before["inputs"] == given.first else line
-            print(
-                known[entry.name], *(f"{where}: {said}" for where, said in found.others.items()), sep="\n  ", flush=True
-            )
+            parts = [pool.submit(fuzz_part, name, some, given.seed, given.minutes) for some in numbers]
+            found = merge([part.result() for part in parts])
+            line, before = row(name, found), known.get(name)
+            known[name] = accumulate(before, line) if before and 0 < before["inputs"] == given.first else line
+            print(known[name], *(f"{where}: {said}" for where, said in found.others.items()), sep="\n  ", flush=True)
             with contextlib.redirect_stdout(None):
                 publish("fuzz", "Hostile inputs to every public way in", list(known.values()), seed=given.seed)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import Found, added, fuzz, row, together
+from benchmarks.fuzz import Found, accumulate, fuzz, merge, row
 from benchmarks.fuzz_entries import CHAT, Entry, entries
 from benchmarks.fuzz_inputs import Mutator
 from deepen_core.config.named_ensembles import ensemble_options
@@ -54,10 +54,10 @@ def test_findings_are_counted():
 def test_processes_and_runs_add_up():
     half = Found(inputs=3, refused=1, seconds=2.0, slowest=0.5, others={"here": "input 1"})
     other = Found(inputs=5, refused=4, seconds=1.0, slowest=0.7, others={"here": "input 2", "there": "input 4"})
-    whole = together([half, other])
+    whole = merge([half, other])
     assert (whole.inputs, whole.refused, whole.seconds, whole.slowest) == (8, 5, 2.0, 0.7)
     assert whole.others == {"here": "input 1", "there": "input 4"}
-    line = added(row("any", half), row("any", other))
+    line = accumulate(row("any", half), row("any", other))
     assert line == {**row("any", whole), "seconds": 3.0, "other errors": 3}
 
 

@@ -67,13 +67,13 @@ def test_what_tools_take_of_a_prompt_that_does_not_fit_is_told(terse, words):
     """Some clients send many tools with every question, and their users never see them."""
     long = {"title": "long", "description": "word " * words, "type": "object", "properties": {}}
     bound = ChatDeepen.from_ensemble(terse).bind_tools([long])
-    with pytest.raises(ContextWindowError, match=r"The descriptions of its tools have ([\d,]+) characters") as caught:
+    with pytest.raises(ContextWindowError, match="characters describe tools") as caught:
         bound.invoke("hi")
-    described = int(re.search(r"([\d,]+) characters\.$", str(caught.value))[1].replace(",", ""))
+    described = int(re.search(r"([\d,]+) of its characters describe tools", str(caught.value))[1].replace(",", ""))
     assert len("word " * words) < described < len("word " * words) + 200
     with pytest.raises(ContextWindowError) as plain:
         ChatDeepen.from_ensemble(terse).invoke("<tools>" + "word " * words + "</tools>")
-    assert "tools have" not in str(plain.value)
+    assert "describe tools" not in str(plain.value)
 
 
 def test_members_see_unicode_as_it_is(ensemble):

@@ -34,7 +34,7 @@ EXTRAS = {
 BESIDE = {"ray": "serve"}
 """Extras that are installed beside another one."""
 NOT_IMPORTED = {"gguf": {"xllamacpp"}, "serve": {"httptools"}}
-"""Distributions of which something else than a module is used, such as a shared library, or that others import."""
+"""Distributions that are needed but not imported here: a shared library, and what uvicorn imports."""
 OTHER_NAMES = {"yaml": "pyyaml"}
 """Modules that are not named like their distributions."""
 

@@ -97,6 +97,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, None, "'f'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 5}}}]}, None, "f"),
         ({"num_ctx": 2048}, "num_ctx", "--max-context-window"),
+        ({"n_ctx": 2048}, "n_ctx", "--max-context-window"),
         ({"functions": [{"name": "f"}]}, "functions", "use tools"),
         ({"response_format": {"type": "yaml"}}, None, "response_format"),
         ({"response_format": {"type": []}}, None, "response_format"),

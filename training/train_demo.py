@@ -347,6 +347,7 @@ def train_member(member: int, options: argparse.Namespace) -> dict[str, float]:
     scores = exact_match(model, tokenizer)
     rounded = {key: round(value, 3) for key, value in scores.items()}
     log.info("%s: exact match in validation %s", name, rounded)
+    write_member(model, tokenizer, kind, options.out / name)
     return scores
 
 

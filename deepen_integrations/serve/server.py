@@ -13,7 +13,7 @@ import uvicorn
 
 from deepen_core.errors import ConfigurationError
 from deepen_integrations.serve.app import app_of
-from deepen_integrations.serve.http_protocol import BoundedHttp
+from deepen_integrations.serve.http_protocol import BoundedHttpProtocol
 from deepen_integrations.serve.logs import LogFormat, log_to_stderr
 from deepen_integrations.serve.options import ServeOptions
 from deepen_integrations.serve.served import Catalogue, Loader
@@ -67,7 +67,7 @@ def server_of(catalogue: Catalogue, options: ServeOptions) -> uvicorn.Server:
     """Returns a server of some ensembles, which loads them once it runs."""
     config = uvicorn.Config(
         app_of(catalogue, options),
-        http=BoundedHttp,
+        http=BoundedHttpProtocol,
         lifespan="on",
         ws="none",
         log_config=None,

@@ -18,7 +18,7 @@ TOOL_TAGS = frozenset({CALL, CALL_END, RESPONSE, RESPONSE_END})
 
 
 def described_characters(messages: Sequence[Message]) -> int:
-    """Returns how many characters of a conversation describe tools, between `TOOLS` and `TOOLS_END`."""
+    """Returns the number of characters between `TOOLS` and `TOOLS_END`, which describe tools; 0 without these tags."""
     pieces = [piece for message in messages if isinstance(said := message.get("content"), list) for piece in said]
     marks = {str(piece): place for place, piece in enumerate(pieces) if isinstance(piece, TrustedMarkup)}
     if TOOLS not in marks or TOOLS_END not in marks:

@@ -56,10 +56,10 @@ class SequenceFactory:
         try:
             return self._create(prompt, params)
         except ContextWindowError as error:
-            tools = 0 if isinstance(prompt, str) else described_characters(prompt)
-            if not tools:
+            described = 0 if isinstance(prompt, str) else described_characters(prompt)
+            if not described:
                 raise
-            raise ContextWindowError(f"{error} The descriptions of its tools have {tools:,} characters.") from error
+            raise ContextWindowError(f"{error} {described:,} of its characters describe tools: give fewer.") from error
 
     def _create(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
         numbers = range(len(self._members))
