@@ -4,7 +4,6 @@ import re
 
 import jsonschema
 import pytest
-from langchain_core.messages import HumanMessage
 from langchain_parts import WAYS, asked
 from tool_kinds import TOOLS, Tree, check, choose, later, now, plain, shown
 
@@ -73,7 +72,7 @@ def test_what_tools_take_of_a_prompt_that_does_not_fit_is_told(terse, words):
     described = int(re.search(r"([\d,]+) of its characters describe tools", str(caught.value))[1].replace(",", ""))
     assert len("word " * words) < described < len("word " * words) + 200
     with pytest.raises(ContextWindowError) as plain:
-        ChatDeepen.from_ensemble(terse).invoke([HumanMessage(["<tools>", "word " * words, "</tools>"])])
+        terse.generate([{"role": "user", "content": ["<tools>", "word " * words, "</tools>"]}])
     assert "describe tools" not in str(plain.value)
 
 
