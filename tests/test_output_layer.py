@@ -8,7 +8,7 @@ import torch
 from deepen_core.members.collector import collector_paused
 from deepen_core.members.transformers import output_layer
 
-SHAPES = [(1, 1), (1, 2), (3, 1), (2, 2), (5, 1), (2, 3)]  # sequences and places
+SHAPES = [(1, 1), (1, 2), (3, 1), (2, 2), (5, 1), (2, 3), (8, 1), (3, 3)]  # sequences and places
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_few_places_are_multiplied_in_the_faster_way(used, bias):
         logits = layer(hidden)
         assert logits.is_contiguous()
         torch.testing.assert_close(logits.double(), bare(hidden.double()), atol=1e-5, rtol=1e-5)
-    assert used == ([2, 3, 4] if torch.backends.mkl.is_available() else [])
+    assert used == ([2, 3, 4, 5, 6, 8] if torch.backends.mkl.is_available() else [])
 
 
 def test_the_usual_way_stays_where_it_is_faster(used, monkeypatch):
@@ -62,10 +62,23 @@ def test_layers_of_other_kinds_are_left_as_they_are(used):
     assert not used
 
 
-def test_the_machine_is_timed_once(monkeypatch):
-    assert output_layer._token_by_token_is_faster() in (True, False)
-    monkeypatch.setattr(output_layer.time, "perf_counter", lambda: pytest.fail("timed again"))
-    output_layer._token_by_token_is_faster()
+@pytest.mark.parametrize(
+    ("described", "processor", "faster"),
+    [
+        ("processor : 0\nvendor_id : AuthenticAMD\n", "", True),
+        ("processor : 0\nvendor_id : GenuineIntel\n", "", False),
+        (None, "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD", True),
+        (None, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", False),
+        (None, "", False),
+    ],
+)
+def test_the_vendor_decides(tmp_path, monkeypatch, described, processor, faster):
+    file = tmp_path / "cpuinfo"
+    if described:
+        file.write_text(described)
+    monkeypatch.setattr(output_layer, "_CPU", file)
+    monkeypatch.setattr(output_layer.platform, "processor", lambda: processor)
+    assert output_layer._token_by_token_is_faster.__wrapped__() is faster
 
 
 @pytest.mark.parametrize("enabled", [True, False])
