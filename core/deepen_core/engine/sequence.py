@@ -46,7 +46,8 @@ class EnsembleSequence:
         token_ids: Main's ids chosen so far, without the stop token.
         record: How well each member has predicted them, see `WeighingInputs.record`.
         prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
-        trace_steps: What makes the records of the steps so far, if they are traced.
+        trace_steps: What makes the record of each step so far from its line, if they are traced; the line of each step
+            in `trace_lines`.
         finish_reason: Set once the sequence has ended.
         error: Set instead if the sequence failed.
         warnings: What the caller should know.
@@ -77,14 +78,15 @@ class EnsembleSequence:
         self.prompt_text = prompt_text
         self.prompt_likelihood: list[float] = []
         self.logprobs: list[TokenLogprob] = []
-        self.trace_steps: list[Callable[[], TraceStep]] = []
+        self.trace_steps: list[Callable[[int], TraceStep]] = []
+        self.trace_lines: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: DeepenError | None = None
         self.warnings: list[str] = []
         self.submitted = time.perf_counter()
         self._all_parts = tuple(member_sequences)
         self._names = list(names)
-        self._traced_names = [n for n, part in zip(names, member_sequences, strict=True) if part is not None]
+        self._traced_names = tuple(n for n, part in zip(names, member_sequences, strict=True) if part is not None)
         self._main = main
         self._vocabulary = vocabulary
         self._drop_space = starts_text and vocabulary.starts_with_space
@@ -289,8 +291,8 @@ class EnsembleSequence:
         """Returns the trace from a step on, if one was asked for."""
         if not self.params.trace:
             return None
-        made = self.trace_steps[since:]
-        return Trace(self._names[self._main], self._traced_names, lambda: [make() for make in made])
+        made = partial(_records, self.trace_steps, self.trace_lines, range(since, len(self.trace_steps)))
+        return Trace(self._names[self._main], self._traced_names, made)
 
     def generation(self) -> Generation:
         """Returns the answer of a finished sequence."""
@@ -319,3 +321,9 @@ class EnsembleSequence:
             warnings=list(self.warnings),
             trace=self._trace(),
         )
+
+
+def _records(
+    steps: Sequence[Callable[[int], TraceStep]], lines: Sequence[int], numbers: Sequence[int]
+) -> list[TraceStep]:
+    return [steps[number](lines[number]) for number in numbers]
