@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import convert_to_messages
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.fuzz_entry import Entry, Try
+from benchmarks.fuzz_files import file_entries
 from benchmarks.fuzz_inputs import Mutator
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.chat.messages import check_messages
@@ -24,9 +22,7 @@ from deepen_core.config.members import member_config
 from deepen_core.constraints.grammar import grammar_of
 from deepen_core.demo import member_paths
 from deepen_core.errors import DeepenError
-from deepen_core.members.loading import describe_member, load_members, member_configs
-from deepen_core.members.transformers.weight_files import weight_shapes
-from deepen_core.progress import Steps
+from deepen_core.members.loading import member_configs
 from deepen_core.replies import ReplyForm
 from deepen_core.replies.parser import ReplyParser, parse_reply
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
@@ -84,21 +80,6 @@ REPLY = (
     '<think>so</think>Text <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n```json\n{"name": "f"}\n```'
 )
 
-Try = Callable[[Mutator], None]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A way in."""
-
-    name: str
-    attempt: Try
-    """Makes an input and gives it; raises what it raises."""
-    allowed: tuple[type[Exception], ...] = (DeepenError,)
-    """What it may raise: `DeepenError`, and what its documentation names."""
-    share: float = 1.0
-    """Of the inputs of a test, where one takes long."""
-
 
 @contextmanager
 def entries() -> Iterator[list[Entry]]:
@@ -108,7 +89,7 @@ def entries() -> Iterator[list[Entry]]:
         configs = [MemberConfig(model=str(path), chat_template=TEMPLATE) for path in member_paths()]
         pair = stack.enter_context(Ensemble.load(configs, device="cpu", progress=False))
         alone = pair.alone(0)
-        yield [*_options(), *_requests(pair, alone), *_parts(), *_adapters(pair), *_files(folder)]
+        yield [*_options(), *_requests(pair, alone), *_parts(), *_adapters(pair), *file_entries(folder)]
 
 
 def _options() -> list[Entry]:
@@ -247,48 +228,6 @@ def _adapters(pair: Ensemble) -> list[Entry]:
         Entry("ChatDeepen.invoke", invoke, wrong, share=0.2),
         Entry("ChatDeepen.bind_tools", tools, wrong, share=0.2),
     ]
-
-
-_SMALL = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
-
-
-def _files(root: Path) -> list[Entry]:
-    sources = [_one_layer(path, root / path.name) for path in member_paths()]
-    contents = {
-        path: {name: json.loads((path / name).read_text(encoding="utf-8")) for name in _SMALL} for path in sources
-    }
-    header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
-
-    def folder(mutator: Mutator) -> None:
-        place, name = mutator.draw.choice(sources), mutator.draw.choice(_SMALL)
-        text = json.dumps(mutator.changed(contents[place][name], 4), ensure_ascii=True)
-        data = text.encode() if mutator.draw.random() < 0.8 else mutator.changed_bytes(text.encode())
-        (place / name).write_bytes(data)
-        try:
-            (config,) = member_configs([str(place)])
-            described = describe_member(config, "cpu", "float32", progress=False)
-            load_members([described], Steps("Loading", "a member", 1, shown=False))
-        finally:
-            (place / name).write_text(json.dumps(contents[place][name]), encoding="utf-8")
-
-    def weights(mutator: Mutator) -> None:
-        text = json.dumps(mutator.changed(header)).encode()
-        data = struct.pack("<Q", len(text)) + text + bytes(24)
-        place = root / "weights"
-        place.mkdir(exist_ok=True)
-        (place / "model.safetensors").write_bytes(mutator.changed_bytes(data))
-        weight_shapes(place)
-
-    return [Entry("model folders", folder, share=0.05), Entry("headers of weight files", weights)]
-
-
-def _one_layer(source: Path, place: Path) -> Path:
-    """Writes a model like another one, but of a single layer, which loads in less time; returns its folder."""
-    shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = AutoConfig.from_pretrained(source)
-    config.num_hidden_layers = 1
-    AutoModelForCausalLM.from_config(config).save_pretrained(place)
-    return place
 
 
 def _named(given: Any) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The ways in that read files: folders of models, and the headers of their weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.fuzz_entry import Entry
+from benchmarks.fuzz_inputs import Mutator
+from deepen_core.demo import member_paths
+from deepen_core.members.loading import describe_member, load_members, member_configs
+from deepen_core.members.transformers.weight_files import weight_shapes
+from deepen_core.progress import Steps
+
+_TEXTS = ["Where does the painter live?", "She lives in a house by the sea, and has 3 cats."]
+_VOCABULARY = 300
+_SMALL = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+
+
+def file_entries(root: Path) -> list[Entry]:
+    """Returns the ways in that read files.
+
+    Args:
+        root: A folder for them.
+    """
+    sources = [_small_copy(path, root / path.name) for path in member_paths()]
+    contents = {
+        path: {name: json.loads((path / name).read_text(encoding="utf-8")) for name in _SMALL} for path in sources
+    }
+    header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+
+    def folder(mutator: Mutator) -> None:
+        place, name = mutator.draw.choice(sources), mutator.draw.choice(_SMALL)
+        text = json.dumps(mutator.changed(contents[place][name], 4), ensure_ascii=True)
+        data = text.encode() if mutator.draw.random() < 0.8 else mutator.changed_bytes(text.encode())
+        (place / name).write_bytes(data)
+        try:
+            (config,) = member_configs([str(place)])
+            described = describe_member(config, "cpu", "float32", progress=False)
+            load_members([described], Steps("Loading", "a member", 1, shown=False))
+        finally:
+            (place / name).write_text(json.dumps(contents[place][name]), encoding="utf-8")
+
+    def weights(mutator: Mutator) -> None:
+        text = json.dumps(mutator.changed(header)).encode()
+        data = struct.pack("<Q", len(text)) + text + bytes(24)
+        place = root / "weights"
+        place.mkdir(exist_ok=True)
+        (place / "model.safetensors").write_bytes(mutator.changed_bytes(data))
+        weight_shapes(place)
+
+    return [Entry("model folders", folder, share=0.05), Entry("headers of weight files", weights)]
+
+
+def _small_copy(source: Path, place: Path) -> Path:
+    """Writes a model of the same kind, of one layer and with a vocabulary of its tokenizer's kind; returns its folder.
+
+    It loads in less time, and a changed place of its files is more often one that counts.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source).train_new_from_iterator(_TEXTS, _VOCABULARY)
+    tokenizer.save_pretrained(place)
+    config = AutoConfig.from_pretrained(source)
+    config.num_hidden_layers, config.vocab_size = 1, len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(place)
+    return place
