@@ -1,7 +1,7 @@
-"""The numbers that are kept of a step of traced requests: small tensors, read as lists where a trace is read.
+"""The numbers that are kept of a step of traced requests: small tensors, which become lists where a trace is read.
 
-Lists would cost the decoding thread more than the numbers themselves: 32 traced sequences of two members make some
-1,700 Python objects a step, which its garbage collector goes through again and again.
+Lists would make thousands of Python objects, and the garbage collector, which goes through all of them again and again,
+runs on the decoding thread.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from deepen_core.tracing.records import Status
 
-TOP = 5  # most probable tokens that are kept of each distribution
+_TOP = 5  # most probable tokens that are kept of each distribution
 _LARGE = 8192
-"""Tokens of a vocabulary whose distributions are compared one by one on a CPU, so that they stay in a core's cache: for
+"""Size of a vocabulary whose distributions are compared one by one on a CPU, so that they stay in a core's cache: for
 32 of 152,000 tokens that took 10 ms rather than 34."""
 NO_ID = -1
 Top = tuple[list[int], list[float]]
@@ -25,7 +25,7 @@ Top = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class Tops:
+class TopTokens:
     """The most probable tokens of some distributions.
 
     Attributes:
@@ -39,9 +39,9 @@ class Tops:
     logs: bool
 
     @classmethod
-    def of(cls, values: torch.Tensor, *, logs: bool = False) -> Tops:
+    def of(cls, values: torch.Tensor, *, logs: bool = False) -> TopTokens:
         """Reads them from probabilities [sequences, vocabulary], or from their logarithms."""
-        best = values.topk(min(TOP, values.shape[-1]), dim=-1)
+        best = values.topk(min(_TOP, values.shape[-1]), dim=-1)
         return cls(best.indices.cpu(), best.values.cpu(), logs)
 
     @cached_property
@@ -96,7 +96,7 @@ class StepNumbers:
     """The numbers of one step, with a line for each traced sequence, on the CPU; those of a member by its number.
 
     Attributes:
-        apart: The sums over main's vocabulary by which fusion changed its probabilities [sequences].
+        l1_distance: Between main's distribution and the fused one [sequences].
         fused: Main's most probable tokens after fusion.
         own: Each member's most probable tokens.
         heard: The most probable columns of each member but main; empty without a comparison.
@@ -110,10 +110,10 @@ class StepNumbers:
         chosen_by_others: The same under the other members that speak.
     """
 
-    apart: torch.Tensor
-    fused: Tops
-    own: Mapping[int, Tops]
-    heard: Mapping[int, Tops]
+    l1_distance: torch.Tensor
+    fused: TopTokens
+    own: Mapping[int, TopTokens]
+    heard: Mapping[int, TopTokens]
     weights: torch.Tensor
     statuses: Sequence[Mapping[int, Status]]
     after: torch.Tensor
@@ -130,7 +130,7 @@ class StepNumbers:
         assert self.chosen_by_main is not None, "and main speaks in each step"
         main = self.chosen_by_main.exp()
         return StepLists(
-            moved=(self.apart / 2).tolist(),
+            moved=(self.l1_distance / 2).tolist(),
             weights=(self.weights / self.weights.sum(-1, keepdim=True)).tolist(),
             after=self.after.tolist(),
             compared=(self.lines >= 0).tolist(),
@@ -162,8 +162,8 @@ def lines_of(values: torch.Tensor | None, places: list[int]) -> torch.Tensor:
     return values if len(places) == len(values) else values[places]
 
 
-def apart(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Returns twice the total variation distances of distributions, given as log-probabilities [sequences, tokens]."""
+def l1_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Returns the L1 distances [sequences] of distributions, given as log-probabilities [sequences, vocabulary]."""
     if first.device.type != "cpu" or first.shape[-1] <= _LARGE:
         return first.exp().sub_(second.exp()).abs_().sum(-1).cpu()
     parts = zip(first.split(1), second.split(1), strict=True)

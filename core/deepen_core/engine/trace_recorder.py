@@ -19,8 +19,8 @@ from deepen_core.engine.step_numbers import (
     Spelled,
     StepNumbers,
     Top,
-    Tops,
-    apart,
+    TopTokens,
+    l1_distances,
     lines_of,
     logprobs_of,
 )
@@ -109,18 +109,18 @@ class TraceRecorder:
         at = torch.tensor(places)
         fused = lines_of(outputs.fused, places)
         lines = torch.full((len(places),), -1)
-        heard: dict[int, Tops] = {}
+        heard: dict[int, TopTokens] = {}
         if outputs.comparison is not None:
             lines = outputs.comparison.line_of[at]
             for number in self._counted:
                 mass = outputs.comparison.told[number]
                 if number != self._main and mass is not None and len(mass):
-                    heard[number] = Tops.of(mass[lines.clamp_min(0).to(mass.device)])
+                    heard[number] = TopTokens.of(mass[lines.clamp_min(0).to(mass.device)])
         seen = StepNumbers(
-            apart=apart(fused, lines_of(outputs.own[self._main], places)),
-            fused=Tops.of(fused, logs=True),
+            l1_distance=l1_distances(fused, lines_of(outputs.own[self._main], places)),
+            fused=TopTokens.of(fused, logs=True),
             own={
-                number: Tops.of(lines_of(logprobs, places), logs=True)
+                number: TopTokens.of(lines_of(logprobs, places), logs=True)
                 for number in self._counted
                 if (logprobs := outputs.own[number]) is not None
             },
