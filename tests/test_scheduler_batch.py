@@ -126,6 +126,29 @@ def test_a_long_prompt_does_not_stall_running_sequences(load):
         assert long.mail.answer().token_ids == ensemble.generate(LONG, **OPTIONS).token_ids
 
 
+def test_short_prompts_are_run_together_and_apart_from_running_sequences(load):
+    """One forward each would hold up all others, and so would a forward in which all have the length of a prompt."""
+    with load("alpha", "beta") as ensemble:
+        members = [hook(ensemble, 0), hook(ensemble, 1)]
+        batch = Scheduler(ensemble._engine.decoder, 8)
+        running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:2]]
+        while not all(r.sequence.token_ids for r in running):
+            batch.step()
+        new = [ask(ensemble, batch, prompt) for prompt in PROMPTS[2:5]]
+        batch.step()
+        for member in members:
+            member.forwards.clear()
+            member.prefills.clear()
+        batch.step()
+        assert [member.forwards for member in members] == [[2, 3], [2, 3]]
+        assert not any(member.prefills for member in members)
+        assert all(len(request.sequence.token_ids) == 1 for request in new)
+        for request in running:
+            request.cancelled = True
+        run_out(batch)
+        assert [r.mail.answer().token_ids for r in new] == [alone(ensemble, p) for p in PROMPTS[2:5]]
+
+
 @pytest.mark.parametrize(("running", "long", "most"), [(0, 1, 32), (1, 1, 8), (1, 3, 24), (1, 6, 32), (3, 3, 8)])
 def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, long, most):
     """Up to four times the budget: larger pieces are read faster, and hold up few."""

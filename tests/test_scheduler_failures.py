@@ -1,5 +1,6 @@
 """A member that fails: the request it fails for is told or goes on without it, and nobody else notices."""
 
+import gc
 import weakref
 
 import pytest
@@ -247,3 +248,37 @@ def test_a_choice_that_fails(ensemble, monkeypatch):
     with pytest.raises(DecodingError, match="no such token"):
         handles[0].result()
     assert handles[1].result().text == expected.text
+
+
+def test_kept_errors_keep_no_tensors(load):
+    """Neither of the requests that failed, nor of those that were decoded with them."""
+
+    def tensors():  # as large as logits
+        gc.collect()
+        return sum(type(one) is torch.Tensor and one.numel() > 100 for one in gc.get_objects())
+
+    with load("alpha", "beta", max_batch_size=8) as ensemble:
+        beta = hook(ensemble, 1)
+
+        def fail(sequences):  # with an exception of its own each time
+            fails_at(beta, FAILING, RuntimeError("injected"), tokens=3)(sequences)
+
+        beta.fail = fail
+        prompts = [*PROMPTS, FAILING]
+        ensemble.generate(prompts, return_exceptions=True, **OPTIONS)
+        before = tensors()
+        kept = [ensemble.generate(prompts, return_exceptions=True, **OPTIONS) for _ in range(5)]
+        assert all(isinstance(answers[-1], MemberError) and not answers[-1].__traceback__ for answers in kept)
+        assert all(answers[-1].__cause__.__traceback__ for answers in kept), "where the member failed is still told"
+        for _ in range(5):
+            with pytest.raises(MemberError) as caught:
+                ensemble.generate(FAILING, **OPTIONS)
+            kept.append(caught)
+        assert tensors() <= before
+
+
+def test_kept_handles_keep_no_tensors(ensemble):
+    kept = ask_together(ensemble, PROMPTS)
+    assert all(handle.result() for handle in kept)
+    parts = [part for handle in kept for part in handle._request.sequence.member_sequences]
+    assert not any(part.cache or part.trail or part.logits_after is not None for part in parts)

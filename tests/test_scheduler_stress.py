@@ -11,8 +11,8 @@ OPTIONS = {"max_new_tokens": 10, "temperature": 0.9, "seed": 4, "ignore_eos": Tr
 
 @pytest.mark.parametrize("options", [OPTIONS, {**OPTIONS, "temperature": 0.0}], ids=["sampled", "greedy"])
 def test_mixed_callers_get_the_serial_answers(load, options):
-    before = set(threading.enumerate())
     with load("alpha", "beta", max_batch_size=6) as ensemble:
+        before = set(threading.enumerate())
         beta = hook(ensemble, 1)
         beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
         mixed = MixedLoad(ensemble, options, cancelled=0.15, failing=0.1)
@@ -30,8 +30,8 @@ def test_mixed_callers_get_the_serial_answers(load, options):
 @pytest.mark.skipif(not STATM.exists(), reason="memory is read from /proc")
 def test_five_thousand_generations_leave_nothing_behind(load):
     """Eight threads and four event loops, one in ten cancelled, one in fifty failing."""
-    before = set(threading.enumerate())
     with load("alpha", "beta", max_batch_size=8) as ensemble:
+        before = set(threading.enumerate())
         beta = hook(ensemble, 1)
         beta.fail = fails_at(beta, FAILING, RuntimeError("injected"))
         mixed = MixedLoad(ensemble, {**OPTIONS, "max_new_tokens": 8})

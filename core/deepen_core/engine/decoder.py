@@ -11,7 +11,7 @@ import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.config import MemberErrorPolicy, SamplingParams
-from deepen_core.engine.failures import choice_failed, forget_frames, fusion_failed, report_failed, step_failed, told_as
+from deepen_core.engine.failures import choice_failed, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
 from deepen_core.engine.member_runner import MemberLogits, MemberRunner
 from deepen_core.engine.prompt_likelihood import comparable
@@ -144,9 +144,6 @@ class Decoder:
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
             self._conclude(going, said)
-        for sequence in sequences:
-            if sequence.error is not None:
-                forget_frames(sequence.error)
 
     def _prompt_likelihood(self, sequence: EnsembleSequence) -> list[float]:
         """Returns the log-likelihood of a sequence's prompt under each member, in nats a byte."""

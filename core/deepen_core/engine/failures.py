@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from deepen_core.config import SamplingParams
 from deepen_core.errors import DecodingError, DeepenError, brief
@@ -29,10 +30,26 @@ def told_as(error: Callable[[Exception], DecodingError]) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Clears the variables of the frames in the tracebacks of an error and its cause: they hold tensors."""
+    """Clears the variables of all frames that an error and its cause keep, and that have ended: they hold tensors.
+
+    A traceback keeps the frames between where the exception was raised and where it was caught, and each of them the
+    frame that called it.
+    """
     for one in (error, error.__cause__):
-        if one is not None:
-            traceback.clear_frames(one.__traceback__)
+        if one is None:
+            continue
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            _clear(frame)
+
+
+def _clear(frame: FrameType | None) -> None:
+    """Clears the variables of a frame and of all that called it, up to one that still runs."""
+    while frame is not None:
+        try:
+            frame.clear()
+        except RuntimeError:  # it still runs, and so do those that called it
+            return
+        frame = frame.f_back
 
 
 def fusion_failed(

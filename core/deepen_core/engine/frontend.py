@@ -303,22 +303,26 @@ def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> Ensemble
 
 
 def _kept(keep: bool, work: Callable[[], T]) -> T | DeepenError:
-    """Returns the result of some work, or its error if that is to be returned rather than raised."""
+    """Returns the result of some work, or its error if that is to be returned rather than raised.
+
+    An error that nobody raises has no traceback, which would keep all that this call has for all prompts.
+    """
     try:
         return work()
     except DeepenError as error:
         if not keep:
             raise
-        return error
+        return error.with_traceback(None)
 
 
 async def _akept(keep: bool, work: Awaitable[T]) -> T | DeepenError:
+    """Like `_kept`."""
     try:
         return await work
     except DeepenError as error:
         if not keep:
             raise
-        return error
+        return error.with_traceback(None)
 
 
 async def _in_time(

@@ -7,6 +7,7 @@ import threading
 from typing_extensions import Self
 
 from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.failures import forget_frames
 from deepen_core.engine.output_queue import OutputQueue, Wakeups
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import DeepenError, NotDoneError
@@ -33,7 +34,7 @@ class Request:
         self.cancelled = False
 
     def deliver(self, wakeups: Wakeups) -> None:
-        """Puts new output into the queue.
+        """Puts new output into the queue. The error of a sequence that has failed is for `deliver_error`.
 
         Args:
             wakeups: Wakes the tasks that wait for it.
@@ -41,10 +42,15 @@ class Request:
         chunk = self.sequence.take_chunk()
         if chunk is not None:
             self.mail.put(chunk, wakeups)
-        if self.sequence.error is not None:
-            self.mail.fail(self.sequence.error)
         if self.sequence.ended:
             self.decoder = None
+
+    def deliver_error(self) -> None:
+        """Ends the output of a sequence that has failed with its error."""
+        error = self.sequence.error
+        assert error is not None, "it has failed"
+        forget_frames(error)  # before a caller has it, whose own frames it keeps once it is raised there
+        self.mail.fail(error)
 
     def fail(self, error: DeepenError) -> None:
         """Ends the request with an error."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from deepen_core.engine.decoder import Decoder
-from deepen_core.engine.failures import forget_frames, step_failed
+from deepen_core.engine.failures import step_failed
 from deepen_core.engine.handle import Request
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.output_queue import Wakeups
@@ -16,6 +16,8 @@ from deepen_core.members.sequence import KEPT_TAIL, WORTH_SHARING
 
 _PATIENCE = 4  # maximum factor of the prefill budget, when fewer sequences wait for it than for their prompt to be run
 _SHORT = 32  # a prompt of at most this many tokens is run with the first step rather than ahead of it
+_Batch = tuple[Decoder, Request | None, bool]
+"""What the sequences of one step have in common: the decoder, the request if it is alone, whether prompts are run."""
 
 
 class Scheduler:
@@ -39,6 +41,7 @@ class Scheduler:
         self._prefilling: list[Request] = []  # the oldest first
         self._decoding: list[Request] = []
         self._oldest_next = False
+        self._failed: list[Request] = []  # in this step
 
     @property
     def idle(self) -> bool:
@@ -66,10 +69,13 @@ class Scheduler:
 
     def step(self) -> None:
         """Advances every request: ends those that are over, admits, decodes a token per sequence, prefills a piece."""
-        self._end_overdue()
-        self._admit()
-        self._decode()
-        self._prefill()
+        try:
+            self._end_overdue()
+            self._admit()
+            self._decode()
+            self._prefill()
+        finally:
+            self._deliver_errors()
 
     def abandon(self, error: Callable[[], DeepenError]) -> None:
         """Ends each request with an error of its own."""
@@ -94,7 +100,7 @@ class Scheduler:
             else:
                 continue
             ended.append(request)
-        _deliver(ended)
+        self._deliver(ended)
         if not ended:
             return
         self._waiting = deque(r for r in self._waiting if not r.sequence.ended)
@@ -110,13 +116,16 @@ class Scheduler:
     def _decode(self) -> None:
         if not self._decoding:
             return
-        together: dict[tuple[Decoder, Request | None], list[EnsembleSequence]] = {}
+        together: dict[_Batch, list[EnsembleSequence]] = {}
         for request in self._decoding:
-            alone = request if request.sequence.params.deterministic else None
-            together.setdefault((request.decoder or self.decoder, alone), []).append(request.sequence)
-        for (decoder, _), sequences in together.items():
+            sequence = request.sequence
+            alone = request if sequence.params.deterministic else None
+            # A prompt would widen the forward of all others, and prompts that are run one by one take a forward each.
+            with_prompt = not sequence.token_ids and sequence.pending > KEPT_TAIL
+            together.setdefault((request.decoder or self.decoder, alone, with_prompt), []).append(sequence)
+        for (decoder, _, _), sequences in together.items():
             self._step_sequences(decoder, sequences)
-        _deliver(self._decoding)
+        self._deliver(self._decoding)
         self._decoding = [r for r in self._decoding if not r.sequence.ended]
 
     @staticmethod
@@ -128,13 +137,11 @@ class Scheduler:
             for sequence in sequences:
                 if not sequence.ended:
                     sequence.fail(step_failed(problem, token=sequence.next_token))
-            forget_frames(problem)
 
     def _prefill(self) -> None:
         budget = self._budget * self._patience()
-        # While others decode, each token beyond `KEPT_TAIL` would widen the forward of all of them. A prompt that is
-        # alone runs at once: in pieces it would take one forward more, which reads all weights again.
-        usually_short = KEPT_TAIL if self._decoding else _SHORT if len(self._prefilling) > 1 else budget
+        # A prompt that is alone runs at once: in pieces it would take one forward more, which reads all weights again.
+        usually_short = _SHORT if self._decoding or len(self._prefilling) > 1 else budget
         self._oldest_next = not self._oldest_next
         while self._prefilling and budget > 0:
             request = self._next_prompt()
@@ -148,10 +155,27 @@ class Scheduler:
             budget -= ran or sequence.pending
             if sequence.ended:
                 self._prefilling.remove(request)
-                _deliver([request])
+                self._deliver([request])
             elif not ran or sequence.pending <= KEPT_TAIL:
                 self._prefilling.remove(request)
                 self._decoding.append(request)
+
+    def _deliver(self, requests: Iterable[Request]) -> None:
+        """Puts the new output of requests into their queues, and wakes all that wait for it at once."""
+        with Wakeups() as wakeups:
+            for request in requests:
+                request.deliver(wakeups)
+                if request.sequence.error is not None:
+                    self._failed.append(request)
+
+    def _deliver_errors(self) -> None:
+        """Ends the requests that have failed, once no frame of the step but its first still runs.
+
+        Errors keep the frames that raised them, whose variables can be cleared only when those have ended.
+        """
+        for request in self._failed:
+            request.deliver_error()
+        self._failed.clear()
 
     def _patience(self) -> int:
         """Returns the factor of the budget that the decoding sequences can wait for: larger pieces are faster."""
@@ -167,13 +191,6 @@ class Scheduler:
         # A prompt in prefill with the same beginning comes first, so that its cache can be copied.
         begun = (r for r in self._prefilling if r.sequence.begun)
         return next((r for r in begun if _will_share(r.sequence, request.sequence)), request)
-
-
-def _deliver(requests: Iterable[Request]) -> None:
-    """Puts the new output of requests into their queues, and wakes all that wait for it at once."""
-    with Wakeups() as wakeups:
-        for request in requests:
-            request.deliver(wakeups)
 
 
 def _will_share(begun: EnsembleSequence, other: EnsembleSequence) -> bool:

@@ -237,7 +237,7 @@ class EnsembleSequence:
         return (value.removeprefix(b" "), " " * value.startswith(b" ")) if drops else (value, "")
 
     def finish(self, reason: FinishReason) -> None:
-        """Ends the sequence and frees its caches."""
+        """Ends the sequence and frees what its members keep."""
         self.finish_reason = reason
         self._fresh_text += self._stops.finish()
         self._ended = time.perf_counter()
@@ -257,7 +257,7 @@ class EnsembleSequence:
         )
 
     def fail(self, error: DeepenError) -> None:
-        """Ends the sequence with an error and frees its caches."""
+        """Ends the sequence with an error and frees what its members keep."""
         self.error = error
         self.release()
 
@@ -265,15 +265,15 @@ class EnsembleSequence:
         """Continues without a member, and adds a warning to the answer."""
         part = self.member_sequences[member]
         assert part is not None, "it takes part"
-        part.release()
+        part.end()
         self.member_sequences[member] = None
         self.warnings.append(warning)
 
     def release(self) -> None:
-        """Frees the key/value caches; the sequence cannot continue afterwards."""
+        """Frees the key/value caches and the members' last logits; the sequence cannot continue afterwards."""
         for part in self.member_sequences:
             if part is not None:
-                part.release()
+                part.end()
 
     def take_chunk(self) -> Chunk | None:
         """Returns the output since the last call; the last chunk of a finished sequence carries the whole answer."""

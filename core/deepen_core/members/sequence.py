@@ -186,6 +186,12 @@ class MemberSequence:
             self.cache.free()
             self.cache = None
 
+    def end(self) -> None:
+        """Frees all of any size that the member has kept: handles and errors may keep this for long."""
+        self.release()
+        self._recent.clear()
+        self._sure.clear()
+
     def keep_logits(self, logits: torch.Tensor) -> None:
         """Keeps the logits [at least 1, vocabulary] at the last places that were run."""
         for back in range(min(len(logits), self.kept_tail)):  # `reversed` would copy them
