@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from deepen_core import Ensemble
 from deepen_core.demo.world import questions
 from deepen_integrations.serve import ServeOptions
 from deepen_integrations.serve.served import Catalogue
-from deepen_integrations.serve.server import listen, server_of
+from deepen_integrations.serve.server import listen, run_until_stopped, server_of
 
 NAME = "ensemble"
 OPTIONS = {"ignore_eos": True}
@@ -39,9 +40,9 @@ def served(ensemble: Ensemble) -> Iterator[int]:
     """Serves an ensemble while the block runs; gives the port."""
     catalogue = Catalogue({NAME: ensemble})
     server, listening = server_of(catalogue, ServeOptions()), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=asyncio.run, args=[run_until_stopped(server, catalogue, listening)])
     thread.start()
-    while not (server.started and catalogue.ready):
+    while not (server.started and catalogue.ready and gc.get_freeze_count()):
         time.sleep(0.01)
     try:
         yield listening.getsockname()[1]

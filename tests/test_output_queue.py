@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from deepen_core.engine.handle import Handle
-from deepen_core.engine.merged import merged
+from deepen_core.engine.merged import MergedOutput
 from deepen_core.engine.output_queue import OutputQueue, Wakeups
 from deepen_core.errors import DecodingError
 from deepen_core.results import Chunk, Generation, Usage
@@ -115,7 +115,7 @@ class TestWakeups:
     async def test_a_cancelled_task_leaves_nothing_behind(self):
         queues = [OutputQueue(), OutputQueue()]
         (task,) = await waiting(queues[:1], piece_of)
-        reading = asyncio.ensure_future(anext(merged(queues)))
+        reading = asyncio.ensure_future(anext(MergedOutput(queues)))
         await asyncio.sleep(0)
         task.cancel()
         reading.cancel()
@@ -144,7 +144,7 @@ class TestMerged:
         queues = [OutputQueue() for _ in range(3)]
 
         async def read():
-            return [[(number, chunk.text) for number, chunk in step] async for step in merged(queues)]
+            return [[(number, chunk.text) for number, chunk in step] async for step in MergedOutput(queues)]
 
         task = asyncio.ensure_future(read())
         for its, chunk in ((queues, Chunk("a")), (queues[1:], Chunk("b")), (queues[:1], LAST), (queues[1:], LAST)):
@@ -166,9 +166,53 @@ class TestMerged:
         put(queues[1:], Chunk("b"))
 
         async def read():
-            async for step in merged(queues):
+            async for step in MergedOutput(queues):
                 seen.extend((number, chunk.text) for number, chunk in step)
 
         with pytest.raises(DecodingError, match="no luck"):
             await read()
-        assert sorted(seen) == [(0, "a"), (1, "a"), (1, "b")]
+        assert sorted(seen) == [(0, "a"), (1, "ab")]
+
+    @pytest.mark.parametrize("ending", ["answer", "error"])
+    async def test_pieces_within_the_interval_wait_for_the_end(self, ending, calls):
+        queues, seen = [OutputQueue(), OutputQueue()], []
+
+        async def read():
+            async for step in MergedOutput(queues, 3600.0):
+                seen.append([(number, chunk.text) for number, chunk in step])  # noqa: PERF401 (kept if it raises)
+
+        task = asyncio.ensure_future(read())
+        for text in "abc":
+            await asyncio.sleep(0)
+            put(queues, Chunk(text))
+            await asyncio.sleep(0.01)
+        assert (seen, len(calls)) == ([[(0, "a"), (1, "a")]], 1)
+        if ending == "answer":
+            put(queues, LAST)
+            await asyncio.wait_for(task, 30)
+        else:
+            queues[0].fail(DecodingError("no luck"))
+            with pytest.raises(DecodingError, match="no luck"):
+                await asyncio.wait_for(task, 30)
+        assert "".join(text for step in seen for number, text in step if number == 0) == "abc"
+        assert len(calls) == 2
+
+    async def test_pieces_after_the_interval_bring_those_within_it(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr("time.perf_counter", lambda: now[0])
+        queue, reading = OutputQueue(), []
+        output = MergedOutput([queue], 0.05)
+
+        async def step():
+            return "".join(chunk.text for _, chunk in await output.__anext__())
+
+        for seconds, text, comes in ((0, "a", "a"), (0.03, "b", None), (0.01, "c", None), (0.02, "d", "bcd")):
+            now[0] += seconds
+            reading = reading or [asyncio.ensure_future(step())]
+            await asyncio.sleep(0)
+            put([queue], Chunk(text))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert reading[0].done() == (comes is not None)
+            if comes:
+                assert reading.pop().result() == comes

@@ -1,5 +1,7 @@
 """A server's life: loading, stopping, its command, its log and its counts."""
 
+import asyncio
+import gc
 import json
 import logging
 import os
@@ -17,7 +19,8 @@ from deepen_core import Ensemble
 from deepen_core.errors import ConfigurationError, ModelFilesError, SamplingError
 from deepen_integrations.serve import ServeOptions, create_app, serve
 from deepen_integrations.serve.logs import JsonFormatter, TextFormatter
-from deepen_integrations.serve.server import is_local, listen
+from deepen_integrations.serve.served import Catalogue
+from deepen_integrations.serve.server import is_local, listen, run_until_stopped
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (nothing listens there)
@@ -100,6 +103,23 @@ class TestLoading:
             answer = server.post("/v1/completions", json={"model": "long", "prompt": "Where?", "max_tokens": 3})
             assert answer.json()["usage"]["completion_tokens"] == 3
             assert server.metric('deepen_tokens_total{kind="completion",model="long"}') == 10
+
+
+async def test_what_was_loaded_is_spared_by_the_collector_until_the_end(served_demo):
+    catalogue, frozen = Catalogue({"demo": served_demo}), []
+
+    class Server:
+        should_exit = False
+
+        async def serve(self, sockets):
+            frozen.append(gc.get_freeze_count())
+            catalogue.start().join()
+            while not gc.get_freeze_count():
+                await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(run_until_stopped(Server(), catalogue, None), 30)
+    assert frozen == [0], "nothing is spared before all is loaded"
+    assert gc.get_freeze_count() == 0
 
 
 class TestStopping:
@@ -224,12 +244,13 @@ class TestCommand:
         result = run(
             *["serve", "-m", "./general", "-m", "hub/special", "--port", "0", "--host", EVERYWHERE, "--api-key", "k"],
             *["--max-answers", "5", "--max-body", "2048", "--shutdown", "3", "--log-format", "json"],
-            *["--temperature", "0.5", "--max-batch-size", "7", "--weights", "0.7,0.3"],
+            *["--stream-interval", "0.2", "--temperature", "0.5", "--max-batch-size", "7", "--weights", "0.7,0.3"],
         )
         assert result.exit_code == 0, result.output
         (name,) = served["models"]
         assert name == "general+special"
-        assert served["options"] == ServeOptions(api_keys=["k"], max_answers=5, max_body_bytes=2048, shutdown_s=3)
+        limits = {"max_answers": 5, "max_body_bytes": 2048, "shutdown_s": 3, "stream_interval_s": 0.2}
+        assert served["options"] == ServeOptions(api_keys=["k"], **limits)
         assert served["sampling"] == {name: {"temperature": 0.5}}
         served["models"][name]()
         assert (opened[0].max_batch_size, opened[0].weights) == (7, "0.7,0.3")

@@ -27,6 +27,8 @@ def test_the_limits_are_the_defaults():
     assert f"| `--max-batch-size` | {options.max_batch_size} answers" in PAGE
     assert f"| `--max-answers` | {limits.max_answers} answers" in PAGE
     assert f"| `--max-body` | {limits.max_body_bytes // 2**20} MiB" in PAGE
+    assert f"| `--stream-interval` | {limits.stream_interval_s} s" in PAGE
     assert f"| `--shutdown` | {limits.shutdown_s} s" in PAGE
     assert (command.max_answers, command.max_body) == (limits.max_answers, limits.max_body_bytes)
+    assert command.stream_interval == limits.stream_interval_s
     assert (command.shutdown, command.host) == (limits.shutdown_s, "127.0.0.1")

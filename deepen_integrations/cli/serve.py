@@ -97,6 +97,15 @@ class ServerOptions:
     max_body: Annotated[
         int, _server(min=1024, metavar="BYTES", help="Maximum size of a request; beyond it, clients get 413.")
     ] = 4 * 2**20
+    stream_interval: Annotated[
+        float,
+        _server(
+            min=0.0,
+            metavar="SECONDS",
+            help="Least time between two events of a stream, which then have several tokens where steps are shorter; 0 "
+            "for an event with every step.",
+        ),
+    ] = 0.05
     shutdown: Annotated[
         int, _server(min=0, metavar="SECONDS", help="Time for running requests once the server is asked to stop.")
     ] = 30
@@ -136,6 +145,7 @@ def serve(
             "api_keys": keys,
             "max_body_bytes": server.max_body,
             "max_answers": server.max_answers,
+            "stream_interval_s": server.stream_interval,
             "shutdown_s": server.shutdown,
         }
         serving.serve(

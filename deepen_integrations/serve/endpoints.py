@@ -129,7 +129,14 @@ class Endpoints:
             handles = _asked_now(work) if small else await while_connected(request, _asked(work))
             if work.stream:
                 streaming = True
-                return EventStream(work.wire, handles, include_usage=work.include_usage, seen=seen, over=over)
+                return EventStream(
+                    work.wire,
+                    handles,
+                    include_usage=work.include_usage,
+                    interval_s=self._options.stream_interval_s,
+                    seen=seen,
+                    over=over,
+                )
             answers = await while_connected(request, _collected(handles))
             return json_response(work.wire.whole(answers))
         except ClosedError as problem:

@@ -22,6 +22,9 @@ class ServeOptions(Options):
     max_answers: int = Field(default=256, ge=1)
     """Maximum number of answers that are decoded or wait, over all requests and ensembles; what would exceed it gets
     429. How many are decoded together is `max_batch_size` of the ensemble."""
+    stream_interval_s: float = Field(default=0.05, ge=0)
+    """Tokens of a streamed answer that come within so many seconds of the last event are sent with the first one after
+    that; 0 for an event with every step. Where steps are shorter, this saves most of what streaming costs."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds in which a request must have arrived; a slower one gets 408."""
     shutdown_s: int = Field(default=30, ge=0)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deepen_core.engine.merged import merged
+from deepen_core.engine.merged import MergedOutput
 from deepen_core.errors import DeepenError
 from deepen_integrations.serve.errors import api_error
 from deepen_integrations.serve.wire import Wire, encoded
@@ -65,6 +65,7 @@ class EventStream(Response):
         wire: Writes the events.
         handles: The answers.
         include_usage: Whether a last event has the numbers of tokens.
+        interval_s: See `ServeOptions.stream_interval_s`.
         seen: Is called with each piece.
         over: Is called at the end, with all answers if they are complete, and whether the client went away first.
     """
@@ -75,12 +76,14 @@ class EventStream(Response):
         handles: Sequence[Handle],
         *,
         include_usage: bool,
+        interval_s: float,
         seen: Callable[[Chunk], None],
         over: Callable[[Sequence[Generation], bool], None],
     ) -> None:
         self._wire = wire
         self._handles = handles
         self._include_usage = include_usage
+        self._interval_s = interval_s
         self._seen = seen
         self._over = over
         self._answers: dict[int, Generation] = {}
@@ -105,29 +108,27 @@ class EventStream(Response):
         return [self._answers[number] for number in range(len(self._handles))]
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._written()) as bodies:
-            async for body in bodies:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._gone = False
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        """Sends the events; those of several answers that came with one step together."""
 
-    async def _written(self) -> AsyncGenerator[bytes, None]:
-        """Yields events; those of several answers that came with one step together."""
+        async def write(body: bytes) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         event = self._wire.events(include_usage=self._include_usage).event
         if opening := self._wire.opening():
-            yield b"".join(map(event, opening))
+            await write(b"".join(map(event, opening)))
         try:
-            async with aclosing(merged([handle.output for handle in self._handles])) as steps:
-                async for step in steps:
-                    choices = [choice for number, chunk in step for choice in self._choices(number, chunk)]
-                    if choices:
-                        yield b"".join(map(event, choices))
+            async for step in MergedOutput([handle.output for handle in self._handles], self._interval_s):
+                choices = [choice for number, chunk in step for choice in self._choices(number, chunk)]
+                if choices:
+                    await write(b"".join(map(event, choices)))
             if self._include_usage:
-                yield _sent(self._wire.last(self._whole))
+                await write(_sent(self._wire.last(self._whole)))
         except DeepenError as problem:
             _log.error("failed", exc_info=problem)
-            yield _sent(api_error(problem).body)
+            await write(_sent(api_error(problem).body))
+        self._gone = False
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _choices(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
         self._seen(chunk)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from typing_extensions import Self
 
@@ -77,7 +79,7 @@ class OutputQueue:
         """
         with self._lock:
             if len(self._chunks) >= _LONGEST:
-                chunk = _joined(self._chunks.pop(), chunk)
+                chunk = joined(self._chunks.pop(), chunk)
             self._chunks.append(chunk)
             self._answer = chunk.generation
             self._notify(wakeups)
@@ -182,9 +184,19 @@ class OutputQueue:
             )
 
 
-async def sleep_until_news(queues: Sequence[OutputQueue]) -> None:
-    """Suspends the task until any of several queues has had news."""
-    await _sleep([(queue, queue.has_news) for queue in queues])
+async def sleep_until_news(queues: Collection[OutputQueue], due: float = 0.0) -> None:
+    """Suspends the task until any of several queues has had news.
+
+    Args:
+        queues: The queues.
+        due: Pieces that are put before this time (`time.perf_counter`) are news only with the first one put after it.
+    """
+
+    def news(queue: OutputQueue) -> bool:
+        return queue.ended() or (queue.has_news() and time.perf_counter() >= due)
+
+    if not any(map(news, queues)):
+        await _sleep([(queue, partial(news, queue)) for queue in queues])
 
 
 async def _sleep(conditions: Sequence[tuple[OutputQueue, Callable[[], bool]]]) -> None:
@@ -208,7 +220,8 @@ def _wake(sleepers: Sequence[asyncio.Future[None]]) -> None:
             sleeper.set_result(None)
 
 
-def _joined(first: Chunk, second: Chunk) -> Chunk:
+def joined(first: Chunk, second: Chunk) -> Chunk:
+    """Returns two pieces of one answer, which follow each other, as one."""
     logprobs = None if second.logprobs is None else [*(first.logprobs or ()), *second.logprobs]
     ids = first.token_ids + second.token_ids
     trace = first.trace + second.trace if first.trace and second.trace else second.trace
