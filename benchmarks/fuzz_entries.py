@@ -12,7 +12,7 @@ from typing import Any
 from langchain_core.messages import convert_to_messages
 
 from benchmarks.fuzz_entry import Entry, Try
-from benchmarks.fuzz_files import file_entries
+from benchmarks.fuzz_files import file_entries, shallow_copy
 from benchmarks.fuzz_inputs import Mutator
 from deepen_core import Ensemble, MemberConfig
 from deepen_core.chat.messages import check_messages
@@ -83,10 +83,11 @@ REPLY = (
 
 @contextmanager
 def entries() -> Iterator[list[Entry]]:
-    """Opens what the entries need: a small ensemble, and a folder for files."""
+    """Opens what the entries need: a small and shallow ensemble, and a folder for files."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        configs = [MemberConfig(model=str(path), chat_template=TEMPLATE) for path in member_paths()]
+        copies = [shallow_copy(path, folder / "pair" / path.name) for path in member_paths()]
+        configs = [MemberConfig(model=str(path), chat_template=TEMPLATE) for path in copies]
         pair = stack.enter_context(Ensemble.load(configs, device="cpu", progress=False))
         alone = pair.alone(0)
         yield [*_options(), *_requests(pair, alone), *_parts(), *_adapters(pair), *file_entries(folder)]

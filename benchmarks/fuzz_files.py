@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fuzz_entry import Entry
@@ -26,7 +27,7 @@ def file_entries(root: Path) -> list[Entry]:
     Args:
         root: A folder for them.
     """
-    sources = [_small_copy(path, root / path.name) for path in member_paths()]
+    sources = [shallow_copy(path, root / path.name, vocabulary=_VOCABULARY) for path in member_paths()]
     contents = {
         path: {name: json.loads((path / name).read_text(encoding="utf-8")) for name in _SMALL} for path in sources
     }
@@ -55,17 +56,26 @@ def file_entries(root: Path) -> list[Entry]:
     return [Entry("model folders", folder, share=0.05), Entry("headers of weight files", weights)]
 
 
-def _small_copy(source: Path, place: Path) -> Path:
-    """Writes a model of the same architecture with one layer and a small tokenizer of the same kind.
+def shallow_copy(source: Path, place: Path, vocabulary: int | None = None) -> Path:
+    """Writes a model of the same architecture with one layer, which takes less time.
 
-    It loads faster, and fewer of the places that are changed are in the middle of a long vocabulary.
+    Args:
+        source: The folder of the model.
+        place: The folder of the copy.
+        vocabulary: Size of a new tokenizer of the same kind, so that fewer of the places that are changed are in the
+            middle of a long vocabulary; the same tokenizer if None.
 
     Returns:
         Its folder.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source).train_new_from_iterator(_TEXTS, _VOCABULARY)
-    tokenizer.save_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(source)
     config = AutoConfig.from_pretrained(source)
-    config.num_hidden_layers, config.vocab_size = 1, len(tokenizer)
-    AutoModelForCausalLM.from_config(config).save_pretrained(place)
+    if vocabulary is not None:
+        tokenizer = tokenizer.train_new_from_iterator(_TEXTS, vocabulary)
+        config.vocab_size = len(tokenizer)
+    tokenizer.save_pretrained(place)
+    config.num_hidden_layers = 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # findings are repeated with the same weights
+        AutoModelForCausalLM.from_config(config).save_pretrained(place)
     return place
