@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000, help="of each entry")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--entries", nargs="+", help="names, or parts of them")
+    parser.add_argument("--entries", nargs="+", help="names, or parts of names")
     parser.add_argument("--minutes", type=float, default=1e9, help="of each entry at most")
     parser.add_argument("--processes", type=int, default=1, help="among which the inputs of an entry are divided")
     given = parser.parse_args()
@@ -137,7 +137,7 @@ def main() -> None:
     spawned, processes = multiprocessing.get_context("spawn"), given.processes
     with ProcessPoolExecutor(processes, mp_context=spawned, initializer=quiet) as pool:
         for name in names:
-            if given.entries and not any(part in name for part in given.entries):
+            if given.entries and not any(name == part if part in names else part in name for part in given.entries):
                 continue
             firsts = range(given.first, given.first + processes)
             numbers = [range(first, given.first + given.inputs, processes) for first in firsts]
