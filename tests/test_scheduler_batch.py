@@ -11,7 +11,7 @@ from scheduler_parts import PROMPTS, hook
 from deepen_core import SamplingParams
 from deepen_core.engine.handle import Request
 from deepen_core.engine.scheduler import Scheduler
-from deepen_core.errors import ClosedError
+from deepen_core.errors import ClosedError, MemberError
 
 OPTIONS = {"max_new_tokens": 6, "ignore_eos": True}
 LONG = "The quick brown fox jumps over the lazy dog. " * 4
@@ -147,6 +147,27 @@ def test_short_prompts_are_run_together_and_apart_from_running_sequences(load):
             request.cancelled = True
         run_out(batch)
         assert [r.mail.answer().token_ids for r in new] == [alone(ensemble, p) for p in PROMPTS[2:5]]
+
+
+def test_a_request_that_failed_is_told_even_if_the_rest_of_its_step_crashes(load, monkeypatch):
+    with load("alpha", "beta") as ensemble:
+        member, batch = hook(ensemble, 0), Scheduler(ensemble._engine.decoder, 8)
+        request = ask(ensemble, batch, PROMPTS[0])
+        while not request.sequence.token_ids:
+            batch.step()
+
+        def fail(_sequences):
+            raise RuntimeError("injected")
+
+        def crash():
+            raise KeyboardInterrupt
+
+        member.fail = fail
+        monkeypatch.setattr(batch, "_prefill", crash)
+        with pytest.raises(KeyboardInterrupt):
+            batch.step()
+        with pytest.raises(MemberError, match="injected"):
+            request.mail.answer()
 
 
 @pytest.mark.parametrize(("running", "long", "most"), [(0, 1, 32), (1, 1, 8), (1, 3, 24), (1, 6, 32), (3, 3, 8)])

@@ -12,8 +12,8 @@ PROMPT = "Question: Where does Felix live?\nAnswer:"
 TOKENS = 24
 
 
-def texts(server, **more):
-    """The text of each event."""
+def streamed(server, **more):
+    """The choices of all events."""
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "stream": True, **more}
     lines = server.post("/v1/completions", json=body).text.split("\n\n")
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
@@ -24,7 +24,7 @@ def texts(server, **more):
 @pytest.mark.parametrize("interval", [0.0, 3600.0])
 def test_tokens_within_the_interval_share_an_event(served_demo, interval, logprobs):
     with running({"demo": served_demo}, ServeOptions(api_keys=[KEY], stream_interval_s=interval)) as server:
-        choices = texts(server, logprobs=logprobs)
+        choices = streamed(server, logprobs=logprobs)
     whole = served_demo.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
     assert "".join(choice["text"] for choice in choices) == whole.text
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]

@@ -102,7 +102,7 @@ class ServerOptions:
         _server(
             min=0.0,
             metavar="SECONDS",
-            help="Least time between two events of a stream, which then have several tokens where steps are shorter; 0 "
+            help="Least time between two events of a stream: where steps are shorter, an event has several tokens. 0 "
             "for an event with every step.",
         ),
     ] = 0.05

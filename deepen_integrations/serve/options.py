@@ -23,8 +23,8 @@ class ServeOptions(Options):
     """Maximum number of answers that are decoded or wait, over all requests and ensembles; what would exceed it gets
     429. How many are decoded together is `max_batch_size` of the ensemble."""
     stream_interval_s: float = Field(default=0.05, ge=0)
-    """Tokens of a streamed answer that come within so many seconds of the last event are sent with the first one after
-    that; 0 for an event with every step. Where steps are shorter, this saves most of what streaming costs."""
+    """Least number of seconds between two events of a stream. Tokens that come sooner are sent with the first one that
+    comes after it, or at the end; 0 for an event with every step. Where steps are shorter, streaming costs less."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds in which a request must have arrived; a slower one gets 408."""
     shutdown_s: int = Field(default=30, ge=0)

@@ -30,10 +30,10 @@ def told_as(error: Callable[[Exception], DecodingError]) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Clears the variables of all frames that an error and its cause keep, and that have ended: they hold tensors.
+    """Clears the variables of all finished frames that an error and its cause keep alive: they hold tensors.
 
-    A traceback keeps the frames between where the exception was raised and where it was caught, and each of them the
-    frame that called it.
+    A traceback keeps the frames between where the exception was raised and where it was caught, and each frame keeps
+    its caller's.
     """
     for one in (error, error.__cause__):
         if one is None:

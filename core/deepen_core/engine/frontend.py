@@ -305,7 +305,7 @@ def _start(decoder: Decoder, prompt: Prompt, params: SamplingParams) -> Ensemble
 def _kept(keep: bool, work: Callable[[], T]) -> T | DeepenError:
     """Returns the result of some work, or its error if that is to be returned rather than raised.
 
-    An error that nobody raises has no traceback, which would keep all that this call has for all prompts.
+    The traceback of a returned error is removed: it would keep the requests of all prompts of the call in memory.
     """
     try:
         return work()

@@ -34,7 +34,7 @@ class Request:
         self.cancelled = False
 
     def deliver(self, wakeups: Wakeups) -> None:
-        """Puts new output into the queue. The error of a sequence that has failed is for `deliver_error`.
+        """Puts new output into the queue, but no error: `deliver_error` does that.
 
         Args:
             wakeups: Wakes the tasks that wait for it.
@@ -49,7 +49,7 @@ class Request:
         """Ends the output of a sequence that has failed with its error."""
         error = self.sequence.error
         assert error is not None, "it has failed"
-        forget_frames(error)  # before a caller has it, whose own frames it keeps once it is raised there
+        forget_frames(error)  # now: once a caller has raised it, it keeps that caller's frames as well
         self.mail.fail(error)
 
     def fail(self, error: DeepenError) -> None:

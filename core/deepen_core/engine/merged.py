@@ -21,8 +21,8 @@ class MergedOutput:
 
     Args:
         outputs: Those of the answers.
-        interval_s: Pieces that come within so many seconds of those taken last wait for the next ones after that, or
-            for the end of an answer. Where steps are short this saves most of what it takes to hand pieces on.
+        interval_s: Pieces that come less than this many seconds after the last ones were taken are held until the first
+            piece after that, or the end of an answer: where steps are short, readers are woken less often.
     """
 
     def __init__(self, outputs: Sequence[OutputQueue], interval_s: float = 0.0) -> None:

@@ -189,7 +189,8 @@ async def sleep_until_news(queues: Collection[OutputQueue], due: float = 0.0) ->
 
     Args:
         queues: The queues.
-        due: Pieces that are put before this time (`time.perf_counter`) are news only with the first one put after it.
+        due: A time (`time.perf_counter`). Pieces put before it are news once another one is put after it, or the answer
+            has ended.
     """
 
     def news(queue: OutputQueue) -> bool:

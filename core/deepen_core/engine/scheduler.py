@@ -169,9 +169,9 @@ class Scheduler:
                     self._failed.append(request)
 
     def _deliver_errors(self) -> None:
-        """Ends the requests that have failed, once no frame of the step but its first still runs.
+        """Gives requests that have failed in this step their errors.
 
-        Errors keep the frames that raised them, whose variables can be cleared only when those have ended.
+        Errors keep the frames that raised them alive, and a frame's variables can be cleared only after it has ended.
         """
         for request in self._failed:
             request.deliver_error()

@@ -187,7 +187,7 @@ class MemberSequence:
             self.cache = None
 
     def end(self) -> None:
-        """Frees all of any size that the member has kept: handles and errors may keep this for long."""
+        """Frees the cache and the logits, since handles and errors may keep this object for long."""
         self.release()
         self._recent.clear()
         self._sure.clear()
