@@ -178,7 +178,7 @@ class TestMerged:
         queues, seen = [OutputQueue(), OutputQueue()], []
 
         async def read():
-            async for step in MergedOutput(queues, 3600.0):
+            async for step in MergedOutput(queues, lambda: 3600.0):
                 seen.append([(number, chunk.text) for number, chunk in step])  # noqa: PERF401 (kept if it raises)
 
         task = asyncio.ensure_future(read())
@@ -201,7 +201,7 @@ class TestMerged:
         now = [100.0]
         monkeypatch.setattr("time.perf_counter", lambda: now[0])
         queue, reading = OutputQueue(), []
-        output = MergedOutput([queue], 0.05)
+        output = MergedOutput([queue], lambda: 0.05)
 
         async def step():
             return "".join(chunk.text for _, chunk in await output.__anext__())

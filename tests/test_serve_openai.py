@@ -70,7 +70,7 @@ def test_a_stream_is_the_answer_in_pieces_with_its_usage(chat, served_demo):
     *pieces, last = events
     texts = [piece.choices[0].delta.content or "" for piece in pieces]
     assert "".join(texts) == expected.text
-    assert sum(map(bool, texts)) > 5
+    assert sum(map(bool, texts)) > 1, "tokens within the stream interval share an event, however many that are"
     assert pieces[0].choices[0].delta.role == "assistant"
     assert [piece.choices[0].finish_reason for piece in pieces[-2:]] == [None, "length"]
     assert last.choices == []

@@ -65,7 +65,7 @@ class EventStream(Response):
         wire: Writes the events.
         handles: The answers.
         include_usage: Whether a last event has the numbers of tokens.
-        interval_s: See `ServeOptions.stream_interval_s`.
+        interval_s: Returns the least number of seconds until the next event, after each event.
         seen: Is called with each piece.
         over: Is called at the end, with all answers if they are complete, and whether the client went away first.
     """
@@ -76,7 +76,7 @@ class EventStream(Response):
         handles: Sequence[Handle],
         *,
         include_usage: bool,
-        interval_s: float,
+        interval_s: Callable[[], float],
         seen: Callable[[Chunk], None],
         over: Callable[[Sequence[Generation], bool], None],
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 from typing_extensions import Self
@@ -21,11 +21,12 @@ class MergedOutput:
 
     Args:
         outputs: Those of the answers.
-        interval_s: Pieces that come less than this many seconds after the last ones were taken are held until the first
-            piece after that, or the end of an answer: where steps are short, readers are woken less often.
+        interval_s: Returns how long to wait after each time that pieces were taken: pieces that come within this many
+            seconds are held until the first piece after that, or the end of an answer. Where steps are short, readers
+            are woken less often. No waiting if None.
     """
 
-    def __init__(self, outputs: Sequence[OutputQueue], interval_s: float = 0.0) -> None:
+    def __init__(self, outputs: Sequence[OutputQueue], interval_s: Callable[[], float] | None = None) -> None:
         self._queues = dict(enumerate(outputs))
         self._interval_s = interval_s
         self._due = 0.0  # by `time.perf_counter`
@@ -38,7 +39,8 @@ class MergedOutput:
         while self._failure is None and self._queues:
             await sleep_until_news(self._queues.values(), self._due)
             if step := self._take():
-                self._due = time.perf_counter() + self._interval_s
+                if self._interval_s is not None:
+                    self._due = time.perf_counter() + self._interval_s()
                 return step
         if self._failure is not None:
             raise self._failure
