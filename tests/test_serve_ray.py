@@ -35,7 +35,7 @@ def deployed(needs_demo):
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        serve.run(app({"replicas": "2", "max_answers": "8"}))
+        serve.run(app({"replicas": "2", "max_answers": "8", "stream_interval_s": "3600"}))
         yield
     finally:
         os.environ.pop("DEEPEN_API_KEY")
@@ -75,6 +75,8 @@ def test_all_of_it():
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.text.endswith("data: [DONE]\n\n")
     assert '"decision"' in events.text
+    many = ask("Where?", stream=True, max_tokens=40, ignore_eos=True)
+    assert many.text.count("data: {") <= 4, "the role, the first token, all others, and the end"
     long = {"model": "demo", "prompt": "x", "stream": True, "max_tokens": 400, "ignore_eos": True}
     with httpx.stream("POST", f"{URL}/v1/completions", json=long, headers=KEY, timeout=60) as response:
         next(response.iter_lines())
@@ -89,6 +91,6 @@ def test_options_are_checked():
     from deepen_core.errors import ConfigurationError
     from deepen_integrations.serve.ray import app
 
-    for wrong in ({"replicas": "0"}, {"gpus": "-1"}, {"replica": "2"}):
+    for wrong in ({"replicas": "0"}, {"gpus": "-1"}, {"stream_interval_s": "-1"}, {"replica": "2"}):
         with pytest.raises(ConfigurationError):
             app(wrong)

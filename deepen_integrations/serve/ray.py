@@ -54,6 +54,8 @@ class RayOptions(Options):
     """Requests whose prompts begin with the same characters prefer one replica; 0 for no preference."""
     max_answers: int = Field(default=256, ge=1)
     """See `ServeOptions`; of a replica."""
+    stream_interval_s: float = Field(default=0.05, ge=0)
+    """See `ServeOptions`."""
 
 
 class Replica:
@@ -189,7 +191,9 @@ def app(arguments: Mapping[str, Any]) -> Any:
     """
     options: RayOptions = RayOptions.parse(dict(arguments), ConfigurationError)
     keys = tuple(key for key in os.environ.get("DEEPEN_API_KEY", "").split(",") if key)
-    served = ServeOptions.checked({"api_keys": keys, "max_answers": options.max_answers})
+    served = ServeOptions.checked(
+        {"api_keys": keys, "max_answers": options.max_answers, "stream_interval_s": options.stream_interval_s}
+    )
     names = [name.strip() for name in options.ensembles.split(",")]
     replicas = serve.deployment(Replica).options(
         name="ensembles",
