@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from benchmarks.fuzz_entries import Entry, entries
 from benchmarks.fuzz_inputs import Mutator
 from benchmarks.report import RESULTS, publish, read
+from deepen_core.errors import is_failure
 
 _SLOW_S = 10.0
 
@@ -59,7 +60,9 @@ def fuzz(entry: Entry, numbers: Iterator[int] | range, seed: int) -> Found:
             entry.attempt(Mutator(f"{seed}:{entry.name}:{number}", json_only=json_only))
         except entry.allowed:
             found.refused += 1
-        except Exception as problem:  # noqa: BLE001 (what is looked for)
+        except BaseException as problem:  # what is looked for
+            if not is_failure(problem):
+                raise
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = f"{type(problem).__name__} at {place.filename.rpartition('/')[2]}:{place.lineno}"
             found.others.setdefault(where, f"input {number}: {str(problem)[:200]}")

@@ -51,6 +51,25 @@ def test_findings_are_counted():
     assert next(iter(found.others)).startswith("KeyError at test_fuzz.py:")
 
 
+class PanicException(BaseException):
+    """It is no `Exception`, and cannot be imported."""
+
+
+def test_a_panic_is_a_finding_and_ctrl_c_is_none():
+    def attempt(mutator):
+        raise PanicException("a bug in Rust")
+
+    found = fuzz(Entry("any", attempt), range(3), 1)
+    assert found.inputs == 3
+    assert next(iter(found.others)).startswith("PanicException at test_fuzz.py:")
+
+    def interrupted(mutator):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fuzz(Entry("any", interrupted), range(3), 1)
+
+
 def test_processes_and_runs_add_up():
     half = Found(inputs=3, refused=1, seconds=2.0, slowest=0.5, others={"here": "input 1"})
     other = Found(inputs=5, refused=4, seconds=1.0, slowest=0.7, others={"here": "input 2", "there": "input 4"})

@@ -72,6 +72,15 @@ def token_id(number):
     return write
 
 
+def template_without_tokens(folder):
+    """On which the Rust code of `tokenizers` panics: no `Exception` in Python."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    pieces = [{"SpecialToken": {"id": "nobody", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content["post_processor"] = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": {}}
+    path.write_text(json.dumps(content))
+
+
 FIT = "do not fit its config.json: .* have another shape"
 HOSTILE = {
     "a large vocabulary": (config(vocab_size=4_000_000), FIT + r".*where \[4000000, "),
@@ -104,6 +113,7 @@ TOKENIZERS = {
     "a length that is a text": (text("tokenizer_config.json", '{"model_max_length": "x"}'), "cannot be used"),
     "a token that is a number": (text("tokenizer_config.json", '{"bos_token": 5}'), "cannot be loaded"),
     "a list": (text("tokenizer_config.json", "[]"), "cannot be loaded"),
+    "a template with an unknown token": (template_without_tokens, "cannot be used .PanicException: no entry found"),
 }
 
 

@@ -187,6 +187,19 @@ def _ways_out(finish_reason: str, otherwise: str) -> str:
     return {"length": "raise max_new_tokens.", "timeout": "raise timeout."}.get(finish_reason, otherwise)
 
 
+def is_failure(problem: BaseException) -> bool:
+    """Whether code has failed, in contrast to being told to stop, as by Ctrl-C.
+
+    A bug in Rust code ends in a `PanicException` of pyo3, which is no `Exception` and whose class cannot be imported.
+    """
+    return isinstance(problem, Exception) or is_panic(problem)
+
+
+def is_panic(problem: BaseException) -> bool:
+    """Whether Rust code has failed by a bug of its own."""
+    return type(problem).__name__ == "PanicException"
+
+
 def brief(problem: BaseException) -> str:
     """Returns an error's type and message on one line."""
     said = " ".join(str(problem).split())

@@ -17,7 +17,7 @@ from deepen_core.constraints.big_stack import on_big_stack
 from deepen_core.constraints.json_schema import checked_schema
 from deepen_core.constraints.limits import check_grammar, check_size
 from deepen_core.constraints.relaxation import Relaxation
-from deepen_core.errors import SamplingError, SchemaWarning, brief
+from deepen_core.errors import SamplingError, SchemaWarning, brief, is_panic
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # there for type checkers only
@@ -32,7 +32,6 @@ _COMPACT: JsonCompileOptions = {
     "whitespace_flexible": False,
     "lenient": False,
 }
-_PANIC = "PanicException"  # a bug in Rust code; no `Exception`, and its class cannot be imported
 _DIRECTIVES = "x-guidance"  # llguidance's own keyword in a schema
 _FREE = '%llguidance {"no_forcing": true}'  # text that is fully determined may still be spelled in any tokens
 _REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
@@ -178,17 +177,24 @@ def _problem_of_schema(schema: dict[str, Any]) -> str:
         grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
     except ValueError as problem:  # a whole number of more than 64 bits
         return f"{problem}."
+    except BaseException as problem:  # noqa: BLE001 (raised again, unless it is a panic)
+        return _panic(problem)
     return _problem(grammar)
+
+
+def _panic(problem: BaseException) -> str:
+    """Returns what to say of a bug of llguidance's; anything else is raised again."""
+    if not is_panic(problem):
+        raise problem
+    return f"llguidance fails on it ({brief(problem)})."
 
 
 def _problem(grammar: str) -> str:
     """Returns llguidance's complaint about a grammar, or an empty string if it is valid."""
     try:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    except BaseException as problem:
-        if type(problem).__name__ != _PANIC:
-            raise
-        return f"llguidance fails on it ({brief(problem)})."
+    except BaseException as problem:  # noqa: BLE001 (raised again, unless it is a panic)
+        return _panic(problem)
     said = " ".join(messages[0].split()) if wrong else ""
     # It names an option of its own here, which would let through what the schema forbids.
     return "one value may match several options of its oneOf." if "coerce_one_of" in said else said

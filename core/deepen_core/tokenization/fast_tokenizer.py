@@ -5,21 +5,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, Unigram
+from typing_extensions import ParamSpec
 
-from deepen_core.errors import TokenizerError
+from deepen_core.errors import TokenizerError, brief, is_panic
 
 SPACE_MARK = "▁"  # how SentencePiece writes a space
 _TOGETHER = 8192  # short texts in one encoding
 _NONE = -1
+P = ParamSpec("P")
+T = TypeVar("T")
 _LONG = 8192  # characters; encoding that many takes about ten milliseconds
 _SEAMS = ("\n", "a", ".")  # few tokens join one of these with the text after it, and no token does so for all three
 _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+
+
+def _without_panics(use: Callable[P, T]) -> Callable[P, T]:
+    """Makes a panic of the tokenizer's Rust code, which `except Exception` would let through, an error of ours."""
+
+    @wraps(use)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return use(*args, **kwargs)
+        except BaseException as problem:
+            if not is_panic(problem):
+                raise
+            raise TokenizerError(
+                f"A tokenizer fails on a text ({brief(problem)}): fetch its files again, or leave its model out."
+            ) from problem
+
+    return guarded
 
 
 def _types(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -47,6 +67,7 @@ class Backend:
         TokenizerError: If the tokenizer has no fast version.
     """
 
+    @_without_panics
     def __init__(self, tokenizer: Any, control_tokens: frozenset[str] = frozenset()) -> None:
         source = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
         if source is None:
@@ -122,6 +143,7 @@ class Backend:
         """Ids of a text that starts a document, without BOS or EOS."""
         return _ids(self._first, text)
 
+    @_without_panics
     def token_ends(self, text: str) -> list[int]:
         """Where each token of a text that starts a document ends in it, in characters.
 
@@ -164,6 +186,7 @@ class Backend:
                     found[number] = first
         return found
 
+    @_without_panics
     def _beginnings(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Returns the first ids of each of many short texts that start documents, int64 [texts, length]; -1 for none.
 
@@ -180,11 +203,13 @@ class Backend:
             found[number * _TOGETHER :][: len(part)] = np.where(words[places] == texts_here, ids[places], _NONE)
         return found
 
+    @_without_panics
     def cuts(self, text: str) -> list[int]:
         """Where the pre-tokenizer begins a new word in a text."""
         words = self._first.pre_tokenizer.pre_tokenize_str(text) if self._first.pre_tokenizer else []
         return [start for _, (start, _) in words]
 
+    @_without_panics
     def normalized(self, text: str) -> str:
         """What the normalizer makes of a text."""
         return str(self._first.normalizer.normalize_str(text)) if self._first.normalizer else text
@@ -246,6 +271,7 @@ def _stand_ins(tokenizer: Any) -> set[int]:
     return {i for i in (ids["pad"], ids["unk"]) if i is not None and i not in (ids["bos"], ids["eos"])}
 
 
+@_without_panics
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     if len(text) < _LONG:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)

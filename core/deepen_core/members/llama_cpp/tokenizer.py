@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from deepen_core.chat.template import given_template
-from deepen_core.errors import TokenizerError, brief
+from deepen_core.errors import TokenizerError, brief, is_failure
 from deepen_core.members.llama_cpp.header import TOKENS, GgufHeader
 from deepen_core.members.llama_cpp.model import LlamaModel
 from deepen_core.members.tokenizer import MemberTokenizer
@@ -90,7 +90,9 @@ def read_tokenizer(header: GgufHeader, template: str | None) -> Any:
     path = header.path
     try:
         tokenizer: Any = PreTrainedTokenizerFast(name_or_path=str(path.parent), gguf_file=path.name)
-    except Exception as problem:  # a wrong value in it raises anything that the conversion raises
+    except BaseException as problem:  # a wrong value in it raises anything that the conversion raises
+        if not is_failure(problem):
+            raise
         kind = header.values["tokenizer.ggml.model"]
         raise TokenizerError(
             f"The tokenizer in {path} (of the kind {kind!r}) cannot be used ({brief(problem)}): {_OTHER}."

@@ -25,7 +25,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 
 from deepen_core.chat.template import given_template
 from deepen_core.config import MemberConfig
-from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief
+from deepen_core.errors import ConfigurationError, DeepenError, ModelFilesError, TokenizerError, brief, is_failure
 from deepen_core.members.transformers.blueprint import Blueprint
 from deepen_core.members.transformers.json_file import read_object
 from deepen_core.members.transformers.requirements import (
@@ -81,7 +81,9 @@ def load_tokenizer(config: MemberConfig, source: ModelSource, model_config: Any)
         if type(tokenizer).__name__ == "MistralCommonBackend":
             # Where mistral-common is installed, it is preferred to tokenizer.json; members need that everywhere.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
-    except Exception as problem:  # damaged tokenizer files raise anything that their parser raises
+    except BaseException as problem:  # damaged tokenizer files raise anything that their parser raises
+        if not is_failure(problem):
+            raise
         raise _tokenizer_error(source, problem, trusted=trusted) from problem
     tokens, wanted = len(tokenizer), getattr(text_config(model_config), "vocab_size", None)
     from_scratch = not (source.folder / "tokenizer.json").is_file()
@@ -201,7 +203,7 @@ def _check_causal(place: str, model_config: Any, *, trusted: bool) -> None:
         )
 
 
-def _tokenizer_error(source: ModelSource, problem: Exception, *, trusted: bool) -> DeepenError:
+def _tokenizer_error(source: ModelSource, problem: BaseException, *, trusted: bool) -> DeepenError:
     if (source.folder / "tokenizer.json").is_file():
         read_object(source.folder / "tokenizer.json")  # says more if that is no JSON
     elif advice := _sentencepiece_advice(source.folder):

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.config import MemberConfig
-from deepen_core.errors import DeepenError, TokenizerError, brief
+from deepen_core.errors import DeepenError, TokenizerError, brief, is_failure
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.checkpoint import declared_window
 from deepen_core.members.transformers.generation_settings import GenerationSettings
@@ -75,7 +75,9 @@ class TextSide:
             described = MemberTokenizer(tokenizer, name, stop_ids, form, start)
         except DeepenError:
             raise
-        except Exception as problem:  # settings of a tokenizer that only its use reads
+        except BaseException as problem:  # settings of a tokenizer that only its use reads
+            if not is_failure(problem):
+                raise
             raise TokenizerError(
                 f"The tokenizer of {place} cannot be used ({brief(problem)}): fetch its files again, or try it alone "
                 "with AutoTokenizer.from_pretrained."
