@@ -3,8 +3,10 @@
 import json
 import pickle
 import sys
+from types import SimpleNamespace
 
 import pytest
+from panic_parts import panics
 from pydantic import BaseModel, ConfigDict
 
 from deepen_core import Ensemble, SamplingParams
@@ -181,6 +183,13 @@ REFUSED = [
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, r"at \$: one value may match several options of its oneOf"),
     ({"not": {}, "x-guidance": {"lenient": True}}, r"at \$: .*not"),
 ]
+
+
+def test_a_schema_on_which_its_translation_panics_is_refused(pair, monkeypatch):
+    broken = SimpleNamespace(grammar_from_json_schema=panics)
+    monkeypatch.setattr("deepen_core.constraints.grammar.LLMatcher", broken)
+    with pytest.raises(SamplingError, match=r"at \$: llguidance fails on it \(PanicException: a bug in Rust\)"):
+        pair.generate("a", json_schema={"type": "integer", "minimum": 12_345})
 
 
 @pytest.mark.parametrize(("schema", "said"), REFUSED, ids=lambda value: str(value)[:40])

@@ -1,17 +1,13 @@
-"""What a tokenizer's Rust code does to those who use it."""
+"""Panics of a tokenizer's Rust code become errors of the project."""
 
 from types import SimpleNamespace
 
 import pytest
 import tiny
+from panic_parts import PanicException, panics
 
 from deepen_core.errors import TokenizerError, is_failure
 from deepen_core.tokenization.fast_tokenizer import Backend
-
-
-class PanicException(BaseException):
-    """As pyo3 calls what Rust's bugs raise: no `Exception`."""
-
 
 USES = {
     "encode": lambda backend: backend.encode("a"),
@@ -42,7 +38,7 @@ def broken(error):
 
 @pytest.mark.parametrize("use", USES)
 def test_a_panic_is_an_error_of_ours(use):
-    with pytest.raises(TokenizerError, match=r"A tokenizer fails on a text \(PanicException: no entry found for key"):
+    with pytest.raises(TokenizerError, match=r"A tokenizer failed on a text \(PanicException: no entry found for key"):
         USES[use](broken(PanicException("no entry found for key")))
 
 
@@ -51,6 +47,12 @@ def test_anything_else_is_left_alone(error):
     for use in USES.values():
         with pytest.raises(error):
             use(broken(error("stop")))
+
+
+def test_a_tokenizer_that_panics_while_it_is_copied(monkeypatch):
+    monkeypatch.setattr(Backend, "_build", panics)
+    with pytest.raises(TokenizerError, match="PanicException: a bug in Rust"):
+        Backend(tiny.byte_level())
 
 
 def test_what_a_failure_is():

@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from panic_parts import PanicException
 
 from benchmarks.fuzz import Found, accumulate, fuzz, merge, row
 from benchmarks.fuzz_entries import CHAT, Entry, entries
@@ -49,10 +50,6 @@ def test_findings_are_counted():
     assert found.inputs == 100
     assert 20 < found.refused < 80
     assert next(iter(found.others)).startswith("KeyError at test_fuzz.py:")
-
-
-class PanicException(BaseException):
-    """It is no `Exception`, and cannot be imported."""
 
 
 def test_a_panic_is_a_finding_and_ctrl_c_is_none():

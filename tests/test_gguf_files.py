@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import gguf
 import pytest
+from panic_parts import panics
 from tiny_gguf import save_gguf
 
 from deepen_core import Ensemble, MemberConfig
@@ -212,3 +213,9 @@ def test_as_many_layouts_as_are_known_are_told_apart():
     loaded = library.load_library(library.find_library())
     fits = [bool(layout.defaults(loaded._loaded.llama_context_default_params, (one,))) for one in layout.CONTEXT]
     assert sum(fits) == 1
+
+
+def test_a_tokenizer_that_panics_is_refused(gguf_files, monkeypatch):
+    monkeypatch.setattr("deepen_core.members.llama_cpp.tokenizer.PreTrainedTokenizerFast", panics)
+    with pytest.raises(TokenizerError, match=r"cannot be used \(PanicException: a bug in Rust\)"):
+        Ensemble.load([str(gguf_files["beta"])], progress=False)

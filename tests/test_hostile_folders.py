@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 from folder_parts import answer, set_json
+from panic_parts import panics
+from transformers import AutoTokenizer
 
 from deepen_core import Ensemble
 from deepen_core.errors import ModelFilesError, TokenizerError
@@ -129,6 +131,13 @@ def test_a_tokenizer_is_refused_before_the_weights_are_read(kind, folder, refuse
     change, said = TOKENIZERS[kind]
     change(folder)
     assert re.search(said, str(refused(folder, TokenizerError)))
+
+
+def test_a_tokenizer_that_panics_while_it_is_read_is_refused(folder, refused, monkeypatch):
+    reading = "deepen_core.members.transformers.pretrained.AutoTokenizer.from_pretrained"
+    usual = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(reading, lambda place, **options: (panics if place == folder else usual)(place, **options))
+    assert re.search(r"cannot be loaded \(PanicException: a bug", str(refused(folder, TokenizerError)))
 
 
 READ = (

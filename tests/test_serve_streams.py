@@ -39,8 +39,8 @@ def test_tokens_within_the_interval_share_an_event(served_demo, interval, logpro
 
 
 def test_the_more_answers_the_rarer_the_events_of_each(served_demo, monkeypatch):
-    """One answer here has the interval of a million, which is longer than it takes."""
-    monkeypatch.setattr("deepen_integrations.serve.endpoints.STREAMS_AT_FULL_PACE", 1e-6)
+    """The interval is a thousand seconds here: the one answer counts as a million times the usual number."""
+    monkeypatch.setattr("deepen_integrations.serve.endpoints.ANSWERS_AT_FULL_PACE", 1e-6)
     with running({"demo": served_demo}, ServeOptions(api_keys=[KEY], stream_interval_s=0.001)) as server:
         choices = streamed(server)
     assert "".join(choice["text"] for choice in choices)

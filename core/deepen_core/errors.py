@@ -188,15 +188,15 @@ def _ways_out(finish_reason: str, otherwise: str) -> str:
 
 
 def is_failure(problem: BaseException) -> bool:
-    """Whether code has failed, in contrast to being told to stop, as by Ctrl-C.
-
-    A bug in Rust code ends in a `PanicException` of pyo3, which is no `Exception` and whose class cannot be imported.
-    """
+    """Whether an exception is an error, or a panic of Rust code, and not a request to stop such as Ctrl-C."""
     return isinstance(problem, Exception) or is_panic(problem)
 
 
 def is_panic(problem: BaseException) -> bool:
-    """Whether Rust code has failed by a bug of its own."""
+    """Whether an exception is a panic of Rust code: pyo3's `PanicException`.
+
+    It is not an `Exception`, and its class cannot be imported.
+    """
     return type(problem).__name__ == "PanicException"
 
 

@@ -103,7 +103,8 @@ class ServerOptions:
             min=0.0,
             metavar="SECONDS",
             help="Least time between two events of a stream: where steps are shorter, an event has several tokens. "
-            "While more than 20 answers are under way, it grows with their number. 0 for an event with every step.",
+            "While more than 20 answers are under way, it grows in proportion to their number. 0 for an event with "
+            "every step.",
         ),
     ] = 0.05
     shutdown: Annotated[

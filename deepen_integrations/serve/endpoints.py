@@ -20,7 +20,7 @@ from deepen_integrations.serve.bodies import Body, ChatBody, CompletionBody, eac
 from deepen_integrations.serve.chat_answers import ChatWire
 from deepen_integrations.serve.errors import ApiError
 from deepen_integrations.serve.metrics import CONTENT_TYPE, Metrics
-from deepen_integrations.serve.options import STREAMS_AT_FULL_PACE, ServeOptions
+from deepen_integrations.serve.options import ANSWERS_AT_FULL_PACE, ServeOptions
 from deepen_integrations.serve.reading import read_body
 from deepen_integrations.serve.served import Catalogue, ServedEnsemble
 from deepen_integrations.serve.streams import EventStream, json_response, while_connected
@@ -148,7 +148,7 @@ class Endpoints:
                 over(answers)
 
     def _stream_interval(self) -> float:
-        return self._options.stream_interval_s * max(1.0, self._admission.running / STREAMS_AT_FULL_PACE)
+        return self._options.stream_interval_s * max(1.0, self._admission.running / ANSWERS_AT_FULL_PACE)
 
     def _chat_work(self, body: ChatBody) -> Work:
         served = self._catalogue.named(body.model)

@@ -11,8 +11,8 @@ from typing_extensions import Self
 from deepen_core.config.base import Options
 from deepen_core.errors import ConfigurationError
 
-STREAMS_AT_FULL_PACE = 20
-"""Number of answers beyond which the events of each stream become rarer."""
+ANSWERS_AT_FULL_PACE = 20
+"""Number of answers under way up to which `stream_interval_s` counts as it is; beyond it, it grows in proportion."""
 
 
 class ServeOptions(Options):
@@ -28,7 +28,7 @@ class ServeOptions(Options):
     stream_interval_s: float = Field(default=0.05, ge=0)
     """Least number of seconds between two events of a stream. Tokens that come sooner are sent with the first one that
     comes after it, or at the end; 0 for an event with every step. While more than 20 answers are under way, it grows
-    with their number: .05 s let all streams together have some 400 events a second."""
+    in proportion to their number, so that more streams do not mean more events a second."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds in which a request must have arrived; a slower one gets 408."""
     shutdown_s: int = Field(default=30, ge=0)

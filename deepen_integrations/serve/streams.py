@@ -65,7 +65,7 @@ class EventStream(Response):
         wire: Writes the events.
         handles: The answers.
         include_usage: Whether a last event has the numbers of tokens.
-        interval_s: Returns the least number of seconds until the next event, after each event.
+        interval_s: Is called after each event; returns the minimum number of seconds until the next one.
         seen: Is called with each piece.
         over: Is called at the end, with all answers if they are complete, and whether the client went away first.
     """

@@ -183,7 +183,7 @@ def _problem_of_schema(schema: dict[str, Any]) -> str:
 
 
 def _panic(problem: BaseException) -> str:
-    """Returns what to say of a bug of llguidance's; anything else is raised again."""
+    """Returns the message for a panic of llguidance; raises any other exception again."""
     if not is_panic(problem):
         raise problem
     return f"llguidance fails on it ({brief(problem)})."

@@ -21,9 +21,9 @@ class MergedOutput:
 
     Args:
         outputs: Those of the answers.
-        interval_s: Returns how long to wait after each time that pieces were taken: pieces that come within this many
-            seconds are held until the first piece after that, or the end of an answer. Where steps are short, readers
-            are woken less often. No waiting if None.
+        interval_s: Is called each time that pieces are taken. Pieces that come within the seconds that it returns are
+            held until the first piece after that, or the end of an answer. Where steps are short, readers are woken
+            less often. Nothing is held if None.
     """
 
     def __init__(self, outputs: Sequence[OutputQueue], interval_s: Callable[[], float] | None = None) -> None:

@@ -26,7 +26,7 @@ _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 def _without_panics(use: Callable[P, T]) -> Callable[P, T]:
-    """Makes a panic of the tokenizer's Rust code, which `except Exception` would let through, an error of ours."""
+    """Raises a `TokenizerError` where the tokenizer's Rust code panics, which `except Exception` does not catch."""
 
     @wraps(use)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,7 +36,7 @@ def _without_panics(use: Callable[P, T]) -> Callable[P, T]:
             if not is_panic(problem):
                 raise
             raise TokenizerError(
-                f"A tokenizer fails on a text ({brief(problem)}): fetch its files again, or leave its model out."
+                f"A tokenizer failed on a text ({brief(problem)}): fetch its files again, or leave its model out."
             ) from problem
 
     return guarded

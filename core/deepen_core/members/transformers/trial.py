@@ -32,7 +32,7 @@ _LONGEST_PAST = 16384
 # A past of this many positions reveals windows that the configuration does not declare.
 _UNDECLARED = 300
 
-# A model that takes as long as 6 steps for several ids at once runs up to 8 one by one.
+# A model for which several ids at once take longer than this many steps runs up to so many ids one by one.
 _SLOW = 6.0
 _ONE_BY_ONE = 8
 
@@ -149,8 +149,8 @@ class Trial:
         """Returns up to how many ids a model continues with faster one by one.
 
         Some fill up several ids to a chunk of 256 (Mamba 2 without kernels), which takes as long as ten steps; others
-        run four ids in the time of one to four steps. The answer is one of two numbers, since the two ways round
-        differently, and models of one kind must not differ by how busy the machine was.
+        run four ids in the time of one to four steps. Only two results are possible, and the limit lies between these
+        times: the two ways round differently, so a busy machine must not change the choice.
         """
         state, ids = State(self._model, self.attributes), self._text(4, seed=9)
 
