@@ -49,6 +49,13 @@ def test_anything_else_is_left_alone(error):
             use(broken(error("stop")))
 
 
+def test_only_texts_that_are_read_together_panic():
+    backend = Backend(tiny.byte_level())
+    backend._first = SimpleNamespace(encode=backend._first.encode, encode_batch=panics)
+    with pytest.raises(TokenizerError, match="PanicException: a bug in Rust"):
+        backend.first_behind(["a"], lambda *_: True)
+
+
 def test_a_tokenizer_that_panics_while_it_is_copied(monkeypatch):
     monkeypatch.setattr(Backend, "_build", panics)
     with pytest.raises(TokenizerError, match="PanicException: a bug in Rust"):

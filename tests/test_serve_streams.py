@@ -38,10 +38,11 @@ def test_tokens_within_the_interval_share_an_event(served_demo, interval, logpro
         assert len(choices) >= TOKENS // 2
 
 
-def test_the_more_answers_the_rarer_the_events_of_each(served_demo, monkeypatch):
-    """The interval is a thousand seconds here: the one answer counts as a million times the usual number."""
-    monkeypatch.setattr("deepen_integrations.serve.endpoints.ANSWERS_AT_FULL_PACE", 1e-6)
-    with running({"demo": served_demo}, ServeOptions(api_keys=[KEY], stream_interval_s=0.001)) as server:
+@pytest.mark.parametrize(("pace", "interval"), [(1e-6, 0.001), (1e9, 3600.0)], ids=["many answers", "few answers"])
+def test_the_interval_grows_with_the_answers_and_never_shrinks(served_demo, monkeypatch, pace, interval):
+    """The one answer here counts as a million times the usual number, or as next to none of it."""
+    monkeypatch.setattr("deepen_integrations.serve.endpoints.ANSWERS_AT_FULL_PACE", pace)
+    with running({"demo": served_demo}, ServeOptions(api_keys=[KEY], stream_interval_s=interval)) as server:
         choices = streamed(server)
     assert "".join(choice["text"] for choice in choices)
     assert len(choices) <= 3
