@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 import unicodedata
+from itertools import count
 
 import pytest
 import tiny
@@ -14,6 +15,9 @@ from prompt_parts import reader_of, with_template
 from scheduler_parts import eventually
 
 from deepen_core.config import SamplingParams
+from deepen_core.config.base import shown
+from deepen_core.config.constraints import MAX_CHARACTERS
+from deepen_core.config.sampling import MAX_STOPS, resolve_sampling
 from deepen_core.engine.preparation import Preparation, is_short
 from deepen_core.errors import ContextWindowError, PromptError, SamplingError
 from deepen_core.sampling.stop_strings import StopMatcher
@@ -139,6 +143,47 @@ def test_threads_take_short_turns_while_something_long_is_prepared():
     assert all(task.result(timeout=10) < usual for task in tasks)
     pool.close(10)
     eventually(lambda: sys.getswitchinterval() == usual)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": (f"stop {n}" for n in count())}, f"more than {MAX_STOPS:,} stop strings"),
+        ({"choices": ["ab"] * MAX_CHARACTERS}, f"2,000,000 characters, and at most {MAX_CHARACTERS:,}"),
+        ({"regex": "a" * (MAX_CHARACTERS + 1)}, f"1,000,001 characters, and at most {MAX_CHARACTERS:,}"),
+        ({"grammar": "a" * (MAX_CHARACTERS + 1)}, f"1,000,001 characters, and at most {MAX_CHARACTERS:,}"),
+        ({"json_schema": {"const": "a" * MAX_CHARACTERS}}, f"1,000,013 characters, and at most {MAX_CHARACTERS:,}"),
+    ],
+    ids=["stop", "choices", "regex", "grammar", "json_schema"],
+)
+def test_what_is_too_large_is_refused_before_it_is_read(options, message):
+    with pytest.raises(SamplingError, match=message):
+        resolve_sampling(None, options)
+
+
+def test_as_many_stop_strings_as_may_be_are_taken():
+    assert len(resolve_sampling(None, {"stop": [f"stop {n}" for n in range(MAX_STOPS)]}).stop) == MAX_STOPS
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda items: dict.fromkeys(items, 0)])
+def test_errors_quote_the_beginning_of_a_large_value_and_read_no_more(kind):
+    said = []
+
+    class Told:
+        def __init__(self, number):
+            self.number = number
+
+        def __repr__(self):
+            said.append(self.number)
+            return f"<{self.number}>"
+
+    few = kind([Told(n) for n in range(150)])
+    whole = repr(few)
+    assert len(whole) > 200
+    assert shown(few) == f"{whole[:200]}..."
+    said.clear()
+    assert shown(kind([Told(n) for n in range(5000)])).startswith(whole[:150])
+    assert len(said) <= 200
 
 
 def test_a_schema_deeper_than_recursion_is_an_error_of_ours(pair):

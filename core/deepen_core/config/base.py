@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -68,6 +69,10 @@ def nearest_or_all(name: str, known: Collection[str]) -> str:
 
 def shown(value: object) -> str:
     """Returns a wrong value as errors quote it."""
+    if isinstance(value, (list, tuple)):
+        value = value[:_SHOWN]  # each takes a character at least
+    elif isinstance(value, dict) and len(value) > _SHOWN:
+        value = dict(islice(value.items(), _SHOWN))
     try:
         said = repr(value)
     except RecursionError:

@@ -16,6 +16,8 @@ from deepen_core.errors import SamplingError
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which at most one may be given."""
+MAX_CHARACTERS = 1_000_000
+"""Of a schema as JSON, of a grammar, of a regular expression, and of all choices together."""
 _DEEPEST = 128
 """Maximum depth of a schema, llguidance's own limit."""
 _NEEDS_EXTRA = 'needs llguidance, which is not installed: pip install "deepen-integrations[structured]"'
@@ -62,13 +64,13 @@ def plain_schema(value: Any) -> dict[str, Any]:
         raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
     value = _unwrapped(value)
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+        said = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
+        plain: dict[str, Any] = json.loads(said)
     except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+    _check_text(said)
     if is_deeper(plain, _DEEPEST):
         raise ValueError(f"it has more than {_DEEPEST} levels; put its parts side by side under $defs")
-    if _holds_half_a_character(plain):
-        raise ValueError(_HALF)
     return plain
 
 
@@ -95,8 +97,20 @@ def is_deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def _holds_half_a_character(value: Any) -> bool:
-    return HALVES.search(json.dumps(value, ensure_ascii=False)) is not None
+def _check_text(*texts: str) -> None:
+    """Rejects a constraint that no answer can follow, or that is too long to be compiled.
+
+    This happens on the thread of the caller, which may serve others too, so that it comes before anything slower.
+
+    Raises:
+        ValueError: With the number and the limit.
+    """
+    characters = sum(map(len, texts))
+    if characters > MAX_CHARACTERS:
+        most = f"at most {MAX_CHARACTERS:,} are compiled"
+        raise ValueError(f"it has {characters:,} characters, and {most}; make it smaller")
+    if any(map(HALVES.search, texts)):
+        raise ValueError(_HALF)
 
 
 class ConstraintOptions(Options):
@@ -129,24 +143,23 @@ class ConstraintOptions(Options):
         for choice in choices:
             if not isinstance(choice, str) or not choice:
                 raise ValueError(f"{choice!r} is not a choice; give strings that are not empty")
+        _check_text(*choices)
         return choices
 
     @field_validator("regex", "grammar")
     @classmethod
-    def _not_empty(cls, value: str | None) -> str | None:
+    def _some_text(cls, value: str | None) -> str | None:
         if value == "":
             raise ValueError("it would allow only the empty answer; leave it out")
+        if value is not None:
+            _check_text(value)
         return value
 
     @field_validator(*CONSTRAINTS)
     @classmethod
     def _can_constrain(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        if not can_constrain():
+        if value is not None and not can_constrain():
             raise ValueError(f"a constraint {_NEEDS_EXTRA}")
-        if _holds_half_a_character(value):
-            raise ValueError(_HALF)
         return value
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -16,6 +17,8 @@ from deepen_core.errors import SamplingError
 
 _LEAST_TEMPERATURE = 1e-4
 _MOST_BIAS = 100.0
+MAX_STOPS = 10_000
+"""Stop strings of a request. More would take their caller's event loop tens of milliseconds."""
 _NOT_VARIABLES = frozenset(
     "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding "
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
@@ -202,7 +205,9 @@ class SamplingParams(ConstraintOptions):
         strings = () if value is None else (value,) if isinstance(value, str) else value
         if isinstance(strings, Mapping) or not isinstance(strings, Iterable):
             raise ValueError("give a string or a list of strings")
-        strings = tuple(strings)
+        strings = tuple(islice(strings, MAX_STOPS + 1))
+        if len(strings) > MAX_STOPS:
+            raise ValueError(f"there are more than {MAX_STOPS:,} stop strings, which is the limit")
         for string in strings:
             if not isinstance(string, str):
                 raise ValueError(f"{string!r} is not a string; give a string or a list of strings")

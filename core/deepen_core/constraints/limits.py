@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from deepen_core.config.constraints import MAX_CHARACTERS
 from deepen_core.errors import SamplingError
 
-MAX_CHARACTERS = 1_000_000
-"""Of a schema as JSON, of a grammar, of a regular expression, and of all choices together."""
 MAX_PARTS = 10_000
 """Schemas inside a schema, itself included."""
 MAX_DEPTH = 500
