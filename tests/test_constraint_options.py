@@ -90,6 +90,8 @@ def test_a_schema_is_the_requests_own():
         ({"regex": ""}, "'regex' is '': it would allow only the empty answer"),
         ({"regex": 3}, "'regex' is 3: Input should be a valid string"),
         ({"regex": "\udfff"}, "half a character"),
+        ({"grammar": 'start: "\udfff"'}, "half a character"),
+        ({"choices": ["a", "b\ud83d"]}, "half a character"),
         ({"grammar": ""}, "'grammar' is '': it would allow only the empty answer"),
         ({"choices": []}, "'choices' is .*: there is nothing to choose from"),
         ({"choices": "yes"}, "'choices' is 'yes': give a list of strings"),

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from deepen_core import SamplingParams
+from deepen_core.config.constraints import MAX_CHARACTERS
 from deepen_core.constraints.big_stack import is_big, on_big_stack
 from deepen_core.constraints.grammar import followed_schema, grammar_of
-from deepen_core.constraints.limits import MAX_CHARACTERS, MAX_DEPTH, MAX_OPTIONAL, MAX_PARTS, MAX_RULES
+from deepen_core.constraints.limits import MAX_DEPTH, MAX_OPTIONAL, MAX_PARTS, MAX_RULES
 from deepen_core.constraints.validation import SchemaCheck
 from deepen_core.errors import SamplingError
 

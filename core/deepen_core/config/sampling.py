@@ -76,7 +76,7 @@ class SamplingParams(ConstraintOptions):
     """Added to the logits of main-member tokens, by id, before all penalties; -100 rules a token out in effect. Ids are
     those of `Ensemble.tokenize`. A constraint's mask applies in any case."""
     stop: tuple[str, ...] = ()
-    """The answer is cut before the first of these; they match across token boundaries."""
+    """The answer is cut before the first of these, at most 10,000; they match across token boundaries."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """The same seed gives the same text. The global random state is not touched."""
     deterministic: bool = False
