@@ -7,7 +7,7 @@ import sys
 import threading
 import tracemalloc
 import unicodedata
-from itertools import count
+from typing import NamedTuple
 
 import pytest
 import tiny
@@ -145,10 +145,15 @@ def test_threads_take_short_turns_while_something_long_is_prepared():
     eventually(lambda: sys.getswitchinterval() == usual)
 
 
+def too_many_stops():
+    yield from (f"stop {n}" for n in range(MAX_STOPS + 1))
+    raise AssertionError("read beyond the limit")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": (f"stop {n}" for n in count())}, f"more than {MAX_STOPS:,} stop strings"),
+        ({"stop": too_many_stops()}, f"more than {MAX_STOPS:,} stop strings"),
         ({"choices": ["ab"] * MAX_CHARACTERS}, f"2,000,000 characters, and at most {MAX_CHARACTERS:,}"),
         ({"regex": "a" * (MAX_CHARACTERS + 1)}, f"1,000,001 characters, and at most {MAX_CHARACTERS:,}"),
         ({"grammar": "a" * (MAX_CHARACTERS + 1)}, f"1,000,001 characters, and at most {MAX_CHARACTERS:,}"),
@@ -156,7 +161,8 @@ def test_threads_take_short_turns_while_something_long_is_prepared():
     ],
     ids=["stop", "choices", "regex", "grammar", "json_schema"],
 )
-def test_what_is_too_large_is_refused_before_it_is_read(options, message):
+def test_what_is_too_large_is_refused_before_it_is_read_further(monkeypatch, options, message):
+    monkeypatch.setattr("deepen_core.config.constraints.json.loads", lambda _: pytest.fail("it was read"))
     with pytest.raises(SamplingError, match=message):
         resolve_sampling(None, options)
 
@@ -184,6 +190,13 @@ def test_errors_quote_the_beginning_of_a_large_value_and_read_no_more(kind):
     said.clear()
     assert shown(kind([Told(n) for n in range(5000)])).startswith(whole[:150])
     assert len(said) <= 200
+
+
+def test_errors_quote_a_small_value_as_it_shows_itself():
+    class Named(NamedTuple):
+        a: int
+
+    assert shown(Named(1)) == "Named(a=1)"
 
 
 def test_a_schema_deeper_than_recursion_is_an_error_of_ours(pair):

@@ -69,10 +69,8 @@ def nearest_or_all(name: str, known: Collection[str]) -> str:
 
 def shown(value: object) -> str:
     """Returns a wrong value as errors quote it."""
-    if isinstance(value, (list, tuple)):
-        value = value[:_SHOWN]  # each takes a character at least
-    elif isinstance(value, dict) and len(value) > _SHOWN:
-        value = dict(islice(value.items(), _SHOWN))
+    if isinstance(value, (list, tuple, dict)) and len(value) > _SHOWN:  # each part takes at least one character
+        value = dict(islice(value.items(), _SHOWN)) if isinstance(value, dict) else value[:_SHOWN]
     try:
         said = repr(value)
     except RecursionError:

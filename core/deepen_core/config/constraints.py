@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, field_validator, model_validator
 from typing_extensions import Self
 
 from deepen_core.config.base import Options
 from deepen_core.errors import SamplingError
+
+T = TypeVar("T")
 
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """The options that constrain an answer, of which at most one may be given."""
@@ -63,15 +66,24 @@ def plain_schema(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("give a JSON schema as a dict or a string, or a pydantic model class")
     value = _unwrapped(value)
-    try:
-        said = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
-        plain: dict[str, Any] = json.loads(said)
-    except (TypeError, ValueError, RecursionError) as problem:
-        raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
+    said = _in_json(partial(json.dumps, dict(value), allow_nan=False, ensure_ascii=False))
     _check_text(said)
+    plain: dict[str, Any] = _in_json(partial(json.loads, said))
     if is_deeper(plain, _DEEPEST):
         raise ValueError(f"it has more than {_DEEPEST} levels; put its parts side by side under $defs")
     return plain
+
+
+def _in_json(convert: Callable[[], T]) -> T:
+    """Returns what a conversion to or from JSON does.
+
+    Raises:
+        ValueError: If the schema is not plain JSON.
+    """
+    try:
+        return convert()
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise ValueError(f"a schema is plain JSON, and this is not: {problem}") from problem
 
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -98,12 +110,12 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def _check_text(*texts: str) -> None:
-    """Rejects a constraint that no answer can follow, or that is too long to be compiled.
+    """Rejects a constraint that is too long to be compiled, or that no answer can follow.
 
-    This happens on the thread of the caller, which may serve others too, so that it comes before anything slower.
+    The length is checked first: this runs on the caller's thread, which may be an event loop that serves others.
 
     Raises:
-        ValueError: With the number and the limit.
+        ValueError: If the texts together are longer than `MAX_CHARACTERS`, or one holds half a character.
     """
     characters = sum(map(len, texts))
     if characters > MAX_CHARACTERS:
