@@ -6,12 +6,14 @@ import sys
 import time
 
 import pytest
-from evaluation_parts import QUESTIONS
+from evaluation_parts import QUESTIONS, TASK
 from tiny import CORPUS
 
 from deepen_core.errors import ContextWindowError, SamplingError
+from deepen_core.evaluation import run
 from deepen_core.evaluation.code_run import passes
 from deepen_core.evaluation.cost import Cost, cost
+from deepen_core.evaluation.fitting import FittedWeights
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TranslationItem
 from deepen_core.evaluation.judging import is_right, mark
@@ -66,6 +68,16 @@ def test_in_a_conversation_an_answer_may_be_in_a_sentence(answers, text, right):
     assert mark(item, text, chat=True) == right
     assert is_right(item, "no", chat=True) is False
     assert is_right(MATHS, "2, no, 3", chat=True) is False
+
+
+def test_weights_that_are_fitted_to_main_alone_answer_open_questions_as_it_does(pair, monkeypatch):
+    """Their row has every task: a mean of fewer would be compared with the other rows'."""
+    fit = FittedWeights(["alpha", "beta"], "alpha", "product", [1.0, 0.0], "score", ["texts"], 1.0, 0.5, 1.0)
+    monkeypatch.setattr(run, "_fits", lambda *_: [fit])
+    plan = Plan([TASK, Task("open", QUESTIONS)], fusions=("product",), policies=(), gates=())
+    shares = {row.label: row.shares for row in pair.evaluate(plan, progress=False).summary.rows}
+    assert shares["alpha alone"].keys() == {"animals", "open"}
+    assert shares["product, fitted 1 0"] == shares["alpha alone"]
 
 
 def test_answers_that_are_held_are_judged_by_the_rule_of_now(pair, tmp_path):

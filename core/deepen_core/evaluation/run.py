@@ -212,11 +212,11 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
                 label = _default_label(fusion)
                 setting = settings[label]
                 votes.add((label, main), reader, task, setting, built, _with_main(setting.label, reader))
-        for fit in fits:
-            if max(fit.weights) == 1 and (right := alone.get(alone_label(main))):
-                together[_fitted_label(fit)] = right
         for label, right in alone.items():
             found.alone.setdefault(label, {})[task.name] = right
+        for fit in fits:
+            if max(fit.weights) == 1:  # main alone, which has answered already
+                together[_fitted_label(fit)] = found.alone[alone_label(main)][task.name]
         for label, right in together.items():
             found.together.setdefault((label, main), {})[task.name] = right
     found.options |= {(label, main): f"{settings[label].options} --main {main}" for label in settings}
