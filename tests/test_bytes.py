@@ -17,12 +17,13 @@ from benchmarks.given_text import Given
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.config import BytesConfig
 from deepen_core.demo import member_paths, questions
+from deepen_core.fusion.anchors.main_tokens import MainTokens
 from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 from deepen_core.fusion.bytes.overhang import OverhangFinder
-from deepen_core.fusion.bytes.spelling import MainTokens, Spelling
+from deepen_core.fusion.bytes.spelling import Spelling
 from deepen_core.fusion.bytes.strategy import BytesFusion
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary

@@ -338,10 +338,11 @@ class Decoder:
                 if part is None
                 else Heard(
                     part.ids[-1],
-                    part.logits_before,
+                    None if part.holds_blank else part.logits_before,
                     sequence.token_ids,
                     cut=part.cut,
                     dummy=part.has_dummy,
+                    held=part.holds_blank,
                     trail=part.trail,
                 )
             )

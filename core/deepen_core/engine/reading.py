@@ -9,7 +9,7 @@ trees is run step by step (`engine.state_reader`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -165,16 +165,17 @@ class _Steps:
         self._clear()
 
     def _clear(self) -> None:
-        # Of each member that speaks, for each step: its last id, ids at `open_places`, `cut` and `has_dummy`.
-        self._last: list[dict[int, tuple[int, list[int], bool, bool]]] = []
-        self._now: dict[int, tuple[int, list[int], bool, bool]] = {}
+        # Of each member that speaks, for each step: the end of its text, and its ids at `open_places`.
+        self._last: list[dict[int, tuple[Heard, list[int]]]] = []
+        self._now: dict[int, tuple[Heard, list[int]]] = {}
         self._said: list[list[int]] = []
         self.texts: list[int] = []
         self.token_ids: list[int] = []
 
     def note(self, number: int, part: MemberSequence) -> None:
         """Adds a member to the step."""
-        self._now[number] = part.ids[-1], [part.ids[place] for place in part.open_places], part.cut, part.has_dummy
+        end = Heard(part.ids[-1], None, (), cut=part.cut, dummy=part.has_dummy, held=part.holds_blank)
+        self._now[number] = end, [part.ids[place] for place in part.open_places]
 
     def close(self, text: int, token_id: int, sequence: EnsembleSequence) -> None:
         """Ends the step, with the token that follows."""
@@ -203,9 +204,11 @@ class _Steps:
                 rows = spread
             logprobs[number] = rows
             for place, earlier in zip(at, before, strict=True):
-                last, open_ids, cut, dummy = self._last[place][number]
+                end, open_ids = self._last[place][number]
                 early, trail = (earlier[0] if earlier else None), list(zip(open_ids, earlier, strict=False))
-                ends[number][place] = Heard(last, early, self._said[place], cut=cut, dummy=dummy, trail=trail)
+                ends[number][place] = replace(
+                    end, before=None if end.held else early, said=self._said[place], trail=trail
+                )
         prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)
         self._clear()

@@ -40,6 +40,7 @@ class EnsembleSequence:
         never: Ids that no answer may contain, such as those without a token.
         starts_text: Whether the answer is the very start of a text, so that a dummy space does not belong to it.
         thoughts: The marks of thoughts that main may write.
+        word_may_follow: Tells of main's ids whether it would have said them with a word directly behind them.
 
     Attributes:
         member_sequences: As given; also None for a member that failed and was dropped.
@@ -67,6 +68,7 @@ class EnsembleSequence:
         never: Sequence[int] = (),
         starts_text: bool,
         thoughts: Thoughts,
+        word_may_follow: Callable[[Sequence[int]], bool],
     ) -> None:
         self.member_sequences = list(member_sequences)
         assert params.max_new_tokens is not None, "set by the decoder"
@@ -88,6 +90,7 @@ class EnsembleSequence:
         self._names = list(names)
         self._traced_names = tuple(n for n, part in zip(names, member_sequences, strict=True) if part is not None)
         self._main = main
+        self._word_may_follow = word_may_follow
         self._vocabulary = vocabulary
         self._drop_space = starts_text and vocabulary.starts_with_space
         self._utf8 = Utf8Stream()
@@ -222,12 +225,13 @@ class EnsembleSequence:
         mark = self._marks.get(token_id, "")
         if mark:
             self._listener.control(mark)
+        before_word = heard.endswith(" ") and self._word_may_follow(self.token_ids)
         for member, part in enumerate(self.member_sequences):
             if part is not None and member != self._main:
                 told = heard if part.opening is None else dummy + heard
                 token, name = len(self.token_ids), self._names[member]
                 with told_as(partial(telling_failed, token=token, member=name, text=told)):
-                    part.append_text(told)
+                    part.append_text(told, before_word=before_word)
         return text + mark
 
     def _bytes(self, token_id: int) -> tuple[bytes, str]:

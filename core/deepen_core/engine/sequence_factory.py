@@ -15,6 +15,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ContextWindowError, SamplingError
+from deepen_core.fusion.anchors.segmentation import WORD, Segmentation
 from deepen_core.members.base import Member, prompt_window
 from deepen_core.members.opening import opening_of
 from deepen_core.members.sequence import MemberSequence
@@ -41,6 +42,7 @@ class SequenceFactory:
         self._vocabulary = members[main].tokenizer.vocabulary
         # Embeddings are often padded: nothing stops a model from choosing an id that its tokenizer does not have.
         self._without_token = self._vocabulary.without_token(members[main].vocabulary_size)
+        self._cuts = Segmentation(self._vocabulary, members[main].tokenizer.backend)
         self._warned = False
 
     def create(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
@@ -88,6 +90,7 @@ class SequenceFactory:
             never=self._without_token,
             starts_text=starts_text,
             thoughts=self._thoughts,
+            word_may_follow=self._word_may_follow,
         )
         if isinstance(prompt, str) and not params.control_tokens:
             sequence.warnings += self._rendered_already(prompt)
@@ -96,6 +99,9 @@ class SequenceFactory:
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
         return sequence
+
+    def _word_may_follow(self, token_ids: Sequence[int]) -> bool:
+        return self._cuts.can_continue(token_ids, WORD)
 
     def _part(self, member: int, prompt: MemberPrompt, spoken: MemberPrompt) -> MemberSequence:
         """Returns a member's sequence, where main starts from `spoken`."""

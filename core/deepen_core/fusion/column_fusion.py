@@ -23,7 +23,10 @@ import torch
 import torch.nn.functional as F
 from typing_extensions import Self
 
+from deepen_core.fusion.anchors.blank_columns import BlankColumns
 from deepen_core.fusion.anchors.columns import TokenColumns
+from deepen_core.fusion.anchors.main_tokens import MainTokens
+from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.shared_tokens import Anchors, check_common_tokens
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
 from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
@@ -44,6 +47,7 @@ class ColumnFusion(Fusion):
         main: The number of the member whose vocabulary is used.
         config: The strategy's options.
         healers: A token healer per member, None for members without one; empty for none at all.
+        blanks: What each member's tokens of blanks stand for, None for members without any; empty for none at all.
         members: The members, for reports; empty for none.
         anchors: The shared tokens, for reports.
     """
@@ -59,6 +63,7 @@ class ColumnFusion(Fusion):
         config: Any,
         healers: Sequence[Healer | None] = (),
         *,
+        blanks: Sequence[BlankColumns | None] = (),
         members: Sequence[Member] = (),
         anchors: Anchors | None = None,
     ) -> None:
@@ -66,6 +71,7 @@ class ColumnFusion(Fusion):
         self._columns = list(columns)
         self._config = config
         self._healers = list(healers) or [None] * len(columns)
+        self._blanks = list(blanks) or [None] * len(columns)
         self._members = list(members)
         self._anchors = anchors
 
@@ -81,7 +87,8 @@ class ColumnFusion(Fusion):
             anchors = Anchors.of_members(members)
             columns = [anchors.columns_of(number, member) for number, member in enumerate(members)]
             healers = healers_of(members, main, anchors) if config.healing else []
-            return cls(columns, main, config, healers, members=members, anchors=anchors)
+            blanks = _blanks_of(members, main, anchors, columns[main]) if config.healing else []
+            return cls(columns, main, config, healers, blanks=blanks, members=members, anchors=anchors)
 
     @torch.inference_mode()
     def compare(self, inputs: StepInputs) -> Comparison:
@@ -172,11 +179,13 @@ class ColumnFusion(Fusion):
 
     def _others(self, member: int, logprobs: torch.Tensor, inputs: StepInputs, own: torch.Tensor) -> torch.Tensor:
         """Returns another member's mass on the columns that all can know, [sequences, known], summing to one."""
-        columns, healer = self._columns[member].columns, self._healers[member]
+        columns, healer, blanks = self._columns[member].columns, self._healers[member], self._blanks[member]
         told = self._mass(member, logprobs)[:, : columns.width].to(own.device)
         idle = (inputs.weights[:, member] == 0).nonzero()[:, 0].to(own.device)
         if len(idle):  # the values of a sequence in which it abstains are meaningless, and there may be many to look at
             told[idle] = F.pad(own[idle], (0, 1))
+        if blanks is not None:
+            blanks.spread(told, own)
         if healer is not None:
             told = healer.healed(told, inputs.heard(member), own)
         told = told[:, : columns.unknown]
@@ -192,3 +201,13 @@ class ColumnFusion(Fusion):
             bytes_held=sum(columns.bytes_held for columns in self._columns),
             limits=[*limits, self.limit] if limits else [],
         )
+
+
+def _blanks_of(
+    members: Sequence[Member], main: int, anchors: Anchors, main_columns: TokenColumns
+) -> list[BlankColumns | None]:
+    """Returns what each member's tokens of blanks stand for; None for main, and where they stand for themselves."""
+    cuts = [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members]
+    tokens = MainTokens(cuts[main], members[main].vocabulary_size)
+    found = [n != main and BlankColumns(its_cuts, tokens, anchors, main_columns.of) for n, its_cuts in enumerate(cuts)]
+    return [blanks or None for blanks in found]

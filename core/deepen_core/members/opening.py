@@ -97,12 +97,19 @@ def opening_of(prompt: MemberPrompt, tokenizer: Spelled, main: MemberPrompt, mai
 
 
 def respelled(logits: torch.Tensor, first_ids: torch.Tensor) -> torch.Tensor:
-    """Returns logits [vocabulary] in which each token counts for another one, see `first_ids`."""
+    """Returns log-probabilities [vocabulary] in which each token counts for another one.
+
+    Args:
+        logits: Of the tokens.
+        first_ids: The id of the other one, int64 [vocabulary]; -1 for tokens that cannot follow.
+    """
     shares = torch.softmax(logits, dim=-1)
     spelled = len(first_ids)  # embeddings may be padded beyond it
-    found = torch.cat([torch.zeros_like(shares[:spelled]), shares[spelled:]])
-    found.index_add_(0, first_ids.to(logits.device), shares[:spelled])
-    return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+    found = torch.nn.functional.pad(shares, (0, 1)).index_fill_(0, torch.arange(spelled, device=shares.device), 0.0)
+    to = first_ids.to(shares.device)
+    found.index_add_(0, torch.where(to < 0, len(shares), to), shares[:spelled])
+    kept = found[:-1] / found[:-1].sum().clamp_min(torch.finfo(found.dtype).tiny)
+    return kept.clamp_min(torch.finfo(kept.dtype).tiny).log()
 
 
 def first_ids(vocabulary: Vocabulary, *, blank: bool) -> torch.Tensor:
@@ -117,7 +124,7 @@ def first_ids(vocabulary: Vocabulary, *, blank: bool) -> torch.Tensor:
         blank: Whether main's first token begins with a blank.
     """
     ids = list(range(vocabulary.size))
-    silent = next(iter(sorted(vocabulary.special_ids - vocabulary.stop_ids)), None)
+    silent = _silent(vocabulary)
     for token_id in ids.copy():
         value = vocabulary.token_bytes(token_id) or b""
         text = value.removeprefix(b" ")
@@ -129,6 +136,33 @@ def first_ids(vocabulary: Vocabulary, *, blank: bool) -> torch.Tensor:
         if found is not None and (vocabulary.token_bytes(found) or b"").strip():
             ids[token_id] = found
     return torch.tensor(ids)
+
+
+def ids_after_blank(vocabulary: Vocabulary) -> torch.Tensor:
+    """Returns the id that each token counts for where its first blank is in the text already, int64 [vocabulary].
+
+    That is the token of what follows the blank, or the longest one that this begins with. The blank alone says nothing
+    of what follows, and counts for a token without text.
+
+    Args:
+        vocabulary: The member's.
+
+    Returns:
+        -1 for tokens that do not begin with a blank, and cannot follow.
+    """
+    silent = _silent(vocabulary)
+    ids = [-1] * vocabulary.size
+    for token_id in range(vocabulary.size):
+        value = vocabulary.token_bytes(token_id) or b""
+        if value.startswith(b" "):
+            found = vocabulary.longest_beginning(value[1:]) if len(value) > 1 else silent
+            ids[token_id] = -1 if found is None else found
+    return torch.tensor(ids)
+
+
+def _silent(vocabulary: Vocabulary) -> int | None:
+    """Returns a token without text that does not end one."""
+    return next(iter(sorted(vocabulary.special_ids - vocabulary.stop_ids)), None)
 
 
 def _follows(prompt: MemberPrompt) -> bool:

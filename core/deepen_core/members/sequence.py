@@ -91,6 +91,7 @@ class MemberSequence:
         text = AlignedText(backend, tokenizer.boundaries, prompt.text, inside=prompt.inside)
         self.ids = prompt.ids + text.ids
         self._text = None if is_main else text
+        self._tokenizer = tokenizer
         self.opening = opening
         self.cached = 0
         self.cache: SequenceCache | None = None
@@ -108,13 +109,18 @@ class MemberSequence:
         """Appends a token that main has chosen."""
         self.ids.append(token_id)
 
-    def append_text(self, text: str) -> None:
-        """Appends text that main has generated; the last ids may change."""
+    def append_text(self, text: str, *, before_word: bool = False) -> None:
+        """Appends text that main has generated; the last ids may change.
+
+        Args:
+            text: The text.
+            before_word: Whether a word may follow it, see `holds_blank`.
+        """
         assert self._text is not None, "the main member's text is its tokens"
         told = text if self.opening is None else self.opening.told(text)
         if not told:
             return
-        place, tail = self._text.append(told)
+        place, tail = self._text.append(told, before_word=before_word)
         self.replace_ids(place + self._offset, tail)
 
     def replace_ids(self, place: int, tail: list[int]) -> None:
@@ -128,8 +134,19 @@ class MemberSequence:
         self.ids[place:] = tail
 
     @property
+    def holds_blank(self) -> bool:
+        """Whether `ids` leave out the last blank of the text, with which the member's next token begins.
+
+        It says three blanks and " return" where main says four blanks and "return". Of what follows four blanks, which
+        it would say only at the end of a line, it knows little.
+        """
+        return self._text is not None and self._text.holds_blank
+
+    @property
     def first_ids(self) -> torch.Tensor | None:
-        """What the member's next tokens count for, see `Opening.first_ids`; None if for themselves."""
+        """What the member's next tokens count for, see `opening.respelled`; None if for themselves."""
+        if self.holds_blank:
+            return self._tokenizer.ids_after_blank
         return None if self.opening is None else self.opening.first_ids
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from deepen_core.chat.prompt_encoder import PromptReader
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.chat.source_reader import SourceReader
-from deepen_core.members.opening import first_ids
+from deepen_core.members.opening import first_ids, ids_after_blank
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.retokenizer import Boundaries
 from deepen_core.tokenization.vocabulary import Vocabulary
@@ -68,6 +69,11 @@ class MemberTokenizer:
         if blank not in self._first_ids:
             self._first_ids[blank] = first_ids(self.vocabulary, blank=blank)
         return self._first_ids[blank]
+
+    @cached_property
+    def ids_after_blank(self) -> torch.Tensor:
+        """What each token counts for where its first blank is in the text already, see `opening.ids_after_blank`."""
+        return ids_after_blank(self.vocabulary)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS; control tokens in it are plain text."""

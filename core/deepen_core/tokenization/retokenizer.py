@@ -38,6 +38,8 @@ from deepen_core.tokenization.vocabulary import byte_table
 # Look for a new boundary once more characters than this follow the last one.
 _TAIL_CHARACTERS = 48
 
+_WORD = "a"
+
 _LOCAL_NORMALIZERS = frozenset({"Prepend", "Replace"})
 _LOCAL_CUTS = frozenset({"ByteLevel", "Metaspace"})
 # These change a character of a script without blanks independently of its neighbours, or not at all.
@@ -217,6 +219,9 @@ class AlignedText:
         boundaries: Its safe boundaries.
         text: The text so far.
         inside: Whether the text follows a special token rather than starting a document.
+
+    Attributes:
+        holds_blank: Whether the ids that `append` has returned last leave out the last blank of the text.
     """
 
     def __init__(self, backend: Backend, boundaries: Boundaries, text: str = "", *, inside: bool = False) -> None:
@@ -230,6 +235,7 @@ class AlignedText:
         self._skip = 0  # number of ids of the context
         self._scanned = 0  # the place in `_open` up to which there is no further boundary
         self._tail: list[int] = []
+        self.holds_blank = False
         self.append(text)
 
     @property
@@ -242,8 +248,13 @@ class AlignedText:
         """Number of ids, from the first on, that no later text changes; it never falls."""
         return len(self._final)
 
-    def append(self, text: str) -> tuple[int, list[int]]:
+    def append(self, text: str, *, before_word: bool = False) -> tuple[int, list[int]]:
         """Adds text at the end.
+
+        Args:
+            text: The text.
+            before_word: Whether a word is about to follow. Of several blanks many tokenizers then cut off the last one,
+                which belongs to the word's token: it is left out of the ids, see `holds_blank`.
 
         Returns:
             A position and the ids from there on; the ids before it are unchanged.
@@ -254,7 +265,17 @@ class AlignedText:
             self._tail = self._encode(self._open, self._at_start)[self._skip :]
             if len(self._open) - self._cut > _TAIL_CHARACTERS:
                 self._advance()
-        return unchanged, self._final[unchanged:] + self._tail
+        tail = self._without_blank() if before_word else None
+        self.holds_blank = tail is not None
+        return unchanged, self._final[unchanged:] + (self._tail if tail is None else tail)
+
+    def _without_blank(self) -> list[int] | None:
+        """Returns the ids behind `_final` without the last of several blanks; None if a word would not take it."""
+        if not (self._open.endswith(" ") and self._open[-2:-1].isspace()):
+            return None
+        tail = self._encode(self._open[:-1], self._at_start)[self._skip :]
+        with_word = self._encode(self._open + _WORD, self._at_start)[self._skip :]
+        return tail if tail and with_word[:-1] == tail else None
 
     def _encode(self, text: str, at_start: bool) -> list[int]:
         plain = not at_start or not self._inside

@@ -66,6 +66,7 @@ class Heard:
         said: Main's ids of the answer so far.
         cut: Whether the text before the answer may end anywhere, like that of a plain prompt.
         dummy: Whether the member's answer begins with a blank that main has not said.
+        held: Whether the member's ids leave out the last blank of the text, see `MemberSequence.holds_blank`.
         trail: The member's last ids, the last one first, each with the logits [vocabulary] that it was chosen from: as
             far back as they are kept, and as the text might have been cut otherwise.
     """
@@ -75,6 +76,7 @@ class Heard:
     said: Sequence[int]
     cut: bool
     dummy: bool = False
+    held: bool = False
     trail: Sequence[tuple[int, torch.Tensor]] = ()
 
 

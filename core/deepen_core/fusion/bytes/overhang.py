@@ -76,19 +76,21 @@ class OverhangFinder:
         self._longer: dict[bytes, tuple[int, int]] = {}
         self._possible: dict[tuple[int, bytes], bool] = {}
 
-    def find(self, trail: Sequence[tuple[int, torch.Tensor]]) -> Overhang:
+    def find(self, trail: Sequence[tuple[int, torch.Tensor]], *, held: bool = False) -> Overhang:
         """Returns how the text may go on.
 
         Args:
             trail: The last ids, the last one first, each with the logits [vocabulary] that it was chosen from.
+            held: Whether the text has one more blank, with which the next token begins.
         """
         # 1) The end of the text from each place on.
-        endings = list[bytes]()
+        endings, behind = list[bytes](), b" " if held else b""
         for token_id, _ in trail:
             value = self._cuts.token_bytes(token_id)
             if not value:
                 break
-            endings.append(value + (endings[-1] if endings else b""))
+            behind = value + behind
+            endings.append(behind)
         # 2) From the farthest place on: how probable the ids up to there are, longer tokens, and other ones.
         weight, unknown, rests = 1.0, list[tuple[int, bytes, float]](), list[tuple[int, float, int]]()
         for number in range(len(endings) - 1, -1, -1):
@@ -99,7 +101,7 @@ class OverhangFinder:
                 found = (logits[self._ids[first:stop]].float() - scale).exp().topk(min(_MOST, stop - first))
                 for mass, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
                     rests.append((first + place, weight * mass, len(ending)))
-            others = [i for i in self._shorter_than(ending) if i != token_id]
+            others = [i for i in self._shorter_than(ending, whole=held) if i != token_id]
             for other, mass in zip(others, (logits[others].float() - scale).exp().tolist(), strict=True):
                 unknown.append((other, ending, weight * mass))
             weight *= float((logits[token_id].float() - scale).exp())
@@ -126,11 +128,11 @@ class OverhangFinder:
             self._longer[ending] = self._order.longer_than(ending)
         return self._longer[ending]
 
-    def _shorter_than(self, ending: bytes) -> Iterator[int]:
-        """Yields the tokens that are a beginning of some bytes, and not all of them."""
+    def _shorter_than(self, ending: bytes, *, whole: bool) -> Iterator[int]:
+        """Yields the tokens that are a beginning of some bytes; that of all of them only if `whole`."""
         tokens = self._cuts.vocabulary.tokens
         size = len(self._ids)
-        for length in range(1, len(ending)):
+        for length in range(1, len(ending) + whole):
             token_id = tokens.get(ending[:length])
             if token_id is not None and token_id < size:
                 yield token_id

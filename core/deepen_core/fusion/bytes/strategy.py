@@ -18,12 +18,13 @@ import torch
 from typing_extensions import Self
 
 from deepen_core.config import BytesConfig
+from deepen_core.fusion.anchors.main_tokens import MainTokens
 from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 from deepen_core.fusion.bytes.overhang import OverhangFinder
 from deepen_core.fusion.bytes.rests import RestSpelling
-from deepen_core.fusion.bytes.spelling import MainTokens, Spelling
+from deepen_core.fusion.bytes.spelling import Spelling
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.diagnostics import main_limit
 from deepen_core.members.base import Member
@@ -139,7 +140,7 @@ class BytesFusion(Fusion):
         told[:, stops] = stopping[:, None] * (own[:, stops] / own[:, stops].sum(-1, keepdim=True).clamp_min(_TINY))
         told.addcmul_((1.0 - told.sum(-1, keepdim=True)).clamp_min(0.0), own)
         for line, heard in enumerate(inputs.heard(member) if self._config.healing else ()):
-            overhang = self._finders[member].find(heard.trail)
+            overhang = self._finders[member].find(heard.trail, held=heard.held)
             if overhang.finished < 1.0:
                 self._rests.add(overhang, heard, own[line], told[line])
             self._rests.without_ruled_out(heard, own[line], told[line])
