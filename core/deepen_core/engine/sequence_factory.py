@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from deepen_core.chat.messages import Message
@@ -42,7 +42,10 @@ class SequenceFactory:
         self._vocabulary = members[main].tokenizer.vocabulary
         # Embeddings are often padded: nothing stops a model from choosing an id that its tokenizer does not have.
         self._without_token = self._vocabulary.without_token(members[main].vocabulary_size)
-        self._cuts = Segmentation(self._vocabulary, members[main].tokenizer.backend)
+        # Sequences outlive the models, which they must not keep.
+        self._word_may_follow = partial(
+            _word_may_follow, Segmentation(self._vocabulary, members[main].tokenizer.backend)
+        )
         self._warned = False
 
     def create(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
@@ -99,9 +102,6 @@ class SequenceFactory:
                 f"max_new_tokens was lowered from {params.max_new_tokens} to {room}, the room in the context window."
             )
         return sequence
-
-    def _word_may_follow(self, token_ids: Sequence[int]) -> bool:
-        return self._cuts.can_continue(token_ids, WORD)
 
     def _part(self, member: int, prompt: MemberPrompt, spoken: MemberPrompt) -> MemberSequence:
         """Returns a member's sequence, where main starts from `spoken`."""
@@ -194,3 +194,7 @@ def _check_room(member: Member, part: MemberSequence) -> None:
             f"The decoder of member {member.name!r} has a context window of {member.context_window}, of which the "
             f"{part.start} tokens that start every answer leave nothing: set a larger context_window."
         )
+
+
+def _word_may_follow(cuts: Segmentation, token_ids: Sequence[int]) -> bool:
+    return cuts.can_continue(token_ids, WORD)
