@@ -150,7 +150,8 @@ def main() -> None:
             kept = [row for row in published("byte_fusion")["all"] if row["pair"] not in new]
         except FileNotFoundError:
             kept = []
-        every = [*kept, *rows]
+        order = [" + ".join(pair) for pair in PAIRS]
+        every = sorted([*kept, *rows], key=lambda row: order.index(row["pair"]))
         shown = [{k: v for k, v in row.items() if k != "kinds"} for row in every]
         publish("byte_fusion", "Bits a byte of given text, against the better member", shown, all=every)
 

@@ -326,11 +326,23 @@ def ray_tables() -> dict[str, str]:
 
 
 def demo_tables() -> dict[str, str]:
-    """Return every table of the page on the demo by name."""
-    tasks = read("demo_tasks")
-    shares = {"mean": ".1f", "lowest": ".1f", "highest": ".1f"}
-    columns = {"task": "", "members": "", "way": ""} | (shares if tasks["seeds"] > 1 else {"mean": ".1f"})
-    return {"tasks": markdown(tasks["rows"], columns, {"mean": "mean" if tasks["seeds"] > 1 else "right"})}
+    """Return every table of the page on the demo by name: a line for each way to answer, a column for each task."""
+    found = read("demo_tasks")
+    ways: dict[str, dict[str, str]] = {}
+    columns: dict[str, str] = {"way": ""}
+    means: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        column = row["task"] if row["members"].count("+") < 2 else f"{row['task']}, all three"
+        way = "main alone" if row["way"] == f"{row['members'].split(' + ')[0]} alone" else row["way"]
+        text = f"{row['mean']:.1f}"
+        if len(found["seeds"]) > 1:
+            text += f" ({row['lowest']:.1f} to {row['highest']:.1f})"
+        ways.setdefault(way, {})[column] = text
+        means.setdefault(way, []).append(row["mean"])
+        columns[column] = ""
+    best = sorted(ways, key=lambda way: (-len(means[way]), -sum(means[way]) / len(means[way])))
+    rows = [dict.fromkeys(columns, "") | {"way": way} | ways[way] for way in best]
+    return {"tasks": markdown(rows, columns)}
 
 
 def traces_tables() -> dict[str, str]:

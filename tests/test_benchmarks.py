@@ -60,15 +60,35 @@ def test_quality():
 @pytest.mark.usefixtures("needs_demo")
 def test_demo_tasks(tmp_path):
     group = demo_tasks.GROUPS[1]
-    tasks = {task.name: task for path in write_tasks(tmp_path) if (task := read_task(path, 2))}
-    seed = demo_tasks.measure(group, member_paths(group.members), tasks, None)
+    tasks = {path.stem: read_task(path, 2) for path in write_tasks(tmp_path / "held-out")}
+    others = [read_task(path) for path in write_tasks(tmp_path / "validation", "validation")]
+    texts = demo_tasks.fitted_texts(others, 3)
+    assert [len(task.items) for task in texts] == [3] * 4
+    assert texts[2].items[0].text.split()[-1] in others[2].items[0].answers
+    paths = member_paths(group.members)
+    seed = demo_tasks.measure(group, paths, tasks, texts[3:], None, fusions=("deepen", "product"))
+    ways = ["ferry-t5 alone", "atlas-gpt2 alone"]
+    for name in ("deepen", "product"):
+        ways += [name, *(f"{name}, {way}" for way in ("fitted", "adaptive", "confidence", "consistency"))]
+        ways += [f"{name}, adaptive, gate {gate}" for gate in (0.5, 0.9)]
+    assert seed.keys() == set(ways)
     worse = {way: {"translation": shares["translation"] / 2} for way, shares in seed.items()}
     lines = demo_tasks.spread([seed, worse], group)
-    ways = ["deepen", "deepen, adaptive", "product", "product, adaptive"]
-    assert [line["way"] for line in lines] == ["ferry-t5 alone", "atlas-gpt2 alone", *ways]
-    assert lines[0]["highest"] == pytest.approx(100 * seed["ferry-t5 alone"]["translation"])
-    assert lines[0]["mean"] == pytest.approx(0.75 * lines[0]["highest"])
-    assert lines[0]["lowest"] == pytest.approx(0.5 * lines[0]["highest"])
+    assert {line["way"] for line in lines} == set(ways)
+    assert [line["mean"] for line in lines] == sorted((line["mean"] for line in lines), reverse=True)
+    for line in lines:
+        assert line["highest"] == pytest.approx(100 * seed[line["way"]]["translation"])
+        assert line["mean"] == pytest.approx(0.75 * line["highest"])
+        assert line["lowest"] == pytest.approx(0.5 * line["highest"])
+
+
+@pytest.mark.usefixtures("needs_demo")
+def test_votes_on_the_demo_s_tasks(tmp_path):
+    tasks = {path.stem: read_task(path, 1) for path in write_tasks(tmp_path)}
+    found = demo_tasks.measure(demo_tasks.GROUPS[0], member_paths(), tasks, [], None, fusions=("product",), votes=2)
+    voting = {f"{name} alone, 2 votes" for name in demo_tasks.MEMBERS}
+    voting |= {f"{name}, adaptive, 2 votes" for name in demo_tasks.VOTING}
+    assert voting | {"vote"} <= found.keys()
 
 
 TINY = make_world((300, 320), 200, 16)
