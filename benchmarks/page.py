@@ -7,83 +7,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
 from benchmarks import plots
+from benchmarks.evaluation_tables import demo_tables, evaluation_tables
+from benchmarks.fusion_tables import bytes_tables, fusion_tables
 from benchmarks.markdown import markdown, measured_on
 from benchmarks.report import read
-from deepen_core.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-
-
-def fusion_tables() -> dict[str, str]:
-    """Return every table of the page on fusion by name."""
-    fusion, fidelity, agreement = (read(n) for n in ("fusion", "fidelity", "agreement_real"))
-    near = {"equal choices": ".2%", "mean total variation": ".4f"}
-    rows = {
-        "fidelity": markdown(
-            fidelity["rows"],
-            {"world": "", "search": "", "entropy": "", "steps": ",.0f", "choices that fusion changes": ".0%"}
-            | {"equal choices": ".2%", "steps where main is sure (>= 0.2)": ",.0f", "equal there": ".2%"}
-            | {"mean total variation": ".4f"},
-        ),
-        "agreement": markdown(
-            agreement["rows"],
-            {"pair": "", "main": "", "fusion": "", "steps": ",d"} | near | {"steps that build rows": ".0%"},
-        ),
-        "speed": markdown(
-            fusion["rows"],
-            {"world": "", "V / V / A / d": "", "rows": "d", "entropy": "", "ms": ".1f", "cold ms": ",.0f"}
-            | {"rows built": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
-            {"rows": "sequences"},
-        ),
-        "dense": markdown(
-            fusion["the plain way"],
-            {"world": "", "dense GiB": ".1f", "dense ms": ",.0f", "ms": ".1f", "ratio": ",.0f"},
-            {"ms": "sparse rows, ms", "ratio": "speedup"},
-        ),
-        "generation": markdown(
-            fusion["from a cold start"],
-            {"world": "", "tokens": "d", "steps that build": ".0%", "rows built": ",d", "mean ms": ".1f"}
-            | {"mean ms, first tenth": ".1f", "mean ms, last fifth": ".1f"}
-            | {"rows a step, first tenth": ".1f", "rows a step, last fifth": ".1f"},
-        ),
-        "build": markdown(
-            fusion["built ahead"],
-            {"world": "", "spaces s": ".1f", "build s": ".1f", "rows": ",d", "MiB held": ".0f", "peak MiB": ",.0f"},
-        ),
-    }
-    measured = measured_on(fusion=fusion, fidelity=fidelity)
-    return {**rows, "real pairs": _bits_alone(), "real gains": _gains(), "machine": measured}
-
-
-def _bits_alone() -> str:
-    """Return the table of what each member of the real pairs needs alone."""
-    rows = read("real_pairs")["rows"]
-    kinds = [name.removesuffix(": main") for name in rows[0] if name.endswith(": main")]
-    alone = {f"{kind}: {who}": ".3f" for kind in kinds for who in ("main", "other")}
-    headings = {name: name.replace(": ", ", ") for name in alone}
-    return markdown(rows, {"main": "", "other": "", "dtype": "", "texts": ""} | alone, headings)
-
-
-def _gains() -> str:
-    """Return the table of what each strategy is worth on the real pairs, a pair in each column."""
-    rows = read("real_pairs")["rows"]
-    pairs = {f"{row['main']}, {row['other']}": row for row in rows}
-    ways = [name for name in rows[0] if name.endswith(" %") and name != "fitted %"]
-    shown = [
-        {"change of bits, %": name.removesuffix(" %")}
-        | {pair: format(row[name], "+.1f") for pair, row in pairs.items()}
-        for name in sorted(ways, key=lambda name: sum(row[name] for row in rows))
-    ]
-    fitted = {pair: f"{row['fitted %']:+.1f} (weight {row['fitted weight']:.1f})" for pair, row in pairs.items()}
-    return markdown([*shown, {"change of bits, %": "deepen, fitted"} | fitted], dict.fromkeys(shown[0], ""))
 
 
 def readme_tables() -> dict[str, str]:
@@ -239,57 +176,6 @@ def decoding_tables() -> dict[str, str]:
     }
 
 
-def evaluation_tables() -> dict[str, str]:
-    """Return every table of the page on evaluation by name."""
-    tasks = read("tasks")
-    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
-    return {**found, "specialist": _specialist(), "demo": _demo(), "machine": measured_on(tasks=tasks)}
-
-
-def _demo() -> str:
-    """Return the table of the demo's right answers: each member alone, and the strategies with each as main."""
-    rows = read("quality")["rows"]
-    kinds = {name: ".0%" for name in rows[0] if name.startswith("known to ")}
-    shown = [row for row in rows if row["who answers"].endswith(" alone") or row["who answers"] in PRESETS]
-    return markdown(shown, {"who answers": "", "main": "", "exact match": ".1%"} | kinds)
-
-
-def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of all ways to answer; the members are named once, and an interval has one column."""
-    names = list(rows[0])
-    shares = dict.fromkeys(names[names.index("way") + 1 : names.index("mean") + 1], ".1f")
-    shown, last = [], None
-    for row in rows:
-        models = row["members"], row["main"]
-        once = {} if models != last else {"members": "", "main": ""}
-        between = "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"
-        shown.append({**row, **once, "95 %": between})
-        last = models
-    return markdown(
-        shown,
-        {"members": "", "main": "", "way": ""} | shares | {"points": "+.1f", "95 %": "", "others asked, %": ".0f"},
-    )
-
-
-def _specialist() -> str:
-    """Return the table of a general model with a code specialist: programs, and bits a byte of texts."""
-    general, specialist = "smollm2-135m", "qwen-coder-0.5b"
-    kinds = next(
-        row["kinds"] for row in read("byte_fusion")["all"] if row["pair"] == f"{specialist} + {general}"
-    )  # with the specialist as main
-    ways = {f"{specialist} alone": "main", f"{general} alone": "other", "deepen, adaptive": "deepen adaptive"}
-    ways["deepen"] = "deepen 0.5"
-    programs = {row["way"]: row["humaneval"] for row in read("tasks")["open"] if row["main"] == specialist}
-    rows = [
-        {"way": way, "humaneval": programs[way]} | {kind: kinds[kind][key] for kind in ("code", "prose", "story")}
-        for way, key in ways.items()
-    ]
-    bits = {kind: f"{kind}, bits a byte" for kind in ("code", "prose", "story")}
-    return markdown(
-        rows, {"way": "", "humaneval": ".0f"} | dict.fromkeys(bits, ".3f"), {"humaneval": "HumanEval, % right"} | bits
-    )
-
-
 def serve_tables() -> dict[str, str]:
     """Return every table of the page on the server by name."""
     found = read("server")
@@ -325,26 +211,6 @@ def ray_tables() -> dict[str, str]:
     }
 
 
-def demo_tables() -> dict[str, str]:
-    """Return every table of the page on the demo by name: a line for each way to answer, a column for each task."""
-    found = read("demo_tasks")
-    ways: dict[str, dict[str, str]] = {}
-    columns: dict[str, str] = {"way": ""}
-    means: dict[str, list[float]] = {}
-    for row in found["rows"]:
-        column = row["task"] if row["members"].count("+") < 2 else f"{row['task']}, all three"
-        way = "main alone" if row["way"] == f"{row['members'].split(' + ')[0]} alone" else row["way"]
-        text = f"{row['mean']:.1f}"
-        if len(found["seeds"]) > 1:
-            text += f" ({row['lowest']:.1f} to {row['highest']:.1f})"
-        ways.setdefault(way, {})[column] = text
-        means.setdefault(way, []).append(row["mean"])
-        columns[column] = ""
-    best = sorted(ways, key=lambda way: (-len(means[way]), -sum(means[way]) / len(means[way])))
-    rows = [dict.fromkeys(columns, "") | {"way": way} | ways[way] for way in best]
-    return {"tasks": markdown(rows, columns)}
-
-
 def traces_tables() -> dict[str, str]:
     """Return every table of the page on traces by name."""
     tracing = read("tracing")
@@ -367,43 +233,6 @@ def attacks_tables() -> dict[str, str]:
         "soak": markdown(soak["rows"], runs, headings),
         "fuzz": markdown(found["rows"], columns),
         "machine": measured_on(soak=soak, fuzz=found),
-    }
-
-
-def bytes_tables() -> dict[str, str]:
-    """Return every table of the page on fusing by bytes by name."""
-    found = {row["pair"].replace(" + ", ", "): row for row in read("byte_fusion")["rows"]}
-    ways = ("deepen", "product", "bytes", "bytes, mixture")
-    settings = [f"{way}, {how}" for way in (*ways, "union") for how in ("equal", "fitted", "adaptive")]
-    settings.append("by the byte, equal")
-    first = "main, other"
-
-    def by_setting(end: str) -> str:
-        rows: list[dict[str, Any]] = [
-            {first: setting} | {pair: row[key] for pair, row in found.items()}
-            for setting, key in ((setting, f"{setting}{end} %") for setting in settings)
-            if all(key in row for row in found.values())
-        ]
-        shown = [{key: value if key == first else f"{value:+.1f}" for key, value in row.items()} for row in rows]
-        texts = {first: "texts of each kind"} | {pair: str(row["texts"]) for pair, row in found.items()}
-        return markdown([texts, *shown], dict.fromkeys([first, *found], ""))
-
-    stories = [row for row in read("stories")["rows"] if row["fusion"] in ways]
-    speeds = read("byte_speed")
-    names = [key for key in stories[0] if key.endswith(" alone")]
-    return {
-        "byte stories": markdown(
-            stories, {"main": "", "fusion": "", "together": ".3f"} | dict.fromkeys(names, ".3f"), {"fusion": "strategy"}
-        ),
-        "byte speed": markdown(
-            speeds["rows"],
-            {"main": "", "other": "", "dtype": "", "fusion": "", "prepared s": ".1f", "new": ".2f", "warm": ".2f"}
-            | {"batch": ".1f"},
-            {"prepared s": "prepared, s", "new": "new answer", "warm": "the same, warm", "batch": "16 over 1"},
-        ),
-        "byte gains": by_setting(""),
-        "byte worst": by_setting(", worst kind"),
-        "machine": measured_on(byte_fusion=read("byte_fusion"), byte_speed=speeds),
     }
 
 

@@ -38,7 +38,7 @@ from deepen_core.tokenization.vocabulary import byte_table
 # Look for a new boundary once more characters than this follow the last one.
 _TAIL_CHARACTERS = 48
 
-_WORD = "a"
+_WORD = "a"  # the beginning of a word, before which many tokenizers cut blanks otherwise
 
 _LOCAL_NORMALIZERS = frozenset({"Prepend", "Replace"})
 _LOCAL_CUTS = frozenset({"ByteLevel", "Metaspace"})
