@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.chat import template
 from deepen_core.constraints import matcher
+from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import ClosedError, ContextWindowError, MemberError
 
 PROMPT = "The quick brown fox"
@@ -96,6 +97,20 @@ def test_repetition_penalty_equals_transformers(folders):
     with Ensemble.load([folders["beta"]], progress=False, device="cpu") as ensemble:
         found = ensemble.generate(PROMPT, max_new_tokens=30, repetition_penalty=1.3, ignore_eos=True)
     assert found.token_ids == expected[0, ids.shape[1] :].tolist()
+
+
+def test_a_repetition_penalty_counts_at_the_scale_of_mains_logits(pair, monkeypatch):
+    """It multiplies or divides scores by their sign, so fused ones are shifted to sum to what main's sum to."""
+    seen, choose = [], EnsembleSequence.choose
+
+    def spied(sequence, scores, own):
+        seen.append((float(scores.logsumexp(-1)), float(own.logsumexp(-1))))
+        return choose(sequence, scores, own)
+
+    monkeypatch.setattr(EnsembleSequence, "choose", spied)
+    pair.generate([PROMPT, "The dog"], max_new_tokens=5, repetition_penalty=1.3, ignore_eos=True)
+    assert len(seen) == 10
+    assert all(fused == pytest.approx(own, abs=1e-3) for fused, own in seen)
 
 
 def test_frequency_and_presence_penalties_count_the_answer(folders):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from deepen_core import Ensemble, FusionConfig, SamplingParams
+from deepen_core.fusion.anchors import token_healing
 from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.anchors.shared_tokens import Anchors
 from deepen_core.fusion.anchors.token_healing import Healer, Heard
@@ -328,3 +329,42 @@ def test_the_longer_tokens_of_each_token(tokenizer):
         found = healer._longer_than(token_id).tolist()
         assert len(found) == len(set(found))
         assert set(found) == longer
+
+
+def nested():
+    """One of whose longer tokens begins another, but not all that begins with the first."""
+    return metaspace("▁", "o", "n", "a", "b", "▁o", "▁on", "▁ona", "on", "ona", "onb", "oa")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nested,
+        lambda: tiny.byte_level().backend_tokenizer,
+        lambda: tiny.sentencepiece_bpe().backend_tokenizer,
+        lambda: tiny.gemma_like().backend_tokenizer,
+    ],
+)
+def test_the_columns_that_begin_with_what_is_left_of_a_token(make):
+    """Without those into which a longer token of the member's reaches; against looking at each pair of tokens."""
+    cuts = cut_by(make())
+    healer, anchors = healer_of(cuts, make())
+    tokens, compared = cuts.vocabulary.tokens, 0
+    for token, token_id in tokens.items():
+        longer = [other for other in tokens if other.startswith(token) and other != token]
+        for left in {token[start:] for start in range(1, len(token))} & set(anchors):
+            reached = [left + other[len(token) :] for other in longer]
+            begun = [n for n, a in enumerate(anchors) if a.startswith(left) and not any(map(a.startswith, reached))]
+            assert healer._begun_columns(token_id, left).tolist() == begun
+            compared += len(begun) > 1
+    assert compared
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=3), unique=True).map(sorted),
+    st.binary(min_size=1, max_size=3) | st.sampled_from([b"\xff", b"\xff\xff", b"a\xff"]),
+)
+def test_tokens_sorted_by_bytes_that_begin_with_some(tokens, start):
+    tokens = sorted({*tokens, start + b"\xff", start[:-1] + b"a"})
+    found = [tokens[place] for place in token_healing._beginning_with(tokens, start)]
+    assert found == [token for token in tokens if token.startswith(start)]

@@ -56,6 +56,15 @@ def test_forbidden_tokens_are_never_chosen(temperature):
         assert scores[chosen] == max(score for n, score in enumerate(scores) if n not in never)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_of_equal_scores_is_chosen(dtype):
+    """As `transformers` does; in lower precision many are equal."""
+    for seed in range(20):
+        logits = torch.randint(0, 4, (SIZE,), generator=torch.Generator().manual_seed(seed)).to(dtype)
+        scores = logits.tolist()
+        assert Sampler(SamplingParams()).choose(logits, ()) == scores.index(max(scores))
+
+
 def test_a_window_forgets():
     answer, logits = [1, 2, 3], torch.tensor([0.0, 1.0, 0.9, 0.8])
     options = {"frequency_penalty": 2.0}

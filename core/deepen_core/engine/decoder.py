@@ -36,8 +36,9 @@ class _Fused(NamedTuple):
     """What the members say together."""
 
     scores: torch.Tensor
-    """To choose by [sequences, main's vocabulary]: `logprobs` shifted to the scale of main's logits. Where only main
-    has weight they are main's logits themselves, so that rounding never decides differently from `transformers`."""
+    """To choose by [sequences, main's vocabulary]: `logprobs`, shifted to the scale of main's logits if a request's
+    sampler depends on it. Where only main has weight they are main's logits themselves, so that rounding never decides
+    differently from `transformers`."""
     logprobs: torch.Tensor
     """Fused log-probabilities [sequences, main's vocabulary]."""
     own: list[torch.Tensor | None]
@@ -316,7 +317,9 @@ class Decoder:
             prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = weights[:, self._main] == weights.sum(-1)
-        scores = main_logits if bool(alone.all()) else self._on_logits(fused, main_logits, logprobs[self._main])
+        scores = main_logits if bool(alone.all()) else fused
+        if scores is fused and any(sequence.sampler.needs_history for sequence in sequences):
+            scores = self._on_logits(fused, main_logits, logprobs[self._main])
         if bool(alone.any()) and scores is not main_logits:
             scores = torch.where(alone[:, None].to(fused.device), main_logits, scores)
         return _Fused(scores, fused, logprobs, comparison, speaking, weights)

@@ -53,14 +53,15 @@ class Sampler:
 
     @property
     def needs_history(self) -> bool:
-        """Whether `choose` uses the ids so far."""
+        """Whether `choose` uses the ids so far, and the scale of the logits."""
         return self._penalty is not None
 
     def choose(self, logits: torch.Tensor, history: Sequence[int], answer: Sequence[int] = ()) -> int:
         """Chooses one token.
 
         Args:
-            logits: Fused logits [vocabulary], shifted like main's own (a repetition penalty depends on the shift).
+            logits: Fused logits [vocabulary]; if `needs_history`, shifted like main's own, since a repetition penalty
+                depends on that.
             history: Main's ids so far, prompt included; used only if `needs_history`.
             answer: Those of the answer.
         """
@@ -75,14 +76,14 @@ class Sampler:
             ids, counts = torch.tensor(list(answer[since:]), device=scores.device).unique(return_counts=True)
             scores = scores.index_add(1, ids, -(self._frequency * counts + self._presence)[None].to(scores.dtype))
         if self._greedy:
-            best = int(scores.argmax(-1))
+            best = _best(scores[0])
             if not bool((self._forbidden == best).any()):
                 return best  # without a copy of all scores
         if len(self._forbidden):
             self._forbidden = self._forbidden.to(scores.device)
             scores = scores.index_fill(1, self._forbidden, -torch.inf)
         if self._greedy:
-            return int(scores.argmax(-1))
+            return _best(scores[0])
         for warper in self._warpers:
             scores = warper(None, scores)  # no warper uses the ids
         probs = torch.softmax(scores, dim=-1)
@@ -96,6 +97,13 @@ class Sampler:
             else:
                 self._generator.manual_seed(self._seed)
         return self._generator
+
+
+def _best(scores: torch.Tensor) -> int:
+    """Returns the place of the largest of some scores, the first one of several."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return int(scores.numpy().argmax())  # a tenth of the time, which counts at 260,000 tokens
+    return int(scores.argmax())
 
 
 def masked(scores: torch.Tensor, own: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from deepen_core.members.base import Member
 from deepen_core.tokenization.fast_tokenizer import Backend
 from deepen_core.tokenization.vocabulary import Vocabulary
 
@@ -128,6 +129,11 @@ class Segmentation:
         readings = self._backend.encode_behind(data.decode())
         ids = next((ids for ids in readings if self.vocabulary.join(ids) == data), None)
         return ids[len(said) :] if ids is not None and tuple(ids[: len(said)]) == said else None
+
+
+def segmentations_of(members: Sequence[Member]) -> list[Segmentation]:
+    """Returns how each member cuts a text."""
+    return [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members]
 
 
 def is_text(data: bytes) -> bool:

@@ -109,9 +109,9 @@ class Healer:
         self._tokens = anchors.tokens
         self._columns = {token: column for column, token in enumerate(anchors.tokens)}
         self._places = anchors.columns
-        # Ids only, without their bytes: pairs for a vocabulary of 262,144 tokens would take 25 MiB.
         tokens = member.vocabulary.tokens
-        self._sorted = torch.tensor([i for i in map(tokens.__getitem__, sorted(tokens)) if i < size], dtype=torch.long)
+        self._sorted_tokens = sorted(token for token, i in tokens.items() if i < size)  # the vocabulary's own objects
+        self._sorted = torch.tensor([tokens[token] for token in self._sorted_tokens], dtype=torch.long)
         self._longer: dict[int, torch.Tensor] = {}
         self._begun: dict[tuple[int, bytes], torch.Tensor] = {}
 
@@ -199,27 +199,28 @@ class Healer:
         if key not in self._begun:
             if len(self._begun) >= _REMEMBERED_COLUMNS:
                 self._begun.clear()
-            among = torch.zeros(len(self._columns), dtype=torch.bool)
-            among[self._beginning_with(left)] = True
-            start = len(self._member.token_bytes(longer))
-            for further in self._longer_than(longer).tolist():
-                among[self._beginning_with(left + self._member.token_bytes(further)[start:])] = False
-            self._begun[key] = among.nonzero()[:, 0]
+            self._begun[key] = torch.tensor(self._find_begun_columns(longer, left))
         return self._begun[key]
 
-    def _beginning_with(self, start: bytes) -> slice:
-        """Returns the columns of the anchors that begin with some bytes; anchors are sorted."""
-        first = bisect_left(self._tokens, start)
-        return slice(first, bisect_left(self._tokens, True, first, key=lambda token: not token.startswith(start)))
+    def _find_begun_columns(self, longer: int, left: bytes) -> list[int]:
+        every = _beginning_with(self._tokens, left)
+        if len(every) == 1:  # what is left, which is an anchor
+            return list(every)
+        found: list[int] = []
+        start, at = len(self._member.token_bytes(longer)), every.start
+        for further in self._longer_than(longer).tolist():  # sorted by bytes, and so are their anchors
+            reached = _beginning_with(self._tokens, left + self._member.token_bytes(further)[start:])
+            found += range(at, reached.start)
+            at = max(at, reached.stop)
+        return [*found, *range(at, every.stop)]
 
     def _longer_than(self, token_id: int) -> torch.Tensor:
         """Returns the ids of the member's tokens that begin with a given token, a part of those sorted by bytes."""
         if token_id not in self._longer:
-            start, ids = self._member.token_bytes(token_id), self._sorted.numpy()
-            # Those that are longer follow the token itself. A token without bytes begins none.
-            first = bisect_left(ids, True, key=lambda i: self._member.token_bytes(i) > start) if start else len(ids)
-            stop = bisect_left(ids, True, first, key=lambda i: not self._member.token_bytes(i).startswith(start))
-            self._longer[token_id] = self._sorted[first:stop]
+            start = self._member.token_bytes(token_id)
+            found = _beginning_with(self._sorted_tokens, start) if start else range(0)
+            first = found.start + bool(found and self._sorted_tokens[found.start] == start)  # those that are longer
+            self._longer[token_id] = self._sorted[first : found.stop]
         return self._longer[token_id]
 
     def _said(self, heard: Heard) -> tuple[int, ...] | None:
@@ -261,10 +262,20 @@ class Healer:
         return mass
 
 
-def healers_of(members: Sequence[Member], main: int, anchors: Anchors) -> list[Healer | None]:
-    """Returns a healer for each member except main."""
-    cut = [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members]
+def _beginning_with(tokens: Sequence[bytes], start: bytes) -> range:
+    """Returns the places of the tokens that begin with some bytes, at least one, among tokens sorted by bytes."""
+    first = bisect_left(tokens, start)
+    stem = start.rstrip(b"\xff")
+    if not stem:
+        return range(first, len(tokens))
+    return range(first, bisect_left(tokens, stem[:-1] + bytes([stem[-1] + 1]), first))
+
+
+def healers_of(
+    members: Sequence[Member], cuts: Sequence[Segmentation], main: int, anchors: Anchors
+) -> list[Healer | None]:
+    """Returns a healer for each member except main; `cuts` is how each member cuts a text."""
     return [
-        None if number == main else Healer(cut[number], cut[main], anchors, member.vocabulary_size)
+        None if number == main else Healer(cuts[number], cuts[main], anchors, member.vocabulary_size)
         for number, member in enumerate(members)
     ]

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from deepen_core.config import BytesConfig
 from deepen_core.fusion.anchors.main_tokens import MainTokens
-from deepen_core.fusion.anchors.segmentation import Segmentation
+from deepen_core.fusion.anchors.segmentation import Segmentation, segmentations_of
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.bytes.byte_order import ByteOrder
 from deepen_core.fusion.bytes.overhang import OverhangFinder
@@ -86,7 +86,7 @@ class BytesFusion(Fusion):
         """See `Fusion.build`."""
         with steps.doing("preparing the fusion"):
             return cls(
-                [Segmentation(m.tokenizer.vocabulary, m.tokenizer.backend) for m in members],
+                segmentations_of(members),
                 [m.vocabulary_size for m in members],
                 main,
                 config,

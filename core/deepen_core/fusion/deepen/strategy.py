@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from deepen_core.config import FusionConfig
 from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.anchors.segmentation import segmentations_of
 from deepen_core.fusion.anchors.shared_tokens import Anchors, check_common_tokens, common_tokens
 from deepen_core.fusion.anchors.token_healing import Healer, healers_of
 from deepen_core.fusion.base import Fusion, MemberFacts, StepInputs
@@ -79,7 +80,7 @@ class DeepenStrategy(Fusion):
             with steps.doing(f"{member.name}: calibrating"):
                 spaces.append(_space(member, anchors, place, config))
         with steps.doing("preparing the fusion"):
-            healers = healers_of(members, main, anchors) if config.healing else []
+            healers = healers_of(members, segmentations_of(members), main, anchors) if config.healing else []
             return cls(spaces, main, config, healers, members=members, anchors=anchors)
 
     def _combine(self, inputs: StepInputs) -> torch.Tensor:
