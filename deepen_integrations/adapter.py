@@ -18,7 +18,7 @@ from deepen_core.config.sampling import ANSWER_TOKENS, THINKING_TOKENS
 from deepen_core.errors import ClosedError, ConfigurationError, SamplingError
 from deepen_integrations.load_options import DEMO, LoadOptions
 from deepen_integrations.model_facts import ModelFacts
-from deepen_integrations.option_names import known_options
+from deepen_integrations.option_names import known_options, own_name
 from deepen_integrations.shared_ensembles import SharedEnsemble, adopted_ensemble, shared_ensemble
 
 if TYPE_CHECKING:
@@ -260,6 +260,7 @@ class DeepenAdapter(LoadOptions, SamplingParams):
         """
         fields = {n: getattr(self, n) for n in SamplingParams.model_fields if n in self.model_fields_set}
         own: SamplingParams = SamplingParams.parse(fields, SamplingError)
+        self._check_of_a_call(options)
         given = known_options(options)
         if "model" in given and given.pop("model") != self.model_name:
             raise SamplingError(
@@ -268,6 +269,17 @@ class DeepenAdapter(LoadOptions, SamplingParams):
             )
         params = resolve_sampling(own, given)
         return params if params.timeout is None else params.asked_now()
+
+    def _check_of_a_call(self, options: Mapping[str, Any]) -> None:
+        """Refuses options by which models are loaded: a call cannot change them."""
+        loading = LoadOptions.model_fields.keys() - SamplingParams.model_fields.keys()
+        for name, value in options.items():
+            if value is not None and own_name(name) in loading:
+                here = "" if own_name(name) == name else f" ({own_name(name)!r} here)"
+                raise SamplingError(
+                    f"A call cannot change {name!r}{here}, by which the models are loaded: construct another "
+                    f"{type(self).__name__} with it."
+                )
 
     def with_options(self, **options: Any) -> Self:
         """Returns a copy with other sampling options, on the same ensemble.

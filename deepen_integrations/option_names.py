@@ -40,6 +40,11 @@ _WITHOUT_EFFECT = {
 _reported: set[str] = set()
 
 
+def own_name(name: str) -> str:
+    """Returns this package's name of an option."""
+    return _OTHER_NAMES.get(name, name)
+
+
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options under this package's names, without those that are None and those that have no effect.
 
@@ -63,7 +68,7 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in _WITHOUT_EFFECT:
             _report(name)
             continue
-        known = _OTHER_NAMES.get(name, name)
+        known = own_name(name)
         if known in found or (known != name and known in options and options[known] is not None):
             raise SamplingError(f"Give {known} or {name}, not both: they are names of one option.")
         found[known] = value

@@ -96,8 +96,22 @@ def test_a_wrong_option_of_a_call_is_refused_before_loading(adapter, loads):
         ask(llm, temprature=1)
     with pytest.raises(SamplingError, match=r"top_p.* is 2"):
         ask(llm, top_p=2)
-    with pytest.raises(SamplingError, match="Unknown option 'models'"):
-        ask(llm, models=["b"])
+    assert not loads
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("models", "'models', by which"),
+        ("fusion", "'fusion', by which"),
+        ("num_ctx", r"'num_ctx' \('max_context_window' here\), by which"),
+    ],
+)
+def test_a_call_cannot_change_by_what_the_models_are_loaded(adapter, loads, name, told):
+    llm = adapter(models=["a"])
+    again = f"the models are loaded: construct another {adapter.__name__} with it"
+    with pytest.raises(SamplingError, match=f"^A call cannot change {told} {again}"):
+        ask(llm, **{name: "product"})
     assert not loads
 
 
