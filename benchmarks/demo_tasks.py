@@ -21,7 +21,7 @@ from benchmarks.report import machine, publish
 from benchmarks.report import read as published
 from deepen_core import Ensemble
 from deepen_core.demo import MEMBERS, TRANSLATOR, unread, write_tasks
-from deepen_core.evaluation.items import AnsweredItem, OpenItem, Task, TextItem, TranslationItem
+from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.run import Plan
 from deepen_core.evaluation.task_file import read_task
 
@@ -72,14 +72,14 @@ def measure(
         group: Who answers what.
         folders: Of the models, in the order of the group's members.
         tasks: All tasks by their names.
-        fitted_on: Texts that weights are fitted on, by likelihood.
+        fitted_on: Weights are fitted on these.
         output: Keeps what is measured; None keeps nothing.
         fusions: The strategies.
         votes: Number of samples of each member and of the strategies in `VOTING` that vote on questions; 0 for none.
     """
     forms = {name: unread for name in group.members if TRANSLATOR in group.members and name != TRANSLATOR}
     asked = [tasks[name] for name in group.tasks]
-    plans = [Plan(asked, fitted_on, fusions=fusions, by="likelihood", together=_TOGETHER)]
+    plans = [Plan(asked, fitted_on, fusions=fusions, together=_TOGETHER)]
     if votes and any(task.open for task in asked):
         plans.append(Plan(asked, fusions=VOTING, policies=(), gates=(), votes=votes, together=_TOGETHER))
     found = {}
@@ -93,18 +93,6 @@ def measure(
 def _without_weights(label: str) -> str:
     """Names a way to answer alike for all seeds: fitted weights are not in it."""
     return re.sub(r"(?<=, fitted) [\d. ]+$", "", label)
-
-
-def fitted_texts(tasks: Sequence[Task], most: int) -> list[Task]:
-    """Texts that weights are fitted on: the right answers to the items of some tasks."""
-    return [Task(f"{task.name}-validation", tuple(_text(item) for item in task.answered[:most])) for task in tasks]
-
-
-def _text(item: AnsweredItem) -> TextItem:
-    if isinstance(item, TranslationItem):
-        return TextItem(item.source, item.translation)
-    assert isinstance(item, OpenItem), "the demo has no exercises"
-    return TextItem(item.asked, f" {item.shown}")
 
 
 def spread(seeds: Sequence[Mapping[str, Mapping[str, float]]], group: Group) -> list[dict[str, Any]]:
@@ -138,14 +126,14 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tasks = {path.stem: read_task(path, given.limit) for path in write_tasks(folder)}
-        others = {path.stem: read_task(path) for path in write_tasks(folder, "validation")}
+        others = {path.stem: read_task(path, given.fitted) for path in write_tasks(folder, "validation")}
     items = {name: len(task.items) for name, task in tasks.items()}
     seeds = dict(published("demo_tasks")["seeds"]) if given.keep else {}
     for seed in given.seeds:
         shares = {}
         for number, group in enumerate(GROUPS):
             output = None if given.output is None else given.output / f"{seed.name}-{number}"
-            fitted_on = fitted_texts([others[name] for name in group.tasks], given.fitted)
+            fitted_on = [others[name] for name in group.tasks]
             folders = [seed / name for name in group.members]
             shares[group.label] = measure(group, folders, tasks, fitted_on, output, votes=given.votes)
         seeds[seed.name] = {"items": items, "machine": machine(), "shares": shares}

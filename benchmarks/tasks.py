@@ -28,7 +28,11 @@ OPEN = ("triviaqa", "nq_open", "gsm8k", "humaneval")
 KINDS = {"choices": CHOICES, "open": OPEN}
 _KEY = ("members", "main", "dtype", "form")
 _FITTED_ON = 120
-"""Items of each task with choices that weights are fitted on; they are in other files than those compared on."""
+"""Items of each task that weights are fitted on; they are in other files than those compared on."""
+_SHOTS = 4
+"""Items of a task that are shown with their answers, in plain text; weights are fitted on those after them."""
+_BRIEF = ("triviaqa", "nq_open")
+"""Open tasks with answers in a few words, which can be read to find whether they would be written."""
 
 
 def plan(
@@ -48,13 +52,15 @@ def plan(
     if kind == "choices":
         fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
-    shots = [] if chat else [_items(f"{name}-dev", 4) for name in OPEN if name != "humaneval"]
+    shots = [] if chat else [_items(f"{name}-dev", _SHOTS) for name in OPEN if name != "humaneval"]
+    fitted_on = [_items(f"{name}-dev", _FITTED_ON, after=_SHOTS) for name in _BRIEF]
     settings: dict[str, Any] = {"fusions": fusions[:1], "policies": ("adaptive", "confidence"), "gates": (0.9,)}
-    return Plan(tasks, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
+    return Plan(tasks, fitted_on, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
 
 
-def _items(name: str, most: int) -> Task:
-    return read_task(SETS / f"{name}.jsonl", most)
+def _items(name: str, most: int, after: int = 0) -> Task:
+    task = read_task(SETS / f"{name}.jsonl", after + most)
+    return Task(task.name, task.items[after:])
 
 
 def rows(outcome: Outcome, ensemble: Ensemble, **label: Any) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import pytest
 from evaluation_parts import ITEMS, QUESTIONS, TASK, written
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.items import Task, TextItem, TranslationItem
+from deepen_core.evaluation.items import CodeItem, Task, TextItem, TranslationItem
 from deepen_core.evaluation.run import Plan
 from deepen_core.evaluation.task_file import read_task
 
@@ -63,11 +63,12 @@ class TestTasks:
 
     def test_to_fit_on_and_to_compare_on_share_no_item(self):
         texts, questions = Task("texts", (TextItem("a", "b"),)), Task("questions", QUESTIONS)
+        exercises = Task("code", (CodeItem("def f():", "def check(f): pass", "f"),))
         for plan, message in (
             (Plan([TASK], [Task("other", ITEMS[:1])]), "1 of the items are fitted on or shown too"),
             (Plan([questions], shots=[questions]), "2 of the items are fitted on or shown too"),
             (Plan([texts]), "texts has texts to fit on"),
-            (Plan([TASK], [questions]), "questions has open questions: weights are fitted on choices or texts"),
+            (Plan([TASK], [exercises]), "code has exercises: weights are fitted on choices, open questions, transl"),
             (Plan([questions], shots=[TASK]), "animals has no open questions"),
             (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),
             (Plan([TASK], by="luck"), "fitted by score or likelihood, not by 'luck'"),
@@ -80,3 +81,4 @@ class TestTasks:
             with pytest.raises(EvaluationError, match=message):
                 plan.check()
         Plan([TASK, questions], [texts], by="likelihood").check()
+        Plan([TASK], [questions]).check()

@@ -9,11 +9,23 @@ from table_member import TableMember
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
+from deepen_core.demo import write_tasks
+from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation.evaluation import Evaluation
 from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates, fitted
-from deepen_core.evaluation.items import ChoiceItem, Task, TextItem
+from deepen_core.evaluation.items import (
+    ChoiceItem,
+    OpenItem,
+    RightAnswer,
+    Task,
+    TextItem,
+    TranslationItem,
+    right_answers,
+)
 from deepen_core.evaluation.likelihood import ChoiceScores
-from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
+from deepen_core.evaluation.settings import Setting, Settings, equal, grid_of_weights
+from deepen_core.evaluation.task_file import read_task
 
 
 class TestWeights:
@@ -80,6 +92,63 @@ class TestWeights:
         found = fitted([(Task("x", (ChoiceItem("x", ("a", "b"), 0),)), scores)], "deepen", ["one"], "one", "score")
         assert (found.weights, found.value, found.equal_value, found.alone_value) == ([1.0], 1.0, 1.0, 1.0)
 
+    def test_of_answers_that_greedy_decoding_writes(self):
+        """Which are right says more than how likely they are."""
+        labels, count = [s.label for s in candidates("deepen", 2)], 20
+        tasks = [(Task("x", (RightAnswer("x", "y"),) * count), [])]
+        for item in range(count):
+            nats = {label: [-9.0 if label == "deepen 0.7 0.3" else -1.0] for label in labels}
+            greedy = {label: item < 5 or label == "deepen 0.7 0.3" for label in [*labels, "first"]}
+            tasks[0][1].append(ChoiceScores([1], {"first": [-1.0]}, nats, greedy=greedy))
+        found = fitted(tasks, "deepen", ["first", "second"], "first", "score")
+        assert (found.weights, found.value, found.equal_value, found.alone_value) == ([0.7, 0.3], 1.0, 0.25, 0.25)
+        assert fitted(tasks, "deepen", ["first", "second"], "first", "likelihood").weights == [1, 0]
+        for held in tasks[0][1]:
+            held.greedy.update(dict.fromkeys(held.greedy, False))
+        with pytest.raises(EvaluationError, match="None of 20 answers is right with any weights: fit by likelihood"):
+            fitted(tasks, "deepen", ["first", "second"], "first", "score")
+
+    @pytest.mark.usefixtures("needs_demo")
+    @pytest.mark.parametrize("fusion", ["deepen", "product", "union"])
+    def test_reading_finds_what_greedy_decoding_writes(self, fusion, tmp_path):
+        """For answers that it writes, and for others, in one go with all weights."""
+        facts = read_task(write_tasks(tmp_path, "validation")[0], 16)
+        settings = [Setting(fusion, weights) for weights in ((0.5, 0.5), (0.9, 0.1), (0.1, 0.9))]
+        with Ensemble.demo() as ensemble:
+            reader = TextReader(ensemble._engine, 0, range(2))
+            evaluation = Evaluation(None, {}, chat=False, progress=False)
+            texts = right_answers(facts, (), chat=False)
+            scores = evaluation.scores(reader, texts, settings, greedy=True)
+            plain = evaluation.scores(reader, Task("again", texts.items), settings)
+            rights = []
+            for place, setting in enumerate([*settings, Setting(fusion, (1.0, 0.0))]):
+                built = Settings(reader.members, 0, [setting])
+                answers = evaluation.answers(reader, facts, setting, built, str(place))
+                label = setting.label if place < len(settings) else "atlas-gpt2"
+                for item, answer, held in zip(facts.items, answers, scores, strict=True):
+                    # What is read ends with the answer; what is written may go on.
+                    assert held.greedy[label] == answer.text.strip().startswith(item.shown)
+                    rights.append(held.greedy[label])
+        assert len(set(rights)) == 2
+        assert not any(held.greedy for held in plain)
+        for one, other in zip(scores, plain, strict=True):
+            for label, nats in one.together.items():
+                assert nats == pytest.approx(other.together[label], abs=1e-4)
+
+    @pytest.mark.usefixtures("needs_demo")
+    def test_go_on_by_another_measure_in_the_same_folder(self, tmp_path):
+        place = tmp_path / "facts.jsonl"
+        write_tasks(tmp_path, "validation")
+        with Ensemble.demo() as ensemble:
+            options = {"limit": 4, "output": tmp_path / "held", "progress": False}
+            likely = ensemble.fit_weights(place, by="likelihood", **options)
+            right = ensemble.fit_weights(place, **options)
+            size = (tmp_path / "held" / "scores.jsonl").stat().st_size
+            assert ensemble.fit_weights(place, **options) == right
+            assert ensemble.fit_weights(place, by="likelihood", **options).weights == likely.weights
+        assert (tmp_path / "held" / "scores.jsonl").stat().st_size == size
+        assert (right.by, likely.by) == ("score", "likelihood")
+
     @pytest.mark.parametrize("fusion", ["deepen", "product"])
     def test_favour_who_knows_more(self, fusion, tmp_path):
         """Of two members that have met different texts, on the texts of one."""
@@ -99,6 +168,22 @@ class TestWeights:
             with Ensemble.from_members(tables, fusion=fusion, weights=found.weights) as ensemble:
                 own = [ensemble.score(*parts) for parts in cut]
             assert found.value == pytest.approx(-sum(s.total / s.bytes for s in own) / len(own) / math.log(2), abs=1e-4)
+
+    def test_on_right_answers_as_they_are_asked_for(self):
+        sum_, fact = OpenItem("1 + 1?", ("2",), "1 + 1 = 2"), OpenItem("Who?", ("Ann", "Anna"))
+        shots = [OpenItem("2 + 1?", ("3",), "2 + 1 = 3"), OpenItem("Where?", ("Rome",))]
+        items = (sum_, fact, TranslationItem("a", "b"), TextItem("c", "d"))
+        task = Task("x", items)
+        plain, chats = (right_answers(task, shots, chat=chat) for chat in (False, True))
+        assert plain.items == (
+            RightAnswer("Question: 2 + 1?\nAnswer: 2 + 1 = 3\n\nQuestion: 1 + 1?\nAnswer:", " 1 + 1 = 2"),
+            RightAnswer("Question: Where?\nAnswer: Rome\n\nQuestion: Who?\nAnswer:", " Ann"),
+            RightAnswer("a", "b"),
+            TextItem("c", "d"),
+        )
+        assert [item.text for item in chats.items] == ["1 + 1 = 2", "Ann", "b", "d"]
+        assert chats.items[1].prompt == fact.prompt(shots, chat=True)
+        assert [turn["role"] for turn in chats.items[1].prompt] == ["user", "assistant", "user"]
 
     def test_are_saved_and_loaded(self, tmp_path):
         fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)

@@ -174,8 +174,8 @@ def fit(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Files of JSON lines: questions with `question`, `choices` and `answer`, or texts with `prompt` and "
-            "`text`.",
+            help="Files of JSON lines: questions with `question`, `choices` and `answer`, or `question` and `answers`, "
+            "translations with `source` and `translation`, or texts with `prompt` and `text`.",
         ),
     ],
     *,

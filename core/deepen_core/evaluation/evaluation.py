@@ -65,13 +65,16 @@ class Evaluation:
         self._together = together
         self._progress = progress
 
-    def scores(self, reader: TextReader, task: Task, settings: Sequence[Setting]) -> list[ChoiceScores]:
+    def scores(
+        self, reader: TextReader, task: Task, settings: Sequence[Setting], *, greedy: bool = False
+    ) -> list[ChoiceScores]:
         """Scores the items of a task by likelihood, in all settings at once.
 
         Args:
             reader: Reads texts with the main member.
             task: The task.
             settings: The settings.
+            greedy: Find whether greedy decoding would write the texts of items with one.
 
         Raises:
             ContextWindowError: If an item is longer than a member's window.
@@ -82,10 +85,16 @@ class Evaluation:
         items = dict(zip(keys, task.scored, strict=True))
         labels = {setting.label for setting in settings}
         held = {key: self._scores.get(key) for key in items}
-        missing = [key for key, found in held.items() if found is None or not labels <= found["together"].keys()]
+        missing = [
+            key
+            for key, found in held.items()
+            if found is None
+            or not labels <= found["together"].keys()
+            or (greedy and len(items[key].choices) == 1 and not labels <= found.get("greedy", {}).keys())
+        ]
         if missing:
             built = Settings(reader.members, reader.main, settings)
-            scored = score_items(reader, [items[key] for key in missing], built, chat=self.chat)
+            scored = score_items(reader, [items[key] for key in missing], built, chat=self.chat, greedy=greedy)
             with _named(task):
                 for key in self._shown(missing, f"{task.name}, main {main}"):
                     self._scores.add(key, asdict(next(scored)))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from math import log, sqrt
 from pathlib import Path
 from statistics import variance
@@ -14,7 +13,7 @@ from typing import Literal
 from typing_extensions import Self
 
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.items import Task
+from deepen_core.evaluation.items import RightAnswer, ScoredItem, Task
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 
@@ -32,7 +31,9 @@ class FittedWeights:
         main: The name of the main member.
         fusion: The name of the strategy.
         weights: One number per member, summing to one.
-        by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers.
+        by: What was best: "score", the share of right answers (open ones are right if greedy decoding writes just
+            the answer given, for which it is read and nothing generated), or "likelihood", the bits a byte of right
+            answers.
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.
@@ -105,7 +106,7 @@ def best(
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    share = {s: _mean(_values(tasks, partial(_together, s.label), by)) for s in settings}
+    share = {s: _mean(_values(tasks, s.label, by)) for s in settings}
     found = max(settings, key=lambda s: (share[s], -bits[s]))
     return found, share[found]
 
@@ -127,17 +128,20 @@ def fitted(
         by: See `FittedWeights`.
 
     Raises:
-        EvaluationError: If answers are to be right, and a task has none.
+        EvaluationError: If answers are to be right, and a task has none, or none is right in any setting.
     """
     settings = candidates(fusion, len(members))
     found, _ = best(tasks, settings, by)
     assert not isinstance(found.weights, str), "candidates have numbers"
     only, shares = tuple(float(name == main) for name in members), equal(len(members))
-    ways = {only: _values(tasks, lambda held: held.alone[main], by)}
+    ways = {only: _values(tasks, main, by)}
     if len(members) > 1:
-        ways[shares] = _values(tasks, partial(_together, settings[0].label), by)
-        ways[found.weights] = _values(tasks, partial(_together, found.label), by)
+        ways[shares] = _values(tasks, settings[0].label, by)
+        ways[found.weights] = _values(tasks, found.label, by)
     most = max(ways.values(), key=_mean)
+    if by == "score" and not _mean(most):
+        count = sum(len(of_task) for of_task in most)
+        raise EvaluationError(f"None of {count} answers is right with any weights: fit by likelihood.")
     weights = next(given for given, of_tasks in ways.items() if _is_within_error(most, of_tasks))
     sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]
@@ -150,22 +154,32 @@ def _check(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], by: By) -> None
         raise EvaluationError(f"{' and '.join(without)} has texts without choices: fit by likelihood.")
 
 
-def _together(label: str, held: ChoiceScores) -> list[float]:
-    return held.together[label]
+def _values(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], label: str, by: By) -> list[list[float]]:
+    """Returns for each item of each task whether it is answered right, or the negative bits a byte of its answer.
+
+    Args:
+        tasks: As for `best`.
+        label: Of a setting, or the name of the main member alone.
+        by: See `FittedWeights`.
+    """
+    value = _is_right if by == "score" else _bits
+    return [
+        [value(item, held, label) for item, held in zip(task.scored, scores, strict=True)] for task, scores in tasks
+    ]
 
 
-def _values(
-    tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], nats_of: Callable[[ChoiceScores], list[float]], by: By
-) -> list[list[float]]:
-    """Returns for each item of each task whether it is answered right, or the negative bits a byte of its answer."""
-    found = []
-    for task, scores in tasks:
-        pairs = [(item.answer, nats_of(held), held.bytes) for item, held in zip(task.scored, scores, strict=True)]
-        if by == "score":
-            found.append([float(chosen(nats, lengths) == answer) for answer, nats, lengths in pairs])
-        else:
-            found.append([nats[answer] / lengths[answer] / log(2) for answer, nats, lengths in pairs])
-    return found
+def _nats(held: ChoiceScores, label: str) -> list[float]:
+    return held.together[label] if label in held.together else held.alone[label]
+
+
+def _is_right(item: ScoredItem, held: ChoiceScores, label: str) -> float:
+    if isinstance(item, RightAnswer):
+        return float(held.greedy[label])
+    return float(chosen(_nats(held, label), held.bytes) == item.answer)
+
+
+def _bits(item: ScoredItem, held: ChoiceScores, label: str) -> float:
+    return _nats(held, label)[item.answer] / held.bytes[item.answer] / log(2)
 
 
 def _mean(values: Sequence[Sequence[float]]) -> float:
@@ -182,6 +196,5 @@ def _is_within_error(better: Sequence[Sequence[float]], than: Sequence[Sequence[
 
 def bits_a_byte(task: Task, scores: Sequence[ChoiceScores], setting: Setting) -> float:
     """Returns the mean over items of the bits that a byte of the right answer takes."""
-    nats = [held.together[setting.label][item.answer] for item, held in zip(task.scored, scores, strict=True)]
-    lengths = [held.bytes[item.answer] for item, held in zip(task.scored, scores, strict=True)]
-    return -sum(n / length for n, length in zip(nats, lengths, strict=True)) / len(nats) / log(2)
+    [values] = _values([(task, scores)], setting.label, "likelihood")
+    return -sum(values) / len(values)

@@ -150,8 +150,7 @@ def _started(
         return decoder.start(item.start, params)
     if isinstance(item, TranslationItem):
         return decoder.start(item.prompt(chat=chat), params)
-    similar = [shot for shot in shots if bool(shot.solution) == bool(item.solution)]
-    return decoder.start(item.prompt(similar, chat=chat), params)
+    return decoder.start(item.prompt(shots, chat=chat), params)
 
 
 def _generated(

@@ -57,6 +57,26 @@ class TextItem:
 
 
 @dataclass(frozen=True)
+class RightAnswer:
+    """The right answer to an item that is answered by a text: what weights are fitted on.
+
+    Attributes:
+        prompt: The text or conversation that asks for it.
+        text: The answer.
+    """
+
+    prompt: Prompt
+    text: str
+
+    choices = ("",)
+    answer = 0
+
+    def asked(self, *, chat: bool) -> list[tuple[Prompt, str]]:  # noqa: ARG002  the prompt is one or the other
+        """See `ChoiceItem.asked`."""
+        return [(self.prompt, self.text)]
+
+
+@dataclass(frozen=True)
 class OpenItem:
     """A question to answer.
 
@@ -84,13 +104,14 @@ class OpenItem:
         """Returns the prompt.
 
         Args:
-            shots: Other questions of its kind, shown with their answers.
+            shots: Other questions; those of its kind are shown with their answers.
             chat: Ask in a conversation rather than in plain text.
         """
+        similar = [shot for shot in shots if bool(shot.solution) == bool(self.solution)]
         if not chat:
-            return "".join(f"{one.asked} {one.shown}\n\n" for one in shots) + self.asked
+            return "".join(f"{one.asked} {one.shown}\n\n" for one in similar) + self.asked
         messages: list[Message] = []
-        for one in shots:
+        for one in similar:
             messages += [{"role": "user", "content": one.told}, {"role": "assistant", "content": one.shown}]
         return [*messages, {"role": "user", "content": self.told}]
 
@@ -156,7 +177,7 @@ class TranslationItem:
         return [{"role": "user", "content": self.source}] if chat else self.source
 
 
-ScoredItem = ChoiceItem | TextItem
+ScoredItem = ChoiceItem | TextItem | RightAnswer
 """Items that are scored by likelihood."""
 AnsweredItem = OpenItem | CodeItem | TranslationItem
 """Items that are answered by a text."""
@@ -178,7 +199,7 @@ class Task:
     @property
     def scored(self) -> list[ScoredItem]:
         """Its items, if they are scored by likelihood."""
-        return [item for item in self.items if isinstance(item, (ChoiceItem, TextItem))]
+        return [item for item in self.items if isinstance(item, (ChoiceItem, TextItem, RightAnswer))]
 
     @property
     def answered(self) -> list[AnsweredItem]:
@@ -195,3 +216,22 @@ class Task:
     def is_right_or_wrong(self) -> bool:
         """Whether answers to its items can be judged."""
         return not any(isinstance(item, TextItem) for item in self.items)
+
+
+def right_answers(task: Task, shots: Sequence[OpenItem], *, chat: bool) -> Task:
+    """Returns a task with the right answers to open questions and translations in place of these.
+
+    Args:
+        task: The task.
+        shots: As for `OpenItem.prompt`.
+        chat: Ask in conversations rather than in plain text.
+    """
+    return Task(task.name, tuple(_with_answer(item, shots, chat=chat) for item in task.items))
+
+
+def _with_answer(item: Item, shots: Sequence[OpenItem], *, chat: bool) -> Item:
+    if isinstance(item, OpenItem):
+        return RightAnswer(item.prompt(shots, chat=chat), item.shown if chat else f" {item.shown}")
+    if isinstance(item, TranslationItem):
+        return RightAnswer(item.prompt(chat=chat), item.translation)
+    return item

@@ -23,19 +23,22 @@ class ChoiceScores:
         alone: For each member by its name, the log-probability (nats) of each choice.
         together: The same for each setting by its label.
         asked: For each gate by its threshold, in how many of its steps the other members are asked, and of how many.
+        greedy: Whether greedy decoding would write the text, by the labels of settings and, for main alone, its name;
+            only where it was asked for, of items with one text.
     """
 
     bytes: list[int]
     alone: dict[str, list[float]]
     together: dict[str, list[float]]
     asked: dict[str, list[int]] = field(default_factory=dict)
+    greedy: dict[str, bool] = field(default_factory=dict)
 
 
 _TOGETHER = 16  # items that are prepared at once; several may share a forward
 
 
 def score_items(
-    reader: TextReader, items: Sequence[ScoredItem], settings: Settings, *, chat: bool
+    reader: TextReader, items: Sequence[ScoredItem], settings: Settings, *, chat: bool, greedy: bool = False
 ) -> Iterator[ChoiceScores]:
     """Yields the scores of each item, in order.
 
@@ -44,6 +47,7 @@ def score_items(
         items: The items.
         settings: What is compared.
         chat: Ask in conversations rather than in plain text.
+        greedy: Find whether greedy decoding would write the texts, for which all of main's vocabulary is fused.
 
     Raises:
         ChatTemplateError: With `chat`, if a member cannot read a conversation.
@@ -56,7 +60,7 @@ def score_items(
         texts = [
             text
             for reading in reader.readings(asked, reads_prompts=settings.read_prompts)
-            for text in _scored(reading, settings)
+            for text in _scored(reading, settings, greedy=greedy)
         ]
         place = 0
         for item in part:
@@ -66,35 +70,59 @@ def score_items(
 
 @dataclass
 class _Text:
-    """What is known of one text: its length in bytes, and nats and steps as in `ChoiceScores`."""
+    """What is known of one text: its length in bytes, and the rest as in `ChoiceScores`."""
 
     bytes: int
     alone: dict[str, float]
     together: dict[str, float] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
+    greedy: dict[str, bool] = field(default_factory=dict)
     steps: int = 0
 
 
-def _scored(reading: TextReading, settings: Settings) -> list[_Text]:
+def _scored(reading: TextReading, settings: Settings, *, greedy: bool) -> list[_Text]:
     """Reads some texts, and fuses every step in all settings."""
     texts = [_Text(text.bytes, {}) for text in reading.texts]
     known: dict[Setting, dict[int, list[float]]] = {}
     for steps in reading:
+        here = [texts[place] for place in steps.texts]  # the text of each step
         for name, mixers in settings.mixers.items():
             comparison = settings.comparison(name, steps)
             for setting, mixer in mixers.items():
-                nats = mixer.logprobs_of(steps, known.setdefault(setting, {}), comparison)
-                for place, value in zip(steps.texts, nats, strict=True):
-                    together = texts[place].together
-                    together[setting.label] = together.get(setting.label, 0.0) + value
-        for place in steps.texts:
-            texts[place].steps += 1
-        for label, is_open in settings.opened(steps).items():
-            for place, one in zip(steps.texts, is_open, strict=True):
-                texts[place].asked[label] = texts[place].asked.get(label, 0) + one
+                given = steps, known.setdefault(setting, {}), comparison
+                if greedy:
+                    nats, best = mixer.choices_in(*given)
+                    _follow(here, setting.label, best)
+                else:
+                    nats = mixer.logprobs_of(*given)
+                _add(here, setting.label, nats)
+        if greedy:
+            _follow(here, settings.main_name, settings.main_chooses(steps))
+        _count(here, settings.opened(steps))
     for text, scores in zip(texts, reading.member_scores(), strict=True):
         text.alone = {score.name: score.total for score in scores}
     return texts
+
+
+def _add(here: Sequence[_Text], label: str, nats: Sequence[float]) -> None:
+    """Adds the log-probability of each step's token in some setting."""
+    for text, value in zip(here, nats, strict=True):
+        text.together[label] = text.together.get(label, 0.0) + value
+
+
+def _follow(here: Sequence[_Text], label: str, best: Sequence[bool]) -> None:
+    """Adds whether each step's token is the most probable one in some setting."""
+    for text, is_best in zip(here, best, strict=True):
+        text.greedy[label] = text.greedy.get(label, True) and is_best
+
+
+def _count(here: Sequence[_Text], opened: Mapping[str, Sequence[bool]]) -> None:
+    """Counts the steps, and those in which each gate asks the other members."""
+    for text in here:
+        text.steps += 1
+    for label, is_open in opened.items():
+        for text, one in zip(here, is_open, strict=True):
+            text.asked[label] = text.asked.get(label, 0) + one
 
 
 def _joined(texts: Sequence[_Text]) -> ChoiceScores:
@@ -105,6 +133,7 @@ def _joined(texts: Sequence[_Text]) -> ChoiceScores:
         {name: [text.alone[name] for text in texts] for name in texts[0].alone},
         {label: [text.together[label] for text in texts] for label in texts[0].together},
         {label: [sum(text.asked[label] for text in texts), steps] for label in texts[0].asked},
+        texts[0].greedy if len(texts) == 1 else {},
     )
 
 

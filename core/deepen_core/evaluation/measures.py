@@ -132,10 +132,11 @@ class Measures(ABC):
         Give `weights` of the result to `load`. The ensemble's own weights are not looked at, and do not change.
 
         Args:
-            examples: Files of JSON lines: questions with `question`, `choices` and `answer` (the number of the right
-                choice), or texts with `prompt` and `text`.
+            examples: Files of JSON lines: questions with `question` and `choices` and `answer` (the number of the right
+                choice) or `answers`, translations with `source` and `translation`, or texts with `prompt` and `text`.
             by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
-                right answers and texts become.
+                right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
+                read and nothing generated: it is right where greedy decoding would write just that.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.

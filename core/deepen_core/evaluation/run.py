@@ -17,7 +17,7 @@ from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
 from deepen_core.evaluation.generation import Answer
-from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
+from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TranslationItem, right_answers
 from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
@@ -116,13 +116,15 @@ class Plan:
         """Rejects tasks that weights cannot be fitted on.
 
         Raises:
-            EvaluationError: If a task has open questions, or texts where right answers count.
+            EvaluationError: If a task has exercises, or texts where right answers count.
         """
         if self.by not in get_args(By):
             raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
         for task in self.fitted_on:
-            if not task.scored:
-                raise EvaluationError(f"{task.name} has open questions: weights are fitted on choices or texts.")
+            if any(isinstance(item, CodeItem) for item in task.items):
+                raise EvaluationError(
+                    f"{task.name} has exercises: weights are fitted on choices, open questions, translations or texts."
+                )
             if self.by == "score" and not task.is_right_or_wrong:
                 raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
 
@@ -312,7 +314,9 @@ def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[Fitted
         return []
     names = [member.name for member in reader.members]
     settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
-    scored = [(task, evaluation.scores(reader, task, settings)) for task in plan.fitted_on]
+    shots = [item for task in plan.shots for item in task.open]
+    tasks = [right_answers(task, shots, chat=plan.chat) for task in plan.fitted_on]
+    scored = [(task, evaluation.scores(reader, task, settings, greedy=plan.by == "score")) for task in tasks]
     return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from deepen_core.config import PRESETS, StrategyOptions
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, StepInputs
@@ -119,11 +121,23 @@ class Settings:
         """
         return self.fusions[name].compare(StepInputs(steps.logprobs, steps.speaking.float(), steps.heard))
 
-    def opened(self, steps: GivenSteps) -> dict[str, list[bool]]:
-        """Returns for each gate, by its threshold, in which steps the other members are asked."""
+    @property
+    def main_name(self) -> str:
+        """The name of the main member."""
+        return self._members[self._main].name
+
+    def main_chooses(self, steps: GivenSteps) -> list[bool]:
+        """Returns for each step whether main alone finds the token that follows the most probable one."""
+        return (self._own(steps).argmax(-1).cpu() == torch.tensor(steps.token_ids)).tolist()
+
+    def _own(self, steps: GivenSteps) -> torch.Tensor:
         main = steps.logprobs[self._main]
         assert main is not None, "main never abstains"
-        return {label: gate.opens(main).tolist() for label, gate in self.gates.items()}
+        return main
+
+    def opened(self, steps: GivenSteps) -> dict[str, list[bool]]:
+        """Returns for each gate, by its threshold, in which steps the other members are asked."""
+        return {label: gate.opens(self._own(steps)).tolist() for label, gate in self.gates.items()}
 
 
 def _built(config: StrategyOptions, members: Sequence[Member], main: int) -> Fusion:

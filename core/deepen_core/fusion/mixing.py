@@ -135,7 +135,9 @@ class Mixer:
         return found
 
     @torch.inference_mode()
-    def choices_in(self, steps: GivenSteps, known: dict[int, list[float]]) -> tuple[list[float], list[bool]]:
+    def choices_in(
+        self, steps: GivenSteps, known: dict[int, list[float]], comparison: Comparison | None = None
+    ) -> tuple[list[float], list[bool]]:
         """Returns the fused log-probability of the token that follows in each step, and whether it is the best token.
 
         All of main's vocabulary is fused, which takes longer than `logprobs_of`.
@@ -143,8 +145,9 @@ class Mixer:
         Args:
             steps: The steps.
             known: As for `logprobs_of`.
+            comparison: As for `logprobs_of`.
         """
-        fused = self._fusion.fuse(self._weighed_over(steps, known))  # [steps, main's vocabulary]
+        fused = self._fusion.fuse(self._weighed_over(steps, known, comparison))  # [steps, main's vocabulary]
         follows = torch.tensor(steps.token_ids, device=fused.device)
         own = fused.gather(1, follows[:, None])[:, 0]
         return own.tolist(), (fused.argmax(-1) == follows).tolist()
