@@ -207,12 +207,14 @@ def test_tasks(pair, monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.report.RESULTS", tmp_path / "results")
     monkeypatch.setattr(tasks, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tasks, "SETS", tmp_path)
+    monkeypatch.setattr(tasks, "_SHOTS", 1)
     for name in tasks.CHOICES:
         for part in ("dev", "test"):
             written(tmp_path / f"{name}-{part}.jsonl", [ChoiceItem(f"{name} {part}?", ("a fox", "a dog"), 1)])
     for name in tasks.OPEN:
         for part in ("dev", "test"):
-            written(tmp_path / f"{name}-{part}.jsonl", [OpenItem(f"{name} {part}?", ("a fox",))])
+            items = [OpenItem(f"{name[0]}{part[0]}{number}", ("a",)) for number in range(6 if part == "dev" else 1)]
+            written(tmp_path / f"{name}-{part}.jsonl", items)
     found = {}
     for kind in ("choices", "open", "choices"):
         outcome = pair.evaluate(tasks.plan(kind, 2, 0, chat=False, votes=0), progress=False)
@@ -222,7 +224,9 @@ def test_tasks(pair, monkeypatch, tmp_path):
     assert held["choices"] == found["choices"]
     assert held["open"] == found["open"]
     assert len(held["advice"]) == 2
+    [fitted] = {row["way"] for row in found["open"] if ", fitted " in row["way"]}
     assert {row["way"] for row in found["open"]} == {
+        fitted,
         "alpha alone",
         "beta alone",
         "deepen",

@@ -73,6 +73,7 @@ class TestTasks:
             (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),
             (Plan([TASK], by="luck"), "fitted by score or likelihood, not by 'luck'"),
             (Plan([]), "There is nothing to compare"),
+            (Plan([TASK], [Task("none", ())]), "none has no items"),
             (Plan([TASK], mains=[]), "There is nothing to compare"),
             (Plan([TASK], fusions=["x"]), "There is no strategy 'x': choose among deepen"),
             (Plan([TASK], policies=["x"]), "There is no policy 'x': choose among static"),

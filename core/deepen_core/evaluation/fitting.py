@@ -118,7 +118,7 @@ def fitted(
 
     The best of a grid on few items is best by chance. So main alone is taken, or else equal weights, if the best
     weights are better by at most one standard error, paired by item: the rule of one standard error (Breiman et al.
-    1984, section 3.4.3).
+    1984, section 3.4.3). Where no answer is right with any weights, they are fitted by likelihood.
 
     Args:
         tasks: The tasks with the scores of their items, in all of `candidates`.
@@ -128,7 +128,7 @@ def fitted(
         by: See `FittedWeights`.
 
     Raises:
-        EvaluationError: If answers are to be right, and a task has none, or none is right in any setting.
+        EvaluationError: If answers are to be right, and a task has none.
     """
     settings = candidates(fusion, len(members))
     found, _ = best(tasks, settings, by)
@@ -139,9 +139,8 @@ def fitted(
         ways[shares] = _values(tasks, settings[0].label, by)
         ways[found.weights] = _values(tasks, found.label, by)
     most = max(ways.values(), key=_mean)
-    if by == "score" and not _mean(most):
-        count = sum(len(of_task) for of_task in most)
-        raise EvaluationError(f"None of {count} answers is right with any weights: fit by likelihood.")
+    if by == "score" and not _mean(most):  # which tells nothing
+        return fitted(tasks, fusion, members, main, "likelihood")
     weights = next(given for given, of_tasks in ways.items() if _is_within_error(most, of_tasks))
     sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]

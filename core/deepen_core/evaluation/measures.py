@@ -136,7 +136,8 @@ class Measures(ABC):
                 choice) or `answers`, translations with `source` and `translation`, or texts with `prompt` and `text`.
             by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
                 right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
-                read and nothing generated: it is right where greedy decoding would write just that.
+                read and nothing generated: it is right where greedy decoding would write just that. If none is with any
+                weights, they are fitted by likelihood.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.

@@ -67,9 +67,9 @@ class Plan:
         """Rejects what cannot be evaluated.
 
         Raises:
-            EvaluationError: If there is nothing to compare or to vote on, a name is unknown, two tasks have one name, a
-                task cannot be answered right or wrong, weights cannot be fitted on a task, or an item is both fitted on
-                or shown and compared on.
+            EvaluationError: If there is nothing to compare or to vote on, a task has no items, a name is unknown, two
+                tasks have one name, a task cannot be answered right or wrong, weights cannot be fitted on a task, or an
+                item is both fitted on or shown and compared on.
             SamplingError: If translations cannot be judged, since sacrebleu is not installed.
         """
         if not self.tasks or not self.fusions or not self.mains:
@@ -79,6 +79,8 @@ class Plan:
         for kind, given, known in (("strategy", self.fusions, PRESETS), ("policy", self.policies, POLICIES)):
             if unknown := [name for name in given if name not in known]:
                 raise EvaluationError(f"There is no {kind} {unknown[0]!r}: choose among {', '.join(known)}.")
+        if empty := [task.name for task in (*self.tasks, *self.fitted_on) if not task.items]:
+            raise EvaluationError(f"{empty[0]} has no items.")
         names = [task.name for task in self.tasks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise EvaluationError(f"There are two tasks called {twice[0]}: give their files different names.")
