@@ -6,7 +6,7 @@ import sys
 import weakref
 
 import pytest
-from scheduler_parts import running_workers
+from scheduler_parts import eventually, running_workers
 
 ENDINGS = pytest.mark.parametrize("ending", ["close", "with", "garbage"])
 
@@ -71,5 +71,5 @@ def check_the_last_frees(models, ask, ending):
         del second
     gc.collect()
     assert ensemble() is None
-    assert weights() is None
+    eventually(lambda: gc.collect() >= 0 and weights() is None)  # the worker's thread may be in its last frames
     assert running_workers() <= before  # of other tests' workers some may have ended meanwhile
