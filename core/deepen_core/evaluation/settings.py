@@ -18,6 +18,7 @@ from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
+from deepen_core.sampling.largest import places_of_largest
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Settings:
 
     def main_chooses(self, steps: GivenSteps) -> list[bool]:
         """Returns for each step whether main alone finds the token that follows the most probable one."""
-        return (self._own(steps).argmax(-1).cpu() == torch.tensor(steps.token_ids)).tolist()
+        return (places_of_largest(self._own(steps)).cpu() == torch.tensor(steps.token_ids)).tolist()
 
     def _own(self, steps: GivenSteps) -> torch.Tensor:
         main = steps.logprobs[self._main]

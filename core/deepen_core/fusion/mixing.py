@@ -12,6 +12,7 @@ from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+from deepen_core.sampling.largest import places_of_largest
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Mixer:
         fused = self._fusion.fuse(self._weighed_over(steps, known, comparison))  # [steps, main's vocabulary]
         follows = torch.tensor(steps.token_ids, device=fused.device)
         own = fused.gather(1, follows[:, None])[:, 0]
-        return own.tolist(), (fused.argmax(-1) == follows).tolist()
+        return own.tolist(), (places_of_largest(fused) == follows).tolist()
 
     def _weighed_over(
         self, steps: GivenSteps, known: dict[int, list[float]], comparison: Comparison | None = None
