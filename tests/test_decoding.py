@@ -113,6 +113,26 @@ def test_a_repetition_penalty_counts_at_the_scale_of_mains_logits(pair, monkeypa
     assert all(fused == pytest.approx(own, abs=1e-3) for fused, own in seen)
 
 
+def test_a_penalty_leaves_the_scores_of_neighbours_as_they_are(pair, monkeypatch):
+    """Bit for bit: rounding would decide between nearly equal tokens."""
+    seen, choose = [], EnsembleSequence.choose
+
+    def spied(sequence, scores, own):
+        seen.append(scores.clone())
+        return choose(sequence, scores, own)
+
+    monkeypatch.setattr(EnsembleSequence, "choose", spied)
+    decoder = pair._engine.decoder
+    for other in (SamplingParams(), SamplingParams(repetition_penalty=1.3)):
+        sequences = [decoder.start(PROMPT, SamplingParams()), decoder.start(PROMPT, other)]
+        decoder.step(sequences)
+        for sequence in sequences:
+            sequence.release()
+    first, _, again, penalised = seen
+    assert torch.equal(first, again)
+    assert not torch.equal(first, penalised)
+
+
 def test_frequency_and_presence_penalties_count_the_answer(folders):
     """Against the definition: greedy choice of the logits, less what the tokens of the answer cost."""
     from transformers import AutoModelForCausalLM

@@ -36,7 +36,7 @@ class _Fused(NamedTuple):
     """What the members say together."""
 
     scores: torch.Tensor
-    """To choose by [sequences, main's vocabulary]: `logprobs`, shifted to the scale of main's logits if a request's
+    """To choose by [sequences, main's vocabulary]: `logprobs`, shifted to the scale of main's logits where a request's
     sampler depends on it. Where only main has weight they are main's logits themselves, so that rounding never decides
     differently from `transformers`."""
     logprobs: torch.Tensor
@@ -318,17 +318,30 @@ class Decoder:
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = weights[:, self._main] == weights.sum(-1)
         scores = main_logits if bool(alone.all()) else fused
-        if scores is fused and any(sequence.sampler.needs_history for sequence in sequences):
-            scores = self._on_logits(fused, main_logits, logprobs[self._main])
+        scaled = [sequence.sampler.needs_history for sequence in sequences]
+        if scores is fused and any(scaled):
+            scores = self._on_logits(fused, main_logits, logprobs[self._main], scaled)
         if bool(alone.any()) and scores is not main_logits:
             scores = torch.where(alone[:, None].to(fused.device), main_logits, scores)
         return _Fused(scores, fused, logprobs, comparison, speaking, weights)
 
     @staticmethod
-    def _on_logits(fused: torch.Tensor, logits: torch.Tensor, logprobs: torch.Tensor | None) -> torch.Tensor:
-        """Returns fused log-probabilities shifted to the scale of main's logits, of which `logprobs` are made."""
+    def _on_logits(
+        fused: torch.Tensor, logits: torch.Tensor, logprobs: torch.Tensor | None, scaled: Sequence[bool]
+    ) -> torch.Tensor:
+        """Returns fused log-probabilities, in some sequences shifted to the scale of main's logits.
+
+        The others keep their bits, so that rounding does not depend on their neighbours.
+
+        Args:
+            fused: [sequences, main's vocabulary].
+            logits: Main's, of the same shape.
+            logprobs: Main's own, made of these.
+            scaled: Whether each sequence is shifted.
+        """
         assert logprobs is not None, "main never abstains"
-        return fused + (logits.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True))
+        shift = logits.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True)  # [sequences, 1]
+        return fused + torch.where(torch.tensor(scaled, device=shift.device)[:, None], shift, 0.0)
 
     @staticmethod
     def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:
