@@ -172,7 +172,7 @@ async def test_the_docstring_is_true(needs_demo, capsys, model, name):
 def test_a_thousand_calls_leave_nothing_behind(needs_demo, kind):
     code = f"""
 import asyncio, threading
-from resident import resident
+from resident import least_resident
 from deepen_integrations.langchain import {kind.__name__}
 
 llm = {kind.__name__}.demo(max_new_tokens=3, ignore_eos=True)
@@ -188,10 +188,10 @@ def calls():  # 32, with 100 prompts
 
 for _ in range(3):
     calls()
-before, threads = resident(), threading.active_count()
-for _ in range(32):
+before, threads = least_resident(calls, 8), threading.active_count()
+for _ in range(16):
     calls()
-print(resident() - before, threading.active_count() - threads)
+print(least_resident(calls, 8) - before, threading.active_count() - threads)
 """
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -202,7 +202,7 @@ print(resident() - before, threading.active_count() - threads)
         timeout=600,
     )
     grown, threads = map(float, run.stdout.split())
-    assert grown < 8, f"{grown} MiB more"
+    assert grown < 4, f"{grown} MiB more"
     assert threads == 0
     assert run.returncode == 0
     assert not run.stderr
