@@ -13,7 +13,7 @@ from deepen_core.config import PRESETS
 def evaluation_tables() -> dict[str, str]:
     """Return every table of the page on evaluation by name."""
     tasks = read("tasks")
-    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open") if tasks.get(kind)}
+    found = {kind: _ways(tasks[kind]) for kind in ("choices", "open", "all") if tasks.get(kind)}
     return {**found, "specialist": _specialist(), "demo": _demo(), "machine": measured_on(tasks=tasks)}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from deepen_core.evaluation.task_file import read_task
 
 CHOICES = ("arc_challenge", "piqa", "mmlu")
 OPEN = ("triviaqa", "nq_open", "gsm8k", "humaneval")
-KINDS = {"choices": CHOICES, "open": OPEN}
+KINDS = {"choices": CHOICES, "open": OPEN, "all": (*CHOICES, *OPEN)}
+"""Tasks that are compared together; "all" shows whether a general model and a specialist are worth more than one."""
 _KEY = ("members", "main", "dtype", "form")
 _FITTED_ON = 120
 """Items of each task that weights are fitted on; they are in other files than those compared on."""
@@ -35,27 +36,28 @@ _BRIEF = ("triviaqa", "nq_open")
 """Open tasks with answers in a few words, which can be read to find whether they would be written."""
 
 
-def plan(
-    kind: str, items: int, main: int, fusions: Sequence[str] = ("deepen", "product"), *, chat: bool, votes: int
-) -> Plan:
+def plan(kind: str, items: Mapping[str, int], main: int, fusions: Sequence[str], *, chat: bool, votes: int) -> Plan:
     """What to compare on a kind of task.
 
     Args:
         kind: One of `KINDS`.
-        items: Most items of each task.
+        items: Most items of each task with choices, and of each open one, by these kinds.
         main: The number of the main member.
         fusions: Strategies for tasks with choices; open questions are answered by the first one.
         chat: Ask in conversations.
         votes: Number of samples that vote on open questions; 0 for none.
     """
-    tasks = [_items(f"{name}-test", items) for name in KINDS[kind]]
+    tasks = [_items(f"{name}-test", items["open" if name in OPEN else "choices"]) for name in KINDS[kind]]
     if kind == "choices":
         fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", _SHOTS) for name in OPEN if name != "humaneval"]
+    settings: dict[str, Any] = {"fusions": fusions[:1], "mains": (main,), "shots": shots, "votes": votes}
+    if kind == "all":  # the same weights for all tasks, so that what they follow is what a prompt or an answer shows
+        return Plan(tasks, policies=("adaptive", "perplexity"), gates=(), together=50, **settings)
     fitted_on = [_items(f"{name}-dev", _FITTED_ON, after=_SHOTS) for name in _BRIEF]
-    settings: dict[str, Any] = {"fusions": fusions[:1], "policies": ("adaptive", "confidence"), "gates": (0.9,)}
-    return Plan(tasks, fitted_on, mains=(main,), chat=chat, shots=shots, votes=votes, together=25, **settings)
+    settings |= {"policies": ("adaptive", "confidence"), "gates": (0.9,)}
+    return Plan(tasks, fitted_on, chat=chat, together=25, **settings)
 
 
 def _items(name: str, most: int, after: int = 0) -> Task:
@@ -101,7 +103,8 @@ def main() -> None:
     parser.add_argument("--main", type=int, default=0, help="number of the main member, from 0")
     parser.add_argument("--kind", default="choices", choices=list(KINDS))
     parser.add_argument("--fusions", nargs="+", default=["deepen", "product"], choices=list(PRESETS))
-    parser.add_argument("--items", type=int, default=400, help="of each task")
+    parser.add_argument("--items", type=int, default=500, help="of each task with choices")
+    parser.add_argument("--open-items", type=int, default=100, help="of each task with open answers")
     parser.add_argument("--votes", type=int, default=0, help="samples that vote on open questions")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -111,7 +114,8 @@ def main() -> None:
         return
     with opened(given.models, given.members, given.dtype, given.device) as ensemble:
         chat = given.kind == "open" and ensemble.has_chat_template
-        asked = plan(given.kind, given.items, given.main, given.fusions, chat=chat, votes=given.votes)
+        items = {"choices": given.items, "open": given.open_items}
+        asked = plan(given.kind, items, given.main, given.fusions, chat=chat, votes=given.votes)
         folder = given.output / f"{'+'.join(given.members)}-{given.kind}-{given.dtype}"
         outcome = ensemble.evaluate(asked, output=folder)
         form = "conversation" if chat else "plain text"

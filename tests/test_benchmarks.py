@@ -215,15 +215,26 @@ def test_tasks(pair, monkeypatch, tmp_path):
         for part in ("dev", "test"):
             items = [OpenItem(f"{name[0]}{part[0]}{number}", ("a",)) for number in range(6 if part == "dev" else 1)]
             written(tmp_path / f"{name}-{part}.jsonl", items)
-    found = {}
-    for kind in ("choices", "open", "choices"):
-        outcome = pair.evaluate(tasks.plan(kind, 2, 0, chat=False, votes=0), progress=False)
+    found, items = {}, {"choices": 1, "open": 2}
+    for kind in ("choices", "open", "choices", "all"):
+        plan = tasks.plan(kind, items, 0, ["deepen", "product"], chat=False, votes=0)
+        outcome = pair.evaluate(plan, progress=False)
         found[kind] = tasks.rows(outcome, pair, main="alpha", dtype="float32", form="plain text")
         tasks.add(kind, found[kind], outcome.summary.advice)
     held = report.read("tasks")
     assert held["choices"] == found["choices"]
     assert held["open"] == found["open"]
-    assert len(held["advice"]) == 2
+    assert held["all"] == found["all"]
+    assert len(held["advice"]) == 3
+    assert {row["way"] for row in found["all"]} == {
+        "alpha alone",
+        "beta alone",
+        "deepen",
+        "deepen, adaptive",
+        "deepen, perplexity",
+    }
+    for row in found["all"]:
+        assert row["mean"] == pytest.approx(sum(row[name] for name in (*tasks.CHOICES, *tasks.OPEN)) / 7)
     [fitted] = {row["way"] for row in found["open"] if ", fitted " in row["way"]}
     assert {row["way"] for row in found["open"]} == {
         fitted,
