@@ -22,7 +22,7 @@ from benchmarks.report import read as published
 from deepen_core import Ensemble
 from deepen_core.demo import MEMBERS, TRANSLATOR, unread, write_tasks
 from deepen_core.evaluation.items import Task
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.task_file import read_task
 
 FUSIONS = ("deepen", "deepen-paper", "product", "union", "translate", "bytes")

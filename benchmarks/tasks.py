@@ -20,7 +20,8 @@ from benchmarks.report import read as published
 from deepen_core import Ensemble
 from deepen_core.config.fusion import PRESETS
 from deepen_core.evaluation.items import Task
-from deepen_core.evaluation.run import Outcome, Plan
+from deepen_core.evaluation.plan import Plan
+from deepen_core.evaluation.run import Outcome
 from deepen_core.evaluation.task_file import read_task
 
 CHOICES = ("arc_challenge", "piqa", "mmlu")
@@ -30,6 +31,8 @@ KINDS = {"choices": CHOICES, "open": OPEN, "all": (*CHOICES, *OPEN)}
 _KEY = ("members", "main", "dtype", "form")
 _FITTED_ON = 120
 """Items of each task that weights are fitted on; they are in other files than those compared on."""
+_ANSWERED = 60
+"""The same of tasks with open answers, which each member writes alone."""
 _SHOTS = 4
 """Items of a task that are shown with their answers, in plain text; weights are fitted on those after them."""
 _BRIEF = ("triviaqa", "nq_open")
@@ -53,8 +56,10 @@ def plan(kind: str, items: Mapping[str, int], main: int, fusions: Sequence[str],
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", _SHOTS) for name in OPEN if name != "humaneval"]
     settings: dict[str, Any] = {"fusions": fusions[:1], "mains": (main,), "shots": shots, "votes": votes}
-    if kind == "all":  # the same weights for all tasks, so that what they follow is what a prompt or an answer shows
-        return Plan(tasks, policies=("adaptive", "perplexity"), gates=(), together=50, **settings)
+    if kind == "all":
+        fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
+        fitted_on += [_items(f"{name}-dev", _ANSWERED, after=_SHOTS) for name in OPEN]
+        return Plan(tasks, fitted_on, policies=("adaptive", "perplexity"), gates=(), together=50, **settings)
     fitted_on = [_items(f"{name}-dev", _FITTED_ON, after=_SHOTS) for name in _BRIEF]
     settings |= {"policies": ("adaptive", "confidence"), "gates": (0.9,)}
     return Plan(tasks, fitted_on, chat=chat, together=25, **settings)

@@ -23,7 +23,7 @@ from deepen_core.config.base import explain
 from deepen_core.config.prompts import FormOption, forms_by_member
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
 from deepen_core.errors import ConfigurationError
-from deepen_core.fusion.weights import normalised_weights, policy_name
+from deepen_core.fusion.weights import normalised_weights, policy_and_shares
 
 DEMO = "demo"
 """`models="demo"` names the embedded demo ensemble."""
@@ -51,8 +51,9 @@ class LoadOptions(BaseModel):
     main: int | str = 0
     """The main model, whose tokens are generated: index or name of a member."""
     weights: tuple[float, ...] | str | None = None
-    """One number per member, its share in the fusion, or a policy that starts from each member's own weight:
-    "adaptive", "confidence", "consistency", "perplexity" or "static". By default "adaptive" if the strategy compares
+    """One number per member, its share in the fusion, or a policy that starts from each member's own weight, or from
+    shares after its name ("perplexity:0.9,0.1"): "adaptive", "confidence", "consistency", "perplexity" or "static". By
+    default "adaptive" if the strategy compares
     tokens ("deepen", "product", "bytes" and "auto"), else "static"."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
@@ -94,10 +95,10 @@ class LoadOptions(BaseModel):
     @classmethod
     def _one_weight_each(cls, value: Any, info: ValidationInfo) -> Any:
         members = info.data.get("models")
-        if policy_name(value) != "static" or value == "static":
-            return value
-        if value is not None and members is not None and (names := _names(members)):
-            normalised_weights(value, names)
+        _, shares = policy_and_shares(value)
+        given = shares if isinstance(value, str) else value
+        if given is not None and members is not None and (names := _names(members)):
+            normalised_weights(given, names)
         return value
 
     @field_validator("prompts", mode="before")

@@ -87,6 +87,9 @@ def test_weights_that_are_no_numbers_are_a_usage_error():
     result = run("generate", "text", "--weights", "0.5,x")
     assert result.exit_code == 2
     assert "'0.5,x' is not a list of numbers" in result.stderr
+    result = run("generate", "text", "--weights", "perplexity:0.5,x")
+    assert result.exit_code == 2
+    assert "one number per member after the colon" in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_generate_prints_the_whole_result_as_json(fake):

@@ -89,6 +89,20 @@ class TestTheCommands:
         assert result.stdout.split("\n")[0] == ",".join(f"{w:g}" for w in fit.weights)
         assert "bits a byte of right answers" in result.stderr
 
+    @pytest.mark.usefixtures("opened")
+    def test_fit_of_the_policy_that_follows_the_prompt(self, files, tmp_path):
+        """What is printed can be given to `--weights`."""
+        result = deepen("fit", str(files[1]), "--policy", "perplexity", "--output", str(tmp_path / "w.json"))
+        assert result.exit_code == 0, result.output
+        printed = result.stdout.split("\n")[0]
+        assert printed == FittedWeights.load(tmp_path / "w.json").option
+        assert "of the weight is on members that answer it right alone" in " ".join(result.stderr.split())
+        asked = deepen("generate", "Hello", "--max-tokens", "3", "--weights", printed)
+        assert asked.exit_code == 0, asked.output
+        unknown = deepen("fit", str(files[1]), "--policy", "adaptive")
+        assert unknown.exit_code == 1
+        assert "for the policies 'static' and 'perplexity', not for 'adaptive'" in " ".join(unknown.stderr.split())
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

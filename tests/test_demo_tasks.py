@@ -17,7 +17,7 @@ from deepen_core.demo.sums import SUMS_MEMBER, sums, training_sums
 from deepen_core.demo.world import facts
 from deepen_core.errors import ConfigurationError
 from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.task_file import read_task
 
 FINGERPRINT = """

@@ -13,7 +13,7 @@ from deepen_core.errors import ChatTemplateError, EvaluationError
 from deepen_core.evaluation import likelihood
 from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.likelihood import chosen
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.members.base import MemberDescription
 

@@ -17,7 +17,7 @@ from deepen_core.evaluation.fitting import FittedWeights
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TranslationItem
 from deepen_core.evaluation.judging import is_right, mark
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.voting.extraction import last_number, plain
 
 MATHS = OpenItem("What is 1 + 1?", ("2",), "1 + 1 = 2.\nTherefore, the answer is 2")

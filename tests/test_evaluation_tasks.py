@@ -5,7 +5,7 @@ from evaluation_parts import ITEMS, QUESTIONS, TASK, written
 
 from deepen_core.errors import EvaluationError
 from deepen_core.evaluation.items import CodeItem, Task, TextItem, TranslationItem
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.task_file import read_task
 
 

@@ -9,7 +9,7 @@ from deepen_core.errors import EvaluationError
 from deepen_core.evaluation.evaluation import Evaluation
 from deepen_core.evaluation.generation import Samples
 from deepen_core.evaluation.items import CodeItem, OpenItem, Task
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.votes import Votes
 
 MATHS = (OpenItem("1 + 1?", ("2",), "1 + 1 = 2"), OpenItem("2 + 2?", ("4",), "2 + 2 = 4"))

@@ -71,6 +71,7 @@ class TestArguments:
         [
             ({}, {"models": "demo", "max_batch_size": 32}),
             ({"weights": "adaptive", "batch_size": 1}, {"weights": "adaptive", "max_batch_size": 32}),
+            ({"weights": "perplexity:1;3"}, {"weights": "perplexity:1,3"}),
             ({"weights": "1;3", "batch_size": "auto:4"}, {"weights": (1.0, 3.0), "max_batch_size": 32}),
             ({"models": "x", "weights": 1, "batch_size": "8"}, {"weights": (1.0,), "max_batch_size": 8}),
             ({"batch_size": 4, "max_batch_size": 7, "device": None}, {"max_batch_size": 7, "device": None}),

@@ -10,7 +10,7 @@ from deepen_core import Ensemble, MemberConfig, SamplingParams
 from deepen_core.chat.prompt_form import PromptForm
 from deepen_core.errors import ChatTemplateError, ConfigurationError, EvaluationError, PromptError
 from deepen_core.evaluation.items import ChoiceItem, Task
-from deepen_core.evaluation.run import Plan
+from deepen_core.evaluation.plan import Plan
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_integrations.langchain import ChatDeepen, DeepenLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM

@@ -110,7 +110,7 @@ def a_byte(member, text):
 
 
 def share(members, text):
-    raised = [s * math.exp(4 * a_byte(m, text)) for s, m in zip((0.4, 0.6), members, strict=True)]
+    raised = [s * math.exp(40 * a_byte(m, text)) for s, m in zip((0.4, 0.6), members, strict=True)]
     return scaled(raised)
 
 

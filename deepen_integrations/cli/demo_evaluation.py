@@ -15,7 +15,7 @@ from deepen_integrations.cli.options import EnsembleOptions
 
 if TYPE_CHECKING:
     from deepen_core import Ensemble
-    from deepen_core.evaluation.run import Plan
+    from deepen_core.evaluation.plan import Plan
 
 TRANSLATING = (TRANSLATOR, MEMBERS[0])
 """The members that translate together."""

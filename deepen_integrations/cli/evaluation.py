@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.evaluation.cost import Cost
     from deepen_core.evaluation.fitting import By, FittedWeights
-    from deepen_core.evaluation.run import Outcome, Plan
+    from deepen_core.evaluation.plan import Plan
+    from deepen_core.evaluation.run import Outcome
     from deepen_core.evaluation.summary import Row
 
 
@@ -90,7 +91,8 @@ def save_outcome(outcome: Outcome, output: str) -> list[str]:
     written = ["summary.json"]
     (folder / "summary.json").write_text(to_json(outcome), encoding="utf-8")
     for fit in outcome.weights:
-        name = f"weights-{fit.fusion}-{in_a_file_name(fit.main)}.json"
+        policy = "" if fit.policy == "static" else f"-{fit.policy}"
+        name = f"weights-{fit.fusion}{policy}-{in_a_file_name(fit.main)}.json"
         fit.save(folder / name)
         written.append(name)
     if plotted(outcome.summary, folder / "summary.svg"):
@@ -129,7 +131,7 @@ def plan_of(
         typer.BadParameter: For unknown names and files that are not there.
         EvaluationError: If a file holds no task, or the tasks do not fit together.
     """
-    from deepen_core.evaluation.run import Plan  # noqa: PLC0415 (slow)
+    from deepen_core.evaluation.plan import Plan  # noqa: PLC0415 (slow)
     from deepen_core.evaluation.task_file import read_task  # noqa: PLC0415
 
     plan = Plan(
@@ -190,6 +192,12 @@ def checked_by(text: str) -> By:
 
 def told(fit: FittedWeights) -> str:
     """Returns what fitted weights come to, in a sentence."""
+    if fit.policy != "static":
+        right, of_equal, alone = (f"{100 * value:.1f} %" for value in (fit.value, fit.equal_value, fit.alone_value))
+        return (
+            f"{' and '.join(fit.members)}, policy {fit.policy}: after a prompt, {right} of the weight is on members "
+            f"that answer it right alone, {of_equal} at equal shares; main alone is right in {alone}."
+        )
     if fit.by == "score":
         found, others = (
             f"{100 * fit.value:.1f} % right",

@@ -42,7 +42,11 @@ def evaluate(
     harness: opt.HarnessOptions,
     fit: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Fit weights on these questions, which are not among the tasks."),
+        typer.Option(
+            metavar="FILE",
+            help="Fit weights on these questions, which are not among the tasks; with `--policy perplexity` also the "
+            "shares that it starts from.",
+        ),
     ] = None,
     by: opt.By = "score",
     strategy: Annotated[
@@ -166,6 +170,7 @@ def evaluate(
     epilog=examples_of(
         "deepen fit arc-dev.jsonl -m ./general -m ./specialist --output weights.json",
         "deepen fit texts.jsonl --by likelihood -m ./general -m ./specialist",
+        "deepen fit arc-dev.jsonl humaneval-dev.jsonl --policy perplexity -m ./general -m ./specialist",
     ),
 )
 @opt.spread(without=["weights"])
@@ -175,12 +180,21 @@ def fit(
         typer.Argument(
             metavar="FILE...",
             help="Files of JSON lines: questions with `question`, `choices` and `answer`, or `question` and `answers`, "
-            "translations with `source` and `translation`, or texts with `prompt` and `text`.",
+            "translations with `source` and `translation`, or texts with `prompt` and `text`; with "
+            "`--policy perplexity` also exercises.",
         ),
     ],
     *,
     load: opt.EnsembleOptions,
     by: opt.By = "score",
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="static|perplexity",
+            help="Fit numbers, or the shares with which members are weighed by each prompt; for these, each member "
+            "answers every question alone.",
+        ),
+    ] = "static",
     limit: opt.Limit = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Save the weights here, as JSON.")] = None,
     debug: opt.Debug = False,
@@ -192,8 +206,8 @@ def fit(
         paths = ev.files(examples, "FILE")
         chosen = ev.checked_by(by)
         with open_ensemble(load) as ensemble, Status("fitting weights"):
-            found = ensemble.fit_weights(paths, by=chosen, limit=limit)
-        write(",".join(f"{weight:g}" for weight in found.weights))
+            found = ensemble.fit_weights(paths, by=chosen, policy=policy, limit=limit)
+        write(found.text if found.policy == "static" else f"{found.policy}:{found.text}")
         notice(ev.told(found), style="dim")
         if output is not None:
             found.save(output)

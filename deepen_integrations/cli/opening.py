@@ -12,6 +12,8 @@ import typer
 from deepen_core.config.named_ensembles import ensemble_options
 from deepen_core.config.weights import POLICIES
 from deepen_core.demo import MEMBERS as DEMO_MEMBERS
+from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.weights import policy_and_shares
 from deepen_integrations.cli.console import notice
 from deepen_integrations.cli.status import Status
 
@@ -158,10 +160,13 @@ def _main(text: str) -> int | str:
 
 
 def _weights(text: str) -> list[float] | str:
-    if text in POLICIES:
-        return text
     try:
+        if text.partition(":")[0] in POLICIES:
+            policy_and_shares(text)
+            return text
         return [float(part) for part in text.split(",")]
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="--weights") from None
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not a list of numbers such as 0.7,0.3, nor one of {', '.join(POLICIES)}.",

@@ -28,7 +28,9 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
     if isinstance(options["models"], str) and options["models"] != DEMO:
         options["models"] = [part.strip() for part in options["models"].split(_SEPARATOR)]
     weights = options.get("weights")
-    if isinstance(weights, str) and weights not in POLICIES:
+    if isinstance(weights, str) and weights.partition(":")[0] in POLICIES:
+        options["weights"] = weights.replace(_SEPARATOR, ",")
+    elif isinstance(weights, str):
         options["weights"] = _numbers(weights)
     elif isinstance(weights, (int, float)):
         options["weights"] = [float(weights)]

@@ -19,7 +19,7 @@ from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, MemberFacts
 from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.policies import WeightPolicy, policy_named
-from deepen_core.fusion.weights import normalised_weights, policy_name
+from deepen_core.fusion.weights import normalised_weights, policy_and_shares
 from deepen_core.members.base import Member
 from deepen_core.members.collector import collector_paused
 from deepen_core.members.context_budget import Budgeted, ContextBudget
@@ -187,8 +187,10 @@ def _policy(
         started = normalised_weights(shares, names)
         several = len(counted_members(main, started)) > 1
         return policy_named(strategy.default_policy() if several else "static", started)
-    given = shares if isinstance(weights, str) else weights
-    return policy_named(policy_name(weights), normalised_weights(given, names))
+    name, given = policy_and_shares(weights)
+    if isinstance(weights, str):
+        return policy_named(name, normalised_weights(shares if given is None else given, names))
+    return policy_named(name, normalised_weights(weights, names))
 
 
 def _check_vocabulary(member: Member) -> None:

@@ -70,11 +70,15 @@ class TextReader:
         texts = [self._given(prompt, continuation) for prompt, continuation in asked]
         most = _PACKED.get(self.members[self.main].device.type, _PACKED["cuda"])
         for pack in _packs(texts, self.main, most):
-            likelihoods = [self._likelihood(text.prompt) for text in pack] if reads_prompts else None
+            likelihoods = [self.prompt_likelihood(text.prompt) for text in pack] if reads_prompts else None
             yield TextReading(self.members, self.main, self._factory, pack, self.call, likelihoods)
 
-    def _likelihood(self, prompt: str | Sequence[Message]) -> list[float]:
-        """Returns the log-likelihood of a prompt under each member, in nats a byte."""
+    def prompt_likelihood(self, prompt: str | Sequence[Message]) -> list[float]:
+        """Returns the log-likelihood of a prompt under each member, in nats a byte (`WeighingInputs.prompts`).
+
+        Raises:
+            MemberError: If a member fails.
+        """
         text = prompt_text(prompt)
         if text not in self._likelihoods:
             size = len(text.encode())

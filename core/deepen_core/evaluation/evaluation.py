@@ -14,7 +14,7 @@ from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ContextWindowError
 from deepen_core.evaluation.generation import Answer, Samples, answer_items, sample_items
-from deepen_core.evaluation.items import AnsweredItem, OpenItem, Task
+from deepen_core.evaluation.items import AnsweredItem, OpenItem, Task, prompt_of
 from deepen_core.evaluation.judging import mark
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
@@ -61,6 +61,7 @@ class Evaluation:
             open_folder(folder, {**facts, "chat": chat, "shots": shown})
         self._scores = Ledger(None if folder is None else folder / "scores.jsonl")
         self._answers = Ledger(None if folder is None else folder / "answers.jsonl")
+        self._prompts = Ledger(None if folder is None else folder / "prompts.jsonl")
         self.chat = chat
         self._together = together
         self._progress = progress
@@ -172,6 +173,24 @@ class Evaluation:
                 for key in self._shown(list(wanted), f"{task.name}, {what}"):
                     self._answers.add(key, asdict(next(sampled)))
         return [Samples(**found) for key in keys if (found := self._answers.get(key)) is not None]
+
+    def prompt_likelihoods(self, reader: TextReader, task: Task) -> list[list[float]]:
+        """Returns how likely each member finds the prompt of each item of a task, in nats a byte.
+
+        Args:
+            reader: Has the members and runs them.
+            task: The task.
+
+        Raises:
+            MemberError: If a member fails.
+        """
+        keys = [(task.name, "prompts", digest(item)) for item in task.items]
+        items = dict(zip(keys, task.items, strict=True))
+        missing = [key for key in items if self._prompts.get(key) is None]
+        for key in self._shown(missing, f"{task.name}, prompts"):
+            prompt = prompt_of(items[key], self._shots, chat=self.chat)
+            self._prompts.add(key, {"nats": reader.prompt_likelihood(prompt)})
+        return [found["nats"] for key in keys if (found := self._prompts.get(key)) is not None]
 
     def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
         shown: Sequence[tuple[str, str, str]] = tqdm(

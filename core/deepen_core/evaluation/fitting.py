@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import log, sqrt
+from math import log
 from pathlib import Path
-from statistics import variance
 from typing import Literal
 
 from typing_extensions import Self
@@ -16,6 +15,7 @@ from deepen_core.errors import EvaluationError
 from deepen_core.evaluation.items import RightAnswer, ScoredItem, Task
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
+from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
 
 By = Literal["score", "likelihood"]
 _PARTS = {2: 10, 3: 5}
@@ -38,6 +38,8 @@ class FittedWeights:
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.
         alone_value: What main alone comes to.
+        policy: "static", or "perplexity": the weights are the shares that this policy starts from, for any strategy and
+            main member, and the values are those of the members' own answers, weighed by it.
     """
 
     members: list[str]
@@ -49,6 +51,17 @@ class FittedWeights:
     value: float
     equal_value: float
     alone_value: float
+    policy: str = "static"
+
+    @property
+    def option(self) -> list[float] | str:
+        """What to give to `Ensemble.load` as `weights`: numbers, or the policy with its shares."""
+        return self.weights if self.policy == "static" else f"{self.policy}:{self.text}"
+
+    @property
+    def text(self) -> str:
+        """The weights as one text, such as "0.7,0.3"."""
+        return ",".join(f"{weight:.4g}" for weight in self.weights)
 
     def save(self, path: str | Path) -> None:
         """Saves them as JSON.
@@ -106,7 +119,7 @@ def best(
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    share = {s: _mean(_values(tasks, s.label, by)) for s in settings}
+    share = {s: mean_of_tasks(_values(tasks, s.label, by)) for s in settings}
     found = max(settings, key=lambda s: (share[s], -bits[s]))
     return found, share[found]
 
@@ -138,13 +151,13 @@ def fitted(
     if len(members) > 1:
         ways[shares] = _values(tasks, settings[0].label, by)
         ways[found.weights] = _values(tasks, found.label, by)
-    most = max(ways.values(), key=_mean)
-    if by == "score" and not _mean(most):  # which tells nothing
+    most = max(ways.values(), key=mean_of_tasks)
+    if by == "score" and not mean_of_tasks(most):  # which tells nothing
         return fitted(tasks, fusion, members, main, "likelihood")
-    weights = next(given for given, of_tasks in ways.items() if _is_within_error(most, of_tasks))
+    weights = next(given for given, of_tasks in ways.items() if is_within_error(most, of_tasks))
     sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]
-    value, of_equal, alone = (sign * _mean(ways[way]) for way in (weights, shares, only))
+    value, of_equal, alone = (sign * mean_of_tasks(ways[way]) for way in (weights, shares, only))
     return FittedWeights(list(members), main, fusion, list(weights), by, names, value, of_equal, alone)
 
 
@@ -179,18 +192,6 @@ def _is_right(item: ScoredItem, held: ChoiceScores, label: str) -> float:
 
 def _bits(item: ScoredItem, held: ChoiceScores, label: str) -> float:
     return _nats(held, label)[item.answer] / held.bytes[item.answer] / log(2)
-
-
-def _mean(values: Sequence[Sequence[float]]) -> float:
-    """Returns the mean over tasks of the means over their items."""
-    return sum(sum(one) / len(one) for one in values) / len(values)
-
-
-def _is_within_error(better: Sequence[Sequence[float]], than: Sequence[Sequence[float]]) -> bool:
-    """Whether one mean is better than another one by at most one standard error of their difference."""
-    gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(better, than, strict=True)]
-    squares = sum(variance(one) / len(one) for one in gains if len(one) > 1)
-    return _mean(gains) <= sqrt(squares) / len(gains)
 
 
 def bits_a_byte(task: Task, scores: Sequence[ChoiceScores], setting: Setting) -> float:

@@ -12,7 +12,7 @@ from deepen_core.config import SamplingParams
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.member_runner import PREFILL_CHUNK
 from deepen_core.engine.sequence import EnsembleSequence
-from deepen_core.evaluation.items import AnsweredItem, CodeItem, OpenItem, TranslationItem
+from deepen_core.evaluation.items import AnsweredItem, OpenItem, prompt_of
 from deepen_core.evaluation.judging import mark
 from deepen_core.results import Generation
 
@@ -146,11 +146,7 @@ def _started(
 ) -> EnsembleSequence:
     stop = () if chat and isinstance(item, OpenItem) else item.stop
     params = params.model_copy(update={"max_new_tokens": item.max_new_tokens, "stop": stop})
-    if isinstance(item, CodeItem):  # a program is continued as it is
-        return decoder.start(item.start, params)
-    if isinstance(item, TranslationItem):
-        return decoder.start(item.prompt(chat=chat), params)
-    return decoder.start(item.prompt(shots, chat=chat), params)
+    return decoder.start(prompt_of(item, shots, chat=chat), params)
 
 
 def _generated(

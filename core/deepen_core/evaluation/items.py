@@ -213,9 +213,31 @@ class Task:
         return found if len(found) == len(self.items) else []
 
     @property
+    def has_exercises(self) -> bool:
+        """Whether some of its items are programs to complete, which no given answer can be read for."""
+        return any(isinstance(item, CodeItem) for item in self.items)
+
+    @property
     def is_right_or_wrong(self) -> bool:
         """Whether answers to its items can be judged."""
         return not any(isinstance(item, TextItem) for item in self.items)
+
+
+def prompt_of(item: Item, shots: Sequence[OpenItem], *, chat: bool) -> Prompt:
+    """Returns what is before the answer to an item.
+
+    Args:
+        item: The item.
+        shots: As for `OpenItem.prompt`.
+        chat: Ask in a conversation rather than in plain text; programs are continued as they are.
+    """
+    if isinstance(item, CodeItem):
+        return item.start
+    if isinstance(item, TranslationItem):
+        return item.prompt(chat=chat)
+    if isinstance(item, OpenItem):
+        return item.prompt(shots, chat=chat)
+    return item.asked(chat=chat)[0][0]
 
 
 def right_answers(task: Task, shots: Sequence[OpenItem], *, chat: bool) -> Task:

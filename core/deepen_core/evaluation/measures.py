@@ -12,7 +12,8 @@ from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import paired, score
 from deepen_core.evaluation.fitting import By, FittedWeights
-from deepen_core.evaluation.run import Outcome, Plan, fit, run
+from deepen_core.evaluation.plan import Plan
+from deepen_core.evaluation.run import Outcome, fit, run
 from deepen_core.evaluation.task_file import read_task
 from deepen_core.results import Score
 from deepen_core.voting import Ballot, Choice, Extract
@@ -123,13 +124,15 @@ class Measures(ABC):
         examples: str | Path | Sequence[str | Path],
         *,
         by: By = "score",
+        policy: str = "static",
         limit: int | None = None,
         output: str | Path | None = None,
         progress: bool = True,
     ) -> FittedWeights:
         """Returns the weights with which this ensemble, with its main member and strategy, does best on examples.
 
-        Give `weights` of the result to `load`. The ensemble's own weights are not looked at, and do not change.
+        Give `option` of the result to `load` as `weights`. The ensemble's own weights are not looked at, and do not
+        change.
 
         Args:
             examples: Files of JSON lines: questions with `question` and `choices` and `answer` (the number of the right
@@ -138,15 +141,19 @@ class Measures(ABC):
                 right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
                 read and nothing generated: it is right where greedy decoding would write just that. If none is with any
                 weights, they are fitted by likelihood.
+            policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt,
+                so that those that answer such prompts right have most weight. For this each member answers every
+                question alone, so exercises and solutions in many steps count too.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.
 
         Raises:
             ConfigurationError: If the ensemble has a strategy of its own kind.
-            EvaluationError: If a file or the folder cannot be used.
+            EvaluationError: If a file, the folder or the policy cannot be used.
             MemberError: If a member fails.
         """
         paths = [examples] if isinstance(examples, (str, Path)) else examples
         tasks = [read_task(path, limit) for path in paths]
-        return fit(self._opened(), tasks, None if output is None else Path(output), by=by, progress=progress)
+        place = None if output is None else Path(output)
+        return fit(self._opened(), tasks, place, by=by, policy=policy, progress=progress)

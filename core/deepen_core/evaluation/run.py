@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+
+import torch
 
 from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import PRESETS
-from deepen_core.config.weights import POLICIES
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
@@ -17,118 +17,16 @@ from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
 from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
 from deepen_core.evaluation.generation import Answer
-from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TranslationItem, right_answers
-from deepen_core.evaluation.ledger import digest
+from deepen_core.evaluation.items import Task, right_answers
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
+from deepen_core.evaluation.plan import Plan
+from deepen_core.evaluation.prompt_shares import POLICY, JudgedTask, fitted_shares
 from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.evaluation.votes import Votes, Way
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.policies import policy_class
 from deepen_core.members.base import Member, has_embeddings
-from deepen_core.voting.risk import chrf
-from deepen_core.voting.sampling import TEMPERATURE
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to evaluate.
-
-    Attributes:
-        tasks: Compared on these: questions with choices, open questions and exercises.
-        fitted_on: Weights are fitted on these; none for no fitted weights.
-        fusions: Names of strategies.
-        policies: Names of policies that weigh members, beside equal weights and those of each strategy by default.
-        gates: Thresholds of main's top probability from which on main decides alone, at default weights.
-        mains: Numbers of the members that are main in turn.
-        by: What fitted weights are best at.
-        chat: Ask in conversations rather than in plain text.
-        shots: All of their items are shown with their answers before each open question of their kind.
-        together: Most items that are answered at once.
-        votes: Open questions are also answered by a majority of so many sampled answers, by each member alone and each
-            strategy at its default weights; 0 for none.
-        vote_temperature: At which these are sampled.
-    """
-
-    tasks: Sequence[Task]
-    fitted_on: Sequence[Task] = ()
-    fusions: Sequence[str] = ("deepen", "product", "union")
-    policies: Sequence[str] = ("adaptive", "confidence", "consistency")
-    gates: Sequence[float] = (0.5, 0.9)
-    mains: Sequence[int] = (0,)
-    by: By = "score"
-    chat: bool = False
-    shots: Sequence[Task] = ()
-    together: int = 16
-    votes: int = 0
-    vote_temperature: float = TEMPERATURE
-
-    def check(self) -> None:
-        """Rejects what cannot be evaluated.
-
-        Raises:
-            EvaluationError: If there is nothing to compare or to vote on, a task has no items, a name is unknown, two
-                tasks have one name, a task cannot be answered right or wrong, weights cannot be fitted on a task, or an
-                item is both fitted on or shown and compared on.
-            SamplingError: If translations cannot be judged, since sacrebleu is not installed.
-        """
-        if not self.tasks or not self.fusions or not self.mains:
-            raise EvaluationError(
-                "There is nothing to compare: give at least one task, one strategy and one main member."
-            )
-        for kind, given, known in (("strategy", self.fusions, PRESETS), ("policy", self.policies, POLICIES)):
-            if unknown := [name for name in given if name not in known]:
-                raise EvaluationError(f"There is no {kind} {unknown[0]!r}: choose among {', '.join(known)}.")
-        if empty := [task.name for task in (*self.tasks, *self.fitted_on) if not task.items]:
-            raise EvaluationError(f"{empty[0]} has no items.")
-        names = [task.name for task in self.tasks]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise EvaluationError(f"There are two tasks called {twice[0]}: give their files different names.")
-        self._check_judges()
-        self.check_fit()
-        self._check_votes()
-        for task in self.shots:
-            if not all(isinstance(item, OpenItem) for item in task.items):
-                raise EvaluationError(f"{task.name} has no open questions: only these are shown with their answers.")
-        seen = {digest(item) for task in (*self.fitted_on, *self.shots) for item in task.items}
-        both = sum(digest(item) in seen for task in self.tasks for item in task.items)
-        if both:
-            raise EvaluationError(
-                f"{both} of the items are fitted on or shown too: results would look better than they are. Give other "
-                "items."
-            )
-
-    def _check_judges(self) -> None:
-        for task in self.tasks:
-            if not task.is_right_or_wrong:
-                raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
-            if any(isinstance(item, TranslationItem) for item in task.items):
-                chrf()  # says what is missing
-
-    def _check_votes(self) -> None:
-        if self.votes < 0 or (self.votes and not 0 < self.vote_temperature <= 100):
-            raise EvaluationError(
-                f"{self.votes} votes at temperature {self.vote_temperature:g}: give a number from 0, and a temperature "
-                "above 0 and at most 100, since all answers are equal at 0."
-            )
-        if self.votes and not any(task.open for task in self.tasks):
-            raise EvaluationError(f"There is nothing for {self.votes} votes: no task has open questions.")
-
-    def check_fit(self) -> None:
-        """Rejects tasks that weights cannot be fitted on.
-
-        Raises:
-            EvaluationError: If a task has exercises, or texts where right answers count.
-        """
-        if self.by not in get_args(By):
-            raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
-        for task in self.fitted_on:
-            if any(isinstance(item, CodeItem) for item in task.items):
-                raise EvaluationError(
-                    f"{task.name} has exercises: weights are fitted on choices, open questions, translations or texts."
-                )
-            if self.by == "score" and not task.is_right_or_wrong:
-                raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
 
 
 @dataclass(frozen=True)
@@ -175,8 +73,10 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     found = _Found({}, {}, {}, {}, [], {})
     votes = Votes(evaluation, plan.votes, plan.vote_temperature)
     _answer_alone(evaluation, engine, plan, found, votes)
+    readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
+    judged = [_judged(evaluation, engine, readers[plan.mains[0]], plan.fusions[0], task) for task in _judged_on(plan)]
     for main in plan.mains:
-        _compare(evaluation, TextReader(engine, main, range(len(engine.members))), plan, found, votes)
+        _compare(evaluation, readers[main], plan, found, votes, judged)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
@@ -198,10 +98,19 @@ class _Found:
     answers: dict[tuple[str, str], list[Answer]]  # by label and main member, which is the member itself where alone
 
 
-def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Found, votes: Votes) -> None:
+def _compare(
+    evaluation: Evaluation,
+    reader: TextReader,
+    plan: Plan,
+    found: _Found,
+    votes: Votes,
+    judged: Sequence[JudgedTask],
+) -> None:
     """Compares all settings with one main member on all tasks."""
-    count, main = len(reader.members), reader.members[reader.main].name
+    names = [member.name for member in reader.members]
+    count, main = len(names), names[reader.main]
     fits = _fits(evaluation, reader, plan)
+    fits += [fitted_shares(judged, fusion, names, main) for fusion in plan.fusions if judged]
     settings = _settings(plan, fits, count)
     built = Settings(reader.members, reader.main, list(settings.values()))
     every: list[ChoiceScores] = []
@@ -219,7 +128,7 @@ def _compare(evaluation: Evaluation, reader: TextReader, plan: Plan, found: _Fou
         for label, right in alone.items():
             found.alone.setdefault(label, {})[task.name] = right
         for fit in fits:
-            if max(fit.weights) == 1:  # main alone, which has answered already
+            if fit.policy == "static" and max(fit.weights) == 1:  # main alone, which has answered already
                 together[_fitted_label(fit)] = found.alone[alone_label(main)][task.name]
         for label, right in together.items():
             found.together.setdefault((label, main), {})[task.name] = right
@@ -232,14 +141,49 @@ def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Fo
     """Lets each member answer the open questions alone."""
     tasks = [task for task in plan.tasks if task.answered]
     for number, member in enumerate(engine.members if tasks else ()):
-        reader = TextReader(engine, number, [number])
-        alone = Setting(plan.fusions[0], tuple(float(n == number) for n in range(len(engine.members))))
-        built, label = Settings(engine.members, number, [alone]), alone_label(member.name)
+        alone, label = _Alone(engine, number, plan.fusions[0]), alone_label(member.name)
         for task in tasks:
-            answers = evaluation.answers(reader, task, alone, built, label)
+            answers = alone.answers(evaluation, task)
             found.alone.setdefault(label, {})[task.name] = [float(answer.right) for answer in answers]
             found.answers.setdefault((label, member.name), []).extend(answers)
-            votes.add((label, ""), reader, task, alone, built, label)
+            votes.add((label, ""), alone.reader, task, alone.setting, alone.built, label)
+
+
+class _Alone:
+    """Lets a member answer alone.
+
+    Args:
+        engine: Has the members.
+        number: Of the member.
+        fusion: The name of any strategy: nothing is fused.
+    """
+
+    def __init__(self, engine: Engine, number: int, fusion: str) -> None:
+        self.reader = TextReader(engine, number, [number])
+        self.setting = Setting(fusion, tuple(float(n == number) for n in range(len(engine.members))))
+        self.built = Settings(engine.members, number, [self.setting])
+        self._label = alone_label(engine.members[number].name)
+
+    def answers(self, evaluation: Evaluation, task: Task) -> list[Answer]:
+        """Returns its answers to the items of a task."""
+        return evaluation.answers(self.reader, task, self.setting, self.built, self._label)
+
+
+def _judged_on(plan: Plan) -> Sequence[Task]:
+    """Returns the tasks that the shares of members weighed by the prompt are fitted on."""
+    return plan.fitted_on if POLICY in plan.policies else ()
+
+
+def _judged(evaluation: Evaluation, engine: Engine, reader: TextReader, fusion: str, task: Task) -> JudgedTask:
+    """Finds which items of a task each member answers right alone, and how likely it finds their prompts."""
+    if task.scored:
+        of_members = rights_of_members(task, evaluation.scores(reader, task, []))
+        rights_found = [of_members[alone_label(member.name)] for member in engine.members]
+    else:
+        answers = [_Alone(engine, n, fusion).answers(evaluation, task) for n in range(len(engine.members))]
+        rights_found = [[float(answer.right) for answer in of_member] for of_member in answers]
+    prompts = evaluation.prompt_likelihoods(reader, task)
+    return JudgedTask(task.name, torch.tensor(rights_found).T, torch.tensor(prompts))
 
 
 def _answered(
@@ -263,7 +207,9 @@ def _with_main(label: str, reader: TextReader) -> str:
     return f"{label}, main {reader.members[reader.main].name}"
 
 
-def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, progress: bool) -> FittedWeights:
+def fit(
+    engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, policy: str, progress: bool
+) -> FittedWeights:
     """Fits the weights of an open ensemble with its main member and strategy, see `Ensemble.fit_weights`.
 
     Args:
@@ -271,6 +217,7 @@ def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, p
         tasks: The examples.
         folder: As for `run`.
         by: What to be best at.
+        policy: "static", or "perplexity" for the shares that it starts from.
         progress: Show a bar.
 
     Raises:
@@ -285,11 +232,19 @@ def fit(engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, p
         )
     if not tasks:
         raise EvaluationError("There is nothing to fit on: give at least one file.")
-    plan = Plan((), tasks, fusions=(engine.fusion_name,), by=by)
+    if policy not in ("static", POLICY):
+        raise EvaluationError(f"Weights can be fitted for the policies 'static' and {POLICY!r}, not for {policy!r}.")
+    fusion = engine.fusion_name
+    plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
     plan.check_fit()
     evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
-    [found] = _fits(evaluation, TextReader(engine, counted=range(len(engine.members))), plan)
-    return found
+    reader = TextReader(engine, counted=range(len(engine.members)))
+    if policy == "static":
+        [found] = _fits(evaluation, reader, plan)
+        return found
+    names = [member.name for member in engine.members]
+    judged = [_judged(evaluation, engine, reader, fusion, task) for task in tasks]
+    return fitted_shares(judged, fusion, names, names[reader.main])
 
 
 def _facts(engine: Engine) -> dict[str, list[str]]:
@@ -312,18 +267,28 @@ def _fingerprint(member: Member) -> str:
 
 
 def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[FittedWeights]:
-    if not plan.fitted_on:
+    examples = [task for task in plan.fitted_on if not task.has_exercises]
+    if not examples:
         return []
     names = [member.name for member in reader.members]
     settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
     shots = [item for task in plan.shots for item in task.open]
-    tasks = [right_answers(task, shots, chat=plan.chat) for task in plan.fitted_on]
+    tasks = [right_answers(task, shots, chat=plan.chat) for task in examples]
     scored = [(task, evaluation.scores(reader, task, settings, greedy=plan.by == "score")) for task in tasks]
     return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
 
 
 def _fitted_label(fit: FittedWeights) -> str:
-    return f"{fit.fusion}, fitted {' '.join(f'{w:.2g}' for w in fit.weights)}"
+    policy = "" if fit.policy == "static" else f" {fit.policy}"
+    return f"{fit.fusion}, fitted{policy} {' '.join(f'{w:.2g}' for w in fit.weights)}"
+
+
+def _weights(fit: FittedWeights) -> tuple[float, ...] | str:
+    """Returns fitted weights as a setting has them; equal shares are what a policy starts from anyway."""
+    weights = tuple(fit.weights)
+    if fit.policy == "static":
+        return weights
+    return fit.policy if weights == equal(len(weights)) else str(fit.option)
 
 
 def _default_label(fusion: str) -> str:
@@ -337,11 +302,11 @@ def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[s
     for fusion in plan.fusions:
         found[fusion] = Setting(fusion, equal(members))
         for fit in fits:
-            if fit.fusion == fusion and max(fit.weights) < 1:
-                found[_fitted_label(fit)] = Setting(fusion, tuple(fit.weights))
-        default, weights = _default_label(fusion), default_weights(fusion, members)
-        found[default] = Setting(fusion, weights)
-        found |= {f"{default}, gate {gate:g}": Setting(fusion, weights, gate) for gate in plan.gates}
+            if fit.fusion == fusion and (fit.policy != "static" or max(fit.weights) < 1):
+                found[_fitted_label(fit)] = Setting(fusion, _weights(fit))
+        default, by_default = _default_label(fusion), default_weights(fusion, members)
+        found[default] = Setting(fusion, by_default)
+        found |= {f"{default}, gate {gate:g}": Setting(fusion, by_default, gate) for gate in plan.gates}
         compares = strategy_of(PRESETS[fusion]).compares_tokens
         usable = [policy for policy in plan.policies if compares or not policy_class(policy).compares]
         found |= {f"{fusion}, {policy}": Setting(fusion, policy) for policy in usable}

@@ -16,6 +16,7 @@ from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
+from deepen_core.fusion.weights import policy_and_shares
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
 from deepen_core.sampling.largest import places_of_largest
@@ -27,7 +28,8 @@ class Setting:
 
     Attributes:
         fusion: The name of the strategy, in `PRESETS`.
-        weights: One number per member, summing to one, or the name of a policy that starts with equal ones.
+        weights: One number per member, summing to one, or the name of a policy, which shares may follow as in
+            "perplexity:0.9,0.1"; they are equal otherwise.
         gate: Asks the other members only where main's top probability is below this; None for everywhere.
     """
 
@@ -160,5 +162,6 @@ def policy_for(setting: Setting, members: int) -> WeightPolicy:
         members: Number of members.
     """
     if isinstance(setting.weights, str):
-        return policy_named(setting.weights, equal(members))
+        name, shares = policy_and_shares(setting.weights)
+        return policy_named(name, shares or equal(members))
     return StaticWeights(setting.weights)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import variance
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,3 +43,20 @@ def paired_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Se
     total /= len(one)
     low, high = np.quantile(total, [0.025, 0.975])
     return Difference(mean / len(one), float(low), float(high))
+
+
+def mean_of_tasks(values: Sequence[Sequence[float]]) -> float:
+    """Returns the mean over tasks of the means over their items."""
+    return sum(sum(one) / len(one) for one in values) / len(values)
+
+
+def is_within_error(better: Sequence[Sequence[float]], than: Sequence[Sequence[float]]) -> bool:
+    """Whether one mean is better than another one by at most one standard error of their difference.
+
+    Args:
+        better: For each task, the values of its items.
+        than: The same in another way, paired by item.
+    """
+    gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(better, than, strict=True)]
+    squares = sum(variance(one) / len(one) for one in gains if len(one) > 1)
+    return mean_of_tasks(gains) <= sqrt(squares) / len(gains)

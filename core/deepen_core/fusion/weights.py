@@ -10,20 +10,30 @@ from deepen_core.config.weights import POLICIES
 from deepen_core.errors import ConfigurationError
 
 
-def policy_name(weights: object) -> str:
-    """Returns the name of the policy that some weights stand for: a name, or numbers, which are static.
+def policy_and_shares(weights: object) -> tuple[str, list[float] | None]:
+    """Returns the name of the policy that some weights stand for, and the members' shares if they are given with it.
+
+    Args:
+        weights: The name of a policy, which shares may follow, as in "perplexity:0.9,0.1"; or numbers, which are static
+            and are not looked at.
 
     Raises:
-        ConfigurationError: If it is a text and not the name of a policy.
+        ConfigurationError: If it is a text and does not begin with the name of a policy, or no numbers follow.
     """
     if not isinstance(weights, str):
-        return "static"
-    if weights not in POLICIES:
+        return "static", None
+    name, colon, shares = weights.partition(":")
+    if name not in POLICIES:
         raise ConfigurationError(
             f"weights is {weights!r}: give one number per member, such as [0.7, 0.3], or the name of a policy: "
             f"{', '.join(POLICIES)}."
         )
-    return weights
+    try:
+        return name, [float(part) for part in shares.split(",")] if colon else None
+    except ValueError:
+        raise ConfigurationError(
+            f"weights is {weights!r}: give one number per member after the colon, such as {name}:0.7,0.3."
+        ) from None
 
 
 def normalised_weights(weights: Sequence[float], names: Sequence[str]) -> list[float]:

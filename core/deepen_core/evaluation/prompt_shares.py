@@ -1,0 +1,79 @@
+"""Shares of members whose weights follow the prompt, fitted by which members answer such prompts right alone.
+
+Members need not be equally good where they find prompts equally likely: a specialist may answer better than its
+likelihoods tell. The shares make up for that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.settings import equal
+from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
+from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs
+
+POLICY = "perplexity"
+_STEPS = {2: 12, 3: 6}
+"""Number of steps in which a member's share grows from that of another one to a thousand times as much."""
+_LARGEST = 3.0  # powers of ten
+
+
+@dataclass(frozen=True)
+class JudgedTask:
+    """How each member answers the items of a task alone.
+
+    Attributes:
+        name: The name of the task.
+        rights: 1 or 0 for each member and item, or a translation's chrF, float32 [items, members].
+        prompts: The log-likelihood of each item's prompt under each member, in nats a byte [items, members].
+    """
+
+    name: str
+    rights: torch.Tensor
+    prompts: torch.Tensor
+
+    def values(self, shares: Sequence[float]) -> list[float]:
+        """Returns for each item the mean of the members' rights by their weights after its prompt.
+
+        This is what answers are worth if one member gives each, drawn by these weights: nothing is fused.
+        """
+        everyone = torch.ones(self.rights.shape, dtype=torch.bool)
+        step = WeighingInputs([], everyone, torch.zeros(self.rights.shape), prompts=self.prompts)
+        found: list[float] = (PerplexityWeights(shares).weights(step) * self.rights).sum(-1).tolist()
+        return found
+
+
+def fitted_shares(tasks: Sequence[JudgedTask], fusion: str, members: Sequence[str], main: str) -> FittedWeights:
+    """Returns the shares with which the members that answer right have most weight, in the mean of some tasks.
+
+    Equal shares are taken if others are better by at most one standard error, paired by item, as in `fitting.fitted`.
+
+    Args:
+        tasks: The tasks.
+        fusion: The name of the strategy.
+        members: The members' names.
+        main: The name of the main member.
+    """
+    grid = candidates(len(members))
+    found = {shares: [task.values(shares) for task in tasks] for shares in grid}
+    best = max(grid, key=lambda shares: mean_of_tasks(found[shares]))
+    shares = equal(len(members))
+    if not is_within_error(found[best], found[shares]):
+        shares = best
+    alone = mean_of_tasks([task.rights[:, members.index(main)].tolist() for task in tasks])
+    names = [task.name for task in tasks]
+    value, equal_value = mean_of_tasks(found[shares]), mean_of_tasks(found[equal(len(members))])
+    return FittedWeights(list(members), main, fusion, list(shares), "score", names, value, equal_value, alone, POLICY)
+
+
+def candidates(members: int) -> list[tuple[float, ...]]:
+    """Returns the shares to choose from, equal ones first: each is up to a thousand times as much as another one."""
+    steps = _STEPS.get(members, 3)
+    counts = [count for count in itertools.product(range(steps + 1), repeat=members) if min(count) == 0]
+    raised = [[10 ** (_LARGEST * number / steps) for number in count] for count in counts]
+    return [tuple(value / sum(values) for value in values) for values in raised]

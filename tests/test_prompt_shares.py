@@ -1,0 +1,182 @@
+"""Shares of members that are weighed by the prompt: as fitted by the members' own answers, and as given by name."""
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+from evaluation_parts import ITEMS, TASK
+
+from deepen_core import Ensemble
+from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TextItem, TranslationItem
+from deepen_core.evaluation.plan import Plan
+from deepen_core.evaluation.prompt_shares import JudgedTask, candidates, fitted_shares
+from deepen_core.fusion.weights import policy_and_shares
+from deepen_integrations.langchain import ChatDeepen
+from deepen_integrations.llama_index import DeepenLLM
+
+NAMES = ["general", "specialist"]
+CODE = Task("code", (CodeItem("def f():\n", "def check(f):\n    pass\n", "f"),))
+OPEN = Task("open", (OpenItem("Who runs?", ("a fox",)), OpenItem("Who sleeps?", ("a dog",))))
+
+
+def judged(name, rights, prompts):
+    return JudgedTask(name, torch.tensor(rights, dtype=torch.float32), torch.tensor(prompts))
+
+
+def tasks(lead):
+    """The specialist answers programs right, and sums, whose prompts the general one finds likelier by `lead`."""
+    prose = judged("prose", [[1, 0]] * 30 + [[0, 0]] * 10, [[-0.7, -0.95]] * 40)
+    code = judged("code", [[0, 1]] * 30 + [[0, 0]] * 10, [[-0.5, -0.4]] * 40)
+    sums = judged("sums", [[0, 1]] * 30 + [[0, 0]] * 10, [[-0.6, -0.6 - lead]] * 40)
+    return [prose, code, sums]
+
+
+def test_a_specialist_that_answers_better_than_its_likelihoods_tell_has_the_larger_share():
+    found = fitted_shares(tasks(0.05), "deepen", NAMES, "general")
+    assert found.weights[1] > 0.9
+    assert found.policy == "perplexity"
+    assert found.tasks == ["prose", "code", "sums"]
+    assert found.alone_value == pytest.approx(0.25)
+    assert found.value > 0.7 > found.equal_value + 0.1  # all right answers are 0.75
+    assert found.option == f"perplexity:{found.weights[0]:.4g},{found.weights[1]:.4g}"
+
+
+def test_equal_shares_are_kept_where_others_are_better_by_chance():
+    prompts = [[-0.6, -0.61]] * 20
+    chance = judged("chance", [[1, 0]] * 10 + [[0, 1]] * 10, prompts)
+    assert fitted_shares([chance], "deepen", NAMES, "general").weights == [0.5, 0.5]
+    clear = judged("clear", [[0, 1]] * 20, prompts)
+    assert fitted_shares([clear], "deepen", NAMES, "general").weights[1] > 0.99
+
+
+def test_values_are_expected_rights():
+    """Against the equation, with three members and partly right answers."""
+    chosen = random.Random(3)
+    rights = [[chosen.random() for _ in range(3)] for _ in range(5)]
+    prompts = [[-chosen.random() for _ in range(3)] for _ in range(5)]
+    shares = (0.2, 0.3, 0.5)
+    for found, right, nats in zip(judged("x", rights, prompts).values(shares), rights, prompts, strict=True):
+        raised = [share * math.exp(40 * one) for share, one in zip(shares, nats, strict=True)]
+        expected = sum(weight * one for weight, one in zip(raised, right, strict=True)) / sum(raised)
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_candidates(members):
+    """Each once, equal ones first, and all orders of the members alike."""
+    found = candidates(members)
+    assert found[0] == pytest.approx([1 / members] * members)
+    assert all(sum(shares) == pytest.approx(1) for shares in found)
+    assert max(max(shares) / min(shares) for shares in found) == pytest.approx(1 if members == 1 else 1000)
+    rounded = {tuple(round(share, 9) for share in shares) for shares in found}
+    assert len(rounded) == len(found)
+    assert {order for shares in rounded for order in itertools.permutations(shares)} == rounded
+
+
+def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
+    """On exercises too; what is measured is kept, so that it goes on without the models."""
+    plan = Plan([TASK], [OPEN, CODE], fusions=["deepen", "union"], policies=["perplexity"], gates=[])
+    outcome = pair.evaluate(plan, output=tmp_path, progress=False)
+    fits = {fit.fusion: fit for fit in outcome.weights if fit.policy == "perplexity"}
+    assert fits.keys() == {"deepen", "union"}
+    assert fits["deepen"].tasks == ["open", "code"]
+    rows = [row for row in outcome.summary.rows if ", fitted perplexity " in row.label]
+    assert len(rows) == 2
+    assert all("--weights perplexity" in row.options for row in rows)
+    held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
+    assert [line["task"] for line in held] == ["open", "open", "code"]
+    first = pair.score("Question: Who runs?\nAnswer:", " a fox")  # any reading: the models are there
+    assert all(math.isfinite(nats) for line in held for nats in line["nats"])
+    assert len(first.members) == len(held[0]["nats"])
+    names = [member.name for member in pair.info.members]
+    static = {fit.fusion: fit for fit in outcome.weights if fit.policy == "static"}
+    assert all(fit.tasks == ["open"] and fit.members == names for fit in static.values())
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    again = pair.evaluate(plan, output=tmp_path, progress=False)
+    assert again.weights == outcome.weights
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == sizes
+
+
+def test_fit_weights(pair, folders, tmp_path):
+    """What it returns can be given to `load`, also from a file."""
+    path = tmp_path / "open.jsonl"
+    items = [{"question": item.question, "choices": list(item.choices), "answer": item.answer} for item in ITEMS]
+    path.write_text("\n".join(map(json.dumps, items)))
+    found = pair.fit_weights(path, policy="perplexity", progress=False)
+    found.save(tmp_path / "w.json")
+    loaded = FittedWeights.load(tmp_path / "w.json")
+    assert loaded == found
+    models = [folders["alpha"], folders["beta"]]
+    with Ensemble.load(models, weights=loaded.option, device="cpu", progress=False) as ensemble:
+        assert ensemble.info.weight_policy == "perplexity"
+        assert [member.weight for member in ensemble.info.members] == pytest.approx(found.weights, abs=1e-3)
+        assert ensemble.generate("The quick", max_new_tokens=3, ignore_eos=True).text
+    with pytest.raises(EvaluationError, match="for the policies 'static' and 'perplexity', not for 'adaptive'"):
+        pair.fit_weights(path, policy="adaptive", progress=False)
+
+
+def test_what_cannot_be_judged_is_refused():
+    texts = Task("texts", (TextItem("a", "b"),))
+    with pytest.raises(EvaluationError, match=r"texts has texts without choices: .* not the policy 'perplexity'"):
+        Plan([TASK], [texts], policies=["perplexity"], by="likelihood").check()
+    Plan([TASK], [CODE, OPEN], policies=["perplexity"]).check()
+
+
+def test_translations_that_are_judged_need_their_extra(monkeypatch):
+    def missing():
+        raise ConfigurationError("no sacrebleu")
+
+    monkeypatch.setattr("deepen_core.evaluation.plan.chrf", missing)
+    spoken = Task("spoken", (TranslationItem("a", "b"),))
+    with pytest.raises(ConfigurationError, match="no sacrebleu"):
+        Plan([TASK], [spoken], policies=["perplexity"]).check()
+    Plan([TASK], [spoken], policies=[]).check()
+
+
+@pytest.mark.parametrize(
+    ("weights", "found"),
+    [
+        ("perplexity:0.9,0.1", ("perplexity", [0.9, 0.1])),
+        ("adaptive: 3, 1", ("adaptive", [3, 1])),
+        ("adaptive", ("adaptive", None)),
+        ([0.5, 0.5], ("static", None)),
+        (None, ("static", None)),
+    ],
+)
+def test_shares_after_a_name(weights, found):
+    assert policy_and_shares(weights) == found
+
+
+@pytest.mark.parametrize("model", [DeepenLLM, ChatDeepen])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("perplexity:", "one number per member after the colon, such as perplexity:0.7,0.3"),
+        ("perplexity:a,b", "one number per member after the colon"),
+        ("perplexed:1,2", "or the name of a policy: static, adaptive"),
+        ("perplexity:1,2,3", "3 weights for 2 members"),
+        ("perplexity:0,0", "at least one must be positive"),
+    ],
+)
+def test_wrong_shares_are_told_before_anything_is_loaded(model, weights, message):
+    with pytest.raises(ConfigurationError, match=message):
+        model(models=["a/b", "c/d"], weights=weights)
+
+
+def test_shares_by_name_are_those_of_members(folders):
+    """Given with the policy, or as each member's own weight."""
+    models = [str(folders["alpha"]), str(folders["beta"])]
+    options = {"device": "cpu", "progress": False}
+    weighed = [{"model": models[0], "weight": 3}, {"model": models[1], "weight": 1}]
+    answers, members = [], []
+    for given, weights in ((models, "perplexity:0.75,0.25"), (weighed, "perplexity")):
+        with Ensemble.load(given, weights=weights, **options) as ensemble:
+            answers.append(ensemble.generate("The quick", max_new_tokens=8, logprobs=1).logprobs)
+            members.append([(member.name, member.weight) for member in ensemble.info.members])
+    assert answers[0] == answers[1]
+    assert members[0] == members[1] == [("alpha", 0.75), ("beta", 0.25)]
