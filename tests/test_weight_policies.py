@@ -133,6 +133,18 @@ def test_perplexity_is_static_weights_by_the_prompt(tables, fusion):
         assert score.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
+def test_the_prompts_of_members_that_do_not_speak_do_not_count():
+    """One that was dropped has zero, which is more than any member can find a text likely."""
+    speaking = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    prompts = torch.tensor([[-4.0, -4.01, 0.0]] * 3)
+    step = WeighingInputs([], speaking, torch.zeros(3, 3), prompts=prompts)
+    found = PerplexityWeights(SHARES).weights(step).tolist()
+    assert found[0][2] == pytest.approx(1)
+    assert found[1] == pytest.approx(scaled([0.2, 0.3 * math.exp(-0.4), 0]), abs=1e-4)
+    assert found[2] == [1, 0, 0]
+    assert PerplexityWeights([0.0, 0.5, 0.5]).weights(step)[2].tolist() == [0, 0, 0]
+
+
 def test_of_a_conversation_the_text_counts_and_not_the_template():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     assert prompt_text(messages) == "Be brief.\n\nWhy?"

@@ -185,7 +185,10 @@ class PerplexityWeights(StaticWeights):
     def weights(self, step: WeighingInputs) -> torch.Tensor:
         """See `WeightPolicy.weights`."""
         assert step.prompts is not None, "it reads prompts"
-        return torch.softmax(self._weights.log() + self._rate * step.prompts, dim=-1)
+        nats = self._weights.log() + self._rate * step.prompts
+        # Among those that speak: what is not known of a member that was dropped must not make the others' vanish.
+        found = torch.softmax(nats.masked_fill(~step.speaking, -torch.inf), dim=-1)
+        return found.nan_to_num(0.0)  # those that speak have no share
 
 
 _LEAST_ENTROPY = 1e-3  # nats: a member that is sure is not infinitely sure
