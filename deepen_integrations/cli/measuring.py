@@ -60,7 +60,11 @@ def evaluate(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Compare these weights that change by step; repeat it.", show_default="all"),
+        typer.Option(
+            metavar="NAME",
+            help="Compare these weights that change; repeat it.",
+            show_default="adaptive, confidence and consistency",
+        ),
     ] = None,
     gate: Annotated[
         list[float] | None,
