@@ -17,8 +17,9 @@ def resident():
 
 
 def least_resident(work, times):
-    """Returns the least MiB in memory after each of some repetitions: single values vary by several MiB, a leak lifts
-    even the least one.
+    """Returns the least of the MiB in memory after each of some repetitions.
+
+    Single values vary by several MiB, but a leak lifts even the least of them.
     """
     found = []
     for _ in range(times):

@@ -100,8 +100,8 @@ class TestTheCommands:
         asked = deepen("generate", "Hello", "--max-tokens", "3", "--weights", printed)
         assert asked.exit_code == 0, asked.output
         unknown = deepen("fit", str(files[1]), "--policy", "adaptive")
-        assert unknown.exit_code == 1
-        assert "for the policies 'static' and 'perplexity', not for 'adaptive'" in " ".join(unknown.stderr.split())
+        assert unknown.exit_code == 2
+        assert "'adaptive' is neither static nor perplexity" in " ".join(unknown.stderr.split())
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -1,8 +1,10 @@
 """Shares of members that are weighed by the prompt: as fitted by the members' own answers, and as given by name."""
 
+import copy
 import itertools
 import json
 import math
+import pickle
 import random
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from evaluation_parts import ITEMS, TASK
 
 from deepen_core import Ensemble
+from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation import run
 from deepen_core.evaluation.fitting import FittedWeights
 from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TextItem, TranslationItem
 from deepen_core.evaluation.plan import Plan
@@ -79,7 +83,7 @@ def test_candidates(members):
 
 
 def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
-    """On exercises too; what is measured is kept, so that it goes on without the models."""
+    """On exercises too; what is measured is kept, and not measured again."""
     plan = Plan([TASK], [OPEN, CODE], fusions=["deepen", "union"], policies=["perplexity"], gates=[])
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
     fits = {fit.fusion: fit for fit in outcome.weights if fit.policy == "perplexity"}
@@ -90,9 +94,9 @@ def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
     assert all("--weights perplexity" in row.options for row in rows)
     held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
     assert [line["task"] for line in held] == ["open", "open", "code"]
-    first = pair.score("Question: Who runs?\nAnswer:", " a fox")  # any reading: the models are there
-    assert all(math.isfinite(nats) for line in held for nats in line["nats"])
-    assert len(first.members) == len(held[0]["nats"])
+    prompts = ["Question: Who runs?\nAnswer:", "Question: Who sleeps?\nAnswer:", "def f():\n"]
+    for line, prompt in zip(held, prompts, strict=True):
+        assert line["nats"] == [prompt_likelihood(member, prompt) for member in pair._engine.members]
     names = [member.name for member in pair.info.members]
     static = {fit.fusion: fit for fit in outcome.weights if fit.policy == "static"}
     assert all(fit.tasks == ["open"] and fit.members == names for fit in static.values())
@@ -100,6 +104,26 @@ def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
     again = pair.evaluate(plan, output=tmp_path, progress=False)
     assert again.weights == outcome.weights
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == sizes
+
+
+def test_members_are_judged_by_their_own_answers(pair, monkeypatch):
+    """Each as the evaluation of the same task says of it alone, choices and open questions."""
+    judged, fitted = [], run.fitted_shares
+    monkeypatch.setattr(run, "fitted_shares", lambda tasks, *rest: judged.extend(tasks) or fitted(tasks, *rest))
+    others = Task("others", (ITEMS[0],))
+    answered = Task("answered", (*OPEN.items, OpenItem("Who jumps?", ("a fox",))))
+    for module in ("generation", "evaluation"):  # else no answer of such small models is right
+        monkeypatch.setattr(f"deepen_core.evaluation.{module}.mark", lambda _, text, **__: sum(text.encode()) % 5 / 4)
+    for task in (TASK, answered):
+        pair.evaluate(Plan([others if task is answered else OPEN], [task], policies=["perplexity"]), progress=False)
+        rows = pair.evaluate(Plan([task], policies=[], gates=[]), progress=False).summary.rows
+        shares = {row.label: row.shares[task.name] for row in rows}
+        found = judged.pop(0)
+        judged.clear()
+        assert found.rights.shape == found.prompts.shape == (3, 2)
+        for number, name in enumerate(("alpha", "beta")):
+            assert float(found.rights[:, number].mean()) == pytest.approx(shares[f"{name} alone"])
+    assert shares["alpha alone"] != shares["beta alone"]  # or their order would not show
 
 
 def test_fit_weights(pair, folders, tmp_path):
@@ -116,7 +140,7 @@ def test_fit_weights(pair, folders, tmp_path):
         assert ensemble.info.weight_policy == "perplexity"
         assert [member.weight for member in ensemble.info.members] == pytest.approx(found.weights, abs=1e-3)
         assert ensemble.generate("The quick", max_new_tokens=3, ignore_eos=True).text
-    with pytest.raises(EvaluationError, match="for the policies 'static' and 'perplexity', not for 'adaptive'"):
+    with pytest.raises(EvaluationError, match="for the policies static and perplexity, not 'adaptive'"):
         pair.fit_weights(path, policy="adaptive", progress=False)
 
 
@@ -166,6 +190,13 @@ def test_shares_after_a_name(weights, found):
 def test_wrong_shares_are_told_before_anything_is_loaded(model, weights, message):
     with pytest.raises(ConfigurationError, match=message):
         model(models=["a/b", "c/d"], weights=weights)
+
+
+@pytest.mark.parametrize("model", [DeepenLLM, ChatDeepen])
+def test_shares_by_name_survive_copies_and_pickles(model):
+    llm = model(models=["a/b", "c/d"], weights="perplexity:0.75,0.25")
+    for other in (pickle.loads(pickle.dumps(llm)), copy.deepcopy(llm)):
+        assert other.weights == "perplexity:0.75,0.25"
 
 
 def test_shares_by_name_are_those_of_members(folders):

@@ -20,7 +20,7 @@ from deepen_integrations.cli.plot import plotted
 if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.evaluation.cost import Cost
-    from deepen_core.evaluation.fitting import By, FittedWeights
+    from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights
     from deepen_core.evaluation.plan import Plan
     from deepen_core.evaluation.run import Outcome
     from deepen_core.evaluation.summary import Row
@@ -188,6 +188,18 @@ def checked_by(text: str) -> By:
     if text in found:
         return found[text]
     raise typer.BadParameter(f"{text!r} is neither score nor likelihood.", param_hint="--by")
+
+
+def checked_policy(text: str) -> FittedPolicy:
+    """Returns the policy that weights are fitted for.
+
+    Raises:
+        typer.BadParameter: If it is neither "static" nor "perplexity".
+    """
+    found: dict[str, FittedPolicy] = {"static": "static", "perplexity": "perplexity"}
+    if text in found:
+        return found[text]
+    raise typer.BadParameter(f"{text!r} is neither static nor perplexity.", param_hint="--policy")
 
 
 def told(fit: FittedWeights) -> str:

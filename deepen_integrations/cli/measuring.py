@@ -208,10 +208,10 @@ def fit(
 
     with clear_errors(debug):
         paths = ev.files(examples, "FILE")
-        chosen = ev.checked_by(by)
+        chosen, fitted = ev.checked_by(by), ev.checked_policy(policy)
         with open_ensemble(load) as ensemble, Status("fitting weights"):
-            found = ensemble.fit_weights(paths, by=chosen, policy=policy, limit=limit)
-        write(found.text if found.policy == "static" else f"{found.policy}:{found.text}")
+            found = ensemble.fit_weights(paths, by=chosen, policy=fitted, limit=limit)
+        write(found.option if isinstance(found.option, str) else found.text)
         notice(ev.told(found), style="dim")
         if output is not None:
             found.save(output)

@@ -18,6 +18,7 @@ from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
 
 By = Literal["score", "likelihood"]
+FittedPolicy = Literal["static", "perplexity"]
 _PARTS = {2: 10, 3: 5}
 """Number of parts that one is divided into, by the number of members."""
 
@@ -51,7 +52,7 @@ class FittedWeights:
     value: float
     equal_value: float
     alone_value: float
-    policy: str = "static"
+    policy: FittedPolicy = "static"
 
     @property
     def option(self) -> list[float] | str:

@@ -90,9 +90,7 @@ class Plan:
         for task in self.tasks:
             if not task.is_right_or_wrong:
                 raise EvaluationError(f"{task.name} has texts to fit on: they cannot be answered right or wrong.")
-        judged = [*self.tasks, *(self.fitted_on if POLICY in self.policies else ())]
-        if any(isinstance(item, TranslationItem) for task in judged for item in task.items):
-            chrf()  # says what is missing
+            _check_translations(task)
 
     def _check_votes(self) -> None:
         if self.votes < 0 or (self.votes and not 0 < self.vote_temperature <= 100):
@@ -108,6 +106,7 @@ class Plan:
 
         Raises:
             EvaluationError: If a task has exercises, or texts where right answers count.
+            SamplingError: If translations are to be judged, since sacrebleu is not installed.
         """
         if self.by not in get_args(By):
             raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
@@ -121,3 +120,11 @@ class Plan:
                 raise EvaluationError(
                     f"{task.name} has texts without choices: fit by likelihood, and not the policy {POLICY!r}."
                 )
+            if POLICY in self.policies:
+                _check_translations(task)
+
+
+def _check_translations(task: Task) -> None:
+    """Says what is missing where translations cannot be judged."""
+    if any(isinstance(item, TranslationItem) for item in task.items):
+        chrf()

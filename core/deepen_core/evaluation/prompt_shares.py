@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from deepen_core.evaluation.settings import equal
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
 from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs
 
-POLICY = "perplexity"
+POLICY: Literal["perplexity"] = "perplexity"
 _STEPS = {2: 12, 3: 6}
 """Number of steps in which a member's share grows from that of another one to a thousand times as much."""
 _LARGEST = 3.0  # powers of ten
@@ -51,7 +52,8 @@ class JudgedTask:
 def fitted_shares(tasks: Sequence[JudgedTask], fusion: str, members: Sequence[str], main: str) -> FittedWeights:
     """Returns the shares with which the members that answer right have most weight, in the mean of some tasks.
 
-    Equal shares are taken if others are better by at most one standard error, paired by item, as in `fitting.fitted`.
+    Equal shares are taken unless others are better by more than one standard error, paired by item, as in
+    `fitting.fitted`.
 
     Args:
         tasks: The tasks.

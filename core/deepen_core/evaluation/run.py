@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -15,7 +16,7 @@ from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
-from deepen_core.evaluation.fitting import By, FittedWeights, candidates, fitted
+from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights, candidates, fitted
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import Task, right_answers
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
@@ -72,9 +73,11 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     )
     found = _Found({}, {}, {}, {}, [], {})
     votes = Votes(evaluation, plan.votes, plan.vote_temperature)
-    _answer_alone(evaluation, engine, plan, found, votes)
+    everyone = _everyone(engine, plan.fusions[0])
+    _answer_alone(evaluation, everyone, plan, found, votes)
     readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
-    judged = [_judged(evaluation, engine, readers[plan.mains[0]], plan.fusions[0], task) for task in _judged_on(plan)]
+    judged_on = plan.fitted_on if POLICY in plan.policies else ()
+    judged = [_judged(evaluation, everyone, readers[plan.mains[0]], task) for task in judged_on]
     for main in plan.mains:
         _compare(evaluation, readers[main], plan, found, votes, judged)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
@@ -137,16 +140,14 @@ def _compare(
     found.asked[main] = shares_asked(every, plan.gates)
 
 
-def _answer_alone(evaluation: Evaluation, engine: Engine, plan: Plan, found: _Found, votes: Votes) -> None:
+def _answer_alone(evaluation: Evaluation, everyone: Sequence[_Alone], plan: Plan, found: _Found, votes: Votes) -> None:
     """Lets each member answer the open questions alone."""
-    tasks = [task for task in plan.tasks if task.answered]
-    for number, member in enumerate(engine.members if tasks else ()):
-        alone, label = _Alone(engine, number, plan.fusions[0]), alone_label(member.name)
-        for task in tasks:
+    for alone in everyone:
+        for task in [task for task in plan.tasks if task.answered]:
             answers = alone.answers(evaluation, task)
-            found.alone.setdefault(label, {})[task.name] = [float(answer.right) for answer in answers]
-            found.answers.setdefault((label, member.name), []).extend(answers)
-            votes.add((label, ""), alone.reader, task, alone.setting, alone.built, label)
+            found.alone.setdefault(alone.label, {})[task.name] = [float(answer.right) for answer in answers]
+            found.answers.setdefault((alone.label, alone.name), []).extend(answers)
+            votes.add((alone.label, ""), alone.reader, task, alone.setting, alone.built, alone.label)
 
 
 class _Alone:
@@ -156,31 +157,38 @@ class _Alone:
         engine: Has the members.
         number: Of the member.
         fusion: The name of any strategy: nothing is fused.
+
+    Attributes:
+        name: The member's name.
+        label: Its label in tables.
+        reader: Has it and runs it.
+        setting: Its weight is one.
+        built: Has the setting's strategy.
     """
 
     def __init__(self, engine: Engine, number: int, fusion: str) -> None:
         self.reader = TextReader(engine, number, [number])
         self.setting = Setting(fusion, tuple(float(n == number) for n in range(len(engine.members))))
         self.built = Settings(engine.members, number, [self.setting])
-        self._label = alone_label(engine.members[number].name)
+        self.name = engine.members[number].name
+        self.label = alone_label(self.name)
 
     def answers(self, evaluation: Evaluation, task: Task) -> list[Answer]:
         """Returns its answers to the items of a task."""
-        return evaluation.answers(self.reader, task, self.setting, self.built, self._label)
+        return evaluation.answers(self.reader, task, self.setting, self.built, self.label)
 
 
-def _judged_on(plan: Plan) -> Sequence[Task]:
-    """Returns the tasks that the shares of members weighed by the prompt are fitted on."""
-    return plan.fitted_on if POLICY in plan.policies else ()
+def _everyone(engine: Engine, fusion: str) -> list[_Alone]:
+    return [_Alone(engine, number, fusion) for number in range(len(engine.members))]
 
 
-def _judged(evaluation: Evaluation, engine: Engine, reader: TextReader, fusion: str, task: Task) -> JudgedTask:
+def _judged(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, task: Task) -> JudgedTask:
     """Finds which items of a task each member answers right alone, and how likely it finds their prompts."""
     if task.scored:
         of_members = rights_of_members(task, evaluation.scores(reader, task, []))
-        rights_found = [of_members[alone_label(member.name)] for member in engine.members]
+        rights_found = [of_members[alone.label] for alone in everyone]
     else:
-        answers = [_Alone(engine, n, fusion).answers(evaluation, task) for n in range(len(engine.members))]
+        answers = [alone.answers(evaluation, task) for alone in everyone]
         rights_found = [[float(answer.right) for answer in of_member] for of_member in answers]
     prompts = evaluation.prompt_likelihoods(reader, task)
     return JudgedTask(task.name, torch.tensor(rights_found).T, torch.tensor(prompts))
@@ -208,7 +216,7 @@ def _with_main(label: str, reader: TextReader) -> str:
 
 
 def fit(
-    engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, policy: str, progress: bool
+    engine: Engine, tasks: Sequence[Task], folder: Path | None, *, by: By, policy: FittedPolicy, progress: bool
 ) -> FittedWeights:
     """Fits the weights of an open ensemble with its main member and strategy, see `Ensemble.fit_weights`.
 
@@ -222,8 +230,9 @@ def fit(
 
     Raises:
         ConfigurationError: If the ensemble's strategy has no name.
-        EvaluationError: If a task or the folder cannot be used.
+        EvaluationError: If a task, the folder or the policy cannot be used.
         MemberError: If a member fails.
+        SamplingError: As from `Plan.check_fit`.
     """
     if engine.fusion_name not in PRESETS:
         raise ConfigurationError(
@@ -232,8 +241,10 @@ def fit(
         )
     if not tasks:
         raise EvaluationError("There is nothing to fit on: give at least one file.")
-    if policy not in ("static", POLICY):
-        raise EvaluationError(f"Weights can be fitted for the policies 'static' and {POLICY!r}, not for {policy!r}.")
+    if policy not in get_args(FittedPolicy):
+        raise EvaluationError(
+            f"Weights are fitted for the policies {' and '.join(get_args(FittedPolicy))}, not {policy!r}."
+        )
     fusion = engine.fusion_name
     plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
     plan.check_fit()
@@ -243,7 +254,8 @@ def fit(
         [found] = _fits(evaluation, reader, plan)
         return found
     names = [member.name for member in engine.members]
-    judged = [_judged(evaluation, engine, reader, fusion, task) for task in tasks]
+    everyone = _everyone(engine, fusion)
+    judged = [_judged(evaluation, everyone, reader, task) for task in tasks]
     return fitted_shares(judged, fusion, names, names[reader.main])
 
 

@@ -168,8 +168,8 @@ class PerplexityWeights(StaticWeights):
 
     After PackLLM-sim (arXiv 2404.11531), whose weights are a softmax of the log-perplexities of the prompt. Here l_i is
     the log-likelihood a byte rather than a token, so that members with other tokenizers are comparable, and the rate
-    makes it that of ten tokens of four bytes: a code model and a general one of about the same size differ by .1 to .4
-    nats a byte, and a mean of them is worse than the right one. The weights stay the same throughout an answer.
+    makes it that of ten tokens of four bytes: where a code model and a general one of about the same size differ by 0.1
+    nats a byte, one has 55 times the weight of the other. The weights stay the same throughout an answer.
 
     Args:
         weights: The members' shares s, one per member, summing to one.
