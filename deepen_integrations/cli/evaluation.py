@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deepen_core.evaluation.plan import Plan
     from deepen_core.evaluation.run import Outcome
     from deepen_core.evaluation.summary import Row
+
+Name = TypeVar("Name", bound=str)
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
@@ -184,10 +186,7 @@ def checked_by(text: str) -> By:
     Raises:
         typer.BadParameter: If it is neither "score" nor "likelihood".
     """
-    found: dict[str, By] = {"score": "score", "likelihood": "likelihood"}
-    if text in found:
-        return found[text]
-    raise typer.BadParameter(f"{text!r} is neither score nor likelihood.", param_hint="--by")
+    return _one_of(text, {"score": "score", "likelihood": "likelihood"}, "--by")
 
 
 def checked_policy(text: str) -> FittedPolicy:
@@ -196,10 +195,13 @@ def checked_policy(text: str) -> FittedPolicy:
     Raises:
         typer.BadParameter: If it is neither "static" nor "perplexity".
     """
-    found: dict[str, FittedPolicy] = {"static": "static", "perplexity": "perplexity"}
-    if text in found:
-        return found[text]
-    raise typer.BadParameter(f"{text!r} is neither static nor perplexity.", param_hint="--policy")
+    return _one_of(text, {"static": "static", "perplexity": "perplexity"}, "--policy")
+
+
+def _one_of(text: str, known: Mapping[str, Name], hint: str) -> Name:
+    if text in known:
+        return known[text]
+    raise typer.BadParameter(f"{text!r} is neither {' nor '.join(known)}.", param_hint=hint)
 
 
 def told(fit: FittedWeights) -> str:
