@@ -29,9 +29,10 @@ from benchmarks.report import publish
 from benchmarks.report import read as published
 from deepen_core import Ensemble
 from deepen_core.config import PRESETS, BytesConfig, StrategyOptions
+from deepen_core.fusion.adaptive_weights import AdaptiveWeights
 from deepen_core.fusion.base import StepInputs
 from deepen_core.fusion.mixing import Mixer
-from deepen_core.fusion.policies import AdaptiveWeights, StaticWeights
+from deepen_core.fusion.policies import StaticWeights
 
 FITTED_ON = ("other code", "advice")
 STRATEGIES: dict[str, StrategyOptions] = {

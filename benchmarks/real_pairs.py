@@ -30,9 +30,10 @@ from benchmarks.report import read as published
 from deepen_core import Ensemble, FusionConfig
 from deepen_core.config import PRESETS, StrategyOptions
 from deepen_core.fusion import strategy_of
+from deepen_core.fusion.adaptive_weights import AdaptiveWeights
 from deepen_core.fusion.base import Fusion
 from deepen_core.fusion.mixing import Mixer
-from deepen_core.fusion.policies import AdaptiveWeights, StaticWeights
+from deepen_core.fusion.policies import StaticWeights
 from deepen_core.progress import Steps
 
 KINDS = {"code": "other code", "story": "advice"}

@@ -1,17 +1,21 @@
 """Weights that follow which member predicts the text better."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from table_member import TableMember
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
 from deepen_core.config import PRESETS
 from deepen_core.errors import ConfigurationError
+from deepen_core.fusion.adaptive_weights import AdaptiveWeights
 from deepen_core.fusion.comparison import Comparison
-from deepen_core.fusion.policies import AdaptiveWeights, StaticWeights
+from deepen_core.fusion.policies import StaticWeights, WeighingInputs
 from deepen_integrations.langchain import DeepenLLM
 from deepen_integrations.llama_index import DeepenLLM as LlamaIndexLLM
 
@@ -54,14 +58,69 @@ def test_the_equation(twins, fusion, main):
     with Ensemble.from_members(twins, main=main, fusion=config, weights=policy) as ensemble:
         answer = ensemble.generate("The quick brown", logprobs=1, **OPTIONS)
     own = [[member.logprob for member in token.members] for token in answer.logprobs]
-    record = [0.0, 0.0]
+    record, experts = [0.0, 0.0], [0.8, 0.2 * 0.3, 0.2 * 0.7]
     for found, said, tokens in zip(policy.records, policy.said, own, strict=True):
-        assert found[0].tolist() == pytest.approx(record, abs=0.05)  # control tokens have a little of the mass
-        raised = [share * math.exp(0.05 * nats) for share, nats in zip(shares, found[0].tolist(), strict=True)]
-        assert said[0].tolist() == pytest.approx([one / sum(raised) for one in raised], abs=1e-6)
+        # Control tokens have a little of the mass, so that what the policy is told is not quite this.
+        assert found[0].tolist() == pytest.approx([*record, *experts], abs=0.05)
+        kept, trusted = found[0, :2].tolist(), found[0, 2:].tolist()
+        slow = scaled([share * math.exp(0.05 * nats) for share, nats in zip(shares, kept, strict=True)])
+        assert said[0].tolist() == pytest.approx([trusted[0] * slow[n] + trusted[1 + n] for n in range(2)], abs=1e-6)
         gained = [max(-5.0, min(5.0, tokens[n] - tokens[main])) for n in range(2)]
-        record = [0.98 * old + new for old, new in zip(record, gained, strict=True)]
+        record = [0.98 * old + new for old, new in zip(kept, gained, strict=True)]
+        likely = [math.exp(nats) for nats in gained]
+        likely = [sum(weight * one for weight, one in zip(slow, likely, strict=True)), *likely]
+        moved = scaled([weight * one for weight, one in zip(trusted, likely, strict=True)])
+        experts = [0.99 * new + 0.01 * old for new, old in zip(moved, [0.8, 0.2 * 0.3, 0.2 * 0.7], strict=True)]
     assert max(map(abs, record)) > 5  # they differ, or all of this would say nothing
+    assert max(abs(new - old) for new, old in zip(experts, [0.8, 0.06, 0.14], strict=True)) > 0.1
+
+
+def scaled(weights):
+    return [weight / sum(weights) for weight in weights]
+
+
+@given(
+    ratios=st.lists(st.tuples(*[st.floats(-5, 5)] * 2), min_size=1, max_size=6),
+    shares=st.sampled_from([(0.2, 0.3, 0.5), (0.6, 0.2, 0.2)]),
+)
+def test_experts_are_trusted_as_over_all_ways_to_switch(ratios, shares):
+    """By brute force: which expert gives each token is a chain that starts anew with probability 0.01 at each token."""
+    policy = AdaptiveWeights(shares)
+    record = policy.first()
+    likely = []  # of each token so far under each expert
+    for pair in ratios:
+        relative = [0.0, *pair]
+        slow = scaled([s * math.exp(0.05 * nats) for s, nats in zip(shares, record[:3], strict=True)])
+        found = [math.exp(nats) for nats in relative]
+        likely.append([sum(map(math.prod, zip(slow, found, strict=True))), *found])
+        record = policy.after(record, relative)
+    prior = [0.8, *(0.2 * share for share in shares)]
+    trusted = [0.0] * 4
+    for way in itertools.product(range(4), repeat=len(likely) + 1):  # the last one is the next token's expert
+        chance = prior[way[0]]
+        for before, now in itertools.pairwise(way):
+            chance *= 0.01 * prior[now] + 0.99 * (before == now)
+        trusted[way[-1]] += chance * math.prod(token[expert] for token, expert in zip(likely, way, strict=False))
+    assert record[3:] == pytest.approx(scaled(trusted), abs=1e-9)
+
+
+@pytest.mark.parametrize("main", [0, 1])
+def test_a_member_that_is_better_by_far_soon_answers_almost_alone(main):
+    """And one that is only a little better does not."""
+    far, little = AdaptiveWeights([0.5, 0.5]), AdaptiveWeights([0.5, 0.5])
+    records = [far.first(), little.first()]
+    better = 1 - main
+    for _ in range(10):
+        for n, (policy, nats) in enumerate(((far, 1.0), (little, 0.05))):
+            relative = [0.0, 0.0]
+            relative[better] = nats
+            records[n] = policy.after(records[n], relative)
+    weights = [
+        policy.weights(WeighingInputs([], torch.ones(1, 2, dtype=torch.bool), torch.tensor([record])))[0, better]
+        for policy, record in zip((far, little), records, strict=True)
+    ]
+    assert weights[0] > 0.85
+    assert 0.5 < weights[1] < 0.6
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -97,10 +156,12 @@ def test_what_a_constraint_forces_is_not_counted(tables):
     with Ensemble.from_members(tables, weights=policy) as ensemble:
         ensemble.generate(PROMPTS[0], choices=["zebra crossing"], max_new_tokens=16)
         assert len(policy.records) > 2
-        assert not torch.cat(policy.records).any()
+        first = torch.tensor([0.0, 0.0, 0.8, 0.1, 0.1])
+        assert all(torch.equal(record, first[None]) for record in policy.records)
+        assert torch.cat(policy.said).tolist() == [pytest.approx([0.5, 0.5])] * len(policy.said)
         policy.records.clear()
         ensemble.generate(PROMPTS[0], **OPTIONS)
-        assert torch.cat(policy.records).any()
+        assert not torch.equal(policy.records[-1], first[None])
 
 
 def test_shares_are_where_they_start(folders):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 POLICIES: dict[str, str] = {
     "static": "deepen_core.fusion.policies:StaticWeights",
-    "adaptive": "deepen_core.fusion.policies:AdaptiveWeights",
+    "adaptive": "deepen_core.fusion.adaptive_weights:AdaptiveWeights",
     "confidence": "deepen_core.fusion.policies:ConfidenceWeights",
     "consistency": "deepen_core.fusion.policies:ConsistencyWeights",
     "perplexity": "deepen_core.fusion.policies:PerplexityWeights",

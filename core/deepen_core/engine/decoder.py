@@ -99,7 +99,9 @@ class Decoder:
 
     def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
         """See `SequenceFactory.create`."""
-        return self.factory.create(prompt, params)
+        sequence = self.factory.create(prompt, params)
+        sequence.record = self._mixer.first()
+        return sequence
 
     def forget(self) -> None:
         """Makes the members forget what they have computed: it may be half of something."""
@@ -197,15 +199,14 @@ class Decoder:
 
     def _learn(self, sequences: Sequence[EnsembleSequence], comparison: Comparison | None) -> None:
         """Records how well each member predicted the tokens that were just chosen."""
-        discount = self._mixer.discount
-        if comparison is None or discount is None:
+        if comparison is None or not self._mixer.learns:
             return
         learning = [not sequence.ended and sequence.chooses_freely for sequence in sequences]
         tokens = [sequence.token_ids[-1] if learns else 0 for sequence, learns in zip(sequences, learning, strict=True)]
         relative = comparison.relative(tokens).tolist()
         for sequence, learns, nats in zip(sequences, learning, relative, strict=True):
             if learns:
-                sequence.remember(nats, discount)
+                sequence.record = self._mixer.after(sequence.record, nats)
 
     def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
         """Returns the fused distributions, or None if fusing fails; a sequence that is alone then ends."""

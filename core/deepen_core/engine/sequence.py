@@ -45,7 +45,7 @@ class EnsembleSequence:
     Attributes:
         member_sequences: As given; also None for a member that failed and was dropped.
         token_ids: Main's ids chosen so far, without the stop token.
-        record: How well each member has predicted them, see `WeighingInputs.record`.
+        record: What the policy has kept of them, see `WeighingInputs.record`; set by the decoder.
         prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
         trace_steps: What makes the record of each step so far from its line, if they are traced; the line of each step
             in `trace_lines`.
@@ -76,7 +76,7 @@ class EnsembleSequence:
         self._most_tokens = params.max_new_tokens
         self.sampler = Sampler(params, [*never, *(sorted(vocabulary.stop_ids) if params.ignore_eos else ())])
         self.token_ids: list[int] = []
-        self.record = [0.0] * len(names)
+        self.record: list[float] = []
         self.prompt_text = prompt_text
         self.prompt_likelihood: list[float] = []
         self.logprobs: list[TokenLogprob] = []
@@ -151,15 +151,6 @@ class EnsembleSequence:
     def chooses_freely(self) -> bool:
         """Whether the answer has no constraint."""
         return self._constraint is None
-
-    def remember(self, relative: Sequence[float], discount: float) -> None:
-        """Adds a token to the record.
-
-        Args:
-            relative: Log-likelihood of the last token for each member, relative to main's, in nats.
-            discount: How much of the record so far stays.
-        """
-        self.record = [discount * sum_ + nats for sum_, nats in zip(self.record, relative, strict=True)]
 
     def admit(self) -> None:
         """Records that the sequence has left the queue."""

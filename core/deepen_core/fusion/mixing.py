@@ -72,9 +72,17 @@ class Mixer:
         self._gate = gate
 
     @property
-    def discount(self) -> float | None:
-        """See `WeightPolicy.discount`."""
-        return self._policy.discount
+    def learns(self) -> bool:
+        """See `WeightPolicy.learns`."""
+        return self._policy.learns
+
+    def first(self) -> list[float]:
+        """See `WeightPolicy.first`."""
+        return self._policy.first()
+
+    def after(self, record: Sequence[float], relative: Sequence[float]) -> list[float]:
+        """See `WeightPolicy.after`."""
+        return self._policy.after(record, relative)
 
     @property
     def reads_prompts(self) -> bool:
@@ -160,12 +168,23 @@ class Mixer:
         speaking = self._heard_in(steps)
         if comparison is None:
             comparison = self.compare(steps.logprobs, speaking, steps.heard)
-        record = torch.zeros(steps.speaking.shape, dtype=torch.float32)
-        if comparison is not None and self.discount is not None:
+        records = [known.get(text, self.first()) for text in steps.texts]
+        if comparison is not None and self.learns:
             gained = (comparison.relative(steps.token_ids) * speaking).tolist()
-            record = torch.tensor(_records(gained, steps.texts, known, self.discount), dtype=torch.float32)
+            records = self._records(gained, steps.texts, known)
+        record = torch.tensor(records, dtype=torch.float32)
         inputs = WeighingInputs(steps.logprobs, speaking, record, comparison, steps.prompts)
         return self._weighed(inputs, steps.heard)
+
+    def _records(
+        self, gained: Sequence[Sequence[float]], texts: Sequence[int], known: dict[int, list[float]]
+    ) -> list[list[float]]:
+        """Returns the record before each step, and updates those of the texts; `gained` is told after each step."""
+        found = []
+        for text, new in zip(texts, gained, strict=True):
+            found.append(known.get(text, self.first()))
+            known[text] = self.after(found[-1], new)
+        return found
 
     def _heard_in(self, steps: GivenSteps) -> torch.Tensor:
         """Returns which members speak and are asked, bool [steps, members]."""
@@ -175,15 +194,3 @@ class Mixer:
         asked = self._gate.opens(main)[:, None].expand_as(steps.speaking).clone()
         asked[:, self._main] = True
         return steps.speaking & asked
-
-
-def _records(
-    gained: Sequence[Sequence[float]], texts: Sequence[int], known: dict[int, list[float]], discount: float
-) -> list[list[float]]:
-    """Returns the record before each step, and updates those of the texts; `gained` is what each step adds."""
-    found = []
-    for text, new in zip(texts, gained, strict=True):
-        record = known.get(text, [0.0] * len(new))
-        found.append(record)
-        known[text] = [discount * old + nats for old, nats in zip(record, new, strict=True)]
-    return found

@@ -23,9 +23,8 @@ class WeighingInputs:
             abstains in every sequence.
         speaking: bool [sequences, members] on the CPU: which members have an output. Where this is false, the values in
             `logprobs` are meaningless.
-        record: float32 [sequences, members] on the CPU: how well each member has predicted the answer so far, as the
-            log-likelihood of its tokens relative to main's, in nats; a token counts `WeightPolicy.discount` times as
-            much after each further one. Zeros at the start of an answer, and if the policy has no discount.
+        record: float32 [sequences, numbers] on the CPU: what the policy has kept of each answer so far, as returned by
+            `WeightPolicy.first` and `WeightPolicy.after`.
         comparison: What the members say token by token; only for a policy with `compares`.
         prompts: float32 [sequences, members] on the CPU: the log-likelihood of each sequence's prompt, in nats a byte;
             only for a policy with `reads_prompts`.
@@ -41,10 +40,10 @@ class WeighingInputs:
 class WeightPolicy(ABC):
     """Computes new weights of the members in each step."""
 
-    discount: ClassVar[float | None] = None
-    """How much of `WeighingInputs.record` stays from one token to the next; None for a policy that does not use it."""
     compares: ClassVar[bool] = False
     """Whether it uses `WeighingInputs.comparison` or `record`: the strategy must compare members token by token."""
+    learns: ClassVar[bool] = False
+    """Whether it uses `WeighingInputs.record`, and is told which tokens were chosen."""
     reads_prompts: ClassVar[bool] = False
     """Whether it uses `WeighingInputs.prompts`: every member runs the end of each prompt once more."""
 
@@ -63,6 +62,20 @@ class WeightPolicy(ABC):
             the rest is scaled to sum to one.
         """
         ...
+
+    def first(self) -> list[float]:
+        """Returns the record of an answer before its first token; for a policy that learns."""
+        return []
+
+    def after(self, record: Sequence[float], relative: Sequence[float]) -> list[float]:  # noqa: ARG002
+        """Returns the record of an answer after one more token; for a policy that learns.
+
+        Args:
+            record: The one before it.
+            relative: How much more probable each member found the token than main did, in nats, limited to 5 either
+                way; 0 for main and for members that abstained.
+        """
+        return list(record)
 
     @abstractmethod
     def describe(self) -> list[float]:
@@ -91,31 +104,6 @@ class StaticWeights(WeightPolicy):
     def describe(self) -> list[float]:
         """See `WeightPolicy.describe`."""
         return list(self._given)
-
-
-class AdaptiveWeights(StaticWeights):
-    """Weights that follow which member predicts the text better, `w_i ~ s_i exp(rate * r_i)`, r the record so far.
-
-    The exponentially weighted forecaster with discounted losses (Cesa-Bianchi and Lugosi, "Prediction, Learning, and
-    Games", 2006, sections 2.2 and 2.11). The rate is small and the record short, some fifty tokens, so that no member
-    takes over an answer for good by agreeing with itself. An answer under a constraint keeps the shares: how probable a
-    member finds what it must say tells little of it.
-
-    Args:
-        weights: The members' shares s before anything is known, one per member, summing to one.
-        rate: How much a nat of the record counts.
-    """
-
-    discount: ClassVar[float | None] = 0.98
-    compares: ClassVar[bool] = True
-
-    def __init__(self, weights: Sequence[float], rate: float = 0.05) -> None:
-        super().__init__(weights)
-        self._rate = rate
-
-    def weights(self, step: WeighingInputs) -> torch.Tensor:
-        """See `WeightPolicy.weights`."""
-        return torch.softmax(self._weights.log() + self._rate * step.record, dim=-1)
 
 
 class ConfidenceWeights(StaticWeights):
