@@ -43,18 +43,20 @@ class Fault:
 
     Args:
         kind: "delay", "trickle", "endless", "cut", "close", "busy", "redirect", "garbage", "shape", "nan", "length" or
-            "few"; of llama.cpp alone "rising", "mass", "twice" or "beyond", and of vLLM "text".
+            "few", or "meet", a wait for another; of llama.cpp alone "rising", "mass", "twice" or "beyond", and of vLLM "text".
         at: Numbers of the requests, counted from 1 over all; each text is hit once. Every one from the first of them on
             with `on=True`.
         text: Only with texts that begin with these ids.
+        meeting: A barrier at which a request that is to "meet" waits, for at most ten seconds.
     """
 
-    def __init__(self, kind, *, at=(1,), on=False, seconds=1.0, text=()):
+    def __init__(self, kind, *, at=(1,), on=False, seconds=1.0, text=(), meeting=None):
         self.kind = kind
         self.at = set(at)
         self.on = on
         self.seconds = seconds
         self.text = list(text)
+        self.meeting, self.met = meeting, False
         self._seen = []
 
     def hits(self, number, ids):
@@ -194,6 +196,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _delay(self, content, fault):
         time.sleep(fault.seconds)
+        self._send(content)
+
+    def _meet(self, content, fault):
+        fault.meeting.wait(10)
+        fault.met = True
         self._send(content)
 
     def _busy(self, _content, _fault):
