@@ -11,7 +11,7 @@ import torch
 from deepen_core.fusion.policies import StaticWeights, WeighingInputs
 
 _DISCOUNT = 0.98
-_ALONE = 0.2
+_ALONE = 0.1
 _SWITCH = 0.01
 
 
@@ -27,7 +27,7 @@ class AdaptiveWeights(StaticWeights):
     Where one member is much better, such a mean is worse than that member. So the slow weights and each member alone
     are experts in turn, weighed by the probability that they have given the answer so far, as the fixed-share
     forecaster does (Herbster and Warmuth, "Tracking the best expert", 1998): `w = v_0 a + sum_i v_i e_i`. Here v starts
-    at 0.8 and 0.2 s_i; after a token t it is multiplied by `sum_i a_i p_i(t) / p_m(t)` and `p_i(t) / p_m(t)`, scaled to
+    at 0.9 and 0.1 s_i; after a token t it is multiplied by `sum_i a_i p_i(t) / p_m(t)` and `p_i(t) / p_m(t)`, scaled to
     sum to one, and moved by 0.01 towards where it started, so that no member takes over an answer for good.
 
     An answer under a constraint keeps the shares: how probable a member finds what it must say tells little of it.
