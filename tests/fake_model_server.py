@@ -42,8 +42,9 @@ class Fault:
     """What goes wrong, with which requests for probabilities.
 
     Args:
-        kind: "delay", "trickle", "endless", "cut", "close", "busy", "redirect", "garbage", "shape", "nan", "length" or
-            "few", or "meet", a wait for another; of llama.cpp alone "rising", "mass", "twice" or "beyond", and of vLLM "text".
+        kind: "delay", "trickle", "endless", "cut", "close", "busy", "redirect", "garbage", "shape", "nan", "length",
+            "few" or "meet", a wait for another; of llama.cpp alone "rising", "mass", "twice" or "beyond", and of vLLM
+            "text".
         at: Numbers of the requests, counted from 1 over all; each text is hit once. Every one from the first of them on
             with `on=True`.
         text: Only with texts that begin with these ids.
