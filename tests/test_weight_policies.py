@@ -111,7 +111,7 @@ def a_byte(member, text):
 
 def share(members, text):
     raised = [s * math.exp(40 * a_byte(m, text)) for s, m in zip((0.4, 0.6), members, strict=True)]
-    return scaled(raised)
+    return scaled([weight if weight >= 1e-3 else 0.0 for weight in scaled(raised)])
 
 
 @pytest.mark.parametrize("fusion", ["deepen", "union"])
@@ -133,16 +133,89 @@ def test_perplexity_is_static_weights_by_the_prompt(tables, fusion):
         assert score.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def test_the_prompts_of_members_that_do_not_speak_do_not_count():
-    """One that was dropped has zero, which is more than any member can find a text likely."""
+def test_a_member_that_was_dropped_leaves_its_weight_to_the_others():
     speaking = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
-    prompts = torch.tensor([[-4.0, -4.01, 0.0]] * 3)
+    prompts = torch.tensor([[-4.0, -4.01, -3.0]] * 3).where(speaking, -torch.inf)
     step = WeighingInputs([], speaking, torch.zeros(3, 3), prompts=prompts)
     found = PerplexityWeights(SHARES).weights(step).tolist()
-    assert found[0][2] == pytest.approx(1)
+    assert found[0] == [0, 0, pytest.approx(1)]
     assert found[1] == pytest.approx(scaled([0.2, 0.3 * math.exp(-0.4), 0]), abs=1e-4)
     assert found[2] == [1, 0, 0]
     assert PerplexityWeights([0.0, 0.5, 0.5]).weights(step)[2].tolist() == [0, 0, 0]
+
+
+def test_a_weight_below_a_thousandth_is_zero():
+    def weights(nats):
+        step = WeighingInputs([], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2), prompts=torch.tensor([nats]))
+        return PerplexityWeights([0.5, 0.5]).weights(step)[0].tolist()
+
+    assert weights([0.0, -0.17]) == pytest.approx(scaled([1.0, math.exp(-6.8)]), abs=1e-6)
+    assert weights([0.0, -0.175]) == [1, 0]
+
+
+class Counted(TableMember):
+    """Counts the steps and the ids of prompts that it runs, and may fail from one step on."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.steps = self.prefilled = 0
+        self.fails_at = None
+
+    def next_logits(self, sequences):
+        self.steps += len(sequences)
+        if self.fails_at is not None and self.steps >= self.fails_at:
+            raise RuntimeError("broken")
+        return super().next_logits(sequences)
+
+    def prefill(self, sequence, limit):
+        ran = super().prefill(sequence, limit)
+        self.prefilled += ran
+        return ran
+
+
+KNOWN = [CORPUS[0], CORPUS[5]]  # by the first and by the second member
+
+
+@pytest.fixture
+def counted():
+    return [Counted("first", byte_level(), CORPUS[:4]), Counted("second", sentencepiece_bpe(), CORPUS[4:7])]
+
+
+@pytest.mark.parametrize("fusion", ["deepen", "product", "union", "bytes"])
+def test_a_member_without_weight_after_the_prompt_is_not_run(counted, fusion):
+    """Main answers what it knows as if alone; for what the other one knows both are run, main for its tokens."""
+    other = counted[1]
+    options = {"max_new_tokens": 8, "ignore_eos": True, "logprobs": 1}
+    with Ensemble.from_members(counted, fusion=fusion, weights="perplexity") as ensemble:
+        alone = ensemble.alone(0).generate(KNOWN[0], **options)
+        assert (other.steps, other.prefilled) == (0, 0)
+        answer = ensemble.generate(KNOWN[0], **options)
+        assert (other.steps, other.prefilled) == (0, 0)
+        assert answer.token_ids == alone.token_ids
+        assert [t.logprob for t in answer.logprobs] == pytest.approx([t.logprob for t in alone.logprobs], abs=1e-5)
+        assert [work.steps for work in answer.member_work] == [8, 0]
+        single = [ensemble.generate(prompt, **options).token_ids for prompt in KNOWN]
+        before = other.steps
+        assert before > 0
+        together = ensemble.generate(KNOWN, **options)  # with a neighbour that needs both
+        assert [answer.token_ids for answer in together] == single
+        assert other.steps == 2 * before
+
+
+def test_a_member_that_was_not_needed_steps_in_for_one_that_is_dropped(counted):
+    """With the whole prompt and all that has been said so far, as if it had been there from the start."""
+    main, third = counted[0], Counted("third", byte_level(), CORPUS[:4])
+    lost = Counted("lost", sentencepiece_bpe(), CORPUS[4:7])
+    lost.fails_at = 3
+    options = {"max_new_tokens": 8, "ignore_eos": True, "on_member_error": "drop", "logprobs": 1}
+    weights = PerplexityWeights([0.0, 0.5, 0.5])
+    with Ensemble.from_members([main, third, lost], fusion="union", weights=weights) as ensemble:
+        answer = ensemble.generate(KNOWN[1], **options)
+    assert "'lost' failed and was dropped from token 3" in answer.warnings[0]
+    assert [work.steps for work in answer.member_work] == [8, 5, 2]  # main alone says the third token
+    with Ensemble.from_members([main, third], fusion="union", weights=[0.0, 1.0]) as ensemble:
+        expected = ensemble.score(KNOWN[1], answer.text).logprobs
+    assert [token.logprob for token in answer.logprobs][3:] == pytest.approx(expected[3:], abs=1e-4)
 
 
 def test_of_a_conversation_the_text_counts_and_not_the_template():

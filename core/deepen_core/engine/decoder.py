@@ -130,7 +130,7 @@ class Decoder:
             prompt, the first call does nothing but read its text for that, and returns about its number of tokens.
         """
         if self.waits_for_likelihood(sequence):
-            sequence.prompt_likelihood = self._prompt_likelihood(sequence)
+            self._weigh_prompts([sequence])
             return 1 + len(sequence.prompt_text) // _CHARACTERS
         return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
@@ -138,19 +138,23 @@ class Decoder:
     def step(self, sequences: Sequence[EnsembleSequence]) -> None:
         """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
-        going = [sequence for sequence in sequences if not self._fills_window(sequence)]
-        for sequence in going:
-            if self.waits_for_likelihood(sequence):
-                sequence.prompt_likelihood = self._prompt_likelihood(sequence)
+        if self.reads_prompts:
+            self._weigh_prompts(sequences)
+        going = [sequence for sequence in sequences if not (sequence.ended or self._fills_window(sequence))]
         said = self._run(going)
         alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
             self._conclude(going, said)
 
-    def _prompt_likelihood(self, sequence: EnsembleSequence) -> list[float]:
-        """Returns the log-likelihood of a sequence's prompt under each member, in nats a byte."""
-        return comparable([forward.prompt_likelihood(sequence) for forward in self._forwards])
+    def _weigh_prompts(self, sequences: Sequence[EnsembleSequence]) -> None:
+        """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
+        for sequence in sequences:
+            if self.waits_for_likelihood(sequence):
+                found = [forward.prompt_likelihood(sequence) for forward in self._forwards]
+                sequence.prompt_likelihood = comparable(found)
+        for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):
+            sequence.needed = needed
 
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
         """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""
@@ -288,8 +292,9 @@ class Decoder:
             raise self._fusion_failed(problem, "over a given text", self._takes_part) from problem
 
     def _fills_window(self, sequence: EnsembleSequence) -> bool:
-        for member, part in zip(self._members, sequence.member_sequences, strict=True):
-            if part is not None and len(part.ids) > member.context_window:
+        parts = zip(self._members, sequence.member_sequences, sequence.needed, strict=True)
+        for member, part, needed in parts:
+            if needed and part is not None and len(part.ids) > member.context_window:
                 sequence.warnings.append(
                     f"Ended where the text fills the context window of member {member.name!r}, "
                     f"{member.context_window} tokens."
@@ -315,7 +320,7 @@ class Decoder:
         record = torch.tensor([sequence.record for sequence in sequences], dtype=torch.float32)
         prompts = None
         if self.reads_prompts:
-            prompts = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
+            prompts = _prompts(sequences)
         fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
         alone = weights[:, self._main] == weights.sum(-1)
         scores = main_logits if bool(alone.all()) else fused
@@ -368,6 +373,13 @@ class Decoder:
     @staticmethod
     def _own(said: MemberLogits, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
         return logprobs[place] if logprobs is not None and place in said.at else None
+
+
+def _prompts(sequences: Sequence[EnsembleSequence]) -> torch.Tensor:
+    """Returns how likely each member finds the prompts, see `WeighingInputs.prompts`."""
+    found = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
+    gone = torch.tensor([[part is None for part in sequence.member_sequences] for sequence in sequences])
+    return found.masked_fill(gone, -torch.inf)  # [sequences, members]
 
 
 def _spread(said: MemberLogits, sequences: int) -> torch.Tensor | None:

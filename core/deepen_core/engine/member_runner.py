@@ -110,11 +110,10 @@ class MemberRunner:
 
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
         """Runs at most `limit` ids of the prompt ahead of `run`; returns their number, 0 if none need to be run."""
-        part = sequence.member_sequences[self._number]
-        if part is None or sequence.ended or part.pending <= KEPT_TAIL:
+        if not self._is_run_in(sequence) or self._part(sequence).pending <= KEPT_TAIL:
             return 0
         try:
-            return self.member.prefill(part, limit)
+            return self.member.prefill(self._part(sequence), limit)
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
             return 0
@@ -135,9 +134,11 @@ class MemberRunner:
         return [place for place in wanted if self._takes_part(sequences[place])]
 
     def _takes_part(self, sequence: EnsembleSequence) -> bool:
-        if sequence.ended or sequence.member_sequences[self._number] is None:
-            return False
-        return self._is_main or not sequence.others_behind
+        return self._is_run_in(sequence) and (self._is_main or not sequence.others_behind)
+
+    def _is_run_in(self, sequence: EnsembleSequence) -> bool:
+        held = sequence.member_sequences[self._number] is not None
+        return held and sequence.needed[self._number] and not sequence.ended
 
     def _part(self, sequence: EnsembleSequence) -> MemberSequence:
         part = sequence.member_sequences[self._number]

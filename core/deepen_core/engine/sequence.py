@@ -44,6 +44,7 @@ class EnsembleSequence:
 
     Attributes:
         member_sequences: As given; also None for a member that failed and was dropped.
+        needed: For each member, whether it is run; one that is not keeps its ids pending. Set by the decoder.
         token_ids: Main's ids chosen so far, without the stop token.
         record: What the policy has kept of them, see `WeighingInputs.record`; set by the decoder.
         prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
@@ -71,6 +72,7 @@ class EnsembleSequence:
         word_may_follow: Callable[[Sequence[int]], bool],
     ) -> None:
         self.member_sequences = list(member_sequences)
+        self.needed = [part is not None for part in member_sequences]
         assert params.max_new_tokens is not None, "set by the decoder"
         self.params = params
         self._most_tokens = params.max_new_tokens
@@ -128,9 +130,14 @@ class EnsembleSequence:
         return self._utf8.waiting or self._listener.inside
 
     @property
+    def run_parts(self) -> list[MemberSequence]:
+        """The sequences of the members that are run."""
+        return [p for p, needed in zip(self.member_sequences, self.needed, strict=True) if needed and p is not None]
+
+    @property
     def pending(self) -> int:
         """The largest number of ids that a member has to run before the next token."""
-        return max(part.unread for part in self.member_sequences if part is not None)
+        return max(part.unread for part in self.run_parts)
 
     @property
     def begun(self) -> bool:

@@ -89,6 +89,12 @@ class Mixer:
         """See `WeightPolicy.reads_prompts`."""
         return self._policy.reads_prompts
 
+    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+        """See `WeightPolicy.needed`; main is always needed."""
+        found = self._policy.needed(prompts)
+        found[:, self._main] = True
+        return found
+
     def compare(
         self,
         logprobs: Sequence[torch.Tensor | None],

@@ -26,8 +26,8 @@ class WeighingInputs:
         record: float32 [sequences, numbers] on the CPU: what the policy has kept of each answer so far, as returned by
             `WeightPolicy.first` and `WeightPolicy.after`.
         comparison: What the members say token by token; only for a policy with `compares`.
-        prompts: float32 [sequences, members] on the CPU: the log-likelihood of each sequence's prompt, in nats a byte;
-            only for a policy with `reads_prompts`.
+        prompts: float32 [sequences, members] on the CPU: the log-likelihood of each sequence's prompt, in nats a byte,
+            minus infinity for a member that was dropped; only for a policy with `reads_prompts`.
     """
 
     logprobs: Sequence[torch.Tensor | None]
@@ -76,6 +76,17 @@ class WeightPolicy(ABC):
                 way; 0 for main and for members that abstained.
         """
         return list(record)
+
+    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Returns which members answers need; the others are not run. For a policy that reads prompts.
+
+        Args:
+            prompts: As in `WeighingInputs`.
+
+        Returns:
+            bool [sequences, members].
+        """
+        return torch.ones_like(prompts, dtype=torch.bool)
 
     @abstractmethod
     def describe(self) -> list[float]:
@@ -157,7 +168,8 @@ class PerplexityWeights(StaticWeights):
     After PackLLM-sim (arXiv 2404.11531), whose weights are a softmax of the log-perplexities of the prompt. Here l_i is
     the log-likelihood a byte rather than a token, so that members with other tokenizers are comparable, and the rate
     makes it that of ten tokens of four bytes: where a code model and a general one of about the same size differ by 0.1
-    nats a byte, one has 55 times the weight of the other. The weights stay the same throughout an answer.
+    nats a byte, one has 55 times the weight of the other. The weights stay the same throughout an answer. One below a
+    thousandth is zero, so that an answer takes only the members that have a say in it.
 
     Args:
         weights: The members' shares s, one per member, summing to one.
@@ -173,12 +185,20 @@ class PerplexityWeights(StaticWeights):
     def weights(self, step: WeighingInputs) -> torch.Tensor:
         """See `WeightPolicy.weights`."""
         assert step.prompts is not None, "it reads prompts"
-        nats = self._weights.log() + self._rate * step.prompts
-        # Among those that speak: what is not known of a member that was dropped must not make the others' vanish.
-        found = torch.softmax(nats.masked_fill(~step.speaking, -torch.inf), dim=-1)
-        return found.nan_to_num(0.0)  # those that speak have no share
+        return self._after(step.prompts)
+
+    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+        """See `WeightPolicy.needed`."""
+        return self._after(prompts) > 0
+
+    def _after(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Returns the weights after prompts, [sequences, members]."""
+        found = torch.softmax(self._weights.log() + self._rate * prompts, dim=-1)
+        kept = torch.where(found >= _LEAST_WEIGHT, found, 0.0)
+        return kept / kept.sum(-1, keepdim=True).clamp_min(_LEAST_WEIGHT)  # zeros where none that is left has a share
 
 
+_LEAST_WEIGHT = 1e-3
 _LEAST_ENTROPY = 1e-3  # nats: a member that is sure is not infinitely sure
 
 
