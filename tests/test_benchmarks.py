@@ -41,6 +41,7 @@ from deepen_core.config import FusionConfig
 from deepen_core.demo import member_paths, write_tasks
 from deepen_core.demo.world import questions
 from deepen_core.evaluation.items import ChoiceItem, OpenItem
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.task_file import read_task
 
 
@@ -67,7 +68,7 @@ def test_demo_tasks(tmp_path):
     seed = demo_tasks.measure(group, paths, tasks, fitted_on, None, fusions=("deepen", "product"))
     ways = ["ferry-t5 alone", "atlas-gpt2 alone"]
     for name in ("deepen", "product"):
-        ways += [name, *(f"{name}, {way}" for way in ("fitted", "adaptive", "confidence", "consistency"))]
+        ways += [name, *(f"{name}, {way}" for way in ("fitted", "fitted perplexity", *Plan.policies))]
         ways += [f"{name}, adaptive, gate {gate}" for gate in (0.5, 0.9)]
     assert seed.keys() == set(ways)
     worse = {way: {"translation": shares["translation"] / 2} for way, shares in seed.items()}

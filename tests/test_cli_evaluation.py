@@ -33,12 +33,13 @@ class TestTheCommands:
         assert "Run " in result.output
         found = json.loads((out / "summary.json").read_text())
         assert found["advice"] in result.output
-        assert len(found["weights"]) == 6
+        assert [fit["policy"] for fit in found["weights"]] == 2 * [*["static"] * 3, *["perplexity"] * 3]
         assert {path.name for path in out.iterdir()} >= {
             "run.json",
             "scores.jsonl",
             "summary.svg",
             "weights-deepen-beta.json",
+            "weights-deepen-perplexity-beta.json",
         }
         result = deepen(
             "eval",

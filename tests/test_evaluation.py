@@ -49,7 +49,7 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
                         own = [s.members[place].total for s in scores]
                         assert line["alone"][name] == pytest.approx(own, abs=1e-3)
     rows = {(row.label, row.main): row for row in outcome.summary.rows}
-    assert len(rows) == 3 + 2 * 9
+    assert len(rows) == 3 + 2 * 12
     for line in [row for row in outcome.summary.rows if row.main == "beta" and row.label == "union"]:
         label = Setting("union", equal(2)).label
         right = [

@@ -68,7 +68,10 @@ class TestTasks:
             (Plan([TASK], [Task("other", ITEMS[:1])]), "1 of the items are fitted on or shown too"),
             (Plan([questions], shots=[questions]), "2 of the items are fitted on or shown too"),
             (Plan([texts]), "texts has texts to fit on"),
-            (Plan([TASK], [exercises]), "code has exercises: weights are fitted on choices, open questions, transl"),
+            (
+                Plan([TASK], [exercises], policies=["adaptive"]),
+                "code has exercises: weights are fitted on choices, open questions, transl",
+            ),
             (Plan([questions], shots=[TASK]), "animals has no open questions"),
             (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),
             (Plan([TASK], by="luck"), "fitted by score or likelihood, not by 'luck'"),
@@ -82,4 +85,4 @@ class TestTasks:
             with pytest.raises(EvaluationError, match=message):
                 plan.check()
         Plan([TASK, questions], [texts], by="likelihood").check()
-        Plan([TASK], [questions]).check()
+        Plan([TASK], [questions, exercises]).check()

@@ -145,10 +145,18 @@ def test_fit_weights(pair, folders, tmp_path):
         pair.fit_weights(path, policy="adaptive", progress=False)
 
 
-def test_what_cannot_be_judged_is_refused():
+def test_what_cannot_be_judged_is_left_out(pair, tmp_path):
     texts = Task("texts", (TextItem("a", "b"),))
-    with pytest.raises(EvaluationError, match=r"texts has texts without choices: .* not the policy 'perplexity'"):
-        Plan([TASK], [texts], policies=["perplexity"], by="likelihood").check()
+    plan = Plan([TASK], [texts, OPEN], policies=["perplexity"], by="likelihood")
+    plan.check()
+    assert plan.judged_on == [OPEN]
+    assert Plan([TASK], [OPEN], policies=["adaptive"]).judged_on == []
+    with pytest.raises(EvaluationError, match="texts has texts without choices: fit by likelihood"):
+        Plan([TASK], [texts]).check()
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "text": " b"}))
+    with pytest.raises(EvaluationError, match="fit 'perplexity' by what members answer right"):
+        pair.fit_weights(path, policy="perplexity", by="likelihood", progress=False)
     Plan([TASK], [CODE, OPEN], policies=["perplexity"]).check()
 
 

@@ -44,8 +44,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Fit weights on these questions, which are not among the tasks; with `--policy perplexity` also the "
-            "shares that it starts from.",
+            help="Fit weights on these questions, which are not among the tasks, and the shares that `perplexity` "
+            "starts from.",
         ),
     ] = None,
     by: opt.By = "score",
@@ -63,7 +63,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             help="Compare these weights that change; repeat it.",
-            show_default="adaptive, confidence and consistency",
+            show_default="adaptive, confidence, consistency and perplexity",
         ),
     ] = None,
     gate: Annotated[

@@ -24,7 +24,7 @@ class Plan:
     Attributes:
         tasks: Compared on these: questions with choices, open questions and exercises.
         fitted_on: Weights are fitted on these; none for no fitted weights. With the policy "perplexity", the shares
-            that it starts from are fitted too, by which members answer these right alone; only they use exercises.
+            that it starts from are fitted too, see `judged_on`; only they use exercises.
         fusions: Names of strategies.
         policies: Names of policies that weigh members, beside equal weights and those of each strategy by default.
         gates: Thresholds of main's top probability from which on main decides alone, at default weights.
@@ -41,7 +41,7 @@ class Plan:
     tasks: Sequence[Task]
     fitted_on: Sequence[Task] = ()
     fusions: Sequence[str] = ("deepen", "product", "union")
-    policies: Sequence[str] = ("adaptive", "confidence", "consistency")
+    policies: Sequence[str] = ("adaptive", "confidence", "consistency", "perplexity")
     gates: Sequence[float] = (0.5, 0.9)
     mains: Sequence[int] = (0,)
     by: By = "score"
@@ -50,6 +50,11 @@ class Plan:
     together: int = 16
     votes: int = 0
     vote_temperature: float = TEMPERATURE
+
+    @property
+    def judged_on(self) -> list[Task]:
+        """The tasks by whose right answers the shares of the policy "perplexity" are fitted; none without it."""
+        return [task for task in self.fitted_on if task.is_right_or_wrong] if POLICY in self.policies else []
 
     def check(self) -> None:
         """Rejects what cannot be evaluated.
@@ -116,12 +121,10 @@ class Plan:
                     f"{task.name} has exercises: weights are fitted on choices, open questions, translations or texts, "
                     f"and on exercises those of the policy {POLICY!r} alone."
                 )
-            if not task.is_right_or_wrong and (self.by == "score" or POLICY in self.policies):
-                raise EvaluationError(
-                    f"{task.name} has texts without choices: fit by likelihood, and not the policy {POLICY!r}."
-                )
-            if POLICY in self.policies:
-                _check_translations(task)
+            if not task.is_right_or_wrong and self.by == "score":
+                raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
+        for task in self.judged_on:
+            _check_translations(task)
 
 
 def _check_translations(task: Task) -> None:

@@ -76,8 +76,7 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     everyone = _everyone(engine, plan.fusions[0])
     _answer_alone(evaluation, everyone, plan, found, votes)
     readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
-    judged_on = plan.fitted_on if POLICY in plan.policies else ()
-    judged = [_judged(evaluation, everyone, readers[plan.mains[0]], task) for task in judged_on]
+    judged = [_judged(evaluation, everyone, readers[plan.mains[0]], task) for task in plan.judged_on]
     for main in plan.mains:
         _compare(evaluation, readers[main], plan, found, votes, judged)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
@@ -248,6 +247,8 @@ def fit(
     fusion = engine.fusion_name
     plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
     plan.check_fit()
+    if policy == POLICY and (texts := [task.name for task in tasks if task not in plan.judged_on]):
+        raise EvaluationError(f"{texts[0]} has texts without choices: fit {POLICY!r} by what members answer right.")
     evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
     reader = TextReader(engine, counted=range(len(engine.members)))
     if policy == "static":
