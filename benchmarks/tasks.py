@@ -73,12 +73,14 @@ def _items(name: str, most: int, after: int = 0) -> Task:
 def rows(outcome: Outcome, ensemble: Ensemble, **label: Any) -> list[dict[str, Any]]:
     """One row for each way to answer, best first."""
     members = {"members": " + ".join(member.name for member in ensemble.info.members), **label}
+    order = [f"{name}-test" for name in KINDS["all"]]
     costs = {(one.label, one.main): one for one in outcome.costs}
     found = []
     for row in outcome.summary.rows:
         off = row.difference
         points = ("", "", "") if off is None else (100 * off.mean, 100 * off.low, 100 * off.high)
-        shares = {name.removesuffix("-test"): 100 * share for name, share in row.shares.items()}
+        ordered = sorted(row.shares, key=order.index)
+        shares = {name.removesuffix("-test"): 100 * row.shares[name] for name in ordered}
         cost = costs.get((row.label, row.main))
         asked = cost.asked if cost else outcome.asked.get(row.main, {}).get(row.label.rpartition("gate ")[2])
         found.append(

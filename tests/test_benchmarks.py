@@ -232,6 +232,7 @@ def test_tasks(pair, monkeypatch, tmp_path):
     assert sum(", fitted perplexity " in row["way"] for row in found["all"]) == 1
     for row in found["all"]:
         assert row["mean"] == pytest.approx(sum(row[name] for name in (*tasks.CHOICES, *tasks.OPEN)) / 7)
+        assert [name for name in row if name in tasks.KINDS["all"]] == [*tasks.CHOICES, *tasks.OPEN]
     [fitted] = {row["way"] for row in found["open"] if ", fitted " in row["way"]}
     assert {row["way"] for row in found["open"]} == {
         fitted,
