@@ -17,6 +17,26 @@ def evaluation_tables() -> dict[str, str]:
     return {**found, "specialist": _specialist(), "demo": _demo(), "machine": measured_on(tasks=tasks)}
 
 
+def specialist_table() -> str:
+    """Return the short table of a general model with a specialist on tasks of all kinds, by kind of task."""
+    kinds = {
+        "choices": ("arc_challenge", "piqa", "mmlu"),
+        "questions": ("triviaqa", "nq_open"),
+        "sums": ("gsm8k",),
+        "programs": ("humaneval",),
+    }
+    rows = [
+        {**row, "95 %": _between(row)}
+        | {kind: sum(row[task] for task in tasks) / len(tasks) for kind, tasks in kinds.items()}
+        for row in read("tasks")["all"]
+    ]
+    return markdown(rows, {"way": ""} | dict.fromkeys((*kinds, "mean"), ".1f") | {"points": "+.1f", "95 %": ""})
+
+
+def _between(row: Mapping[str, Any]) -> str:
+    return "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"
+
+
 def _demo() -> str:
     """Return the table of the demo's right answers: each member alone, and the strategies with each as main."""
     rows = read("quality")["rows"]
@@ -33,8 +53,7 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         models = row["members"], row["main"]
         once = {} if models != last else {"members": "", "main": ""}
-        between = "" if row["from"] == "" else f"{row['from']:+.1f} to {row['to']:+.1f}"
-        shown.append({**row, **once, "95 %": between})
+        shown.append({**row, **once, "95 %": _between(row)})
         last = models
     return markdown(
         shown,

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks import plots
-from benchmarks.evaluation_tables import demo_tables, evaluation_tables
+from benchmarks.evaluation_tables import demo_tables, evaluation_tables, specialist_table
 from benchmarks.fusion_tables import bytes_tables, fusion_tables
 from benchmarks.markdown import markdown, measured_on
 from benchmarks.report import read
@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 
 
 def readme_tables() -> dict[str, str]:
-    """Return the tables of the README: what an ensemble is worth on text, and on tasks."""
+    """Return the tables of the README: what an ensemble is worth on text, on tasks, and on tasks of two kinds."""
     texts = [
         {
             **dict(zip(("main", "other"), row["pair"].split(" + "), strict=True)),
@@ -63,6 +63,7 @@ def readme_tables() -> dict[str, str]:
             {"members": "", "better one alone": ".1f", "settings": "", "best": "", "95 %": ""},
             {"better one alone": "better one alone, % right", "settings": "settings", "best": "best of them, points"},
         ),
+        "specialist": specialist_table(),
     }
 
 
