@@ -9,7 +9,6 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -24,44 +23,23 @@ DOCS = ROOT / "docs"
 
 
 def readme_tables() -> dict[str, str]:
-    """Return the tables of the README: what an ensemble is worth on text, on tasks, and on tasks of two kinds."""
+    """Return the tables of the README: what an ensemble is worth on text, and with a specialist on many tasks."""
     texts = [
         {
             **dict(zip(("main", "other"), row["pair"].split(" + "), strict=True)),
-            "better one alone": min(row["main"], row["other"]),
+            "better one alone": row["main"],
             "together": row["deepen, adaptive %"],
             "together, equal": row["deepen, equal %"],
         }
         for row in read("byte_fusion")["rows"]
+        if row["main"] <= row["other"]
     ]
-    choices: dict[str, list[Mapping[str, Any]]] = {}
-    for row in read("tasks")["choices"]:
-        choices.setdefault(row["members"], []).append(row)
-    tasks = []
-    for members, rows in choices.items():
-        # Weights that are fitted to main alone are a member alone too, whose gain has no spread.
-        together = [row for row in rows if not row["way"].endswith(" alone") and row["from"] < row["to"]]
-        best = max(together, key=lambda row: row["mean"])
-        tasks.append(
-            {
-                "members": members,
-                "better one alone": max(row["mean"] for row in rows if row["way"].endswith(" alone")),
-                "settings": sum(not row["way"].endswith(" alone") for row in rows),
-                "best": f"{best['points']:+.1f} ({best['way']})",
-                "95 %": f"{best['from']:+.1f} to {best['to']:+.1f}",
-            }
-        )
     return {
         "text": markdown(
             texts,
             {"main": "", "other": "", "better one alone": ".3f", "together": "+.1f", "together, equal": "+.1f"},
             {"better one alone": "better one alone, bits a byte", "together": "together, %"}
             | {"together, equal": "at equal weights, %"},
-        ),
-        "tasks": markdown(
-            tasks,
-            {"members": "", "better one alone": ".1f", "settings": "", "best": "", "95 %": ""},
-            {"better one alone": "better one alone, % right", "settings": "settings", "best": "best of them, points"},
         ),
         "specialist": specialist_table(),
     }
