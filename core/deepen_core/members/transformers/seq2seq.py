@@ -11,6 +11,7 @@ from deepen_core.members.base import MemberDescription
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.encoder_decoder import EncoderDecoder
+from deepen_core.members.transformers.given_tokens import logprobs_of
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.seq2seq_runners import TogetherRunner, WholeRunner
 from deepen_core.members.transformers.seq2seq_trial import Seq2SeqTrial
@@ -101,6 +102,5 @@ class Seq2SeqMember(ModelMember):
         assert source is not None, "an encoder-decoder model has read something"
         states, _ = self._halves.encode([source])
         batch = self._halves.batch([ids])
-        logits = self._halves.decode(batch, states)[0, start - 1 : -1].float()  # [tokens, vocabulary]
-        chosen = torch.log_softmax(logits, dim=-1).gather(-1, batch[0, start:, None])[:, 0]
-        return [float(x) for x in chosen]
+        logits = self._halves.decode(batch, states)[0, start - 1 : -1]  # [tokens, vocabulary]
+        return logprobs_of(logits, batch[0, start:])
