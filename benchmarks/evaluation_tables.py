@@ -17,19 +17,20 @@ def evaluation_tables() -> dict[str, str]:
     return {**found, "specialist": _specialist(), "demo": _demo(), "machine": measured_on(tasks=tasks)}
 
 
-def specialist_table() -> str:
-    """Return each member alone and the best way together on tasks of all kinds, by kind of task."""
+def kinds_table() -> str:
+    """Return the first ensemble's best way to answer tasks of all kinds, and each member alone, by kind of task."""
     kinds = {
         "choices": ("arc_challenge", "piqa", "mmlu"),
         "questions": ("triviaqa", "nq_open"),
         "sums": ("gsm8k",),
         "programs": ("humaneval",),
     }
+    best, *others = read("tasks")["all"]
+    alone = [row for row in others if row["members"] == best["members"] and row["way"].endswith(" alone")]
     rows = [
         {**row, "95 %": _between(row)}
         | {kind: sum(row[task] for task in tasks) / len(tasks) for kind, tasks in kinds.items()}
-        for number, row in enumerate(read("tasks")["all"])
-        if number == 0 or row["way"].endswith(" alone")
+        for row in (best, *alone)
     ]
     return markdown(rows, {"way": ""} | dict.fromkeys((*kinds, "mean"), ".1f") | {"points": "+.1f", "95 %": ""})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from benchmarks import plots
-from benchmarks.evaluation_tables import demo_tables, evaluation_tables, specialist_table
+from benchmarks.evaluation_tables import demo_tables, evaluation_tables, kinds_table
 from benchmarks.fusion_tables import bytes_tables, fusion_tables
 from benchmarks.markdown import markdown, measured_on
 from benchmarks.report import read
@@ -41,7 +41,7 @@ def readme_tables() -> dict[str, str]:
             {"better one alone": "better one alone, bits a byte", "together": "together, %"}
             | {"together, equal": "at equal weights, %"},
         ),
-        "specialist": specialist_table(),
+        "kinds": kinds_table(),
     }
 
 

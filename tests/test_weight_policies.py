@@ -202,6 +202,22 @@ def test_a_member_without_weight_after_the_prompt_is_not_run(counted, fusion):
         assert other.steps == 2 * before
 
 
+def test_what_a_member_without_weight_has_not_read_delays_no_step(counted):
+    """Nor does its context window end the answer."""
+    other = counted[1]
+    with Ensemble.from_members(counted, weights="perplexity") as ensemble:
+        decoder = ensemble._engine.decoder
+        sequence = decoder.start(KNOWN[0], SamplingParams(max_new_tokens=4, ignore_eos=True))
+        decoder.prefill(sequence, 1000)
+        assert sequence.needed == [True, False]
+        sequence.main_sequence.cached = len(sequence.main_sequence.ids) - 1  # as after the rest of its prefill
+        assert sequence.pending == sequence.main_sequence.unread < sequence.member_sequences[1].unread
+        other.context_window = 1
+        decoder.step([sequence])
+    assert len(sequence.token_ids) == 1
+    assert not sequence.warnings
+
+
 def test_a_member_that_was_not_needed_steps_in_for_one_that_is_dropped(counted):
     """With the whole prompt and all that has been said so far, as if it had been there from the start."""
     main, third = counted[0], Counted("third", byte_level(), CORPUS[:4])
