@@ -69,8 +69,8 @@ class TestTasks:
             (Plan([questions], shots=[questions]), "2 of the items are fitted on or shown too"),
             (Plan([texts]), "texts has texts to fit on"),
             (
-                Plan([TASK], [exercises], policies=["adaptive"]),
-                "code has exercises: weights are fitted on choices, open questions, transl",
+                Plan([TASK], [exercises], policies=["adaptive"], by="likelihood"),
+                "code has exercises, whose right answers nobody knows: fit on them by score",
             ),
             (Plan([questions], shots=[TASK]), "animals has no open questions"),
             (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),
@@ -86,3 +86,4 @@ class TestTasks:
                 plan.check()
         Plan([TASK, questions], [texts], by="likelihood").check()
         Plan([TASK], [questions, exercises]).check()
+        Plan([TASK], [questions, exercises], policies=["adaptive"]).check()

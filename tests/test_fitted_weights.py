@@ -1,9 +1,11 @@
 """Weights that are fitted on examples."""
 
+import json
 import math
 import re
 
 import pytest
+import torch
 from evaluation_parts import ITEMS, written
 from table_member import TableMember
 from tiny import CORPUS, byte_level, sentencepiece_bpe
@@ -16,6 +18,7 @@ from deepen_core.evaluation.evaluation import Evaluation
 from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates, fitted
 from deepen_core.evaluation.items import (
     ChoiceItem,
+    CodeItem,
     OpenItem,
     RightAnswer,
     Task,
@@ -23,7 +26,9 @@ from deepen_core.evaluation.items import (
     TranslationItem,
     right_answers,
 )
+from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores
+from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, Settings, equal, grid_of_weights
 from deepen_core.evaluation.task_file import read_task
 
@@ -107,6 +112,74 @@ class TestWeights:
             held.greedy.update(dict.fromkeys(held.greedy, False))
         none = fitted(tasks, "deepen", ["first", "second"], "first", "score")
         assert (none.by, none.weights, none.value) == ("likelihood", [1, 0], pytest.approx(1 / math.log(2)))
+
+    @pytest.mark.parametrize(("first", "second", "weights"), [(40, 4, [1, 0]), (4, 40, [0.1, 0.9]), (9, 8, [0.1, 0.9])])
+    def test_of_answers_that_nothing_is_read_of(self, first, second, weights):
+        """Sums and programs count by the members' own answers: else they count for no weights, however bad.
+
+        The choices are best at (0.1, 0.9), by a fifth of them; where members calculate alike, that decides.
+        """
+        labels, count = [s.label for s in candidates("deepen", 2)], 50
+        choices = Task("choices", (ChoiceItem("x", ("a", "b"), 0),) * count)
+        sums = Task("sums", (RightAnswer("x", "1 + 1 = 2, and so on"),) * count)
+        code = Task("code", (CodeItem("def f():", "def check(f): pass", "f"),) * count)
+
+        def nats(label, item):
+            return [-1.0, -2.0] if item < 10 or (label == "deepen 0.1 0.9" and item < 20) else [-2.0, -1.0]
+
+        read = [
+            ChoiceScores([1, 1], {"one": nats("", item), "two": nats("", item)}, {x: nats(x, item) for x in labels})
+            for item in range(count)
+        ]
+        nothing = dict.fromkeys([*labels, "one"], False) | {"union 0.5 0.5": True}  # another strategy may write it
+        unread = [ChoiceScores([9], {"one": [-9.0]}, {x: [-9.0] for x in labels}, greedy=nothing)] * count
+        judged = []
+
+        def judge(task):
+            judged.append(task.name)
+            rights = [[float(item < first), float(item < second)] for item in range(count)]
+            return JudgedTask(task.name, torch.tensor(rights))
+
+        found = fitted([(choices, read), (sums, unread), (code, [])], "deepen", ["one", "two"], "one", "score", judge)
+        assert judged == ["sums", "code"]
+        assert (found.weights, found.by, found.tasks) == (weights, "score", ["choices", "sums", "code"])
+        own = (weights[0] * first + weights[1] * second) / count
+        assert found.value == pytest.approx(((0.4 if weights[1] > weights[0] else 0.2) + 2 * own) / 3)
+        assert found.alone_value == pytest.approx((0.2 + 2 * first / count) / 3)
+        assert found.equal_value == pytest.approx((0.2 + (first + second) / count) / 3)
+
+        only = fitted([(code, [])], "deepen", ["one", "two"], "one", "score", judge)
+        assert (only.weights, only.tasks) == ([1, 0] if first > second else [0.1, 0.9], ["code"])
+
+    def test_of_nothing_that_anybody_answers_right(self):
+        """By likelihood where answers can be read, and else main alone."""
+        code = Task("code", (CodeItem("def f():", "def check(f): pass", "f"),) * 3)
+        nobody = fitted(
+            [(code, [])], "deepen", ["one", "two"], "one", "score", lambda t: JudgedTask(t.name, torch.zeros(3, 2))
+        )
+        assert (nobody.by, nobody.weights, nobody.value) == ("score", [1, 0], 0)
+
+    @pytest.mark.parametrize("judges", ["fit", "evaluate"])
+    def test_members_answer_what_nothing_is_read_of(self, pair, judges, monkeypatch, tmp_path):
+        """The second one alone knows the rest of the program: it has most weight, as far as choices are equal."""
+        answers = {"alpha": [0, 0, 0, 0], "beta": [1, 1, 1, 1]}
+        monkeypatch.setattr(
+            "deepen_core.evaluation.run._Alone.answers",
+            lambda self, _, task: [type("A", (), {"right": right}) for right in answers[self.name][: len(task.items)]],
+        )
+        lines = [
+            json.dumps({"prompt": f"def f{n}():\n", "test": "def check(f): pass", "entry_point": f"f{n}"})
+            for n in range(4)
+        ]
+        path = tmp_path / "code.jsonl"
+        path.write_text("\n".join(lines))
+        if judges == "fit":
+            found = pair.fit_weights(path, progress=False)
+        else:
+            plan = Plan([Task("choices", tuple(ITEMS))], [read_task(path)], fusions=["deepen"], policies=[], gates=[])
+            [found] = pair.evaluate(plan, progress=False).weights
+        assert (found.policy, found.by, found.weights) == ("static", "score", [0.1, 0.9])
+        assert (found.value, found.alone_value) == (pytest.approx(0.9), 0)
 
     @pytest.mark.usefixtures("needs_demo")
     @pytest.mark.parametrize("fusion", ["deepen", "product", "union"])

@@ -17,8 +17,10 @@ from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation import run
 from deepen_core.evaluation.fitting import FittedWeights
 from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TextItem, TranslationItem
+from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.plan import Plan
-from deepen_core.evaluation.prompt_shares import JudgedTask, candidates, fitted_shares
+from deepen_core.evaluation.prompt_shares import candidates, fitted_shares
+from deepen_core.fusion.policies import PerplexityWeights
 from deepen_core.fusion.weights import policy_and_shares
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.llama_index import DeepenLLM
@@ -64,7 +66,8 @@ def test_values_are_expected_rights():
     rights = [[chosen.random() for _ in range(3)] for _ in range(5)]
     prompts = [[-chosen.random() for _ in range(3)] for _ in range(5)]
     shares = (0.2, 0.3, 0.5)
-    for found, right, nats in zip(judged("x", rights, prompts).values(shares), rights, prompts, strict=True):
+    values = judged("x", rights, prompts).values(PerplexityWeights(shares))
+    for found, right, nats in zip(values, rights, prompts, strict=True):
         raised = [share * math.exp(40 * one) for share, one in zip(shares, nats, strict=True)]
         raised = [one if one >= sum(raised) / 1000 else 0.0 for one in raised]
         expected = sum(weight * one for weight, one in zip(raised, right, strict=True)) / sum(raised)
@@ -100,7 +103,7 @@ def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
         assert line["nats"] == [prompt_likelihood(member, prompt) for member in pair._engine.members]
     names = [member.name for member in pair.info.members]
     static = {fit.fusion: fit for fit in outcome.weights if fit.policy == "static"}
-    assert all(fit.tasks == ["open"] and fit.members == names for fit in static.values())
+    assert all((fit.tasks, fit.by, fit.members) == (["open"], "likelihood", names) for fit in static.values())
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     again = pair.evaluate(plan, output=tmp_path, progress=False)
     assert again.weights == outcome.weights
@@ -168,7 +171,9 @@ def test_translations_that_are_judged_need_their_extra(monkeypatch):
     spoken = Task("spoken", (TranslationItem("a", "b"),))
     with pytest.raises(ConfigurationError, match="no sacrebleu"):
         Plan([TASK], [spoken], policies=["perplexity"]).check()
-    Plan([TASK], [spoken], policies=[]).check()
+    with pytest.raises(ConfigurationError, match="no sacrebleu"):  # which right translations may be too long to write
+        Plan([TASK], [spoken], policies=[]).check()
+    Plan([TASK], [spoken], policies=[], by="likelihood").check()
 
 
 @pytest.mark.parametrize(

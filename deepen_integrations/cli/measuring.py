@@ -184,8 +184,8 @@ def fit(
         typer.Argument(
             metavar="FILE...",
             help="Files of JSON lines: questions with `question`, `choices` and `answer`, or `question` and `answers`, "
-            "translations with `source` and `translation`, or texts with `prompt` and `text`; with "
-            "`--policy perplexity` also exercises.",
+            "translations with `source` and `translation`, texts with `prompt` and `text`, or exercises in Python with "
+            "`prompt`, `test` and `entry_point`, for which the programs that each member writes are run.",
         ),
     ],
     *,

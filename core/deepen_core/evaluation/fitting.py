@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -13,12 +13,16 @@ from typing_extensions import Self
 
 from deepen_core.errors import EvaluationError
 from deepen_core.evaluation.items import RightAnswer, ScoredItem, Task
+from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen
 from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
+from deepen_core.fusion.policies import StaticWeights
 
 By = Literal["score", "likelihood"]
 FittedPolicy = Literal["static", "perplexity"]
+Scored = tuple[Task, Sequence[ChoiceScores]]
+"""A task with the scores of its items."""
 _PARTS = {2: 10, 3: 5}
 """Number of parts that one is divided into, by the number of members."""
 
@@ -103,30 +107,36 @@ def candidates(fusion: str, members: int) -> list[Setting]:
 
 
 def best(
-    tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], settings: Sequence[Setting], by: By
+    tasks: Sequence[Scored], settings: Sequence[Setting], by: By, judged: Sequence[JudgedTask] = ()
 ) -> tuple[Setting, float]:
     """Returns the best setting, and its value: of equally good ones the likeliest, and of these the first.
 
     Args:
         tasks: The tasks with the scores of their items.
-        settings: The settings.
+        settings: The settings, with numbers as weights.
         by: See `FittedWeights`.
+        judged: Tasks that count by the members' own answers.
 
     Raises:
         EvaluationError: If answers are to be right, and a task has none.
     """
     _check(tasks, by)
-    bits = {s: sum(bits_a_byte(task, scores, s) for task, scores in tasks) / len(tasks) for s in settings}
+    bits = {s: sum(bits_a_byte(task, scores, s) for task, scores in tasks) / max(1, len(tasks)) for s in settings}
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    share = {s: mean_of_tasks(_values(tasks, s.label, by)) for s in settings}
+    share = {s: mean_of_tasks([*_values(tasks, s.label, by), *_judged_values(judged, s.weights)]) for s in settings}
     found = max(settings, key=lambda s: (share[s], -bits[s]))
     return found, share[found]
 
 
 def fitted(
-    tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], fusion: str, members: Sequence[str], main: str, by: By
+    tasks: Sequence[Scored],
+    fusion: str,
+    members: Sequence[str],
+    main: str,
+    by: By,
+    judge: Callable[[Task], JudgedTask] | None = None,
 ) -> FittedWeights:
     """Returns the simplest weights that are not worse on some tasks than the best ones beyond chance.
 
@@ -135,26 +145,35 @@ def fitted(
     1984, section 3.4.3). Where no answer is right with any weights, they are fitted by likelihood.
 
     Args:
-        tasks: The tasks with the scores of their items, in all of `candidates`.
+        tasks: The tasks with the scores of their items, in all of `candidates`; exercises have no scores.
         fusion: The name of the strategy.
         members: The members' names.
         main: The name of the main member.
         by: See `FittedWeights`.
+        judge: Finds how members answer a task alone, where reading right answers tells nothing. Without it, such tasks
+            count as never answered right, and there must be no exercises.
 
     Raises:
         EvaluationError: If answers are to be right, and a task has none.
     """
     settings = candidates(fusion, len(members))
-    found, _ = best(tasks, settings, by)
+    readable = [pair for pair in tasks if pair[0].scored]
+    read, judged = readable, list[JudgedTask]()
+    if by == "score" and judge is not None:
+        labels = {main, *(setting.label for setting in settings)}
+        is_told = [_is_told(*pair, labels) for pair in tasks]
+        read = [pair for pair, told in zip(tasks, is_told, strict=True) if told]
+        judged = [judge(task) for (task, _), told in zip(tasks, is_told, strict=True) if not told]
+    found, _ = best(read, settings, by, judged)
     assert not isinstance(found.weights, str), "candidates have numbers"
     only, shares = tuple(float(name == main) for name in members), equal(len(members))
-    ways = {only: _values(tasks, main, by)}
+    labels_of = {only: main}
     if len(members) > 1:
-        ways[shares] = _values(tasks, settings[0].label, by)
-        ways[found.weights] = _values(tasks, found.label, by)
+        labels_of |= {shares: settings[0].label, found.weights: found.label}
+    ways = {given: [*_values(read, label, by), *_judged_values(judged, given)] for given, label in labels_of.items()}
     most = max(ways.values(), key=mean_of_tasks)
-    if by == "score" and not mean_of_tasks(most):  # which tells nothing
-        return fitted(tasks, fusion, members, main, "likelihood")
+    if by == "score" and readable and not mean_of_tasks(most):  # which tells nothing
+        return fitted(readable, fusion, members, main, "likelihood")
     weights = next(given for given, of_tasks in ways.items() if is_within_error(most, of_tasks))
     sign = 1 if by == "score" else -1
     names = [task.name for task, _ in tasks]
@@ -162,12 +181,24 @@ def fitted(
     return FittedWeights(list(members), main, fusion, list(weights), by, names, value, of_equal, alone)
 
 
-def _check(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], by: By) -> None:
+def _is_told(task: Task, scores: Sequence[ChoiceScores], labels: Collection[str]) -> bool:
+    """Whether reading the items of a task tells which answers are right, in any of some ways."""
+    if any(not isinstance(item, RightAnswer) for item in task.scored):
+        return True
+    return any(held.greedy[label] for held in scores for label in labels)
+
+
+def _judged_values(judged: Sequence[JudgedTask], weights: Sequence[float] | str) -> list[list[float]]:
+    assert not isinstance(weights, str), "candidates have numbers"
+    return [task.values(StaticWeights(weights)) for task in judged]
+
+
+def _check(tasks: Sequence[Scored], by: By) -> None:
     if by == "score" and (without := [task.name for task, _ in tasks if not task.is_right_or_wrong]):
         raise EvaluationError(f"{' and '.join(without)} has texts without choices: fit by likelihood.")
 
 
-def _values(tasks: Sequence[tuple[Task, Sequence[ChoiceScores]]], label: str, by: By) -> list[list[float]]:
+def _values(tasks: Sequence[Scored], label: str, by: By) -> list[list[float]]:
     """Returns for each item of each task whether it is answered right, or the negative bits a byte of its answer.
 
     Args:

@@ -24,7 +24,7 @@ class Plan:
     Attributes:
         tasks: Compared on these: questions with choices, open questions and exercises.
         fitted_on: Weights are fitted on these; none for no fitted weights. With the policy "perplexity", the shares
-            that it starts from are fitted too, see `judged_on`; only they use exercises.
+            that it starts from are fitted too, see `judged_on`; only they use exercises if `by` is "likelihood".
         fusions: Names of strategies.
         policies: Names of policies that weigh members, beside equal weights and those of each strategy by default.
         gates: Thresholds of main's top probability from which on main decides alone, at default weights.
@@ -110,20 +110,19 @@ class Plan:
         """Rejects tasks that weights cannot be fitted on.
 
         Raises:
-            EvaluationError: If a task has exercises, or texts where right answers count.
+            EvaluationError: If a task has exercises where likelihood counts, or texts where right answers do.
             SamplingError: If translations are to be judged, since sacrebleu is not installed.
         """
         if self.by not in get_args(By):
             raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
         for task in self.fitted_on:
-            if task.has_exercises and POLICY not in self.policies:
+            if task.has_exercises and self.by == "likelihood" and POLICY not in self.policies:
                 raise EvaluationError(
-                    f"{task.name} has exercises: weights are fitted on choices, open questions, translations or texts, "
-                    f"and on exercises those of the policy {POLICY!r} alone."
+                    f"{task.name} has exercises, whose right answers nobody knows: fit on them by score."
                 )
             if not task.is_right_or_wrong and self.by == "score":
                 raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
-        for task in self.judged_on:
+        for task in self.fitted_on if self.by == "score" else self.judged_on:
             _check_translations(task)
 
 

@@ -8,45 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.settings import equal
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
-from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs
+from deepen_core.fusion.policies import PerplexityWeights
 
 POLICY: Literal["perplexity"] = "perplexity"
 _STEPS = {2: 12, 3: 6}
 """Number of steps in which a member's share grows from that of another one to a thousand times as much."""
 _LARGEST = 3.0  # powers of ten
-
-
-@dataclass(frozen=True)
-class JudgedTask:
-    """How each member answers the items of a task alone.
-
-    Attributes:
-        name: The name of the task.
-        rights: 1 or 0 for each member and item, or a translation's chrF, float32 [items, members].
-        prompts: The log-likelihood of each item's prompt under each member, in nats a byte [items, members].
-    """
-
-    name: str
-    rights: torch.Tensor
-    prompts: torch.Tensor
-
-    def values(self, shares: Sequence[float]) -> list[float]:
-        """Returns for each item the mean of the members' rights by their weights after its prompt.
-
-        This is what answers are worth if one member gives each, drawn by these weights: nothing is fused.
-        """
-        everyone = torch.ones(self.rights.shape, dtype=torch.bool)
-        step = WeighingInputs([], everyone, torch.zeros(self.rights.shape), prompts=self.prompts)
-        found: list[float] = (PerplexityWeights(shares).weights(step) * self.rights).sum(-1).tolist()
-        return found
 
 
 def fitted_shares(tasks: Sequence[JudgedTask], fusion: str, members: Sequence[str], main: str) -> FittedWeights:
@@ -62,7 +35,7 @@ def fitted_shares(tasks: Sequence[JudgedTask], fusion: str, members: Sequence[st
         main: The name of the main member.
     """
     grid = candidates(len(members))
-    found = {shares: [task.values(shares) for task in tasks] for shares in grid}
+    found = {shares: [task.values(PerplexityWeights(shares)) for task in tasks] for shares in grid}
     best = max(grid, key=lambda shares: mean_of_tasks(found[shares]))
     shares = equal(len(members))
     if not is_within_error(found[best], found[shares]):

@@ -19,9 +19,10 @@ from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_la
 from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights, candidates, fitted
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import Task, right_answers
+from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.plan import Plan
-from deepen_core.evaluation.prompt_shares import POLICY, JudgedTask, fitted_shares
+from deepen_core.evaluation.prompt_shares import POLICY, fitted_shares
 from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.evaluation.votes import Votes, Way
@@ -78,7 +79,7 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
     judged = [_judged(evaluation, everyone, readers[plan.mains[0]], task) for task in plan.judged_on]
     for main in plan.mains:
-        _compare(evaluation, readers[main], plan, found, votes, judged)
+        _compare(evaluation, everyone, readers[main], plan, found, votes, judged)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
@@ -102,6 +103,7 @@ class _Found:
 
 def _compare(
     evaluation: Evaluation,
+    everyone: Sequence[_Alone],
     reader: TextReader,
     plan: Plan,
     found: _Found,
@@ -111,7 +113,7 @@ def _compare(
     """Compares all settings with one main member on all tasks."""
     names = [member.name for member in reader.members]
     count, main = len(names), names[reader.main]
-    fits = _fits(evaluation, reader, plan)
+    fits = _fits(evaluation, everyone, reader, plan)
     fits += [fitted_shares(judged, fusion, names, main) for fusion in plan.fusions if judged]
     settings = _settings(plan, fits, count)
     built = Settings(reader.members, reader.main, list(settings.values()))
@@ -183,14 +185,19 @@ def _everyone(engine: Engine, fusion: str) -> list[_Alone]:
 
 def _judged(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, task: Task) -> JudgedTask:
     """Finds which items of a task each member answers right alone, and how likely it finds their prompts."""
+    prompts = evaluation.prompt_likelihoods(reader, task)
+    return JudgedTask(task.name, _rights(evaluation, everyone, reader, task), torch.tensor(prompts))
+
+
+def _rights(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, task: Task) -> torch.Tensor:
+    """Returns which items of a task each member answers right alone, float32 [items, members]."""
     if task.scored:
         of_members = rights_of_members(task, evaluation.scores(reader, task, []))
-        rights_found = [of_members[alone.label] for alone in everyone]
+        found = [of_members[alone.label] for alone in everyone]
     else:
         answers = [alone.answers(evaluation, task) for alone in everyone]
-        rights_found = [[float(answer.right) for answer in of_member] for of_member in answers]
-    prompts = evaluation.prompt_likelihoods(reader, task)
-    return JudgedTask(task.name, torch.tensor(rights_found).T, torch.tensor(prompts))
+        found = [[float(answer.right) for answer in of_member] for of_member in answers]
+    return torch.tensor(found).T
 
 
 def _answered(
@@ -251,11 +258,11 @@ def fit(
         raise EvaluationError(f"{texts[0]} has texts without choices: fit {POLICY!r} by what members answer right.")
     evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
     reader = TextReader(engine, counted=range(len(engine.members)))
+    everyone = _everyone(engine, fusion)
     if policy == "static":
-        [found] = _fits(evaluation, reader, plan)
+        [found] = _fits(evaluation, everyone, reader, plan)
         return found
     names = [member.name for member in engine.members]
-    everyone = _everyone(engine, fusion)
     judged = [_judged(evaluation, everyone, reader, task) for task in tasks]
     return fitted_shares(judged, fusion, names, names[reader.main])
 
@@ -279,16 +286,21 @@ def _fingerprint(member: Member) -> str:
     return told
 
 
-def _fits(evaluation: Evaluation, reader: TextReader, plan: Plan) -> list[FittedWeights]:
-    examples = [task for task in plan.fitted_on if not task.has_exercises]
+def _fits(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, plan: Plan) -> list[FittedWeights]:
+    """Fits static weights for each strategy."""
+    examples = [task for task in plan.fitted_on if plan.by == "score" or not task.has_exercises]
     if not examples:
         return []
     names = [member.name for member in reader.members]
     settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
     shots = [item for task in plan.shots for item in task.open]
-    tasks = [right_answers(task, shots, chat=plan.chat) for task in examples]
+    tasks = {right_answers(task, shots, chat=plan.chat): task for task in examples}
     scored = [(task, evaluation.scores(reader, task, settings, greedy=plan.by == "score")) for task in tasks]
-    return [fitted(scored, fusion, names, names[reader.main], plan.by) for fusion in plan.fusions]
+
+    def judge(task: Task) -> JudgedTask:
+        return JudgedTask(task.name, _rights(evaluation, everyone, reader, tasks[task]))
+
+    return [fitted(scored, fusion, names, names[reader.main], plan.by, judge) for fusion in plan.fusions]
 
 
 def _fitted_label(fit: FittedWeights) -> str:
