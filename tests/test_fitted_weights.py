@@ -270,5 +270,9 @@ class TestWeights:
     def test_of_options_of_its_own(self, load, tmp_path):
         place = written(tmp_path / "x.jsonl", ITEMS)
         message = r"has options of its own \(custom \(deepen\)\)"
-        with load("alpha", "beta", fusion={"power": 0.7}) as own, pytest.raises(ConfigurationError, match=message):
-            own.fit_weights(place)
+        with load("alpha", "beta", fusion={"power": 0.7}) as own, load("alpha", "beta") as named:
+            with pytest.raises(ConfigurationError, match=message):
+                own.fit_weights(place)
+            shares, others = (e.fit_weights(place, policy="perplexity", progress=False) for e in (own, named))
+        assert shares.fusion == "custom (deepen)"
+        assert (shares.weights, shares.value) == (others.weights, others.value)  # which are for any strategy

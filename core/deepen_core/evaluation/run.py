@@ -235,23 +235,23 @@ def fit(
         progress: Show a bar.
 
     Raises:
-        ConfigurationError: If the ensemble's strategy has no name.
+        ConfigurationError: If static weights are for a strategy without a name.
         EvaluationError: If a task, the folder or the policy cannot be used.
         MemberError: If a member fails.
         SamplingError: As from `Plan.check_fit`.
     """
-    if engine.fusion_name not in PRESETS:
-        raise ConfigurationError(
-            f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
-            f"({engine.fusion_name})."
-        )
     if not tasks:
         raise EvaluationError("There is nothing to fit on: give at least one file.")
     if policy not in get_args(FittedPolicy):
         raise EvaluationError(
             f"Weights are fitted for the policies {' and '.join(get_args(FittedPolicy))}, not {policy!r}."
         )
-    fusion = engine.fusion_name
+    if policy == "static" and engine.fusion_name not in PRESETS:
+        raise ConfigurationError(
+            f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
+            f"({engine.fusion_name})."
+        )
+    fusion = engine.fusion_name if engine.fusion_name in PRESETS else next(iter(PRESETS))  # shares fit any strategy
     plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
     plan.check_fit()
     if policy == POLICY and (texts := [task.name for task in tasks if task not in plan.judged_on]):
@@ -264,7 +264,7 @@ def fit(
         return found
     names = [member.name for member in engine.members]
     judged = [_judged(evaluation, everyone, reader, task) for task in tasks]
-    return fitted_shares(judged, fusion, names, names[reader.main])
+    return fitted_shares(judged, engine.fusion_name, names, names[reader.main])
 
 
 def _facts(engine: Engine) -> dict[str, list[str]]:
