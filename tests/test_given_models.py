@@ -6,7 +6,10 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from deepen_core import Ensemble, MemberConfig
-from deepen_core.errors import ConfigurationError
+from deepen_core.errors import ConfigurationError, DeepenError, MemberError
+from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.transformers.loader import Description
+from deepen_core.members.transformers.model_member import ModelMember
 
 TEXT = "The quick brown fox jumps"
 
@@ -135,3 +138,65 @@ def test_models_that_see_answer_to_text(family, tmp_path):
                 expected.append(allowed[int(last[allowed].argmax())])
         found = ensemble.generate([TEXT, TEXT + " over"], max_new_tokens=12, ignore_eos=True)[0]
     assert found.token_ids == expected
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_a_given_model_is_as_before_once_the_ensemble_is_closed(folders, name, monkeypatch):
+    """Its attention, and its output layer, also on CPUs that run that in another way; also if nothing came of it."""
+    monkeypatch.setattr("deepen_core.members.transformers.output_layer._multiplied_by_mkl", lambda _: True)
+    model, tokenizer = pair(folders[name])
+    layer = model.get_output_embeddings()
+
+    def changed():
+        return model.config._attn_implementation, dict(vars(layer)), dict(layer._forward_pre_hooks)
+
+    before = changed()
+    with Ensemble.from_models([(model, tokenizer)]) as ensemble:
+        assert vars(layer).keys() != before[1].keys()
+        assert layer._forward_pre_hooks
+        attention = model.config._attn_implementation
+        assert (attention == before[0]) is (name != "beta")
+        ensemble.generate(TEXT, max_new_tokens=3)
+    assert changed() == before
+    for models, options in (
+        ([(model, tokenizer), (model, None)], {}),  # the second one is none
+        ([(model, tokenizer)], {"fusion": "nothing"}),  # nothing is tried
+    ):
+        with pytest.raises(DeepenError):
+            Ensemble.from_models(models, **options)
+        assert changed() == before
+    with Ensemble.from_models([(model, tokenizer)]):
+        assert model.config._attn_implementation == attention
+    assert changed() == before
+
+
+def test_members_that_were_loaded_are_closed_if_loading_fails(folders, monkeypatch):
+    """They may hold something elsewhere, which the error that a caller keeps would keep too."""
+    closed = []
+    monkeypatch.setattr(ModelMember, "close", lambda member: closed.append(member.name))
+    chosen, options = [folders["alpha"], folders["beta"]], {"device": "cpu", "progress": False}
+    warm_up, load = CausalMember.warm_up, Description.load
+
+    def fails(what, name):
+        def work(one, *rest, **given):
+            if one.name == name:
+                raise MemberError("none")
+            return what(one, *rest, **given)
+
+        return work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalMember, "warm_up", fails(warm_up, "beta"))
+        with pytest.raises(MemberError):
+            Ensemble.load(chosen, **options)
+    assert closed == ["alpha", "beta"]
+    closed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Description, "load", fails(load, "beta"))
+        with pytest.raises(MemberError):
+            Ensemble.load(chosen, **options)
+    assert closed == ["alpha"]
+    closed.clear()
+    with Ensemble.load(chosen, **options):
+        assert not closed
+    assert closed == ["alpha", "beta"]

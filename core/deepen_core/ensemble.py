@@ -29,7 +29,7 @@ from deepen_core.errors import ChatTemplateError, CompatibilityWarning, Configur
 from deepen_core.evaluation.measures import Measures
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeightPolicy
-from deepen_core.members.base import Member, close
+from deepen_core.members.base import Member, close, closed_on_error
 from deepen_core.members.context_budget import ContextBudget
 from deepen_core.members.loading import (
     describe_member,
@@ -155,7 +155,8 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
                 options.check_templates(described)
             options.check_members(described, steps)
             members = load_members(described, steps)
-            engine = options.build(members, steps)
+            with closed_on_error(members):
+                engine = options.build(members, steps)
         ensemble = cls(engine)
         ensemble._loaded = members
         return ensemble
@@ -289,8 +290,8 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
     ) -> Ensemble:
         """Creates an ensemble of models and tokenizers of `transformers` that are in memory already.
 
-        While it is open, a model must not be used elsewhere. Its weights are shared, not copied; its attention may be
-        replaced by an equal one.
+        While it is open, a model must not be used elsewhere. Its weights are shared, not copied; its attention and
+        output layer may be replaced by equal ones until it is closed.
 
         Args:
             models: Pairs of a model, in evaluation mode, and its tokenizer, in order or by the names of the members.
@@ -303,7 +304,11 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
             TokenizerError: If a tokenizer cannot be used.
             DeepenError: As from `from_members`.
         """
-        return cls.from_members(given_members(models, prompts, max_context_window), **options)
+        members = given_members(models, prompts, max_context_window)
+        with closed_on_error(members):
+            ensemble = cls.from_members(members, **options)
+        ensemble._loaded = members  # noqa: SLF001 (of this class)
+        return ensemble
 
     @classmethod
     def demo(cls, members: Sequence[str] = MEMBERS, **options: Any) -> Ensemble:

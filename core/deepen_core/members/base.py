@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
@@ -195,7 +196,7 @@ def begin(member: Member, sequences: Sequence[MemberSequence]) -> None:
 
 
 class Closes(Member, Protocol):
-    """A member that holds something outside of this process, and can give it back."""
+    """A member that can give something back: what it holds outside of this process, or a model that it has changed."""
 
     def close(self) -> None:
         """Gives it back. The member cannot be used afterwards; further calls do nothing."""
@@ -203,10 +204,21 @@ class Closes(Member, Protocol):
 
 
 def close(member: Member) -> None:
-    """Closes a member that holds something outside of this process, see `Closes`."""
+    """Closes a member that has something to give back, see `Closes`."""
     work = getattr(member, "close", None)
     if work is not None:
         work()
+
+
+@contextmanager
+def closed_on_error(members: Sequence[Member]) -> Iterator[None]:
+    """Closes members if what is inside fails, those too that join the sequence there."""
+    try:
+        yield
+    except BaseException:
+        for member in members:
+            close(member)
+        raise
 
 
 class Embedded(Member, Protocol):

@@ -13,7 +13,7 @@ from deepen_core.config import MemberConfig, member_config
 from deepen_core.config.members import KINDS, RAY
 from deepen_core.config.prompts import forms_by_member
 from deepen_core.errors import ConfigurationError, MemberError, brief
-from deepen_core.members.base import Member, WeightBytes
+from deepen_core.members.base import Member, WeightBytes, closed_on_error
 from deepen_core.members.collector import collector_paused
 from deepen_core.members.memory import is_memory, more_room, return_freed
 from deepen_core.members.model_path import model_path
@@ -207,7 +207,11 @@ def given_members(models: Sequence[Any] | Mapping[str, Any], prompts: object, ma
         pairs.append((model, tokenizer))
     configs = with_prompts(member_configs(entries), prompts)
     given = import_module("deepen_core.members.transformers.given").given_member
-    return [given(config, *pair, max_window) for config, pair in zip(configs, pairs, strict=True)]
+    members: list[Member] = []
+    with closed_on_error(members):
+        for config, pair in zip(configs, pairs, strict=True):
+            members.append(given(config, *pair, max_window))
+    return members
 
 
 def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Member]:
@@ -215,10 +219,11 @@ def load_members(described: Sequence[DescribedMember], steps: Steps) -> list[Mem
     for description in described:
         description.check_files()
     return_freed()  # reading a tokenizer takes several times what it is
-    members = []
-    for description in described:
-        with steps.doing(f"{description.name}: loading weights"):
-            members.append(description.load(progress=steps.shown))
+    members: list[Member] = []
+    with closed_on_error(members):
+        for description in described:
+            with steps.doing(f"{description.name}: loading weights"):
+                members.append(description.load(progress=steps.shown))
     return_freed()
     return members
 

@@ -62,6 +62,14 @@ class CausalMember(ModelMember):
         super().__init__(name, model, tokenizer, context_window)
         self._found: _Ways | None = None
         self._reads_trees: bool | None = None
+        self._packed = False
+
+    def close(self) -> None:
+        """See `Closes.close`."""
+        super().close()
+        if self._packed:
+            unpack_heads(self.model)
+            self._packed = False
 
     def warm_up(self) -> None:
         """Probes how the model runs several sequences. It takes seconds; further calls do nothing."""
@@ -80,10 +88,11 @@ class CausalMember(ModelMember):
         return self._found
 
     def _probe(self) -> _Ways:
-        packed = not is_stateful(self.model) and pack_heads(self.model)  # a state is not run together with others
+        self._packed = not is_stateful(self.model) and pack_heads(self.model)  # states are not run together with others
         found = probe(self.model, self.context_window)
-        if packed and found.masks is None:  # packed heads may be the reason
+        if self._packed and found.masks is None:  # packed heads may be the reason
             unpack_heads(self.model)
+            self._packed = False
             found = probe(self.model, self.context_window)
         given = (self.model, self.vocabulary_size, self.work)
         long = SequentialRunner(*given, keeps_cache=found.keeps_cache)

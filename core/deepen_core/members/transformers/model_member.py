@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +35,13 @@ class ModelMember:
         embeddings, output_layer = len(self._embedding_matrix()), model.get_output_embeddings()
         # Some models that see have embeddings beyond their logits, for the places of an image.
         self.vocabulary_size = min(embeddings, getattr(output_layer, "out_features", embeddings))
-        if output_layer is not None:
-            prepare(output_layer)
+        self._restore: Callable[[], None] | None = None if output_layer is None else prepare(output_layer)
+
+    def close(self) -> None:
+        """See `Closes.close`: leaves the model as it was given."""
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -21,12 +22,23 @@ _FEW = range(2, 9)
 _CPU = Path("/proc/cpuinfo")
 
 
-def prepare(layer: torch.nn.Module) -> None:
-    """Makes an output layer fast for a few places, with the same results up to rounding."""
-    layer.register_forward_pre_hook(_dense)
+def prepare(layer: torch.nn.Module) -> Callable[[], None]:
+    """Makes an output layer fast for a few places, with the same results up to rounding.
+
+    Returns:
+        What makes it again as it was.
+    """
+    hook = layer.register_forward_pre_hook(_dense)
     weight = getattr(layer, "weight", None)
     if type(layer) is torch.nn.Linear and isinstance(weight, torch.Tensor) and _multiplied_by_mkl(weight):
         layer.forward = _Few(layer)  # type: ignore[method-assign,assignment]
+
+    def restore() -> None:
+        hook.remove()
+        if isinstance(vars(layer).get("forward"), _Few):
+            del layer.forward
+
+    return restore
 
 
 class _Few:
