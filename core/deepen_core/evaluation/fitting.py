@@ -36,9 +36,10 @@ class FittedWeights:
         main: The name of the main member.
         fusion: The name of the strategy.
         weights: One number per member, summing to one.
-        by: What was best: "score", the share of right answers (open ones are right if greedy decoding writes just
-            the answer given, for which it is read and nothing generated), or "likelihood", the bits a byte of right
-            answers.
+        by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers. Open
+            questions are answered right if greedy decoding writes just the answer given, for which it is read and
+            nothing generated. Where that is so for no item with any weights, as of long answers, and for exercises,
+            the share is the mean of those of the members alone, by their weights.
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.

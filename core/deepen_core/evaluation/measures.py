@@ -136,20 +136,22 @@ class Measures(ABC):
 
         Args:
             examples: Files of JSON lines: questions with `question` and `choices` and `answer` (the number of the right
-                choice) or `answers`, translations with `source` and `translation`, or texts with `prompt` and `text`.
+                choice) or `answers`, translations with `source` and `translation`, exercises with `prompt`, `test` and
+                `entry_point` (the programs that members write are run), or texts with `prompt` and `text`.
             by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
                 right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
                 read and nothing generated: it is right where greedy decoding would write just that. If none is with any
-                weights, they are fitted by likelihood.
+                weights, as of solutions in many steps, and for exercises, each member answers alone, and weights are
+                worth the mean of what the members are. If nothing at all is right, they are fitted by likelihood.
             policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt,
                 so that those that answer such prompts right have most weight. For this each member answers every
-                question alone, so exercises and solutions in many steps count too.
+                question alone.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.
 
         Raises:
-            ConfigurationError: If the ensemble has a strategy of its own kind.
+            ConfigurationError: If static weights are for a strategy with options of its own.
             EvaluationError: If a file, the folder or the policy cannot be used.
             MemberError: If a member fails.
         """
