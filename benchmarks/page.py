@@ -66,6 +66,7 @@ def models_tables() -> dict[str, str]:
 def performance_tables() -> dict[str, str]:
     """Return every table of the page on performance by name."""
     cpu, gpu, halves, scoring = (read(n) for n in ("real_speed", "real_speed_h100", "precision", "scoring"))
+    weighed = read("weights_speed")
     beside = ("first token, of transformers", "first token, of transformers, long prompt")
     ratios = dict.fromkeys(("first token", *beside, "new answer", "the same, warm", "batch of 8"), ".2f")
     pair = {"main": "", "other": "", "dtype": ""}
@@ -84,7 +85,15 @@ def performance_tables() -> dict[str, str]:
             {"of transformers": "of transformers alone, in a batch"},
         ),
         "scoring": markdown(scoring["rows"], pair | {"tokens": ",d", "ratio": ".2f", "off": ".1e"}),
-        "machine": measured_on(real_speed=cpu, real_speed_h100=gpu, precision=halves, scoring=scoring),
+        "weights": markdown(
+            weighed["rows"],
+            {"weights": "", "prompts": "", "other one runs, %": ".0f", "first token": ".2f"}
+            | {"one by one": ".2f", "together": ".2f"},
+            {"together": f"{weighed['prompts']} together"},
+        ),
+        "machine": measured_on(
+            real_speed=cpu, real_speed_h100=gpu, precision=halves, scoring=scoring, weights_speed=weighed
+        ),
     }
 
 

@@ -33,6 +33,7 @@ from benchmarks import (
     stories,
     tasks,
     tracing,
+    weights_speed,
 )
 from benchmarks.byte_reader import ByteReader
 from benchmarks.worlds import make_world, real_world
@@ -278,6 +279,14 @@ def test_real_speed(load):
         plain = [member.model for member in ensemble._engine.members]
         found["of transformers"] = real_speed.first_token_over_transformers(ensemble, plain, real_speed.PROMPTS)
     assert all(ratio > 1 for ratio in found.values())
+
+
+@pytest.mark.parametrize(("weights", "runs"), [("adaptive", 100), ("perplexity:1,1e-40", 0)])
+def test_weights_speed(load, weights, runs):
+    with load("alpha", "beta", weights=weights) as ensemble:
+        found = weights_speed.compared(ensemble, ["The dog", "A fox and"], 4)
+    assert found.pop("other one runs, %") == runs
+    assert all(ratio > 0 for ratio in found.values())
 
 
 @pytest.mark.slow

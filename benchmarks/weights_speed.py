@@ -1,0 +1,101 @@
+"""Time of a general model with a specialist over that of the specialist alone, by how the two are weighed.
+
+Run with `python -m benchmarks.weights_speed --models FOLDER`, a folder with those of `benchmarks.given_text.MODELS`;
+`--help` lists the options. Prompts are programs, sums and questions of public test sets, in plain text and, but for
+programs, after four examples. Each prompt is answered by the ensemble and by main alone in turn, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from benchmarks.given_text import MODELS, SETS, opened
+from benchmarks.report import publish
+from deepen_core import Ensemble
+from deepen_core.evaluation.items import prompt_of
+from deepen_core.evaluation.task_file import read_task
+
+PAIR = ("qwen-coder-0.5b", "gemma3-270m")
+KINDS = {"programs": "humaneval", "sums": "gsm8k", "questions": "triviaqa"}
+WEIGHTS = {
+    "adaptive": "adaptive",
+    "perplexity": "perplexity:0.9693,0.03065",  # as `benchmarks.tasks` has fitted its shares
+}
+_SHOTS = 4
+
+
+def prompts_of(kind: str, count: int) -> list[str]:
+    """Returns some prompts of a kind."""
+    name = KINDS[kind]
+    shots = [] if name == "humaneval" else read_task(SETS / f"{name}-dev.jsonl", _SHOTS).open
+    asked = read_task(SETS / f"{name}-test.jsonl", count).items
+    return [str(prompt_of(item, shots, chat=False)) for item in asked]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The seconds that some work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def compared(ensemble: Ensemble, prompts: Sequence[str], tokens: int) -> dict[str, float]:
+    """Ratios over main alone: the first token, and answers one by one and all together; and what the other one runs."""
+    both = (ensemble, ensemble.alone(0))
+    options: dict[str, Any] = {"ignore_eos": True}
+    for one in both:
+        one.generate(prompts[0], max_new_tokens=2, **options)  # what the libraries do at their first use
+    firsts, answers = [0.0, 0.0], [0.0, 0.0]
+    steps = [0, 0]
+    for prompt in prompts:
+        for place, one in enumerate(both):
+            firsts[place] += seconds(lambda one=one, p=prompt: one.generate(p, max_new_tokens=1, **options))  # type: ignore[misc]
+    for prompt in prompts:
+        for place, one in enumerate(both):
+            began = time.perf_counter()
+            answer = one.generate(prompt, max_new_tokens=tokens, **options)
+            answers[place] += time.perf_counter() - began
+            if one is ensemble:
+                steps = [held + work.steps for held, work in zip(steps, answer.member_work, strict=True)]
+    together = [seconds(lambda one=one: one.generate(prompts, max_new_tokens=tokens, **options)) for one in both]  # type: ignore[misc]
+    return {
+        "first token": firsts[0] / firsts[1],
+        "one by one": answers[0] / answers[1],
+        "together": together[0] / together[1],
+        "other one runs, %": 100 * steps[1] / steps[0],
+    }
+
+
+def main() -> None:
+    """Measures and publishes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
+    parser.add_argument("--prompts", type=int, default=6, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    if given.models is None or not SETS.is_dir():
+        print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
+        return
+    asked = {kind: prompts_of(kind, given.prompts) for kind in KINDS}
+    rows = []
+    for label, weights in WEIGHTS.items():
+        with opened(given.models, PAIR, given.dtype, given.device, weights=weights) as ensemble:
+            for kind, prompts in tqdm(asked.items(), desc=label):
+                found = compared(ensemble, prompts, given.tokens)
+                rows.append({"weights": label, "prompts": kind, **found})
+                print(rows[-1], flush=True)
+    title = f"Time over {PAIR[0]} alone, {given.dtype}, with {PAIR[1]}"
+    publish("weights_speed", title, rows, main=PAIR[0], other=PAIR[1], dtype=given.dtype, prompts=given.prompts)
+
+
+if __name__ == "__main__":
+    main()
