@@ -8,7 +8,9 @@ import pytest
 import torch
 from evaluation_parts import ITEMS, written
 from table_member import TableMember
-from tiny import CORPUS, byte_level, sentencepiece_bpe
+from tiny import CORPUS, byte_level, save_llama, sentencepiece_bpe
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from deepen_core import Ensemble
 from deepen_core.demo import write_tasks
@@ -276,3 +278,14 @@ class TestWeights:
             shares, others = (e.fit_weights(place, policy="perplexity", progress=False) for e in (own, named))
         assert shares.fusion == "custom (deepen)"
         assert (shares.weights, shares.value) == (others.weights, others.value)  # which are for any strategy
+
+    @pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
+    def test_shares_of_members_without_shared_tokens(self, folders, tmp_path):
+        """Each answers alone, for which no strategy is needed that they do not suit."""
+        odd = Tokenizer(models.WordLevel({"zzzzzzzz": 0, "</s>": 1}, unk_token="</s>"))
+        save_llama(tmp_path / "odd", PreTrainedTokenizerFast(tokenizer_object=odd, eos_token="</s>"), chat=False)
+        place = tmp_path / "x.jsonl"
+        place.write_text(json.dumps({"question": "Who runs?", "answers": ["a fox"]}))
+        options = {"fusion": {"strategy": "bytes", "mode": "mixture"}, "device": "cpu", "progress": False}
+        with Ensemble.load([folders["alpha"], tmp_path / "odd"], **options) as own:
+            assert own.fit_weights(place, policy="perplexity", progress=False).fusion == own.info.fusion

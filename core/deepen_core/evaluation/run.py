@@ -251,7 +251,8 @@ def fit(
             f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
             f"({engine.fusion_name})."
         )
-    fusion = engine.fusion_name if engine.fusion_name in PRESETS else next(iter(PRESETS))  # shares fit any strategy
+    # Shares are for any strategy, and "bytes" takes any members.
+    fusion = engine.fusion_name if engine.fusion_name in PRESETS else "bytes"
     plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
     plan.check_fit()
     if policy == POLICY and (texts := [task.name for task in tasks if task not in plan.judged_on]):
