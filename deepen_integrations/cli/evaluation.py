@@ -210,7 +210,8 @@ def told(fit: FittedWeights) -> str:
         right, of_equal, alone = (f"{100 * value:.1f} %" for value in (fit.value, fit.equal_value, fit.alone_value))
         return (
             f"{' and '.join(fit.members)}, policy {fit.policy}: after a prompt, {right} of the weight is on members "
-            f"that answer it right alone, {of_equal} at equal shares; main alone is right in {alone}."
+            f"that answer it right alone, {of_equal} at equal shares; main alone is right in {alone}. Whether they "
+            "answer better together, deepen eval measures."
         )
     if fit.by == "score":
         found, others = (
