@@ -77,7 +77,7 @@ def bytes_tables() -> dict[str, str]:
     found = {row["pair"].replace(" + ", ", "): row for row in read("byte_fusion")["rows"]}
     ways = ("deepen", "product", "bytes", "bytes, mixture")
     settings = [f"{way}, {how}" for way in (*ways, "union") for how in ("equal", "fitted", "adaptive")]
-    settings.append("by the byte, equal")
+    settings += ["by the byte, equal", "by the byte, best"]
     first = "main, other"
 
     def by_setting(end: str) -> str:

@@ -77,8 +77,8 @@ def main() -> None:
     """Measures and publishes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
-    parser.add_argument("--prompts", type=int, default=6, help="of each kind")
-    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--prompts", type=int, default=4, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=24, help="of each answer")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()

@@ -186,7 +186,7 @@ def test_real_pairs(pair, monkeypatch):
     assert row["fitted %"] == pytest.approx(row["deepen %"]) or row["fitted weight"] != 0.5
 
 
-def test_byte_fusion(pair):
+def test_byte_fusion(pair, monkeypatch):
     """Every strategy at every weight, the members alone, and both by the byte."""
     found = byte_fusion.bits(pair, [GIVEN])
     assert {name for name, _ in found} == {*byte_fusion.STRATEGIES, "main", "other"}
@@ -197,6 +197,14 @@ def test_byte_fusion(pair):
     row = byte_fusion.row_of(dict.fromkeys(kinds, found), dict.fromkeys(kinds, ideal))
     assert row["main"] == pytest.approx(found["main", ""])
     assert row["bytes, equal %"] == row["bytes, equal, worst kind %"]
+    assert (
+        row["by the byte, best %"]
+        <= row["by the byte, equal %"]
+        == pytest.approx(100 * (ideal[0.5] / min(found["main", ""], found["other", ""]) - 1))
+    )
+    held = {"pair": "alpha + beta", "texts": 3} | row
+    monkeypatch.setattr(byte_fusion, "published", lambda _: {"all": [held | {"texts": 2}, held]})
+    assert byte_fusion.published_bits(("alpha", "beta"), 3) == dict.fromkeys(kinds, found)
 
 
 def alone(ensemble):
