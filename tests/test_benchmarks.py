@@ -1,8 +1,10 @@
 """Every benchmark still runs: the smallest measurement of each, without writing results."""
 
+import math
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluation_parts import written
@@ -205,6 +207,17 @@ def test_byte_fusion(pair, monkeypatch):
     held = {"pair": "alpha + beta", "texts": 3} | row
     monkeypatch.setattr(byte_fusion, "published", lambda _: {"all": [held | {"texts": 2}, held]})
     assert byte_fusion.published_bits(("alpha", "beta"), 3) == dict.fromkeys(kinds, found)
+
+
+def test_by_the_byte():
+    """Each model's distribution counts by its own weight."""
+    main, other = np.zeros((2, 257)), np.zeros((2, 257))
+    main[:, list(b"ab")], other[:, list(b"ab")] = (0.9, 0.1), (0.2, 0.8)
+    found = byte_fusion.by_the_byte([main], [other], [given_text.Given("", "ab")])
+    for weight in byte_fusion.WEIGHTS:
+        first, second = 0.9**weight * 0.2 ** (1 - weight), 0.1**weight * 0.8 ** (1 - weight)
+        expected = -(math.log2(first / (first + second)) + math.log2(second / (first + second))) / 2
+        assert found[weight] == pytest.approx(expected)
 
 
 def alone(ensemble):

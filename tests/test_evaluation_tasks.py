@@ -70,7 +70,7 @@ class TestTasks:
             (Plan([texts]), "texts has texts to fit on"),
             (
                 Plan([TASK], [exercises], policies=["adaptive"], by="likelihood"),
-                "code has exercises, whose right answers nobody knows: fit on them by score",
+                "code has exercises, which have no right answer to read: fit by score",
             ),
             (Plan([questions], shots=[TASK]), "animals has no open questions"),
             (Plan([TASK], [texts]), "texts has texts without choices: fit by likelihood"),

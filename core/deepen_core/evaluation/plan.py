@@ -117,9 +117,7 @@ class Plan:
             raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
         for task in self.fitted_on:
             if task.has_exercises and self.by == "likelihood" and POLICY not in self.policies:
-                raise EvaluationError(
-                    f"{task.name} has exercises, whose right answers nobody knows: fit on them by score."
-                )
+                raise EvaluationError(f"{task.name} has exercises, which have no right answer to read: fit by score.")
             if not task.is_right_or_wrong and self.by == "score":
                 raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
         for task in self.fitted_on if self.by == "score" else self.judged_on:
