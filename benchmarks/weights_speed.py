@@ -47,24 +47,31 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compared(ensemble: Ensemble, prompts: Sequence[str], tokens: int) -> dict[str, float]:
-    """Ratios over main alone: the first token, and answers one by one and all together; and what the other one runs."""
+    """Ratios over main alone: the first token, and answers one by one and together; and what the other one runs.
+
+    Args:
+        ensemble: The two.
+        prompts: A first one that is not measured, and a third of the others for each of the three.
+        tokens: Of each answer.
+    """
     both = (ensemble, ensemble.alone(0))
     options: dict[str, Any] = {"ignore_eos": True}
+    warm, *rest = prompts
     for one in both:
-        one.generate(prompts[0], max_new_tokens=2, **options)  # what the libraries do at their first use
+        one.generate(warm, max_new_tokens=2, **options)  # what the libraries do at their first use
     firsts, answers = [0.0, 0.0], [0.0, 0.0]
     steps = [0, 0]
-    for prompt in prompts:
+    for prompt in rest[::3]:  # prompts of its own for each measure: what is known of a prompt is kept
         for place, one in enumerate(both):
             firsts[place] += seconds(lambda one=one, p=prompt: one.generate(p, max_new_tokens=1, **options))  # type: ignore[misc]
-    for prompt in prompts:
+    for prompt in rest[1::3]:
         for place, one in enumerate(both):
             began = time.perf_counter()
             answer = one.generate(prompt, max_new_tokens=tokens, **options)
             answers[place] += time.perf_counter() - began
             if one is ensemble:
                 steps = [held + work.steps for held, work in zip(steps, answer.member_work, strict=True)]
-    together = [seconds(lambda one=one: one.generate(prompts, max_new_tokens=tokens, **options)) for one in both]  # type: ignore[misc]
+    together = [seconds(lambda one=one: one.generate(rest[2::3], max_new_tokens=tokens, **options)) for one in both]  # type: ignore[misc]
     return {
         "first token": firsts[0] / firsts[1],
         "one by one": answers[0] / answers[1],
@@ -77,7 +84,7 @@ def main() -> None:
     """Measures and publishes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=os.environ.get("DEEPEN_REAL_MODELS"), help="the real models")
-    parser.add_argument("--prompts", type=int, default=4, help="of each kind")
+    parser.add_argument("--prompts", type=int, default=4, help="of each kind, for each measure")
     parser.add_argument("--tokens", type=int, default=24, help="of each answer")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -85,7 +92,7 @@ def main() -> None:
     if given.models is None or not SETS.is_dir():
         print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
         return
-    asked = {kind: prompts_of(kind, given.prompts) for kind in KINDS}
+    asked = {kind: prompts_of(kind, 1 + 3 * given.prompts) for kind in KINDS}
     rows = []
     for label, weights in WEIGHTS.items():
         with opened(given.models, PAIR, given.dtype, given.device, weights=weights) as ensemble:

@@ -56,6 +56,22 @@ def check(model, sequences, logits, atol=2e-5):
             torch.testing.assert_close(sequence.logits_before, expected[-2], atol=atol, rtol=0)
 
 
+def check_read_ahead(model, member, sequence, start=1, **exactness):
+    """Reads a new sequence ahead, and compares what is found; one that cannot be read must not be touched."""
+    ids = sequence.ids
+    found = member.read_ahead(sequence, start)
+    if found is None:
+        assert (sequence.cached, sequence.cache) == (0, None)
+        assert member.batching != "ragged" or len(ids) <= KEPT_TAIL
+        return None
+    logprobs = torch.log_softmax(plain(model, ids)[start - 1 : -1], -1)
+    expected = logprobs.gather(-1, torch.tensor(ids[start:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, **{"atol": 2e-5, "rtol": 0, **exactness})
+    assert sequence.pending == KEPT_TAIL < len(ids)
+    assert sequence.tokens_run == 0
+    return found
+
+
 def made_up(length, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()

@@ -5,7 +5,7 @@ from amounts import examples
 from architectures import WINDOW
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from ids_parts import IdsSequence, check, made_up
+from ids_parts import IdsSequence, check, check_read_ahead, made_up
 
 # What sequences do after a step: how many ids they lose, and how many they gain.
 GROW = [(0, 1)] * 8
@@ -22,6 +22,7 @@ _events = st.lists(
         *[_step] * 5,
         st.tuples(st.just("join"), st.integers(1, 60), _number),
         st.tuples(st.just("join_alike"), st.integers(1, 12), _number),
+        st.tuples(st.just("read_ahead"), st.integers(1, 60), _number),
         st.tuples(st.just("leave"), st.integers(0, 7)),
         st.tuples(st.just("settle"), st.integers(0, 7), st.integers(0, 9)),
         st.tuples(st.just("prefill"), st.integers(0, 7), st.integers(1, 30)),
@@ -32,7 +33,7 @@ _events = st.lists(
 
 
 def follow(model, member, events, **exactness):
-    """Sequences join, are prefilled, advance and are shortened, abstain and leave; every step is compared.
+    """Sequences join, are prefilled or read, advance and are shortened, abstain and leave; every step is compared.
 
     Beginnings of sequences settle: `rewrite` does not change them any more.
     """
@@ -43,6 +44,9 @@ def follow(model, member, events, **exactness):
         elif kind == "join_alike" and sequences:
             one = sequences[details[1] % len(sequences)]
             sequences.append(IdsSequence(one.ids[: details[0] * 5] + made_up(*details)))
+        elif kind == "read_ahead":
+            sequences.append(IdsSequence(made_up(*details)))
+            check_read_ahead(model, member, sequences[-1])
         elif kind == "leave" and sequences:
             sequences.pop(details[0] % len(sequences)).release()
         elif kind == "settle" and sequences:

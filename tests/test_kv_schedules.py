@@ -68,7 +68,14 @@ def test_what_cannot_share_a_forward_runs_alone(name):
     model = build(name)
     member = member_of(model)
     assert member.batching.startswith("one sequence at a time: ")
-    events = [("prefill", 1, 7), ("step", 7, GROW), ("step", 5, TURN), ("step", 15, GROW), ("leave", 0)]
+    events = [
+        ("prefill", 1, 7),
+        ("read_ahead", 9, 9),
+        ("step", 7, GROW),
+        ("step", 5, TURN),
+        ("step", 15, GROW),
+        ("leave", 0),
+    ]
     events.append(("step", 3, GROW))
     with torch.inference_mode():
         assert follow(model, member, events) == 4
@@ -87,11 +94,15 @@ def test_a_plain_schedule(name):
         ("step", 13, TURN),
         ("join_alike", 5, 4),
         ("step", 63, TURN),
+        ("read_ahead", 45, 3),
+        ("read_ahead", 3, 8),
+        ("join_alike", 5, 6),
         ("leave", 0),
         ("step", 31, GROW),
         ("step", 2, TURN),
-        ("step", 31, GROW),
-        ("step", 31, GROW),
+        ("read_ahead", 1, 1),
+        ("step", 255, GROW),
+        ("step", 255, GROW),
     ]
     with torch.inference_mode():
         assert follow(model, member, events) == 7

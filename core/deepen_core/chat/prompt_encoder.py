@@ -78,6 +78,9 @@ class PromptReader:
         backend: The tokenizer's private copy.
         name: The member's name, for error messages.
         form: In which the member is shown prompts. With a template for texts it needs no chat template.
+
+    Attributes:
+        start_ids: What the tokenizer puts before every text, such as BOS.
     """
 
     def __init__(self, tokenizer: Any, backend: Backend, name: str, form: PromptForm | None = None) -> None:
@@ -108,7 +111,7 @@ class PromptReader:
             raise no_template([name])
         self._plain = backend
         self._strict = Backend(tokenizer, unmarked) if unmarked else backend
-        self._start_ids, self._end_ids = self._read_affixes()
+        self.start_ids, self._end_ids = self._read_affixes()
         self._characters_a_token = characters_a_token(backend)
 
     @cached_property
@@ -233,9 +236,9 @@ class PromptReader:
 
     def _read_shown(self, text: str, *, cut: bool, control_tokens: bool) -> MemberPrompt:
         if not control_tokens:
-            read = MemberPrompt(list(self._start_ids), text, inside=False, cut=cut)
+            read = MemberPrompt(list(self.start_ids), text, inside=False, cut=cut)
             return self._started(read, after_end=isinstance(text, TextStart))
-        read, start = self._read_controlled(text, str), self._start_ids
+        read, start = self._read_controlled(text, str), self.start_ids
         if read.ids[: len(start)] != start:
             read = replace(read, ids=[*start, *read.ids])
         return self._started(replace(read, cut=cut and not read.inside))

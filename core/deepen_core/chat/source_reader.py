@@ -45,7 +45,7 @@ class SourceReader(PromptReader):
     @property
     def label(self) -> str:
         """See `PromptReader.label`; it tells languages apart, which are ids around a text."""
-        return f"{super().label} between {self._start_ids} and {self._end_ids}, answered after {self._decoder_start}"
+        return f"{super().label} between {self.start_ids} and {self._end_ids}, answered after {self._decoder_start}"
 
     @property
     def has_chat_template(self) -> bool:

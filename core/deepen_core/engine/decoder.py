@@ -154,7 +154,7 @@ class Decoder:
                 found = [forward.prompt_likelihood(sequence) for forward in self._forwards]
                 sequence.prompt_likelihood = comparable(found)
         for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):
-            sequence.needed = needed
+            sequence.need(needed)
 
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
         """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""

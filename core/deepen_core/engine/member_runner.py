@@ -20,6 +20,9 @@ from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 PREFILL_CHUNK = 256
 """Prompt ids that run between two steps, so that other requests do not wait for a long prompt."""
 
+_PROMPTS_KEPT = 64
+"""How many prompts' likelihoods are kept: several answers to one prompt are sampled, and it is read once."""
+
 
 @dataclass(frozen=True)
 class MemberLogits:
@@ -61,6 +64,7 @@ class MemberRunner:
         self._number = number
         self._is_main = is_main
         self._policy = on_member_error
+        self._likelihoods: dict[tuple[str, bool], float | None] = {}  # of the last prompts
         self._width: int | None = None  # number of sequences that were found to fit into memory at once
 
     def begin(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> None:
@@ -120,10 +124,17 @@ class MemberRunner:
 
     def prompt_likelihood(self, sequence: EnsembleSequence) -> float | None:
         """See `deepen_core.engine.prompt_likelihood`; 0 if the member does not take part, or fails."""
-        if sequence.ended or sequence.member_sequences[self._number] is None:
+        part = sequence.member_sequences[self._number]
+        if sequence.ended or part is None:
             return 0.0
+        key = sequence.prompt_text, part.shares  # one that shares nothing must not depend on what others have run
         try:
-            return prompt_likelihood(self.member, sequence.prompt_text)
+            if key not in self._likelihoods:
+                found = prompt_likelihood(self.member, sequence.prompt_text, part)
+                while len(self._likelihoods) >= _PROMPTS_KEPT:
+                    del self._likelihoods[next(iter(self._likelihoods))]
+                self._likelihoods[key] = found
+            return self._likelihoods[key]
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
             return 0.0

@@ -9,9 +9,10 @@ import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_form import text_of
-from deepen_core.members.base import Member, source_window
+from deepen_core.members.base import Member, read_ahead, source_window
+from deepen_core.members.sequence import MemberSequence
 
-_MOST = 1000  # characters at the end of a prompt that count: some 250 tokens, which a member runs at once
+_MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens, and never many more than 1,000
 
 
 def prompt_text(prompt: str | Sequence[Message]) -> str:
@@ -22,16 +23,18 @@ def prompt_text(prompt: str | Sequence[Message]) -> str:
     """
     if not isinstance(prompt, str):
         prompt = "\n\n".join(text for message in prompt if (text := text_of(message)))
-    return prompt[-_MOST:]
+    return prompt[-_MOST:].encode()[-_MOST:].decode(errors="ignore")  # without the end of a character that was cut
 
 
 @torch.inference_mode()
-def prompt_likelihood(member: Member, text: str) -> float | None:
+def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None = None) -> float | None:
     """Returns the log-likelihood (nats) of a byte of a text under a member.
 
     Args:
-        member: The member. It runs the text once, apart from any sequence.
+        member: The member. It runs the text once.
         text: The text.
+        sequence: The member's sequence after the same prompt, of which nothing has been run. If its ids are those of
+            the text, they are run as its prompt.
 
     Returns:
         The mean over all tokens but the first, which only some models can predict; None if there are no others, if it
@@ -40,12 +43,18 @@ def prompt_likelihood(member: Member, text: str) -> float | None:
     if source_window(member) is not None:
         return None
     vocabulary = member.tokenizer.vocabulary
-    before = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+    before = member.tokenizer.reader.start_ids  # what the member was not trained to read makes texts unlikely
     ids = [*before, *member.tokenizer.backend.encode(text)][: member.context_window]
     start = len(before) + 1
     size = sum(len(vocabulary.token_bytes(token_id) or b"") for token_id in ids[start:])
-    found = sum(member.token_logprobs(ids, start)) / size if size else math.nan
+    found = sum(_logprobs(member, ids, start, sequence)) / size if size else math.nan
     return found if math.isfinite(found) else None
+
+
+def _logprobs(member: Member, ids: list[int], start: int, sequence: MemberSequence | None) -> list[float]:
+    """Returns what `Member.token_logprobs` does, from the sequence's own prompt if that is the same."""
+    found = read_ahead(member, sequence, start) if sequence is not None and sequence.ids == ids else None
+    return member.token_logprobs(ids, start) if found is None else found
 
 
 def comparable(found: Sequence[float | None]) -> list[float]:

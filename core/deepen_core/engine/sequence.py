@@ -263,6 +263,14 @@ class EnsembleSequence:
         self.error = error
         self.release()
 
+    def need(self, needed: Sequence[bool]) -> None:
+        """Sets which members are run; the others give back what they have computed of the prompt."""
+        self.needed = list(needed)
+        for part, is_run in zip(self.member_sequences, needed, strict=True):
+            if part is not None and not is_run:
+                part.release()
+                part.cached = 0
+
     def drop(self, member: int, warning: str) -> None:
         """Continues without a member, and adds a warning to the answer."""
         part = self.member_sequences[member]

@@ -14,7 +14,7 @@ import torch
 
 from deepen_core.engine.task import Lane
 from deepen_core.errors import MemberTimeoutError
-from deepen_core.members.base import Member, TreeRun, tree_run_of
+from deepen_core.members.base import Member, TreeRun, read_ahead, tree_run_of
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import TextTree
 
@@ -58,6 +58,10 @@ class TimedMember:
     def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
         return self.step("prefill", partial(self._member.prefill, sequence, limit), [sequence])
+
+    def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
+        """See `ReadsAhead.read_ahead`."""
+        return self.step("read_ahead", partial(read_ahead, self._member, sequence, start), [sequence])
 
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
         """See `Member.token_logprobs`."""

@@ -161,6 +161,30 @@ def tree_run_of(member: Member, longest: int) -> TreeRun | None:
     return found
 
 
+class ReadsAhead(Member, Protocol):
+    """A member that can tell of a prompt what `token_logprobs` does, and run it for the answer at once."""
+
+    def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
+        """Runs the ids of a new sequence as `prefill` does.
+
+        Args:
+            sequence: The sequence, of which nothing has been run.
+            start: Number of ids that are only given, at least 1.
+
+        Returns:
+            Log-probabilities (nats) of the ids after these, each given the ids before it; None if it has run nothing,
+            because this model cannot, or so short a prompt is not run ahead.
+        """
+        ...
+
+
+def read_ahead(member: Member, sequence: MemberSequence, start: int) -> list[float] | None:
+    """Runs a new sequence ahead, and returns log-probabilities of its ids; None if it cannot, see `ReadsAhead`."""
+    work = getattr(member, "read_ahead", None)
+    found: list[float] | None = None if work is None else work(sequence, start)
+    return found
+
+
 class Forgets(Member, Protocol):
     """A member that keeps something of its sequences, and can drop it."""
 

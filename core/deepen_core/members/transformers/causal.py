@@ -131,6 +131,11 @@ class CausalMember(ModelMember):
         """See `Member.prefill`."""
         return self._way(sequence).prefill(sequence, limit)
 
+    def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
+        """See `ReadsAhead.read_ahead`."""
+        way = self._way(sequence)
+        return way.read_ahead(sequence, start) if isinstance(way, RaggedRunner) else None
+
     def forget(self) -> None:
         """See `Forgets.forget`. Other runners keep nothing of one sequence for another."""
         if self._found is not None and isinstance(self._found.short, RaggedRunner):

@@ -21,6 +21,7 @@ import torch
 
 from deepen_core.members.base import Work
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence, longest_shared
+from deepen_core.members.transformers.given_tokens import logprobs_of
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
@@ -129,6 +130,23 @@ class RaggedRunner:
             self._run_ahead(sequence, slot, count)
             return count
 
+    def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
+        """See `ReadsAhead.read_ahead`: one forward, whose logits are looked at everywhere.
+
+        The last ids are run too, since they are asked about, and are still pending afterwards.
+        """
+        ids, ahead = sequence.ids, len(sequence.ids) - KEPT_TAIL
+        if ahead < 1:
+            return None
+        with self.cache.busy():
+            slot = self._slot(sequence, shares=False)  # what is copied has no logits
+            _, logits = self._forward.run({slot: ids}, len(ids), keep=len(ids) - start + 1)
+            found = logprobs_of(logits[0, :-1], torch.tensor(ids[start:], device=logits.device))
+            sequence.take_pending(ahead)
+            sequence.keep_logits(logits[0, -KEPT_TAIL - 1 : -KEPT_TAIL, : self._size].clone())  # not all of them
+            self._note(ahead, len(ids))
+        return found
+
     def _admit(self, sequence: MemberSequence, longest: int) -> Slot:
         """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""
         slot = self._slot(sequence)
@@ -136,8 +154,8 @@ class RaggedRunner:
             self._run_ahead(sequence, slot, sequence.pending - KEPT_TAIL)
         return slot
 
-    def _slot(self, sequence: MemberSequence) -> Slot:
-        """Returns the slot of a sequence; a new one starts with a copy of the longest beginning that it shares."""
+    def _slot(self, sequence: MemberSequence, *, shares: bool = True) -> Slot:
+        """Returns the slot of a sequence; a new one may start with a copy of the longest beginning that it shares."""
         if not (isinstance(sequence.cache, Slot) and sequence.cache.held):
             sequence.release()
             sequence.cache = self.cache.take()
@@ -146,7 +164,7 @@ class RaggedRunner:
             weakref.finalize(sequence, sequence.cache.free).atexit = False
         slot = sequence.cache
         sequence.cached = min(sequence.cached, len(slot.ids))
-        if not sequence.cached:
+        if shares and not sequence.cached:
             self._share(sequence, slot)
         return slot
 
