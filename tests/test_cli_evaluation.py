@@ -104,6 +104,17 @@ class TestTheCommands:
         assert unknown.exit_code == 2
         assert "'adaptive' is neither static nor perplexity" in " ".join(unknown.stderr.split())
 
+    @pytest.mark.usefixtures("opened")
+    @pytest.mark.parametrize(("policy", "weights"), [("static", "1,0"), ("perplexity", "perplexity:0.5,0.5")])
+    def test_a_fit_on_nothing_that_is_right_says_so(self, tmp_path, policy, weights):
+        task = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 3141", "entry_point": "f"}
+        file = tmp_path / "exercises.jsonl"
+        file.write_text(json.dumps(task))
+        result = deepen("fit", str(file), "--policy", policy)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.split("\n")[0] == weights
+        assert "no member answers any example right" in " ".join(result.stderr.split())
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

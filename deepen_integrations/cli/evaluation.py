@@ -205,7 +205,12 @@ def _one_of(text: str, known: Mapping[str, Name], hint: str) -> Name:
 
 
 def told(fit: FittedWeights) -> str:
-    """Returns what fitted weights come to, in a sentence."""
+    """Returns what fitted weights come to, in a sentence or two."""
+    if fit.by == "score" and not (fit.value or fit.equal_value or fit.alone_value):
+        return (
+            f"{' and '.join(fit.members)}: no member answers any example right, so nothing shows which weights are "
+            "best. Give easier examples."
+        )
     if fit.policy != "static":
         right, of_equal, alone = (f"{100 * value:.1f} %" for value in (fit.value, fit.equal_value, fit.alone_value))
         return (
