@@ -9,11 +9,13 @@ from tokenizers import processors
 
 from deepen_core import Ensemble, SamplingParams
 from deepen_core.engine import member_runner
+from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.prompt_likelihood import prompt_likelihood, prompt_text
 from deepen_core.errors import CompatibilityWarning, MemberError
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.causal import CausalMember
 
+LONG = "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox does not. " * 3
 PROMPT = "The quick brown fox jumps over the lazy dog. The dog"
 CHAT = [{"role": "user", "content": PROMPT}]
 OPTIONS = {"max_new_tokens": 6, "ignore_eos": True, "logprobs": 0}
@@ -212,6 +214,30 @@ def test_a_deterministic_answer_is_weighed_by_its_own_reading(load, counted):
         assert sorted(counted[0]) == ["alpha", "beta"]
 
 
+def test_known_prompts_are_decoded_together(load, monkeypatch):
+    """As with any policy: nothing has to be run before the prompt of the second answer and those after it."""
+    widths, step = [], Decoder.step
+
+    def logged(decoder, sequences):
+        widths.append(len(sequences))
+        step(decoder, sequences)
+
+    with load("alpha", "beta", weights="perplexity", max_batch_size=24) as ensemble:
+        ensemble.generate(LONG, max_new_tokens=1)
+        monkeypatch.setattr(Decoder, "step", logged)
+        ensemble.generate([LONG] * 24, **OPTIONS)
+    assert widths == [24] * OPTIONS["max_new_tokens"]
+
+
+def test_a_prompt_of_which_every_character_is_many_tokens(load, monkeypatch):
+    monkeypatch.setattr(f"{prompt_likelihood.__module__}._MOST_IDS", 12)
+    read = []
+    monkeypatch.setattr(CausalMember, "token_logprobs", lambda _, ids, start: read.append(len(ids)) or [-1.0])
+    with load("alpha", "beta", weights="perplexity") as ensemble:
+        ensemble.generate("\u20ac" * 40, **OPTIONS)
+    assert read == [12, 12]
+
+
 def test_a_prompt_that_could_not_be_read_is_read_again(load, monkeypatch):
     calls = []
 
@@ -225,6 +251,7 @@ def test_a_prompt_that_could_not_be_read_is_read_again(load, monkeypatch):
         with pytest.raises(MemberError, match="not yet"):
             ensemble.generate(PROMPT, **OPTIONS)
         assert ensemble.generate(PROMPT, **OPTIONS).token_ids
+    assert len(calls) == 3  # the first member fails, and then both are asked
 
 
 def test_a_member_without_weight_keeps_nothing_of_the_prompt(load):

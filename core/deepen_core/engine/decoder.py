@@ -29,7 +29,7 @@ from deepen_core.members.base import Member, forget
 
 T = TypeVar("T")
 
-_CHARACTERS = 4  # of a token, about
+_BYTES = 4  # of a token, about
 
 
 class _Fused(NamedTuple):
@@ -114,8 +114,9 @@ class Decoder:
         return self._mixer.reads_prompts
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
-        """Whether the policy weighs members by the prompt, and this one has not been read for that."""
-        return self.reads_prompts and not sequence.prompt_likelihood
+        """Whether the policy weighs members by the prompt, and one of them has to run this one for that."""
+        unweighed = self.reads_prompts and not sequence.prompt_likelihood
+        return unweighed and not all(forward.knows_prompt(sequence) for forward in self._forwards)
 
     @torch.inference_mode()
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
@@ -126,12 +127,14 @@ class Decoder:
             limit: Maximum number of ids that each member runs.
 
         Returns:
-            The largest number of ids that a member ran; 0 if none need to be run. If the policy weighs members by the
-            prompt, the first call does nothing but read its text for that, and returns about its number of tokens.
+            The largest number of ids that a member ran; 0 if none need to be run. If members have to run the prompt's
+            text to be weighed, the first call does nothing else, and returns about its number of tokens.
         """
-        if self.waits_for_likelihood(sequence):
+        waits = self.waits_for_likelihood(sequence)
+        if self.reads_prompts:
             self._weigh_prompts([sequence])
-            return 1 + len(sequence.prompt_text) // _CHARACTERS
+        if waits:
+            return 1 + len(sequence.prompt_text.encode()) // _BYTES
         return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
     @torch.inference_mode()
@@ -150,7 +153,7 @@ class Decoder:
     def _weigh_prompts(self, sequences: Sequence[EnsembleSequence]) -> None:
         """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
         for sequence in sequences:
-            if self.waits_for_likelihood(sequence):
+            if not sequence.prompt_likelihood:
                 found = [forward.prompt_likelihood(sequence) for forward in self._forwards]
                 sequence.prompt_likelihood = comparable(found)
         for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):

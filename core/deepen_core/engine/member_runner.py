@@ -124,10 +124,10 @@ class MemberRunner:
 
     def prompt_likelihood(self, sequence: EnsembleSequence) -> float | None:
         """See `deepen_core.engine.prompt_likelihood`; 0 if the member does not take part, or fails."""
-        part = sequence.member_sequences[self._number]
-        if sequence.ended or part is None:
+        if not self._is_weighed(sequence):
             return 0.0
-        key = sequence.prompt_text, part.shares  # one that shares nothing must not depend on what others have run
+        part = self._part(sequence)
+        key = _prompt_key(sequence, part)
         try:
             if key not in self._likelihoods:
                 found = prompt_likelihood(self.member, sequence.prompt_text, part)
@@ -138,6 +138,13 @@ class MemberRunner:
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
             return 0.0
+
+    def knows_prompt(self, sequence: EnsembleSequence) -> bool:
+        """Whether `prompt_likelihood` runs nothing."""
+        return not self._is_weighed(sequence) or _prompt_key(sequence, self._part(sequence)) in self._likelihoods
+
+    def _is_weighed(self, sequence: EnsembleSequence) -> bool:
+        return not sequence.ended and sequence.member_sequences[self._number] is not None
 
     def _places(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None) -> list[int]:
         """Returns the places of the sequences that the member runs, of those in which it is asked."""
@@ -226,6 +233,11 @@ class MemberRunner:
         if self._is_main:
             return " It is the main member, without which no answer can continue."
         return " With on_member_error='drop' requests continue without it."
+
+
+def _prompt_key(sequence: EnsembleSequence, part: MemberSequence) -> tuple[str, bool]:
+    """Returns what a likelihood is kept by: a sequence that shares nothing must not depend on what others have run."""
+    return sequence.prompt_text, part.shares
 
 
 def non_finite(member: Member, value: float) -> str:

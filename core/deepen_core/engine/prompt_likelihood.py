@@ -12,7 +12,8 @@ from deepen_core.chat.prompt_form import text_of
 from deepen_core.members.base import Member, read_ahead, source_window
 from deepen_core.members.sequence import MemberSequence
 
-_MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens, and never many more than 1,000
+_MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens
+_MOST_IDS = 1024  # of them: a tokenizer may spell one character as thirty
 
 
 def prompt_text(prompt: str | Sequence[Message]) -> str:
@@ -44,7 +45,7 @@ def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None
         return None
     vocabulary = member.tokenizer.vocabulary
     before = member.tokenizer.reader.start_ids  # what the member was not trained to read makes texts unlikely
-    ids = [*before, *member.tokenizer.backend.encode(text)][: member.context_window]
+    ids = [*before, *member.tokenizer.backend.encode(text)][: min(_MOST_IDS, member.context_window)]
     start = len(before) + 1
     size = sum(len(vocabulary.token_bytes(token_id) or b"") for token_id in ids[start:])
     found = sum(_logprobs(member, ids, start, sequence)) / size if size else math.nan
