@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ def evaluation_tables() -> dict[str, str]:
 
 
 def kinds_table() -> str:
-    """Return the first ensemble's best way to answer tasks of all kinds, the same unfitted, and each member alone."""
+    """Return the first ensemble's best way to answer tasks of all kinds, and each member alone, by kind of task."""
     kinds = {
         "choices": ("arc_challenge", "piqa", "mmlu"),
         "questions": ("triviaqa", "nq_open"),
@@ -27,13 +26,11 @@ def kinds_table() -> str:
         "programs": ("humaneval",),
     }
     best, *others = read("tasks")["all"]
-    unfitted = re.sub(r"fitted (\w+) .*", r"\1", best["way"])
-    wanted = (unfitted, " alone")
-    shown = [row for row in others if row["members"] == best["members"] and row["way"].endswith(wanted)]
+    alone = [row for row in others if row["members"] == best["members"] and row["way"].endswith(" alone")]
     rows = [
         {**row, "95 %": _between(row)}
         | {kind: sum(row[task] for task in tasks) / len(tasks) for kind, tasks in kinds.items()}
-        for row in (best, *shown)
+        for row in (best, *alone)
     ]
     return markdown(rows, {"way": ""} | dict.fromkeys((*kinds, "mean"), ".1f") | {"points": "+.1f", "95 %": ""})
 

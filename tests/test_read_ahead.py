@@ -269,7 +269,7 @@ def test_a_member_without_weight_keeps_nothing_of_the_prompt(load):
 
 
 def test_the_end_of_a_prompt_is_cut_between_characters():
-    """A character of several bytes that no longer fits is left out; tokens are at most as many as bytes."""
+    """A character of several bytes that does not fit whole is left out."""
     assert prompt_text("x" * 3000) == "x" * 1000
     assert prompt_text("\u20ac" * 3000) == "\u20ac" * 333
     assert prompt_text("\U0001f9d1" * 250) == "\U0001f9d1" * 250

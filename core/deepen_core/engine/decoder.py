@@ -114,7 +114,7 @@ class Decoder:
         return self._mixer.reads_prompts
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
-        """Whether the policy weighs members by the prompt, and one of them has to run this one for that."""
+        """Whether the policy weighs members by the prompt, and some member has yet to run this one for that."""
         unweighed = self.reads_prompts and not sequence.prompt_likelihood
         return unweighed and not all(forward.knows_prompt(sequence) for forward in self._forwards)
 

@@ -13,7 +13,7 @@ from deepen_core.members.base import Member, read_ahead, source_window
 from deepen_core.members.sequence import MemberSequence
 
 _MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens
-_MOST_IDS = 1024  # of them: a tokenizer may spell one character as thirty
+_MOST_IDS = 1024  # ids of these bytes that are run: a tokenizer may spell one character as thirty
 
 
 def prompt_text(prompt: str | Sequence[Message]) -> str:
@@ -44,7 +44,7 @@ def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None
     if source_window(member) is not None:
         return None
     vocabulary = member.tokenizer.vocabulary
-    before = member.tokenizer.reader.start_ids  # what the member was not trained to read makes texts unlikely
+    before = member.tokenizer.reader.start_ids  # after any other BOS, Qwen2.5 finds texts less likely
     ids = [*before, *member.tokenizer.backend.encode(text)][: min(_MOST_IDS, member.context_window)]
     start = len(before) + 1
     size = sum(len(vocabulary.token_bytes(token_id) or b"") for token_id in ids[start:])

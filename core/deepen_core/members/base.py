@@ -172,8 +172,8 @@ class ReadsAhead(Member, Protocol):
             start: Number of ids that are only given, at least 1.
 
         Returns:
-            Log-probabilities (nats) of the ids after these, each given the ids before it; None if it has run nothing,
-            because this model cannot, or so short a prompt is not run ahead.
+            Log-probabilities (nats) of the ids after these, each given the ids before it; None if nothing was run:
+            this model cannot do so, or the prompt is too short to be run ahead.
         """
         ...
 
