@@ -92,7 +92,7 @@ def measure(
 
 def _without_weights(label: str) -> str:
     """Names a way to answer alike for all seeds: fitted weights are not in it."""
-    return re.sub(r"(, fitted(?: perplexity)?) [\d. ]+$", r"\1", label)
+    return re.sub(r"(, fitted(?: perplexity)?)(?:, static)? [\d. ]+$", r"\1", label)
 
 
 def spread(seeds: Sequence[Mapping[str, Mapping[str, float]]], group: Group) -> list[dict[str, Any]]:

@@ -84,6 +84,19 @@ def test_demo_tasks(tmp_path):
         assert line["lowest"] == pytest.approx(0.5 * line["highest"])
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("union, fitted 0.6 0.4", "union, fitted"),
+        ("deepen-paper, fitted perplexity 0.91 0.091", "deepen-paper, fitted perplexity"),
+        ("bytes, fitted perplexity, static 1 0", "bytes, fitted perplexity"),
+        ("bytes, adaptive, gate 0.9", "bytes, adaptive, gate 0.9"),
+    ],
+)
+def test_fitted_ways_have_one_name_for_all_seeds(label, expected):
+    assert demo_tasks._without_weights(label) == expected
+
+
 @pytest.mark.usefixtures("needs_demo")
 def test_votes_on_the_demo_s_tasks(tmp_path):
     tasks = {path.stem: read_task(path, 1) for path in write_tasks(tmp_path)}

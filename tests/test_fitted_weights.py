@@ -153,6 +153,29 @@ class TestWeights:
         only = fitted([(code, [])], "deepen", ["one", "two"], "one", "score", judge)
         assert (only.weights, only.tasks) == ([1, 0] if first > second else [0.1, 0.9], ["code"])
 
+    @pytest.mark.parametrize(("written", "is_read"), [(0, False), (9, False), (10, True), (40, True)])
+    @pytest.mark.parametrize("in_steps", [True, False])
+    def test_solutions_are_read_if_they_are_written_often_enough(self, written, is_read, in_steps):
+        """At least half as often as a member is right alone, in whatever words; other answers if they ever are."""
+        labels, count = [s.label for s in candidates("deepen", 2)], 50
+        task = Task("sums", (RightAnswer("x", "1 + 1 = 2", in_steps),) * count)
+        scores = [
+            ChoiceScores(
+                [1],
+                {"one": [-1.0], "two": [-1.0]},
+                {label: [-1.0] for label in labels},
+                greedy=dict.fromkeys([*labels, "one"], False) | {"deepen 0.5 0.5": item < written},
+            )
+            for item in range(count)
+        ]
+        rights = torch.tensor([[float(item < 2), float(item < 20)] for item in range(count)])
+        found = fitted(
+            [(task, scores)], "deepen", ["one", "two"], "one", "score", lambda task: JudgedTask(task.name, rights)
+        )
+        reads = is_read or (written and not in_steps)
+        assert found.equal_value == pytest.approx(written / count if reads else 11 / count)
+        assert found.weights == ([0.5, 0.5] if reads else [0.1, 0.9])
+
     def test_of_nothing_that_anybody_answers_right(self):
         """By likelihood where answers can be read, and else main alone."""
         code = Task("code", (CodeItem("def f():", "def check(f): pass", "f"),) * 3)
@@ -269,19 +292,29 @@ class TestWeights:
             with pytest.raises(EvaluationError, match="does not hold fitted weights"):
                 FittedWeights.load(tmp_path / "w.json")
 
-    def test_of_options_of_its_own(self, load, tmp_path):
+    @pytest.mark.parametrize("policy", ["static", "perplexity"])
+    def test_of_options_of_its_own(self, load, policy, tmp_path):
+        """They are kept, as scores show; a folder could not tell them apart."""
         place = written(tmp_path / "x.jsonl", ITEMS)
-        message = r"has options of its own \(custom \(deepen\)\)"
-        with load("alpha", "beta", fusion={"power": 0.7}) as own, load("alpha", "beta") as named:
-            with pytest.raises(ConfigurationError, match=message):
-                own.fit_weights(place)
-            shares, others = (e.fit_weights(place, policy="perplexity", progress=False) for e in (own, named))
-        assert shares.fusion == "custom (deepen)"
-        assert (shares.weights, shares.value) == (others.weights, others.value)  # which are for any strategy
+        with load("alpha", "beta", fusion={"power": 0.3}) as own:
+            found = own.fit_weights(place, policy=policy, by="likelihood", progress=False)
+            own_equal = own.fit_weights(place, by="likelihood", progress=False).equal_value
+            with pytest.raises(ConfigurationError, match=r"has options of its own \(custom \(deepen\)\)"):
+                own.fit_weights(place, policy=policy, output=tmp_path / "kept")
+        assert (found.fusion, found.fitted_for) == ("custom (deepen)", policy)
+        bits = {}
+        for power in (0.3, 1.0):
+            with load("alpha", "beta", fusion={"power": power}, weights=[0.5, 0.5]) as other:
+                asked = [item.asked(chat=False)[item.answer] for item in ITEMS]
+                nats = [other.score(*pair).total / len(pair[1].encode()) for pair in asked]
+            bits[power] = -sum(nats) / len(ITEMS) / math.log(2)
+        static = own_equal if policy == "perplexity" else found.equal_value
+        assert static == pytest.approx(bits[0.3], rel=1e-4)
+        assert bits[0.3] != pytest.approx(bits[1.0], rel=1e-3)
 
     @pytest.mark.filterwarnings("ignore::deepen_core.errors.CompatibilityWarning")
     def test_shares_of_members_without_shared_tokens(self, folders, tmp_path):
-        """Each answers alone, for which no strategy is needed that they do not suit."""
+        """No strategy is built that they do not suit."""
         odd = Tokenizer(models.WordLevel({"zzzzzzzz": 0, "</s>": 1}, unk_token="</s>"))
         save_llama(tmp_path / "odd", PreTrainedTokenizerFast(tokenizer_object=odd, eos_token="</s>"), chat=False)
         place = tmp_path / "x.jsonl"

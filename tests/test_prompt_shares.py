@@ -15,11 +15,12 @@ from deepen_core import Ensemble
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation import run
-from deepen_core.evaluation.fitting import FittedWeights
-from deepen_core.evaluation.items import CodeItem, OpenItem, Task, TextItem, TranslationItem
+from deepen_core.evaluation.fitting import FittedWeights, candidates, compared, fitted
+from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TextItem, TranslationItem
 from deepen_core.evaluation.judged_task import JudgedTask
+from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.plan import Plan
-from deepen_core.evaluation.prompt_shares import candidates, fitted_shares
+from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.fusion.policies import PerplexityWeights
 from deepen_core.fusion.weights import policy_and_shares
 from deepen_integrations.langchain import ChatDeepen
@@ -42,22 +43,61 @@ def tasks(lead):
     return [prose, code, sums]
 
 
+def shares_of(found, main="general"):
+    """The shares that are fitted to tasks that members have answered alone."""
+    own = {Task(task.name, (CodeItem(task.name, "def check(f): pass", "f"),)): task for task in found}
+    return fitted([(task, []) for task in own], "deepen", NAMES, main, "score", own.__getitem__, "perplexity")
+
+
 def test_a_specialist_that_answers_better_than_its_likelihoods_tell_has_the_larger_share():
-    found = fitted_shares(tasks(0.05), "deepen", NAMES, "general")
+    found = shares_of(tasks(0.05))
     assert found.weights[1] > 0.9
-    assert found.policy == "perplexity"
+    assert found.policy == found.fitted_for == "perplexity"
     assert found.tasks == ["prose", "code", "sums"]
     assert found.alone_value == pytest.approx(0.25)
     assert found.value > 0.7 > found.equal_value + 0.1  # all right answers are 0.75
     assert found.option == f"perplexity:{found.weights[0]:.4g},{found.weights[1]:.4g}"
+    assert sum(found.weights) == pytest.approx(1)
 
 
 def test_equal_shares_are_kept_where_others_are_better_by_chance():
     prompts = [[-0.6, -0.61]] * 20
     chance = judged("chance", [[1, 0]] * 10 + [[0, 1]] * 10, prompts)
-    assert fitted_shares([chance], "deepen", NAMES, "general").weights == [0.5, 0.5]
+    assert shares_of([chance]).weights == [0.5, 0.5]
     clear = judged("clear", [[0, 1]] * 20, prompts)
-    assert fitted_shares([clear], "deepen", NAMES, "general").weights[1] > 0.99
+    assert shares_of([clear]).weights[1] > 0.99
+
+
+def test_static_weights_are_taken_where_prompts_mislead():
+    """Each member finds the prompts likelier that the other one answers, and main answers more of them."""
+    misled = judged("misled", [[1, 0]] * 30 + [[0, 1]] * 10, [[-0.9, -0.6]] * 30 + [[-0.6, -0.9]] * 10)
+    found = shares_of([misled])
+    assert (found.policy, found.fitted_for, found.weights, found.option) == ("static", "perplexity", [1, 0], [1, 0])
+    assert (found.value, found.alone_value, found.equal_value) == (0.75, 0.75, 0.5)
+    assert found.by_prompt < 0.75 - 1e-3
+    assert shares_of([misled], "specialist").option == [0.9, 0.1]  # the better member is not main
+
+
+@pytest.mark.parametrize("by", ["score", "likelihood"])
+@pytest.mark.parametrize("lost", [0, 1, 40])
+def test_equal_weights_are_taken_where_they_are_better_beyond_chance(by, lost):
+    """Of 60 choices, weights by the prompt lose some that equal ones answer right."""
+    items = (ChoiceItem("x", ("a", "b"), 0),) * 60
+
+    def nats(is_right):
+        return [-1.0, -2.0] if is_right else [-2.0, -1.0]
+
+    scores = []
+    for item in range(60):
+        together = {s.label: nats(item >= lost) for s in compared("deepen", 2, ["perplexity"])}
+        together |= {s.label: nats(item < 5) for s in candidates("deepen", 2)} | {"deepen 0.5 0.5": nats(True)}
+        scores.append(ChoiceScores([1, 1], {"general": nats(item < 5), "specialist": nats(item < 5)}, together))
+    found = fitted([(Task("x", items), scores)], "deepen", NAMES, "general", by, policy="perplexity")
+    assert (found.weights, found.policy) == ([0.5, 0.5], "static" if lost == 40 else "perplexity")
+    assert found.option == ([0.5, 0.5] if lost == 40 else "perplexity:0.5,0.5")
+    if by == "score":
+        followed = found.by_prompt if lost == 40 else found.value
+        assert followed == pytest.approx(1 - lost / 60)
 
 
 def test_values_are_expected_rights():
@@ -76,58 +116,68 @@ def test_values_are_expected_rights():
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
 def test_candidates(members):
-    """Each once, equal ones first, and all orders of the members alike."""
-    found = candidates(members)
-    assert found[0] == pytest.approx([1 / members] * members)
-    assert all(sum(shares) == pytest.approx(1) for shares in found)
-    assert max(max(shares) / min(shares) for shares in found) == pytest.approx(1 if members == 1 else 1000)
-    rounded = {tuple(round(share, 9) for share in shares) for shares in found}
-    assert len(rounded) == len(found)
-    assert {order for shares in rounded for order in itertools.permutations(shares)} == rounded
+    """Each once, equal ones first, and all orders of the members alike; the scores of all are asked for."""
+    settings = candidates("product", members, "perplexity")
+    assert settings[0] == Setting("product", "perplexity")
+    found = [policy_and_shares(setting.weights) for setting in settings]
+    assert {name for name, _ in found} == {"perplexity"}
+    shares = [tuple(given or equal(members)) for _, given in found]
+    assert all(sum(one) == pytest.approx(1, abs=1e-3) for one in shares)
+    assert max(max(one) / min(one) for one in shares) == pytest.approx(1 if members == 1 else 1000, rel=1e-3)
+    assert {order for one in shares for order in itertools.permutations(one)} == set(shares)
+    assert len(set(shares)) == len(shares)
+    every = compared("product", members, ["static", "perplexity"])
+    assert every == [*candidates("product", members), *settings] == compared("product", members, ["perplexity"])
+    assert compared("product", members, ["static"]) == candidates("product", members)
 
 
 def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
     """On exercises too; what is measured is kept, and not measured again."""
     plan = Plan([TASK], [OPEN, CODE], fusions=["deepen", "union"], policies=["perplexity"], gates=[])
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
-    fits = {fit.fusion: fit for fit in outcome.weights if fit.policy == "perplexity"}
-    assert fits.keys() == {"deepen", "union"}
-    assert fits["deepen"].tasks == ["open", "code"]
-    rows = [row for row in outcome.summary.rows if ", fitted perplexity " in row.label]
-    assert len(rows) == 2
-    assert all("--weights perplexity" in row.options for row in rows)
-    held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
-    assert [line["task"] for line in held] == ["open", "open", "code"]
-    prompts = ["Question: Who runs?\nAnswer:", "Question: Who sleeps?\nAnswer:", "def f():\n"]
-    for line, prompt in zip(held, prompts, strict=True):
-        assert line["nats"] == [prompt_likelihood(member, prompt) for member in pair._engine.members]
+    fits = {(fit.fitted_for, fit.fusion): fit for fit in outcome.weights}
+    assert fits.keys() == {(policy, fusion) for policy in ("static", "perplexity") for fusion in plan.fusions}
     names = [member.name for member in pair.info.members]
-    static = {fit.fusion: fit for fit in outcome.weights if fit.policy == "static"}
-    assert all((fit.tasks, fit.by, fit.members) == (["open"], "likelihood", names) for fit in static.values())
+    assert all((fit.tasks, fit.by, fit.members) == (["open"], "likelihood", names) for fit in outcome.weights)
+    rows = [row for row in outcome.summary.rows if ", fitted perplexity" in row.label]
+    assert len(rows) == 2
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     again = pair.evaluate(plan, output=tmp_path, progress=False)
     assert again.weights == outcome.weights
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == sizes
 
 
-def test_members_are_judged_by_their_own_answers(pair, monkeypatch):
-    """Each as the evaluation of the same task says of it alone, choices and open questions."""
-    judged, fitted = [], run.fitted_shares
-    monkeypatch.setattr(run, "fitted_shares", lambda tasks, *rest: judged.extend(tasks) or fitted(tasks, *rest))
-    others = Task("others", (ITEMS[0],))
-    answered = Task("answered", (*OPEN.items, OpenItem("Who jumps?", ("a fox",))))
+@pytest.mark.parametrize("policy", ["perplexity", "static"])
+def test_members_are_judged_by_their_own_answers(pair, policy, monkeypatch, tmp_path):
+    """Each as the evaluation of the same task says of it alone, and by the prompts that it answers."""
+    judged, fitted = [], run.fitted
+
+    def kept(judge):
+        return lambda task: judged.append(judge(task)) or judged[-1]
+
+    monkeypatch.setattr(run, "fitted", lambda *given: fitted(*given[:5], kept(given[5]), *given[6:]))
+    task = Task("answered", (*OPEN.items, OpenItem("Who jumps?", ("a fox",))))
     for module in ("generation", "evaluation"):  # else no answer of such small models is right
         monkeypatch.setattr(f"deepen_core.evaluation.{module}.mark", lambda _, text, **__: sum(text.encode()) % 5 / 4)
-    for task in (TASK, answered):
-        pair.evaluate(Plan([others if task is answered else OPEN], [task], policies=["perplexity"]), progress=False)
-        rows = pair.evaluate(Plan([task], policies=[], gates=[]), progress=False).summary.rows
-        shares = {row.label: row.shares[task.name] for row in rows}
-        found = judged.pop(0)
-        judged.clear()
-        assert found.rights.shape == found.prompts.shape == (3, 2)
+    plan = Plan([TASK], [task], fusions=["deepen"], policies=[policy])
+    pair.evaluate(plan, output=tmp_path, progress=False)
+    rows = pair.evaluate(Plan([task], policies=[], gates=[]), progress=False).summary.rows
+    shares = {row.label: row.shares[task.name] for row in rows}
+    assert len(judged) == (2 if policy == "perplexity" else 1)
+    for found in judged:
+        assert found.rights.shape == (3, 2)
         for number, name in enumerate(("alpha", "beta")):
             assert float(found.rights[:, number].mean()) == pytest.approx(shares[f"{name} alone"])
     assert shares["alpha alone"] != shares["beta alone"]  # or their order would not show
+    if policy == "static":
+        assert judged[0].prompts is None
+        assert not (tmp_path / "prompts.jsonl").exists()
+        return
+    held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
+    prompts = [f"Question: {item.question}\nAnswer:" for item in task.items]
+    for line, found, prompt in zip(held, judged[0].prompts, prompts, strict=True):
+        assert line["nats"] == [prompt_likelihood(member, prompt) for member in pair._engine.members]
+        assert found.tolist() == pytest.approx(line["nats"])
 
 
 def test_fit_weights(pair, folders, tmp_path):
@@ -148,19 +198,22 @@ def test_fit_weights(pair, folders, tmp_path):
         pair.fit_weights(path, policy="adaptive", progress=False)
 
 
-def test_what_cannot_be_judged_is_left_out(pair, tmp_path):
+def test_by_likelihood_they_are_fitted_on_texts(pair, tmp_path):
+    """As static weights are; exercises have nothing to read."""
     texts = Task("texts", (TextItem("a", "b"),))
-    plan = Plan([TASK], [texts, OPEN], policies=["perplexity"], by="likelihood")
-    plan.check()
-    assert plan.judged_on == [OPEN]
-    assert Plan([TASK], [OPEN], policies=["adaptive"]).judged_on == []
+    Plan([TASK], [texts, OPEN], policies=["perplexity"], by="likelihood").check()
     with pytest.raises(EvaluationError, match="texts has texts without choices: fit by likelihood"):
         Plan([TASK], [texts]).check()
+    with pytest.raises(EvaluationError, match="code has exercises, which have no right answer to read: fit by score"):
+        Plan([TASK], [CODE, OPEN], policies=["perplexity"], by="likelihood").check()
     path = tmp_path / "texts.jsonl"
     path.write_text(json.dumps({"prompt": "a", "text": " b"}))
-    with pytest.raises(EvaluationError, match="fit 'perplexity' by what members answer right"):
-        pair.fit_weights(path, policy="perplexity", by="likelihood", progress=False)
-    Plan([TASK], [CODE, OPEN], policies=["perplexity"]).check()
+    with pytest.raises(EvaluationError, match="texts has texts without choices: fit by likelihood"):
+        pair.fit_weights(path, policy="perplexity", progress=False)
+    found = pair.fit_weights(path, policy="perplexity", by="likelihood", progress=False)
+    assert (found.by, found.fitted_for) == ("likelihood", "perplexity")
+    bits = pair.score("a", " b")
+    assert found.alone_value == pytest.approx(-bits.members[0].total / 2 / math.log(2), rel=1e-4)
 
 
 def test_translations_that_are_judged_need_their_extra(monkeypatch):

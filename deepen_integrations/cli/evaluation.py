@@ -93,7 +93,7 @@ def save_outcome(outcome: Outcome, output: str) -> list[str]:
     written = ["summary.json"]
     (folder / "summary.json").write_text(to_json(outcome), encoding="utf-8")
     for fit in outcome.weights:
-        policy = "" if fit.policy == "static" else f"-{fit.policy}"
+        policy = "" if fit.fitted_for == "static" else f"-{fit.fitted_for}"
         name = f"weights-{fit.fusion}{policy}-{in_a_file_name(fit.main)}.json"
         fit.save(folder / name)
         written.append(name)
@@ -211,23 +211,23 @@ def told(fit: FittedWeights) -> str:
             f"{' and '.join(fit.members)}: no member answers any example right, so nothing shows which weights are "
             "best. Give easier examples."
         )
-    if fit.policy != "static":
-        right, of_equal, alone = (f"{100 * value:.1f} %" for value in (fit.value, fit.equal_value, fit.alone_value))
-        return (
-            f"{' and '.join(fit.members)}, policy {fit.policy}: after a prompt, {right} of the weight is on members "
-            f"that answer it right alone, {of_equal} at equal shares; main alone is right in {alone}. Whether they "
-            "answer better together, deepen eval measures."
-        )
-    if fit.by == "score":
-        found, others = (
-            f"{100 * fit.value:.1f} % right",
-            (f"{100 * v:.1f} %" for v in (fit.equal_value, fit.alone_value)),
-        )
-    else:
-        found = f"{fit.value:.3f} bits a byte of right answers"
-        others = (f"{v:.3f}" for v in (fit.equal_value, fit.alone_value))
-    values = f"{found}, {' at equal weights, '.join(others)} by main alone"
-    return f"{' and '.join(fit.members)}, main {fit.main}, fusion {fit.fusion}: {values}."
+    policy, weights = ("", "weights") if fit.policy == "static" else (f", policy {fit.policy}", "shares")
+    found = f"{_value(fit, fit.value)}{' right' if fit.by == 'score' else ' bits a byte of right answers'}"
+    of_equal, alone = (_value(fit, value) for value in (fit.equal_value, fit.alone_value))
+    text = (
+        f"{' and '.join(fit.members)}, main {fit.main}, fusion {fit.fusion}{policy}: {found}, {of_equal} at equal "
+        f"{weights}, {alone} by main alone."
+    )
+    if fit.by_prompt is None:
+        return text
+    return (
+        f"{text} Weights that follow the prompt come to {_value(fit, fit.by_prompt)}: these prompts do not show which "
+        "member is right."
+    )
+
+
+def _value(fit: FittedWeights, value: float) -> str:
+    return f"{100 * value:.1f} %" if fit.by == "score" else f"{value:.3f}"
 
 
 def files(given: Sequence[str], hint: str) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -19,6 +20,7 @@ from deepen_core.evaluation.judging import mark
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
+from deepen_core.fusion.base import Fusion
 
 VOTE = "vote"
 """The label of the choice that is likeliest by the sum of the members' own log-probabilities."""
@@ -36,6 +38,7 @@ class Evaluation:
         chat: Ask in conversations rather than in plain text.
         shots: All of their items are shown with their answers before each open question of their kind.
         together: Most items that are answered at once.
+        built: Strategies of `scores` that are there already, by their names.
         progress: Show a bar.
 
     Attributes:
@@ -53,8 +56,10 @@ class Evaluation:
         chat: bool,
         shots: Sequence[Task] = (),
         together: int = 16,
+        built: Mapping[str, Fusion] = MappingProxyType({}),
         progress: bool,
     ) -> None:
+        self._built = built
         self._shots = [item for task in shots for item in task.items if isinstance(item, OpenItem)]
         shown = [digest(shot) for shot in self._shots]
         if folder is not None:
@@ -94,8 +99,10 @@ class Evaluation:
             or (greedy and len(items[key].choices) == 1 and not labels <= found.get("greedy", {}).keys())
         ]
         if missing:
-            built = Settings(reader.members, reader.main, settings)
-            scored = score_items(reader, [items[key] for key in missing], built, chat=self.chat, greedy=greedy)
+            built = Settings(reader.members, reader.main, settings, self._built)
+            wanted = [items[key] for key in missing]
+            written = greedy and any(len(item.choices) == 1 for item in wanted)  # all of the vocabulary is fused for it
+            scored = score_items(reader, wanted, built, chat=self.chat, greedy=written)
             with _named(task):
                 for key in self._shown(missing, f"{task.name}, main {main}"):
                     self._scores.add(key, asdict(next(scored)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -15,9 +15,9 @@ from deepen_core.errors import EvaluationError
 from deepen_core.evaluation.items import RightAnswer, ScoredItem, Task
 from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen
-from deepen_core.evaluation.settings import Setting, equal, grid_of_weights
+from deepen_core.evaluation.settings import Setting, equal, grid_of_shares, grid_of_weights, policy_for
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
-from deepen_core.fusion.policies import StaticWeights
+from deepen_core.fusion.weights import policy_and_shares
 
 By = Literal["score", "likelihood"]
 FittedPolicy = Literal["static", "perplexity"]
@@ -25,6 +25,12 @@ Scored = tuple[Task, Sequence[ChoiceScores]]
 """A task with the scores of its items."""
 _PARTS = {2: 10, 3: 5}
 """Number of parts that one is divided into, by the number of members."""
+_STEPS = {2: 6, 3: 3}
+"""Number of steps from equal shares to the most unequal ones, by the number of members."""
+
+
+_FAITHFUL = 0.5
+"""Solutions are read if greedy decoding writes at least this share of those that the best member finds alone."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,17 @@ class FittedWeights:
         weights: One number per member, summing to one.
         by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers. Open
             questions are answered right if greedy decoding writes just the answer given, for which it is read and
-            nothing generated. Where that is so for no item with any weights, as of long answers, and for exercises,
-            the share is the mean of those of the members alone, by their weights.
+            nothing generated. Where that is so for no item with any weights, or for less than half of the solutions in
+            steps that a member finds alone, and for exercises, the share is the mean of those of the members alone, by
+            their weights.
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.
         alone_value: What main alone comes to.
-        policy: "static", or "perplexity": the weights are the shares that this policy starts from, for any strategy and
-            main member, and the values are those of the members' own answers, weighed by it.
+        policy: "static", or "perplexity": the weights are the shares that this policy starts from, and `equal_value` is
+            what it comes to from equal ones.
+        by_prompt: What the policy "perplexity" comes to, where its shares were asked for and static weights, which
+            these are, are better.
     """
 
     members: list[str]
@@ -58,6 +67,7 @@ class FittedWeights:
     equal_value: float
     alone_value: float
     policy: FittedPolicy = "static"
+    by_prompt: float | None = None
 
     @property
     def option(self) -> list[float] | str:
@@ -65,9 +75,14 @@ class FittedWeights:
         return self.weights if self.policy == "static" else f"{self.policy}:{self.text}"
 
     @property
+    def fitted_for(self) -> FittedPolicy:
+        """The policy that they were asked for."""
+        return "static" if self.policy == "static" and self.by_prompt is None else "perplexity"
+
+    @property
     def text(self) -> str:
         """The weights as one text, such as "0.7,0.3"."""
-        return ",".join(f"{weight:.4g}" for weight in self.weights)
+        return _text(self.weights)
 
     def save(self, path: str | Path) -> None:
         """Saves them as JSON.
@@ -93,18 +108,42 @@ class FittedWeights:
             raise EvaluationError(f"{path} does not hold fitted weights: {problem}") from problem
 
 
-def candidates(fusion: str, members: int) -> list[Setting]:
-    """Returns the settings that weights are chosen from, equal weights first.
+def candidates(fusion: str, members: int, policy: FittedPolicy = "static") -> list[Setting]:
+    """Returns the settings that weights are chosen from, those with equal weights or shares first.
 
     Args:
         fusion: The name of the strategy.
         members: Number of members.
+        policy: Of the settings.
     """
-    grid = grid_of_weights(members, _PARTS.get(members, 4))
-    return [
-        Setting(fusion, equal(members)),
-        *(Setting(fusion, weights) for weights in grid if weights != equal(members)),
-    ]
+    same = equal(members)
+    if policy == "static":
+        grid = [same, *grid_of_weights(members, _PARTS.get(members, 4))]
+    else:
+        grid = grid_of_shares(members, _STEPS.get(members, 2))
+    return [_setting(fusion, policy, weights) for weights in dict.fromkeys(grid)]
+
+
+def _setting(fusion: str, policy: FittedPolicy, weights: tuple[float, ...]) -> Setting:
+    if policy == "static":
+        return Setting(fusion, weights)
+    return Setting(fusion, policy if weights == equal(len(weights)) else f"{policy}:{_text(weights)}")
+
+
+def _text(weights: Sequence[float]) -> str:
+    return ",".join(f"{weight:.4g}" for weight in weights)
+
+
+def compared(fusion: str, members: int, policies: Collection[FittedPolicy]) -> list[Setting]:
+    """Returns all settings whose scores `fitted` needs: static ones too, whatever is fitted.
+
+    Args:
+        fusion: The name of the strategy.
+        members: Number of members.
+        policies: For which weights are fitted.
+    """
+    every: dict[FittedPolicy, None] = dict.fromkeys(["static", *policies])
+    return [setting for policy in every for setting in candidates(fusion, members, policy)]
 
 
 def best(
@@ -114,7 +153,7 @@ def best(
 
     Args:
         tasks: The tasks with the scores of their items.
-        settings: The settings, with numbers as weights.
+        settings: The settings, whose weights are numbers or follow the prompt.
         by: See `FittedWeights`.
         judged: Tasks that count by the members' own answers.
 
@@ -126,7 +165,7 @@ def best(
     if by == "likelihood":
         found = min(settings, key=bits.__getitem__)
         return found, bits[found]
-    share = {s: mean_of_tasks([*_values(tasks, s.label, by), *_judged_values(judged, s.weights)]) for s in settings}
+    share = {s: mean_of_tasks([*_values(tasks, s.label, by), *_judged_values(judged, s)]) for s in settings}
     found = max(settings, key=lambda s: (share[s], -bits[s]))
     return found, share[found]
 
@@ -138,60 +177,137 @@ def fitted(
     main: str,
     by: By,
     judge: Callable[[Task], JudgedTask] | None = None,
+    policy: FittedPolicy = "static",
 ) -> FittedWeights:
     """Returns the simplest weights that are not worse on some tasks than the best ones beyond chance.
 
     The best of a grid on few items is best by chance. So main alone is taken, or else equal weights, if the best
     weights are better by at most one standard error, paired by item: the rule of one standard error (Breiman et al.
-    1984, section 3.4.3). Where no answer is right with any weights, they are fitted by likelihood.
+    1984, section 3.4.3). Equal shares of a policy are preferred in the same way; static weights are taken in place of
+    them where they are better by more than this error. Where no answer is right with any weights, they are fitted by
+    likelihood.
 
     Args:
-        tasks: The tasks with the scores of their items, in all of `candidates`; exercises have no scores.
+        tasks: The tasks with the scores of their items, in all of `compared`; exercises have no scores.
         fusion: The name of the strategy.
         members: The members' names.
         main: The name of the main member.
         by: See `FittedWeights`.
         judge: Finds how members answer a task alone, where reading right answers tells nothing. Without it, such tasks
             count as never answered right, and there must be no exercises.
+        policy: What to fit: static weights, or the shares of a policy.
 
     Raises:
         EvaluationError: If answers are to be right, and a task has none.
     """
-    settings = candidates(fusion, len(members))
+    only = Setting(fusion, tuple(float(name == main) for name in members))
+    labels = {setting: setting.label for setting in compared(fusion, len(members), [policy])} | {only: main}
     readable = [pair for pair in tasks if pair[0].scored]
     read, judged = readable, list[JudgedTask]()
     if by == "score" and judge is not None:
-        labels = {main, *(setting.label for setting in settings)}
-        is_told = [_is_told(*pair, labels) for pair in tasks]
-        read = [pair for pair, told in zip(tasks, is_told, strict=True) if told]
-        judged = [judge(task) for (task, _), told in zip(tasks, is_told, strict=True) if not told]
-    found, _ = best(read, settings, by, judged)
-    assert not isinstance(found.weights, str), "candidates have numbers"
-    only, shares = tuple(float(name == main) for name in members), equal(len(members))
-    labels_of = {only: main}
-    if len(members) > 1:
-        labels_of |= {shares: settings[0].label, found.weights: found.label}
-    ways = {given: [*_values(read, label, by), *_judged_values(judged, given)] for given, label in labels_of.items()}
-    most = max(ways.values(), key=mean_of_tasks)
-    if by == "score" and readable and not mean_of_tasks(most):  # which tells nothing
-        return fitted(readable, fusion, members, main, "likelihood")
-    weights = next(given for given, of_tasks in ways.items() if is_within_error(most, of_tasks))
-    sign = 1 if by == "score" else -1
-    names = [task.name for task, _ in tasks]
-    value, of_equal, alone = (sign * mean_of_tasks(ways[way]) for way in (weights, shares, only))
-    return FittedWeights(list(members), main, fusion, list(weights), by, names, value, of_equal, alone)
+        own = {task: _answered_alone(task, scores, labels.values(), judge) for task, scores in tasks}
+        read = [pair for pair in tasks if own[pair[0]] is None]
+        judged = [task for task in own.values() if task is not None]
+    examples = _Examples(read, judged, by, labels)
+    settings = candidates(fusion, len(members))
+    chosen = static = examples.simplest(settings, only)
+    alike, by_prompt = settings[0], None
+    if policy != "static":
+        settings = candidates(fusion, len(members), policy)
+        following = examples.simplest(settings)
+        if examples.is_clearly_better(static, following):
+            by_prompt = examples.value(following)
+        else:
+            chosen, alike = following, settings[0]
+    if by == "score" and readable and not examples.tell:
+        return fitted(readable, fusion, members, main, "likelihood", policy=policy)
+    value, of_equal, alone = map(examples.value, (chosen, alike, only))
+    weights, names = _numbers(chosen, len(members)), [task.name for task, _ in tasks]
+    kind: FittedPolicy = "static" if chosen == static else policy
+    return FittedWeights(list(members), main, fusion, weights, by, names, value, of_equal, alone, kind, by_prompt)
 
 
-def _is_told(task: Task, scores: Sequence[ChoiceScores], labels: Collection[str]) -> bool:
-    """Whether reading the items of a task tells which answers are right, in any of some ways."""
+class _Examples:
+    """What some examples come to in different settings.
+
+    Args:
+        read: Tasks with the scores of their items.
+        judged: Tasks that count by the members' own answers.
+        by: See `FittedWeights`.
+        labels: Of all settings in the scores.
+    """
+
+    def __init__(
+        self, read: Sequence[Scored], judged: Sequence[JudgedTask], by: By, labels: Mapping[Setting, str]
+    ) -> None:
+        self._read = read
+        self._judged = judged
+        self._by: By = by
+        self._labels = labels
+        self._found: dict[Setting, list[list[float]]] = {}
+
+    def simplest(self, settings: Sequence[Setting], *before: Setting) -> Setting:
+        """Returns the first setting that is not worse beyond chance than the best one, or else that.
+
+        Args:
+            settings: The settings, of which only the first one is simple.
+            before: Simpler ones.
+        """
+        found, _ = best(self._read, settings, self._by, self._judged)
+        order = [*before, settings[0], found]
+        most = max(map(self._values, order), key=mean_of_tasks)
+        return next(setting for setting in order if is_within_error(most, self._values(setting)))
+
+    def is_clearly_better(self, one: Setting, other: Setting) -> bool:
+        """Whether one setting is better than another one beyond chance."""
+        return not is_within_error(self._values(one), self._values(other))
+
+    def value(self, setting: Setting) -> float:
+        """Returns the share of right answers, or the bits a byte of them."""
+        mean = mean_of_tasks(self._values(setting))
+        return mean if self._by == "score" else -mean
+
+    @property
+    def tell(self) -> bool:
+        """Whether any setting that was looked at comes to anything."""
+        return any(mean_of_tasks(values) for values in self._found.values())
+
+    def _values(self, setting: Setting) -> list[list[float]]:
+        if setting not in self._found:
+            judged = _judged_values(self._judged, setting)
+            self._found[setting] = [*_values(self._read, self._labels[setting], self._by), *judged]
+        return self._found[setting]
+
+
+def _numbers(setting: Setting, members: int) -> list[float]:
+    """Returns the weights of a setting, or the shares that its policy starts from."""
+    if not isinstance(setting.weights, str):
+        return list(setting.weights)
+    shares = policy_and_shares(setting.weights)[1]
+    return list(equal(members)) if shares is None else [share / sum(shares) for share in shares]
+
+
+def _answered_alone(
+    task: Task, scores: Sequence[ChoiceScores], labels: Collection[str], judge: Callable[[Task], JudgedTask]
+) -> JudgedTask | None:
+    """Returns how members answer a task alone if that tells more than reading right answers, or else None.
+
+    Greedy decoding may never write just the right answer, above all one in steps: then most answers that are right in
+    other words would count as wrong.
+    """
     if any(not isinstance(item, RightAnswer) for item in task.scored):
-        return True
-    return any(held.greedy[label] for held in scores for label in labels)
+        return None
+    written = max((sum(held.greedy[label] for held in scores) for label in labels), default=0) if scores else 0
+    in_steps = any(isinstance(item, RightAnswer) and item.in_steps for item in task.scored)
+    if written and not in_steps:
+        return None
+    found = judge(task)
+    right = float(found.rights.sum(0).max())  # of the best member
+    return None if written and written >= _FAITHFUL * right else found
 
 
-def _judged_values(judged: Sequence[JudgedTask], weights: Sequence[float] | str) -> list[list[float]]:
-    assert not isinstance(weights, str), "candidates have numbers"
-    return [task.values(StaticWeights(weights)) for task in judged]
+def _judged_values(judged: Sequence[JudgedTask], setting: Setting) -> list[list[float]]:
+    return [task.values(policy_for(setting, task.rights.shape[1])) for task in judged]
 
 
 def _check(tasks: Sequence[Scored], by: By) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deepen_core.chat.messages import Message, Prompt
 
@@ -63,10 +63,12 @@ class RightAnswer:
     Attributes:
         prompt: The text or conversation that asks for it.
         text: The answer.
+        in_steps: Whether it is a solution in steps, which can be right in other words too.
     """
 
     prompt: Prompt
     text: str
+    in_steps: bool = field(default=False, compare=False)
 
     choices = ("",)
     answer = 0
@@ -253,7 +255,8 @@ def right_answers(task: Task, shots: Sequence[OpenItem], *, chat: bool) -> Task:
 
 def _with_answer(item: Item, shots: Sequence[OpenItem], *, chat: bool) -> Item:
     if isinstance(item, OpenItem):
-        return RightAnswer(item.prompt(shots, chat=chat), item.shown if chat else f" {item.shown}")
+        shown = item.shown if chat else f" {item.shown}"
+        return RightAnswer(item.prompt(shots, chat=chat), shown, in_steps=bool(item.solution))
     if isinstance(item, TranslationItem):
         return RightAnswer(item.prompt(chat=chat), item.translation)
     return item

@@ -141,17 +141,17 @@ class Measures(ABC):
             by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
                 right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
                 read and nothing generated: it is right where greedy decoding would write just that. If none is with any
-                weights, as of solutions in many steps, and for exercises, each member answers alone, and weights are
-                worth the mean of what the members are. If nothing at all is right, they are fitted by likelihood.
-            policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt,
-                so that those that answer such prompts right have most weight. For this each member answers every
-                question alone.
+                weights, for solutions and for exercises, each member answers alone, and weights are worth the mean of
+                what the members are. If nothing at all is right, they are fitted by likelihood.
+            policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt.
+                Where prompts do not show which member is right, and numbers are better by more than one standard error,
+                the result is these.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.
 
         Raises:
-            ConfigurationError: If static weights are for a strategy with options of its own.
+            ConfigurationError: If the strategy has options of its own, and there is a folder.
             EvaluationError: If a file, the folder or the policy cannot be used.
             MemberError: If a member fails.
         """

@@ -9,10 +9,9 @@ from typing import get_args
 from deepen_core.config import PRESETS
 from deepen_core.config.weights import POLICIES
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.fitting import By
+from deepen_core.evaluation.fitting import By, FittedPolicy
 from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
 from deepen_core.evaluation.ledger import digest
-from deepen_core.evaluation.prompt_shares import POLICY
 from deepen_core.voting.risk import chrf
 from deepen_core.voting.sampling import TEMPERATURE
 
@@ -24,7 +23,7 @@ class Plan:
     Attributes:
         tasks: Compared on these: questions with choices, open questions and exercises.
         fitted_on: Weights are fitted on these; none for no fitted weights. With the policy "perplexity", the shares
-            that it starts from are fitted too, see `judged_on`; only they use exercises if `by` is "likelihood".
+            that it starts from are fitted too.
         fusions: Names of strategies.
         policies: Names of policies that weigh members, beside equal weights and those of each strategy by default.
         gates: Thresholds of main's top probability from which on main decides alone, at default weights.
@@ -52,9 +51,9 @@ class Plan:
     vote_temperature: float = TEMPERATURE
 
     @property
-    def judged_on(self) -> list[Task]:
-        """The tasks by whose right answers the shares of the policy "perplexity" are fitted; none without it."""
-        return [task for task in self.fitted_on if task.is_right_or_wrong] if POLICY in self.policies else []
+    def fitted_policies(self) -> list[FittedPolicy]:
+        """What weights are fitted for: "static", and "perplexity" if it is compared."""
+        return [policy for policy in get_args(FittedPolicy) if policy == "static" or policy in self.policies]
 
     def check(self) -> None:
         """Rejects what cannot be evaluated.
@@ -116,12 +115,12 @@ class Plan:
         if self.by not in get_args(By):
             raise EvaluationError(f"Weights are fitted by {' or '.join(get_args(By))}, not by {self.by!r}.")
         for task in self.fitted_on:
-            if task.has_exercises and self.by == "likelihood" and POLICY not in self.policies:
+            if task.has_exercises and self.by == "likelihood":
                 raise EvaluationError(f"{task.name} has exercises, which have no right answer to read: fit by score.")
             if not task.is_right_or_wrong and self.by == "score":
                 raise EvaluationError(f"{task.name} has texts without choices: fit by likelihood.")
-        for task in self.fitted_on if self.by == "score" else self.judged_on:
-            _check_translations(task)
+            if self.by == "score":
+                _check_translations(task)
 
 
 def _check_translations(task: Task) -> None:

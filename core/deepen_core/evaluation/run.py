@@ -16,13 +16,12 @@ from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
-from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights, candidates, fitted
+from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights, compared, fitted
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import Task, right_answers
 from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
 from deepen_core.evaluation.plan import Plan
-from deepen_core.evaluation.prompt_shares import POLICY, fitted_shares
 from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.evaluation.votes import Votes, Way
@@ -77,9 +76,8 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
     everyone = _everyone(engine, plan.fusions[0])
     _answer_alone(evaluation, everyone, plan, found, votes)
     readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
-    judged = [_judged(evaluation, everyone, readers[plan.mains[0]], task) for task in plan.judged_on]
     for main in plan.mains:
-        _compare(evaluation, everyone, readers[main], plan, found, votes, judged)
+        _compare(evaluation, everyone, readers[main], plan, found, votes)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
@@ -108,13 +106,11 @@ def _compare(
     plan: Plan,
     found: _Found,
     votes: Votes,
-    judged: Sequence[JudgedTask],
 ) -> None:
     """Compares all settings with one main member on all tasks."""
     names = [member.name for member in reader.members]
     count, main = len(names), names[reader.main]
-    fits = _fits(evaluation, everyone, reader, plan)
-    fits += [fitted_shares(judged, fusion, names, main) for fusion in plan.fusions if judged]
+    fits = _fits(evaluation, everyone, reader, plan, plan.fitted_policies)
     settings = _settings(plan, fits, count)
     built = Settings(reader.members, reader.main, list(settings.values()))
     every: list[ChoiceScores] = []
@@ -183,23 +179,6 @@ def _everyone(engine: Engine, fusion: str) -> list[_Alone]:
     return [_Alone(engine, number, fusion) for number in range(len(engine.members))]
 
 
-def _judged(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, task: Task) -> JudgedTask:
-    """Finds which items of a task each member answers right alone, and how likely it finds their prompts."""
-    prompts = evaluation.prompt_likelihoods(reader, task)
-    return JudgedTask(task.name, _rights(evaluation, everyone, reader, task), torch.tensor(prompts))
-
-
-def _rights(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, task: Task) -> torch.Tensor:
-    """Returns which items of a task each member answers right alone, float32 [items, members]."""
-    if task.scored:
-        of_members = rights_of_members(task, evaluation.scores(reader, task, []))
-        found = [of_members[alone.label] for alone in everyone]
-    else:
-        answers = [alone.answers(evaluation, task) for alone in everyone]
-        found = [[float(answer.right) for answer in of_member] for of_member in answers]
-    return torch.tensor(found).T
-
-
 def _answered(
     evaluation: Evaluation,
     reader: TextReader,
@@ -235,7 +214,7 @@ def fit(
         progress: Show a bar.
 
     Raises:
-        ConfigurationError: If static weights are for a strategy without a name.
+        ConfigurationError: If the strategy has options of its own, and there is a folder.
         EvaluationError: If a task, the folder or the policy cannot be used.
         MemberError: If a member fails.
         SamplingError: As from `Plan.check_fit`.
@@ -246,26 +225,19 @@ def fit(
         raise EvaluationError(
             f"Weights are fitted for the policies {' and '.join(get_args(FittedPolicy))}, not {policy!r}."
         )
-    if policy == "static" and engine.fusion_name not in PRESETS:
+    name, named = engine.fusion_name, engine.fusion_name in PRESETS
+    if not named and folder is not None:
         raise ConfigurationError(
-            f"Weights can be fitted for the strategies {', '.join(PRESETS)}, and this ensemble has options of its own "
-            f"({engine.fusion_name})."
+            f"This ensemble has options of its own ({name}), which scores in a folder could not be told apart by: give "
+            "no folder."
         )
-    # Shares are for any strategy, and "bytes" takes any members.
-    fusion = engine.fusion_name if engine.fusion_name in PRESETS else "bytes"
-    plan = Plan((), tasks, fusions=(fusion,), policies=(policy,), by=by)
+    plan = Plan((), tasks, fusions=(name,), by=by)
     plan.check_fit()
-    if policy == POLICY and (texts := [task.name for task in tasks if task not in plan.judged_on]):
-        raise EvaluationError(f"{texts[0]} has texts without choices: fit {POLICY!r} by what members answer right.")
-    evaluation = Evaluation(folder, _facts(engine), chat=False, progress=progress)
+    built = {} if named else {name: engine.fusion}
+    evaluation = Evaluation(folder, _facts(engine), chat=False, built=built, progress=progress)
     reader = TextReader(engine, counted=range(len(engine.members)))
-    everyone = _everyone(engine, fusion)
-    if policy == "static":
-        [found] = _fits(evaluation, everyone, reader, plan)
-        return found
-    names = [member.name for member in engine.members]
-    judged = [_judged(evaluation, everyone, reader, task) for task in tasks]
-    return fitted_shares(judged, engine.fusion_name, names, names[reader.main])
+    [found] = _fits(evaluation, _everyone(engine, "bytes"), reader, plan, [policy])
+    return found
 
 
 def _facts(engine: Engine) -> dict[str, list[str]]:
@@ -287,26 +259,39 @@ def _fingerprint(member: Member) -> str:
     return told
 
 
-def _fits(evaluation: Evaluation, everyone: Sequence[_Alone], reader: TextReader, plan: Plan) -> list[FittedWeights]:
-    """Fits static weights for each strategy."""
-    examples = [task for task in plan.fitted_on if plan.by == "score" or not task.has_exercises]
-    if not examples:
+def _fits(
+    evaluation: Evaluation,
+    everyone: Sequence[_Alone],
+    reader: TextReader,
+    plan: Plan,
+    policies: Sequence[FittedPolicy],
+) -> list[FittedWeights]:
+    """Fits the weights of each strategy for some policies, all on the same readings."""
+    if not plan.fitted_on:
         return []
     names = [member.name for member in reader.members]
-    settings = [setting for fusion in plan.fusions for setting in candidates(fusion, len(names))]
+    settings = [setting for fusion in plan.fusions for setting in compared(fusion, len(names), policies)]
     shots = [item for task in plan.shots for item in task.open]
-    tasks = {right_answers(task, shots, chat=plan.chat): task for task in examples}
+    tasks = {right_answers(task, shots, chat=plan.chat): task for task in plan.fitted_on}
     scored = [(task, evaluation.scores(reader, task, settings, greedy=plan.by == "score")) for task in tasks]
 
     def judge(task: Task) -> JudgedTask:
-        return JudgedTask(task.name, _rights(evaluation, everyone, reader, tasks[task]))
+        own = tasks[task]
+        answers = [alone.answers(evaluation, own) for alone in everyone]
+        rights = torch.tensor([[float(answer.right) for answer in of_member] for of_member in answers]).T
+        following = any(policy != "static" for policy in policies)
+        prompts = torch.tensor(evaluation.prompt_likelihoods(reader, own)) if following else None
+        return JudgedTask(own.name, rights, prompts)
 
-    return [fitted(scored, fusion, names, names[reader.main], plan.by, judge) for fusion in plan.fusions]
+    given = names, names[reader.main], plan.by, judge
+    return [fitted(scored, fusion, *given, policy) for policy in policies for fusion in plan.fusions]
 
 
 def _fitted_label(fit: FittedWeights) -> str:
-    policy = "" if fit.policy == "static" else f" {fit.policy}"
-    return f"{fit.fusion}, fitted{policy} {' '.join(f'{w:.2g}' for w in fit.weights)}"
+    weights = " ".join(f"{w:.2g}" for w in fit.weights)
+    if fit.fitted_for == "static":
+        return f"{fit.fusion}, fitted {weights}"
+    return f"{fit.fusion}, fitted {fit.fitted_for}{', static' if fit.policy == 'static' else ''} {weights}"
 
 
 def _weights(fit: FittedWeights) -> tuple[float, ...] | str:

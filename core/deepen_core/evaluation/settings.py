@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 
@@ -27,7 +28,7 @@ class Setting:
     """A strategy with weights.
 
     Attributes:
-        fusion: The name of the strategy, in `PRESETS`.
+        fusion: The name of the strategy, in `PRESETS` or built already.
         weights: One number per member, summing to one, or the name of a policy, which shares may follow as in
             "perplexity:0.9,0.1"; they are equal otherwise.
         gate: Asks the other members only where main's top probability is below this; None for everywhere.
@@ -79,6 +80,18 @@ def grid_of_weights(members: int, parts: int) -> list[tuple[float, ...]]:
     return [tuple(n / parts for n in count) for count in counts if sum(n > 0 for n in count) > 1]
 
 
+def grid_of_shares(members: int, steps: int) -> list[tuple[float, ...]]:
+    """Returns shares of which none is more than a thousand times another one, equal ones first.
+
+    Args:
+        members: Number of members.
+        steps: Number of steps in which a member's share grows from that of another one to a thousand times as much.
+    """
+    counts = [count for count in itertools.product(range(steps + 1), repeat=members) if min(count) == 0]
+    raised = [[1000 ** (number / steps) for number in count] for count in counts]
+    return [tuple(value / sum(values) for value in values) for values in raised]
+
+
 class Settings:
     """Settings for the members of an open ensemble, with one strategy object for all that share it.
 
@@ -86,11 +99,19 @@ class Settings:
         members: The members.
         main: The number of the member whose vocabulary is used.
         settings: The settings.
+        built: Strategies that are there already, by their names.
     """
 
-    def __init__(self, members: Sequence[Member], main: int, settings: Sequence[Setting]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        main: int,
+        settings: Sequence[Setting],
+        built: Mapping[str, Fusion] = MappingProxyType({}),
+    ) -> None:
         self._members = members
         self._main = main
+        self._built = built
         self._settings = list(settings)
         thresholds = dict.fromkeys(s.gate for s in settings if s.gate is not None)
         self.gates = {f"{value:g}": gate for value in thresholds if (gate := gate_of(value)) is not None}
@@ -99,7 +120,7 @@ class Settings:
     def fusions(self) -> dict[str, Fusion]:
         """The strategies by their names."""
         names = dict.fromkeys(setting.fusion for setting in self._settings)
-        return {name: _built(PRESETS[name], self._members, self._main) for name in names}
+        return {name: self._built.get(name) or _built(PRESETS[name], self._members, self._main) for name in names}
 
     @cached_property
     def mixers(self) -> dict[str, dict[Setting, Mixer]]:
