@@ -18,15 +18,16 @@ def evaluation_tables() -> dict[str, str]:
 
 
 def kinds_table() -> str:
-    """Return the first ensemble's best way to answer tasks of all kinds, and each member alone, by kind of task."""
+    """Return the best way of the ensemble that gains most on all kinds of tasks, and its members alone, by kind."""
     kinds = {
         "choices": ("arc_challenge", "piqa", "mmlu"),
         "questions": ("triviaqa", "nq_open"),
         "sums": ("gsm8k",),
         "programs": ("humaneval",),
     }
-    best, *others = read("tasks")["all"]
-    alone = [row for row in others if row["members"] == best["members"] and row["way"].endswith(" alone")]
+    every = read("tasks")["all"]
+    best = max(every, key=lambda row: row["points"] or 0.0)
+    alone = [row for row in every if row["members"] == best["members"] and row["way"].endswith(" alone")]
     rows = [
         {**row, "95 %": _between(row)}
         | {kind: sum(row[task] for task in tasks) / len(tasks) for kind, tasks in kinds.items()}

@@ -92,11 +92,14 @@ def rows(outcome: Outcome, ensemble: Ensemble, **label: Any) -> list[dict[str, A
 
 
 def add(kind: str, found: Sequence[dict[str, Any]], advice: str) -> None:
-    """Publishes the results of an ensemble beside those of others; they replace its earlier ones."""
+    """Publishes the results of an ensemble beside those of others; they take the place of its earlier ones."""
     held = published("tasks") if (RESULTS / "tasks.json").is_file() else {}
     key = [found[0][name] for name in _KEY]
     tables = {name: held.get(name, []) for name in KINDS}
-    tables[kind] = [*(row for row in tables[kind] if [row[name] for name in _KEY] != key), *found]
+    ensembles = {tuple(row[name] for name in _KEY): list[dict[str, Any]]() for row in tables[kind]}
+    for row in tables[kind]:
+        ensembles[tuple(row[name] for name in _KEY)].append(row)
+    tables[kind] = [row for rows in (ensembles | {tuple(key): list(found)}).values() for row in rows]
     advised = {**held.get("advice", {}), ", ".join([kind, *key]): advice}
     publish("tasks", advice, found, **{name: table for name, table in tables.items() if table}, advice=advised)
 

@@ -19,6 +19,7 @@ from benchmarks import (
     decoding,
     demo_tasks,
     determinism,
+    evaluation_tables,
     fidelity,
     fusion,
     given_text,
@@ -262,9 +263,9 @@ def test_tasks(pair, monkeypatch, tmp_path):
     assert held["open"] == found["open"]
     assert held["all"] == found["all"]
     assert len(held["advice"]) == 3
-    ways = {row["way"].partition(", fitted")[0] for row in found["all"] if ", fitted perplexity " not in row["way"]}
+    ways = {row["way"].partition(", fitted")[0] for row in found["all"] if ", fitted perplexity" not in row["way"]}
     assert ways == {"alpha alone", "beta alone", "deepen", "deepen, adaptive", "deepen, perplexity"}
-    assert sum(", fitted perplexity " in row["way"] for row in found["all"]) == 1
+    assert sum(", fitted perplexity" in row["way"] for row in found["all"]) == 1
     for row in found["all"]:
         assert row["mean"] == pytest.approx(sum(row[name] for name in (*tasks.CHOICES, *tasks.OPEN)) / 7)
         assert [name for name in row if name in tasks.KINDS["all"]] == [*tasks.CHOICES, *tasks.OPEN]
@@ -278,9 +279,29 @@ def test_tasks(pair, monkeypatch, tmp_path):
         "deepen, confidence",
         "deepen, adaptive, gate 0.9",
     }
+    others = [{**row, "members": "gamma + delta"} for row in found["all"]]
+    tasks.add("all", others, "Run gamma alone.")
+    tasks.add("all", found["all"][1:], outcome.summary.advice)  # which stands where it stood
+    assert report.read("tasks")["all"] == [*found["all"][1:], *others]
     gated = {row["way"]: row["others asked, %"] for kind in found for row in found[kind]}
     assert 0 < gated["deepen, adaptive, gate 0.9"] <= 100
     assert gated["alpha alone"] == ""
+
+
+@pytest.mark.parametrize("first", ["a + b", "c + d"])
+def test_the_readme_has_the_ensemble_that_gains_most(monkeypatch, first):
+    def rows(members, points):
+        shares = dict.fromkeys((*tasks.CHOICES, *tasks.OPEN, "mean"), 50.0)
+        ways = [("deepen", points), (f"{members[0]} alone", ""), (f"{members[-1]} alone", -9.0)]
+        return [{"members": members, "way": way, **shares, "points": p, "from": p, "to": p} for way, p in ways]
+
+    ensembles = {"a + b": rows("a + b", 0.5), "c + d": rows("c + d", 2.5)}
+    every = ensembles.pop(first) + [row for rest in ensembles.values() for row in rest]
+    monkeypatch.setattr(evaluation_tables, "read", lambda _: {"all": every})
+    table = evaluation_tables.kinds_table()
+    assert "| deepen | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | +2.5 | +2.5 to +2.5 |" in table
+    assert "| c alone |" in table
+    assert "a alone" not in table
 
 
 def test_determinism(pair, monkeypatch):
