@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from evaluation_parts import ITEMS, written
+from evaluation_parts import ITEMS, QUESTIONS, written
 from table_member import TableMember
 from tiny import CORPUS, byte_level, save_llama, sentencepiece_bpe
 from tokenizers import Tokenizer, models
@@ -16,6 +16,7 @@ from deepen_core import Ensemble
 from deepen_core.demo import write_tasks
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
+from deepen_core.evaluation import evaluation
 from deepen_core.evaluation.evaluation import Evaluation
 from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates, fitted
 from deepen_core.evaluation.items import (
@@ -29,6 +30,7 @@ from deepen_core.evaluation.items import (
     right_answers,
 )
 from deepen_core.evaluation.judged_task import JudgedTask
+from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, Settings, equal, grid_of_weights
@@ -280,8 +282,22 @@ class TestWeights:
             TextItem("c", "d"),
         )
         assert [item.text for item in chats.items] == ["1 + 1 = 2", "Ann", "b", "d"]
+        assert [getattr(item, "in_steps", None) for item in chats.items] == [True, False, False, None]
+        assert digest(chats.items[1]) == digest(RightAnswer(chats.items[1].prompt, "Ann", in_steps=True))  # as before
         assert chats.items[1].prompt == fact.prompt(shots, chat=True)
         assert [turn["role"] for turn in chats.items[1].prompt] == ["user", "assistant", "user"]
+
+    def test_all_of_the_vocabulary_is_fused_for_written_answers_alone(self, pair, monkeypatch, tmp_path):
+        asked, score_items = [], evaluation.score_items
+
+        def told(*given, greedy, **rest):
+            asked.append(greedy)
+            return score_items(*given, greedy=greedy, **rest)
+
+        monkeypatch.setattr(evaluation, "score_items", told)
+        questions = written(tmp_path / "y.jsonl", QUESTIONS)
+        pair.fit_weights([written(tmp_path / "x.jsonl", ITEMS), questions], progress=False)
+        assert asked == [False, True]
 
     def test_are_saved_and_loaded(self, tmp_path):
         fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)

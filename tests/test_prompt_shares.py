@@ -23,6 +23,7 @@ from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.fusion.policies import PerplexityWeights
 from deepen_core.fusion.weights import policy_and_shares
+from deepen_integrations.cli.evaluation import told
 from deepen_integrations.langchain import ChatDeepen
 from deepen_integrations.llama_index import DeepenLLM
 
@@ -98,6 +99,27 @@ def test_equal_weights_are_taken_where_they_are_better_beyond_chance(by, lost):
     if by == "score":
         followed = found.by_prompt if lost == 40 else found.value
         assert followed == pytest.approx(1 - lost / 60)
+        assert found.equal_value == pytest.approx(1 if lost == 40 else 1 - lost / 60)
+
+
+def test_how_static_weights_are_told_that_were_fitted_for_prompts():
+    values = {"value": 0.75, "equal_value": 0.5, "alone_value": 0.25}
+    rest = {"members": NAMES, "main": "general", "fusion": "deepen", "by": "score", "tasks": ["x"], **values}
+    static = FittedWeights(weights=[0.9, 0.1], **rest)
+    instead = FittedWeights(weights=[0.9, 0.1], **rest, by_prompt=0.625)
+    followed = FittedWeights(weights=[0.9, 0.1], **rest, policy="perplexity")
+    assert [run._fitted_label(fit) for fit in (static, instead, followed)] == [
+        "deepen, fitted 0.9 0.1",
+        "deepen, fitted perplexity, static 0.9 0.1",
+        "deepen, fitted perplexity 0.9 0.1",
+    ]
+    begin, end = "general and specialist, main general, fusion deepen", "25.0 % by main alone."
+    assert told(static) == f"{begin}: 75.0 % right, 50.0 % at equal weights, {end}"
+    assert told(followed) == f"{begin}, policy perplexity: 75.0 % right, 50.0 % at equal shares, {end}"
+    assert told(instead) == (
+        f"{begin}: 75.0 % right, 50.0 % at equal weights, {end} Weights that follow the prompt come to 62.5 %: these "
+        "prompts do not show which member is right."
+    )
 
 
 def test_values_are_expected_rights():
