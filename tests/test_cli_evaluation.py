@@ -8,7 +8,7 @@ from cli_parts import OPENING
 from cli_parts import run as deepen
 from evaluation_parts import ITEMS, written
 
-from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.fitted_weights import FittedWeights
 from deepen_core.evaluation.items import ChoiceItem
 
 

@@ -13,7 +13,7 @@ from deepen_core.errors import ContextWindowError, SamplingError
 from deepen_core.evaluation import run
 from deepen_core.evaluation.code_run import passes
 from deepen_core.evaluation.cost import Cost, cost
-from deepen_core.evaluation.fitting import FittedWeights
+from deepen_core.evaluation.fitted_weights import FittedWeights
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TranslationItem
 from deepen_core.evaluation.judging import is_right, mark

@@ -18,7 +18,8 @@ from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation import evaluation
 from deepen_core.evaluation.evaluation import Evaluation
-from deepen_core.evaluation.fitting import FittedWeights, best, bits_a_byte, candidates, fitted
+from deepen_core.evaluation.fitted_weights import FittedWeights
+from deepen_core.evaluation.fitting import best, bits_a_byte, candidates, fitted
 from deepen_core.evaluation.items import (
     ChoiceItem,
     CodeItem,
@@ -298,6 +299,17 @@ class TestWeights:
         questions = written(tmp_path / "y.jsonl", QUESTIONS)
         pair.fit_weights([written(tmp_path / "x.jsonl", ITEMS), questions], progress=False)
         assert asked == [False, True]
+
+    def test_solutions_that_are_not_written_are_read_with_equal_weights_alone(self, pair, monkeypatch, tmp_path):
+        """The other settings would fuse all of the vocabulary for every token of long texts, and tell nothing."""
+        read, settings_of = [], evaluation.Settings
+        monkeypatch.setattr(evaluation, "Settings", lambda *given: read.append(given[2]) or settings_of(*given))
+        sums = [OpenItem("1 + 1?", ("2",), "1 + 1 = 2"), OpenItem("1 + 2?", ("3",), "1 + 2 = 3")]
+        found = pair.fit_weights(written(tmp_path / "x.jsonl", sums), progress=False)
+        assert read == [[Setting("deepen", (0.5, 0.5))]]
+        assert (found.by, found.value, found.weights) == ("score", 0, [1, 0])
+        pair.fit_weights(written(tmp_path / "x.jsonl", sums), by="likelihood", progress=False)
+        assert read[1:] == [candidates("deepen", 2)]
 
     def test_are_saved_and_loaded(self, tmp_path):
         fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)

@@ -15,7 +15,8 @@ from deepen_core import Ensemble
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation import run
-from deepen_core.evaluation.fitting import FittedWeights, candidates, compared, fitted
+from deepen_core.evaluation.fitted_weights import FittedWeights
+from deepen_core.evaluation.fitting import candidates, compared, fitted
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TextItem, TranslationItem
 from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores

@@ -20,7 +20,7 @@ from deepen_integrations.cli.plot import plotted
 if TYPE_CHECKING:
     from deepen_core import Ensemble
     from deepen_core.evaluation.cost import Cost
-    from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights
+    from deepen_core.evaluation.fitted_weights import By, FittedPolicy, FittedWeights
     from deepen_core.evaluation.plan import Plan
     from deepen_core.evaluation.run import Outcome
     from deepen_core.evaluation.summary import Row

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from math import log
-from pathlib import Path
-from typing import Literal
-
-from typing_extensions import Self
 
 from deepen_core.errors import EvaluationError
+from deepen_core.evaluation.fitted_weights import By, FittedPolicy, FittedWeights, weights_text
 from deepen_core.evaluation.items import RightAnswer, ScoredItem, Task
 from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen
@@ -19,93 +14,14 @@ from deepen_core.evaluation.settings import Setting, equal, grid_of_shares, grid
 from deepen_core.evaluation.statistics import is_within_error, mean_of_tasks
 from deepen_core.fusion.weights import policy_and_shares
 
-By = Literal["score", "likelihood"]
-FittedPolicy = Literal["static", "perplexity"]
 Scored = tuple[Task, Sequence[ChoiceScores]]
 """A task with the scores of its items."""
 _PARTS = {2: 10, 3: 5}
 """Number of parts that one is divided into, by the number of members."""
 _STEPS = {2: 6, 3: 3}
 """Number of steps from equal shares to the most unequal ones, by the number of members."""
-
-
 _FAITHFUL = 0.5
 """Solutions are read if greedy decoding writes at least this share of those that the best member finds alone."""
-
-
-@dataclass(frozen=True)
-class FittedWeights:
-    """Weights, and what they were fitted on.
-
-    Attributes:
-        members: The members' names.
-        main: The name of the main member.
-        fusion: The name of the strategy.
-        weights: One number per member, summing to one.
-        by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers. Open
-            questions are answered right if greedy decoding writes just the answer given, for which it is read and
-            nothing generated. Where that is so for no item with any weights, or for less than half of the solutions in
-            steps that a member finds alone, and for exercises, the share is the mean of those of the members alone, by
-            their weights.
-        tasks: Names of the tasks.
-        value: What it came to: a share, or bits.
-        equal_value: What equal weights come to.
-        alone_value: What main alone comes to.
-        policy: "static", or "perplexity": the weights are the shares that this policy starts from, and `equal_value` is
-            what it comes to from equal ones.
-        by_prompt: What the policy "perplexity" comes to, where its shares were asked for and static weights, which
-            these are, are better.
-    """
-
-    members: list[str]
-    main: str
-    fusion: str
-    weights: list[float]
-    by: By
-    tasks: list[str]
-    value: float
-    equal_value: float
-    alone_value: float
-    policy: FittedPolicy = "static"
-    by_prompt: float | None = None
-
-    @property
-    def option(self) -> list[float] | str:
-        """What to give to `Ensemble.load` as `weights`: numbers, or the policy with its shares."""
-        return self.weights if self.policy == "static" else f"{self.policy}:{self.text}"
-
-    @property
-    def fitted_for(self) -> FittedPolicy:
-        """The policy that they were asked for."""
-        return "static" if self.policy == "static" and self.by_prompt is None else "perplexity"
-
-    @property
-    def text(self) -> str:
-        """The weights as one text, such as "0.7,0.3"."""
-        return _text(self.weights)
-
-    def save(self, path: str | Path) -> None:
-        """Saves them as JSON.
-
-        Raises:
-            EvaluationError: If the file cannot be written.
-        """
-        try:
-            Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as problem:
-            raise EvaluationError(f"The weights cannot be saved: {problem}") from problem
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Loads what `save` saved.
-
-        Raises:
-            EvaluationError: If the file cannot be read, or holds something else.
-        """
-        try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as problem:
-            raise EvaluationError(f"{path} does not hold fitted weights: {problem}") from problem
 
 
 def candidates(fusion: str, members: int, policy: FittedPolicy = "static") -> list[Setting]:
@@ -127,11 +43,7 @@ def candidates(fusion: str, members: int, policy: FittedPolicy = "static") -> li
 def _setting(fusion: str, policy: FittedPolicy, weights: tuple[float, ...]) -> Setting:
     if policy == "static":
         return Setting(fusion, weights)
-    return Setting(fusion, policy if weights == equal(len(weights)) else f"{policy}:{_text(weights)}")
-
-
-def _text(weights: Sequence[float]) -> str:
-    return ",".join(f"{weight:.4g}" for weight in weights)
+    return Setting(fusion, policy if weights == equal(len(weights)) else f"{policy}:{weights_text(weights)}")
 
 
 def compared(fusion: str, members: int, policies: Collection[FittedPolicy]) -> list[Setting]:
@@ -188,13 +100,14 @@ def fitted(
     likelihood.
 
     Args:
-        tasks: The tasks with the scores of their items, in all of `compared`; exercises have no scores.
+        tasks: The tasks with the scores of their items, in all of `compared`; none for those that count by what members
+            answer alone, such as exercises.
         fusion: The name of the strategy.
         members: The members' names.
         main: The name of the main member.
         by: See `FittedWeights`.
         judge: Finds how members answer a task alone, where reading right answers tells nothing. Without it, such tasks
-            count as never answered right, and there must be no exercises.
+            count as never answered right, and all must have scores.
         policy: What to fit: static weights, or the shares of a policy.
 
     Raises:
@@ -202,10 +115,10 @@ def fitted(
     """
     only = Setting(fusion, tuple(float(name == main) for name in members))
     labels = {setting: setting.label for setting in compared(fusion, len(members), [policy])} | {only: main}
-    readable = [pair for pair in tasks if pair[0].scored]
+    readable = [(task, scores) for task, scores in tasks if scores]
     read, judged = readable, list[JudgedTask]()
     if by == "score" and judge is not None:
-        own = {task: _answered_alone(task, scores, labels.values(), judge) for task, scores in tasks}
+        own = {task: answered_alone(task, scores, labels.values(), judge) for task, scores in tasks}
         read = [pair for pair in tasks if own[pair[0]] is None]
         judged = [task for task in own.values() if task is not None]
     examples = _Examples(read, judged, by, labels)
@@ -287,19 +200,24 @@ def _numbers(setting: Setting, members: int) -> list[float]:
     return list(equal(members)) if shares is None else [share / sum(shares) for share in shares]
 
 
-def _answered_alone(
+def answered_alone(
     task: Task, scores: Sequence[ChoiceScores], labels: Collection[str], judge: Callable[[Task], JudgedTask]
 ) -> JudgedTask | None:
     """Returns how members answer a task alone if that tells more than reading right answers, or else None.
 
     Greedy decoding may never write just the right answer, above all one in steps: then most answers that are right in
     other words would count as wrong.
+
+    Args:
+        task: The task.
+        scores: Of its items, with what greedy decoding would write.
+        labels: Of settings, and the name of the main member for it alone: of which the best one counts.
+        judge: As for `fitted`.
     """
     if any(not isinstance(item, RightAnswer) for item in task.scored):
         return None
     written = max((sum(held.greedy[label] for held in scores) for label in labels), default=0) if scores else 0
-    in_steps = any(isinstance(item, RightAnswer) and item.in_steps for item in task.scored)
-    if written and not in_steps:
+    if written and not task.in_steps:
         return None
     found = judge(task)
     right = float(found.rights.sum(0).max())  # of the best member

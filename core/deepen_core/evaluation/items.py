@@ -220,6 +220,11 @@ class Task:
         return any(isinstance(item, CodeItem) for item in self.items)
 
     @property
+    def in_steps(self) -> bool:
+        """Whether some of its items are right answers in steps."""
+        return any(isinstance(item, RightAnswer) and item.in_steps for item in self.items)
+
+    @property
     def is_right_or_wrong(self) -> bool:
         """Whether answers to its items can be judged."""
         return not any(isinstance(item, TextItem) for item in self.items)

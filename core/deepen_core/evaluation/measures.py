@@ -11,7 +11,7 @@ from deepen_core.chat.messages import Prompt
 from deepen_core.config import SamplingParams, resolve_sampling
 from deepen_core.engine.engine import Engine
 from deepen_core.engine.scoring import paired, score
-from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights
+from deepen_core.evaluation.fitted_weights import By, FittedPolicy, FittedWeights
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.run import Outcome, fit, run
 from deepen_core.evaluation.task_file import read_task

@@ -9,7 +9,7 @@ from typing import get_args
 from deepen_core.config import PRESETS
 from deepen_core.config.weights import POLICIES
 from deepen_core.errors import EvaluationError
-from deepen_core.evaluation.fitting import By, FittedPolicy
+from deepen_core.evaluation.fitted_weights import By, FittedPolicy
 from deepen_core.evaluation.items import OpenItem, Task, TranslationItem
 from deepen_core.evaluation.ledger import digest
 from deepen_core.voting.risk import chrf

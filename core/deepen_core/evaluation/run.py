@@ -16,7 +16,8 @@ from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
-from deepen_core.evaluation.fitting import By, FittedPolicy, FittedWeights, compared, fitted
+from deepen_core.evaluation.fitted_weights import By, FittedPolicy, FittedWeights
+from deepen_core.evaluation.fitting import answered_alone, compared, fitted
 from deepen_core.evaluation.generation import Answer
 from deepen_core.evaluation.items import Task, right_answers
 from deepen_core.evaluation.judged_task import JudgedTask
@@ -273,7 +274,8 @@ def _fits(
     settings = [setting for fusion in plan.fusions for setting in compared(fusion, len(names), policies)]
     shots = [item for task in plan.shots for item in task.open]
     tasks = {right_answers(task, shots, chat=plan.chat): task for task in plan.fitted_on}
-    scored = [(task, evaluation.scores(reader, task, settings, greedy=plan.by == "score")) for task in tasks]
+    simple = [setting for setting in settings if setting.weights == equal(len(names))]
+    labels = [names[reader.main], *(setting.label for setting in simple)]
 
     def judge(task: Task) -> JudgedTask:
         own = tasks[task]
@@ -283,6 +285,16 @@ def _fits(
         prompts = torch.tensor(evaluation.prompt_likelihoods(reader, own)) if following else None
         return JudgedTask(own.name, rights, prompts)
 
+    def read(task: Task) -> Sequence[ChoiceScores]:
+        if plan.by == "likelihood":
+            return evaluation.scores(reader, task, settings)
+        if task.in_steps:  # which are long, and hardly ever written: a few settings tell whether to read them in all
+            found = evaluation.scores(reader, task, simple, greedy=True)
+            if answered_alone(task, found, labels, judge) is not None:
+                return []
+        return evaluation.scores(reader, task, settings, greedy=True)
+
+    scored = [(task, read(task)) for task in tasks]
     given = names, names[reader.main], plan.by, judge
     return [fitted(scored, fusion, *given, policy) for policy in policies for fusion in plan.fusions]
 
