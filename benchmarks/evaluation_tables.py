@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from benchmarks.markdown import markdown, measured_on
@@ -26,7 +27,7 @@ def kinds_table() -> str:
         "programs": ("humaneval",),
     }
     every = read("tasks")["all"]
-    best = max(every, key=lambda row: row["points"] or 0.0)
+    best = max(every, key=lambda row: row["points"] if row["points"] != "" else -inf)
     alone = [row for row in every if row["members"] == best["members"] and row["way"].endswith(" alone")]
     rows = [
         {**row, "95 %": _between(row)}

@@ -73,7 +73,7 @@ def test_in_a_conversation_an_answer_may_be_in_a_sentence(answers, text, right):
 def test_weights_that_are_fitted_to_main_alone_answer_open_questions_as_it_does(pair, monkeypatch):
     """Their row has every task: a mean of fewer would be compared with the other rows'."""
     fit = FittedWeights(["alpha", "beta"], "alpha", "product", [1.0, 0.0], "score", ["texts"], 1.0, 0.5, 1.0)
-    monkeypatch.setattr(run, "_fits", lambda *_: [fit])
+    monkeypatch.setattr(run.Fits, "found", lambda _: [fit])
     plan = Plan([TASK, Task("open", QUESTIONS)], fusions=("product",), policies=(), gates=())
     shares = {row.label: row.shares for row in pair.evaluate(plan, progress=False).summary.rows}
     assert shares["alpha alone"].keys() == {"animals", "open"}

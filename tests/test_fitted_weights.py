@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation import evaluation
 from deepen_core.evaluation.evaluation import Evaluation
 from deepen_core.evaluation.fitted_weights import FittedWeights
-from deepen_core.evaluation.fitting import best, bits_a_byte, candidates, fitted
+from deepen_core.evaluation.fitting import best, bits_a_byte, candidates, compared, fitted
 from deepen_core.evaluation.items import (
     ChoiceItem,
     CodeItem,
@@ -31,7 +32,6 @@ from deepen_core.evaluation.items import (
     right_answers,
 )
 from deepen_core.evaluation.judged_task import JudgedTask
-from deepen_core.evaluation.ledger import digest
 from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, Settings, equal, grid_of_weights
@@ -115,8 +115,7 @@ class TestWeights:
         assert fitted(tasks, "deepen", ["first", "second"], "first", "likelihood").weights == [1, 0]
         for held in tasks[0][1]:
             held.greedy.update(dict.fromkeys(held.greedy, False))
-        none = fitted(tasks, "deepen", ["first", "second"], "first", "score")
-        assert (none.by, none.weights, none.value) == ("likelihood", [1, 0], pytest.approx(1 / math.log(2)))
+        assert fitted(tasks, "deepen", ["first", "second"], "first", "score").tells_nothing
 
     @pytest.mark.parametrize(("first", "second", "weights"), [(40, 4, [1, 0]), (4, 40, [0.1, 0.9]), (9, 8, [0.1, 0.9])])
     def test_of_answers_that_nothing_is_read_of(self, first, second, weights):
@@ -140,13 +139,13 @@ class TestWeights:
         unread = [ChoiceScores([9], {"one": [-9.0]}, {x: [-9.0] for x in labels}, greedy=nothing)] * count
         judged = []
 
-        def judge(task):
-            judged.append(task.name)
+        def judge(number):
+            judged.append(number)
             rights = [[float(item < first), float(item < second)] for item in range(count)]
-            return JudgedTask(task.name, torch.tensor(rights))
+            return JudgedTask(str(number), torch.tensor(rights))
 
         found = fitted([(choices, read), (sums, unread), (code, [])], "deepen", ["one", "two"], "one", "score", judge)
-        assert judged == ["sums", "code"]
+        assert judged == [1, 2]
         assert (found.weights, found.by, found.tasks) == (weights, "score", ["choices", "sums", "code"])
         own = (weights[0] * first + weights[1] * second) / count
         assert found.value == pytest.approx(((0.4 if weights[1] > weights[0] else 0.2) + 2 * own) / 3)
@@ -156,12 +155,11 @@ class TestWeights:
         only = fitted([(code, [])], "deepen", ["one", "two"], "one", "score", judge)
         assert (only.weights, only.tasks) == ([1, 0] if first > second else [0.1, 0.9], ["code"])
 
-    @pytest.mark.parametrize(("written", "is_read"), [(0, False), (9, False), (10, True), (40, True)])
-    @pytest.mark.parametrize("in_steps", [True, False])
-    def test_solutions_are_read_if_they_are_written_often_enough(self, written, is_read, in_steps):
-        """At least half as often as a member is right alone, in whatever words; other answers if they ever are."""
+    @pytest.mark.parametrize(("written", "is_read"), [(0, False), (9, False), (10, True), (24, True), (25, True)])
+    def test_answers_are_read_if_they_are_written_often_enough(self, written, is_read):
+        """At least half as often as a member is right alone, in whatever words; it need not answer if that is sure."""
         labels, count = [s.label for s in candidates("deepen", 2)], 50
-        task = Task("sums", (RightAnswer("x", "1 + 1 = 2", in_steps),) * count)
+        task, judged = Task("sums", (RightAnswer("x", "1 + 1 = 2"),) * count), []
         scores = [
             ChoiceScores(
                 [1],
@@ -172,27 +170,31 @@ class TestWeights:
             for item in range(count)
         ]
         rights = torch.tensor([[float(item < 2), float(item < 20)] for item in range(count)])
-        found = fitted(
-            [(task, scores)], "deepen", ["one", "two"], "one", "score", lambda task: JudgedTask(task.name, rights)
-        )
-        reads = is_read or (written and not in_steps)
-        assert found.equal_value == pytest.approx(written / count if reads else 11 / count)
-        assert found.weights == ([0.5, 0.5] if reads else [0.1, 0.9])
+
+        def judge(number):
+            judged.append(number)
+            return JudgedTask("sums", rights)
+
+        found = fitted([(task, scores)], "deepen", ["one", "two"], "one", "score", judge)
+        assert found.equal_value == pytest.approx(written / count if is_read else 11 / count)
+        assert found.weights == ([0.5, 0.5] if is_read else [0.1, 0.9])
+        assert judged == ([] if written == 25 else [0])
 
     def test_of_nothing_that_anybody_answers_right(self):
-        """By likelihood where answers can be read, and else main alone."""
+        """Main alone where answers cannot be read."""
         code = Task("code", (CodeItem("def f():", "def check(f): pass", "f"),) * 3)
         nobody = fitted(
-            [(code, [])], "deepen", ["one", "two"], "one", "score", lambda t: JudgedTask(t.name, torch.zeros(3, 2))
+            [(code, [])], "deepen", ["one", "two"], "one", "score", lambda _: JudgedTask("", torch.zeros(3, 2))
         )
         assert (nobody.by, nobody.weights, nobody.value) == ("score", [1, 0], 0)
+        assert nobody.tells_nothing
 
     @pytest.mark.parametrize("judges", ["fit", "evaluate"])
     def test_members_answer_what_nothing_is_read_of(self, pair, judges, monkeypatch, tmp_path):
         """The second one alone knows the rest of the program: it has most weight, as far as choices are equal."""
         answers = {"alpha": [0, 0, 0, 0], "beta": [1, 1, 1, 1]}
         monkeypatch.setattr(
-            "deepen_core.evaluation.run._Alone.answers",
+            "deepen_core.evaluation.member_alone.MemberAlone.answers",
             lambda self, _, task: [type("A", (), {"right": right}) for right in answers[self.name][: len(task.items)]],
         )
         lines = [
@@ -283,33 +285,83 @@ class TestWeights:
             TextItem("c", "d"),
         )
         assert [item.text for item in chats.items] == ["1 + 1 = 2", "Ann", "b", "d"]
-        assert [getattr(item, "in_steps", None) for item in chats.items] == [True, False, False, None]
-        assert digest(chats.items[1]) == digest(RightAnswer(chats.items[1].prompt, "Ann", in_steps=True))  # as before
         assert chats.items[1].prompt == fact.prompt(shots, chat=True)
         assert [turn["role"] for turn in chats.items[1].prompt] == ["user", "assistant", "user"]
 
-    def test_all_of_the_vocabulary_is_fused_for_written_answers_alone(self, pair, monkeypatch, tmp_path):
-        asked, score_items = [], evaluation.score_items
+    @pytest.fixture
+    def readings(self, monkeypatch):
+        """What is read: labels of settings, and whether all of the vocabulary is fused."""
+        found, score_items = [], evaluation.score_items
 
-        def told(*given, greedy, **rest):
-            asked.append(greedy)
-            return score_items(*given, greedy=greedy, **rest)
+        def told(reader, items, settings, *, greedy, **rest):
+            found.append(([setting.label for setting in settings._settings], greedy))
+            return score_items(reader, items, settings, greedy=greedy, **rest)
 
         monkeypatch.setattr(evaluation, "score_items", told)
-        questions = written(tmp_path / "y.jsonl", QUESTIONS)
-        pair.fit_weights([written(tmp_path / "x.jsonl", ITEMS), questions], progress=False)
-        assert asked == [False, True]
+        return found
 
-    def test_solutions_that_are_not_written_are_read_with_equal_weights_alone(self, pair, monkeypatch, tmp_path):
-        """The other settings would fuse all of the vocabulary for every token of long texts, and tell nothing."""
-        read, settings_of = [], evaluation.Settings
-        monkeypatch.setattr(evaluation, "Settings", lambda *given: read.append(given[2]) or settings_of(*given))
+    @pytest.mark.parametrize("policy", ["static", "perplexity"])
+    def test_answers_that_are_not_written_are_read_in_few_settings(self, pair, readings, policy, tmp_path):
+        """The others would fuse all of the vocabulary and tell nothing. If nothing is right, likelihood decides."""
         sums = [OpenItem("1 + 1?", ("2",), "1 + 1 = 2"), OpenItem("1 + 2?", ("3",), "1 + 2 = 3")]
-        found = pair.fit_weights(written(tmp_path / "x.jsonl", sums), progress=False)
-        assert read == [[Setting("deepen", (0.5, 0.5))]]
-        assert (found.by, found.value, found.weights) == ("score", 0, [1, 0])
-        pair.fit_weights(written(tmp_path / "x.jsonl", sums), by="likelihood", progress=False)
-        assert read[1:] == [candidates("deepen", 2)]
+        place, labels = written(tmp_path / "x.jsonl", sums), [s.label for s in compared("deepen", 2, [policy])]
+        found = pair.fit_weights(place, policy=policy, progress=False)
+        few = ["deepen 0.5 0.5", "deepen 0.9 0.1", "deepen 0.1 0.9"]
+        assert readings == [(few, True), ([label for label in labels if label not in few], False)]
+        likely = pair.fit_weights(place, by="likelihood", policy=policy, progress=False)
+        assert (found.by, found.weights, found.policy) == ("likelihood", likely.weights, likely.policy)
+        assert found.value == pytest.approx(likely.value, rel=1e-5)
+        assert found.value > 0
+
+    def test_choices_are_read_without_the_vocabulary(self, pair, readings, tmp_path):
+        files = [written(tmp_path / "x.jsonl", ITEMS), written(tmp_path / "y.jsonl", QUESTIONS)]
+        pair.fit_weights(files, progress=False)
+        assert [greedy for _, greedy in readings] == [False, True]
+
+    @pytest.mark.usefixtures("needs_demo")
+    def test_answers_that_are_written_are_read_in_all_settings(self, readings, tmp_path):
+        """Each of them once."""
+        facts = write_tasks(tmp_path, "validation")[0]
+        with Ensemble.demo() as ensemble:
+            found = ensemble.fit_weights(facts, limit=12, progress=False)
+        assert (found.by, found.weights) == ("score", [0.5, 0.5])
+        assert [greedy for _, greedy in readings] == [True, True]
+        labels = [label for asked, _ in readings for label in asked]
+        assert sorted(labels) == sorted(s.label for s in candidates("deepen", 2))
+
+    @pytest.mark.parametrize("strategies", [["deepen"], ["deepen", "product"]])
+    def test_whether_answers_are_written_is_told_for_each_strategy(self, pair, strategies, monkeypatch):
+        """By "product" alone: the members' own answers count for "deepen", whatever it is compared with."""
+        scores = evaluation.Evaluation.scores
+
+        def found(self, reader, task, settings, *, greedy=False):
+            held = scores(self, reader, task, settings, greedy=greedy)
+            return [replace(one, greedy={label: "product" in label for label in one.greedy}) for one in held]
+
+        monkeypatch.setattr(evaluation.Evaluation, "scores", found)
+        monkeypatch.setattr("deepen_core.evaluation.evaluation.mark", lambda *_, **__: 0.25)
+        plan = Plan([Task("x", ITEMS)], [Task("y", QUESTIONS)], fusions=strategies, policies=[], gates=[])
+        fits = {fit.fusion: fit.value for fit in pair.evaluate(plan, progress=False).weights}
+        assert fits == ({"deepen": 0.25, "product": 1.0} if len(strategies) > 1 else {"deepen": 0.25})
+
+    @pytest.mark.parametrize("by", ["score", "likelihood"])
+    def test_of_questions_in_conversations(self, load, by):
+        """And of two files with the same items."""
+        same = [Task("y", QUESTIONS), Task("y", QUESTIONS)]
+        plan = Plan([Task("x", ITEMS)], same, fusions=["deepen"], gates=[], by=by, chat=True)
+        with load("alpha", "alpha") as chatting:
+            fits = chatting.evaluate(plan, progress=False).weights
+        assert [fit.fitted_for for fit in fits] == ["static", "perplexity"]
+        assert all(fit.tasks == ["y", "y"] for fit in fits)
+
+    @pytest.mark.parametrize("fusion", ["union", "translate", "product"])
+    def test_of_three_members(self, load, fusion, tmp_path):
+        place = written(tmp_path / "x.jsonl", ITEMS)
+        with load("alpha", "beta", "alpha", fusion=fusion) as three:
+            found = three.fit_weights(place, policy="perplexity", by="likelihood", progress=False)
+        assert len(found.weights) == 3
+        assert sum(found.weights) == pytest.approx(1)
+        assert 0 < found.value <= found.alone_value + 1e-6
 
     def test_are_saved_and_loaded(self, tmp_path):
         fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)
@@ -321,10 +373,14 @@ class TestWeights:
                 FittedWeights.load(tmp_path / "w.json")
 
     @pytest.mark.parametrize("policy", ["static", "perplexity"])
-    def test_of_options_of_its_own(self, load, policy, tmp_path):
-        """They are kept, as scores show; a folder could not tell them apart."""
+    def test_of_options_of_its_own(self, load, policy, monkeypatch, tmp_path):
+        """They are kept, as scores show; a folder could not tell them apart.
+
+        The strategy that answers requests meanwhile is left alone: it is not for two threads.
+        """
         place = written(tmp_path / "x.jsonl", ITEMS)
         with load("alpha", "beta", fusion={"power": 0.3}) as own:
+            monkeypatch.setattr(own._engine.fusion, "compare", None)
             found = own.fit_weights(place, policy=policy, by="likelihood", progress=False)
             own_equal = own.fit_weights(place, by="likelihood", progress=False).equal_value
             with pytest.raises(ConfigurationError, match=r"has options of its own \(custom \(deepen\)\)"):

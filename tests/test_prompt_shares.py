@@ -1,4 +1,4 @@
-"""Shares of members that are weighed by the prompt: as fitted by the members' own answers, and as given by name."""
+"""Shares of members that are weighed by the prompt: as fitted, and as given by name."""
 
 import copy
 import itertools
@@ -14,13 +14,14 @@ from evaluation_parts import ITEMS, TASK
 from deepen_core import Ensemble
 from deepen_core.engine.prompt_likelihood import prompt_likelihood
 from deepen_core.errors import ConfigurationError, EvaluationError
-from deepen_core.evaluation import run
+from deepen_core.evaluation import fits
 from deepen_core.evaluation.fitted_weights import FittedWeights
 from deepen_core.evaluation.fitting import candidates, compared, fitted
 from deepen_core.evaluation.items import ChoiceItem, CodeItem, OpenItem, Task, TextItem, TranslationItem
 from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.plan import Plan
+from deepen_core.evaluation.run import _fitted_label as _label
 from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.fusion.policies import PerplexityWeights
 from deepen_core.fusion.weights import policy_and_shares
@@ -47,8 +48,9 @@ def tasks(lead):
 
 def shares_of(found, main="general"):
     """The shares that are fitted to tasks that members have answered alone."""
-    own = {Task(task.name, (CodeItem(task.name, "def check(f): pass", "f"),)): task for task in found}
-    return fitted([(task, []) for task in own], "deepen", NAMES, main, "score", own.__getitem__, "perplexity")
+    exercise = CodeItem("def f():", "def check(f): pass", "f")
+    own = [(Task(task.name, (exercise,)), []) for task in found]
+    return fitted(own, "deepen", NAMES, main, "score", found.__getitem__, "perplexity")
 
 
 def test_a_specialist_that_answers_better_than_its_likelihoods_tell_has_the_larger_share():
@@ -109,7 +111,7 @@ def test_how_static_weights_are_told_that_were_fitted_for_prompts():
     static = FittedWeights(weights=[0.9, 0.1], **rest)
     instead = FittedWeights(weights=[0.9, 0.1], **rest, by_prompt=0.625)
     followed = FittedWeights(weights=[0.9, 0.1], **rest, policy="perplexity")
-    assert [run._fitted_label(fit) for fit in (static, instead, followed)] == [
+    assert [_label(fit) for fit in (static, instead, followed)] == [
         "deepen, fitted 0.9 0.1",
         "deepen, fitted perplexity, static 0.9 0.1",
         "deepen, fitted perplexity 0.9 0.1",
@@ -154,53 +156,50 @@ def test_candidates(members):
     assert compared("product", members, ["static"]) == candidates("product", members)
 
 
-def test_an_evaluation_fits_and_compares_them(pair, tmp_path):
-    """On exercises too; what is measured is kept, and not measured again."""
-    plan = Plan([TASK], [OPEN, CODE], fusions=["deepen", "union"], policies=["perplexity"], gates=[])
+def test_an_evaluation_fits_and_compares_them(pair, monkeypatch, tmp_path):
+    """On exercises too, by how each member answers them alone; what is measured is kept, and not measured again."""
+    judged, fitted = [], fits.fitted
+
+    def kept(judge):
+        return lambda number: judged.append(judge(number)) or judged[-1]
+
+    monkeypatch.setattr(fits, "fitted", lambda *given: fitted(*given[:5], kept(given[5]), *given[6:]))
+    for module in ("generation", "evaluation"):  # else no answer of such small models is right
+        monkeypatch.setattr(f"deepen_core.evaluation.{module}.mark", lambda _, text, **__: sum(text.encode()) % 5 / 4)
+    asked = Task("open", (*OPEN.items, OpenItem("Who jumps?", ("a fox",))))
+    plan = Plan([TASK], [asked, CODE], fusions=["deepen", "union"], policies=["perplexity"], gates=[])
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
-    fits = {(fit.fitted_for, fit.fusion): fit for fit in outcome.weights}
-    assert fits.keys() == {(policy, fusion) for policy in ("static", "perplexity") for fusion in plan.fusions}
+    found = {(fit.fitted_for, fit.fusion): fit for fit in outcome.weights}
+    assert found.keys() == {(policy, fusion) for policy in ("static", "perplexity") for fusion in plan.fusions}
     names = [member.name for member in pair.info.members]
-    assert all((fit.tasks, fit.by, fit.members) == (["open"], "likelihood", names) for fit in outcome.weights)
-    rows = [row for row in outcome.summary.rows if ", fitted perplexity" in row.label]
-    assert len(rows) == 2
+    assert all((fit.tasks, fit.by, fit.members) == (["open", "code"], "score", names) for fit in outcome.weights)
+    rows = {row.label: row for row in outcome.summary.rows if ", fitted perplexity" in row.label}
+    followed = [fit for fit in outcome.weights if fit.policy == "perplexity"]
+    assert followed
+    for fit in followed:
+        asks = "perplexity" if fit.weights == [0.5, 0.5] else fit.option
+        assert f"--weights {asks} --main" in rows[_label(fit)].options
+    rows = pair.evaluate(Plan([asked], policies=[], gates=[]), progress=False).summary.rows
+    shares = {row.label: row.shares["open"] for row in rows}
+    assert shares["alpha alone"] != shares["beta alone"]  # or their order would not show
+    own, *_ = [one for one in judged if one.name == "open"]
+    assert own.rights.mean(0).tolist() == pytest.approx([shares["alpha alone"], shares["beta alone"]])
+    held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
+    assert [line["task"] for line in held] == ["open"] * 3 + ["code"]
+    prompts = [*(f"Question: {item.question}\nAnswer:" for item in asked.items), "def f():\n"]
+    likelihoods = [[prompt_likelihood(member, prompt) for member in pair._engine.members] for prompt in prompts]
+    assert [line["nats"] for line in held] == likelihoods
+    assert own.prompts.tolist() == [pytest.approx(nats) for nats in likelihoods[:3]]
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     again = pair.evaluate(plan, output=tmp_path, progress=False)
     assert again.weights == outcome.weights
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == sizes
 
 
-@pytest.mark.parametrize("policy", ["perplexity", "static"])
-def test_members_are_judged_by_their_own_answers(pair, policy, monkeypatch, tmp_path):
-    """Each as the evaluation of the same task says of it alone, and by the prompts that it answers."""
-    judged, fitted = [], run.fitted
-
-    def kept(judge):
-        return lambda task: judged.append(judge(task)) or judged[-1]
-
-    monkeypatch.setattr(run, "fitted", lambda *given: fitted(*given[:5], kept(given[5]), *given[6:]))
-    task = Task("answered", (*OPEN.items, OpenItem("Who jumps?", ("a fox",))))
-    for module in ("generation", "evaluation"):  # else no answer of such small models is right
-        monkeypatch.setattr(f"deepen_core.evaluation.{module}.mark", lambda _, text, **__: sum(text.encode()) % 5 / 4)
-    plan = Plan([TASK], [task], fusions=["deepen"], policies=[policy])
+def test_static_weights_need_no_prompts(pair, tmp_path):
+    plan = Plan([TASK], [OPEN, CODE], fusions=["deepen"], policies=["adaptive"], gates=[])
     pair.evaluate(plan, output=tmp_path, progress=False)
-    rows = pair.evaluate(Plan([task], policies=[], gates=[]), progress=False).summary.rows
-    shares = {row.label: row.shares[task.name] for row in rows}
-    assert len(judged) == (2 if policy == "perplexity" else 1)
-    for found in judged:
-        assert found.rights.shape == (3, 2)
-        for number, name in enumerate(("alpha", "beta")):
-            assert float(found.rights[:, number].mean()) == pytest.approx(shares[f"{name} alone"])
-    assert shares["alpha alone"] != shares["beta alone"]  # or their order would not show
-    if policy == "static":
-        assert judged[0].prompts is None
-        assert not (tmp_path / "prompts.jsonl").exists()
-        return
-    held = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().split("\n") if line]
-    prompts = [f"Question: {item.question}\nAnswer:" for item in task.items]
-    for line, found, prompt in zip(held, judged[0].prompts, prompts, strict=True):
-        assert line["nats"] == [prompt_likelihood(member, prompt) for member in pair._engine.members]
-        assert found.tolist() == pytest.approx(line["nats"])
+    assert not (tmp_path / "prompts.jsonl").exists()
 
 
 def test_fit_weights(pair, folders, tmp_path):

@@ -170,8 +170,8 @@ class EngineOptions:
             members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error, self.gate
         )
         worker = Worker(decoder, self.serving.max_batch_size, self.serving.max_waiting)
-        label = self.policy.label
-        return Engine(list(members), self.main, weights, label, self.gate, fusion, self.config.label, decoder, worker)
+        built = fusion, self.config.label, self.config
+        return Engine(list(members), self.main, weights, self.policy.label, self.gate, *built, decoder, worker)
 
 
 def _policy(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from deepen_core.config import StrategyOptions
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.worker import Worker
 from deepen_core.fusion.base import Fusion
@@ -28,6 +29,7 @@ class Engine:
         gate: Decides where the members other than main are asked; None for everywhere.
         fusion: The strategy.
         fusion_name: The strategy's name.
+        fusion_options: What the strategy was built from.
         decoder: Steps sequences.
         worker: The thread that decodes.
     """
@@ -39,6 +41,7 @@ class Engine:
     gate: Gate | None
     fusion: Fusion
     fusion_name: str
+    fusion_options: StrategyOptions
     decoder: Decoder
     worker: Worker
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -20,7 +20,7 @@ from deepen_core.evaluation.judging import mark
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
-from deepen_core.fusion.base import Fusion
+from deepen_core.evaluation.strategies import Strategies
 
 VOTE = "vote"
 """The label of the choice that is likeliest by the sum of the members' own log-probabilities."""
@@ -38,7 +38,7 @@ class Evaluation:
         chat: Ask in conversations rather than in plain text.
         shots: All of their items are shown with their answers before each open question of their kind.
         together: Most items that are answered at once.
-        built: Strategies of `scores` that are there already, by their names.
+        strategies: Builds the strategies; those of `PRESETS` if None.
         progress: Show a bar.
 
     Attributes:
@@ -56,10 +56,10 @@ class Evaluation:
         chat: bool,
         shots: Sequence[Task] = (),
         together: int = 16,
-        built: Mapping[str, Fusion] = MappingProxyType({}),
+        strategies: Strategies | None = None,
         progress: bool,
     ) -> None:
-        self._built = built
+        self._strategies = strategies
         self._shots = [item for task in shots for item in task.items if isinstance(item, OpenItem)]
         shown = [digest(shot) for shot in self._shots]
         if folder is not None:
@@ -90,21 +90,24 @@ class Evaluation:
         keys = [(task.name, main, digest(item)) for item in task.scored]
         items = dict(zip(keys, task.scored, strict=True))
         labels = {setting.label for setting in settings}
-        held = {key: self._scores.get(key) for key in items}
-        missing = [
-            key
-            for key, found in held.items()
-            if found is None
-            or not labels <= found["together"].keys()
-            or (greedy and len(items[key].choices) == 1 and not labels <= found.get("greedy", {}).keys())
-        ]
-        if missing:
-            built = Settings(reader.members, reader.main, settings, self._built)
-            wanted = [items[key] for key in missing]
+        lacking: dict[tuple[str, str, str], AbstractSet[str]] = {}
+        for key, item in items.items():
+            if (found := self._scores.get(key)) is None:
+                lacking[key] = labels
+                continue
+            known = found["together"].keys()
+            if greedy and len(item.choices) == 1:
+                known &= found.get("greedy", {}).keys()
+            if labels - known:
+                lacking[key] = labels - known
+        if lacking:
+            asked = [setting for setting in settings if any(setting.label in some for some in lacking.values())]
+            built = Settings(reader.members, reader.main, asked, self._strategies)
+            wanted = [items[key] for key in lacking]
             written = greedy and any(len(item.choices) == 1 for item in wanted)  # all of the vocabulary is fused for it
             scored = score_items(reader, wanted, built, chat=self.chat, greedy=written)
             with _named(task):
-                for key in self._shown(missing, f"{task.name}, main {main}"):
+                for key in self._shown(list(lacking), f"{task.name}, main {main}"):
                     self._scores.add(key, asdict(next(scored)))
         return [ChoiceScores(**found) for key in keys if (found := self._scores.get(key)) is not None]
 

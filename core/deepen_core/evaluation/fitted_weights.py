@@ -32,8 +32,8 @@ class FittedWeights:
         weights: One number per member, summing to one.
         by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers. Open
             questions are answered right if greedy decoding writes just the answer given, for which it is read and
-            nothing generated. Where that is so for no item with any weights, or for less than half of the solutions in
-            steps that a member finds alone, and for exercises, the share is the mean of those of the members alone, by
+            nothing generated. Where it writes less than half as many as a member finds alone, with equal weights and
+            with most weight on any member, and for exercises, the share is the mean of those of the members alone, by
             their weights.
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
@@ -66,6 +66,11 @@ class FittedWeights:
     def fitted_for(self) -> FittedPolicy:
         """The policy that they were asked for."""
         return "static" if self.policy == "static" and self.by_prompt is None else "perplexity"
+
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether nothing is right with these weights, nor with equal ones, nor by main alone."""
+        return self.by == "score" and not (self.value or self.equal_value or self.alone_value)
 
     @property
     def text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from math import log
 
 from deepen_core.errors import EvaluationError
@@ -18,10 +19,10 @@ Scored = tuple[Task, Sequence[ChoiceScores]]
 """A task with the scores of its items."""
 _PARTS = {2: 10, 3: 5}
 """Number of parts that one is divided into, by the number of members."""
-_STEPS = {2: 6, 3: 3}
+_STEPS = {2: 6, 3: 3, 4: 2}
 """Number of steps from equal shares to the most unequal ones, by the number of members."""
 _FAITHFUL = 0.5
-"""Solutions are read if greedy decoding writes at least this share of those that the best member finds alone."""
+"""Right answers are read if greedy decoding writes at least this share of those that the best member finds alone."""
 
 
 def candidates(fusion: str, members: int, policy: FittedPolicy = "static") -> list[Setting]:
@@ -36,7 +37,7 @@ def candidates(fusion: str, members: int, policy: FittedPolicy = "static") -> li
     if policy == "static":
         grid = [same, *grid_of_weights(members, _PARTS.get(members, 4))]
     else:
-        grid = grid_of_shares(members, _STEPS.get(members, 2))
+        grid = grid_of_shares(members, _STEPS.get(members, 1))
     return [_setting(fusion, policy, weights) for weights in dict.fromkeys(grid)]
 
 
@@ -44,6 +45,17 @@ def _setting(fusion: str, policy: FittedPolicy, weights: tuple[float, ...]) -> S
     if policy == "static":
         return Setting(fusion, weights)
     return Setting(fusion, policy if weights == equal(len(weights)) else f"{policy}:{weights_text(weights)}")
+
+
+def simple(fusion: str, members: int) -> list[Setting]:
+    """Returns a few settings that tell whether right answers are written: equal weights, and most on each member.
+
+    Args:
+        fusion: The name of the strategy.
+        members: Number of members.
+    """
+    static = candidates(fusion, members)
+    return list(dict.fromkeys([static[0], *(max(static, key=lambda s: s.weights[n]) for n in range(members))]))
 
 
 def compared(fusion: str, members: int, policies: Collection[FittedPolicy]) -> list[Setting]:
@@ -88,16 +100,15 @@ def fitted(
     members: Sequence[str],
     main: str,
     by: By,
-    judge: Callable[[Task], JudgedTask] | None = None,
+    judge: Callable[[int], JudgedTask] | None = None,
     policy: FittedPolicy = "static",
 ) -> FittedWeights:
     """Returns the simplest weights that are not worse on some tasks than the best ones beyond chance.
 
     The best of a grid on few items is best by chance. So main alone is taken, or else equal weights, if the best
     weights are better by at most one standard error, paired by item: the rule of one standard error (Breiman et al.
-    1984, section 3.4.3). Equal shares of a policy are preferred in the same way; static weights are taken in place of
-    them where they are better by more than this error. Where no answer is right with any weights, they are fitted by
-    likelihood.
+    1984, section 3.4.3). Equal shares of a policy are preferred in the same way; the static weights that would be taken
+    replace the shares that would be if they are better by more than this error.
 
     Args:
         tasks: The tasks with the scores of their items, in all of `compared`; none for those that count by what members
@@ -106,8 +117,8 @@ def fitted(
         members: The members' names.
         main: The name of the main member.
         by: See `FittedWeights`.
-        judge: Finds how members answer a task alone, where reading right answers tells nothing. Without it, such tasks
-            count as never answered right, and all must have scores.
+        judge: Finds how members answer the task of some number alone, where reading right answers tells too little.
+            Without it, such tasks count as never answered right, and all must have scores.
         policy: What to fit: static weights, or the shares of a policy.
 
     Raises:
@@ -115,12 +126,11 @@ def fitted(
     """
     only = Setting(fusion, tuple(float(name == main) for name in members))
     labels = {setting: setting.label for setting in compared(fusion, len(members), [policy])} | {only: main}
-    readable = [(task, scores) for task, scores in tasks if scores]
-    read, judged = readable, list[JudgedTask]()
+    read, judged = tasks, list[JudgedTask]()
     if by == "score" and judge is not None:
-        own = {task: answered_alone(task, scores, labels.values(), judge) for task, scores in tasks}
-        read = [pair for pair in tasks if own[pair[0]] is None]
-        judged = [task for task in own.values() if task is not None]
+        own = [answered_alone(*one, labels.values(), partial(judge, number)) for number, one in enumerate(tasks)]
+        read = [one for one, found in zip(tasks, own, strict=True) if found is None]
+        judged = [found for found in own if found is not None]
     examples = _Examples(read, judged, by, labels)
     settings = candidates(fusion, len(members))
     chosen = static = examples.simplest(settings, only)
@@ -132,8 +142,6 @@ def fitted(
             by_prompt = examples.value(following)
         else:
             chosen, alike = following, settings[0]
-    if by == "score" and readable and not examples.tell:
-        return fitted(readable, fusion, members, main, "likelihood", policy=policy)
     value, of_equal, alone = map(examples.value, (chosen, alike, only))
     weights, names = _numbers(chosen, len(members)), [task.name for task, _ in tasks]
     kind: FittedPolicy = "static" if chosen == static else policy
@@ -180,11 +188,6 @@ class _Examples:
         mean = mean_of_tasks(self._values(setting))
         return mean if self._by == "score" else -mean
 
-    @property
-    def tell(self) -> bool:
-        """Whether any setting that was looked at comes to anything."""
-        return any(mean_of_tasks(values) for values in self._found.values())
-
     def _values(self, setting: Setting) -> list[list[float]]:
         if setting not in self._found:
             judged = _judged_values(self._judged, setting)
@@ -201,25 +204,25 @@ def _numbers(setting: Setting, members: int) -> list[float]:
 
 
 def answered_alone(
-    task: Task, scores: Sequence[ChoiceScores], labels: Collection[str], judge: Callable[[Task], JudgedTask]
+    task: Task, scores: Sequence[ChoiceScores], labels: Collection[str], judge: Callable[[], JudgedTask]
 ) -> JudgedTask | None:
     """Returns how members answer a task alone if that tells more than reading right answers, or else None.
 
-    Greedy decoding may never write just the right answer, above all one in steps: then most answers that are right in
-    other words would count as wrong.
+    Greedy decoding may hardly ever write just the right answer, above all one in steps: then most answers that are
+    right in other words would count as wrong.
 
     Args:
         task: The task.
         scores: Of its items, with what greedy decoding would write.
         labels: Of settings, and the name of the main member for it alone: of which the best one counts.
-        judge: As for `fitted`.
+        judge: Finds how members answer it.
     """
     if any(not isinstance(item, RightAnswer) for item in task.scored):
         return None
     written = max((sum(held.greedy[label] for held in scores) for label in labels), default=0) if scores else 0
-    if written and not task.in_steps:
+    if written and written >= _FAITHFUL * len(scores):
         return None
-    found = judge(task)
+    found = judge()
     right = float(found.rights.sum(0).max())  # of the best member
     return None if written and written >= _FAITHFUL * right else found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deepen_core.chat.messages import Message, Prompt
 
@@ -63,12 +63,10 @@ class RightAnswer:
     Attributes:
         prompt: The text or conversation that asks for it.
         text: The answer.
-        in_steps: Whether it is a solution in steps, which can be right in other words too.
     """
 
     prompt: Prompt
     text: str
-    in_steps: bool = field(default=False, compare=False)
 
     choices = ("",)
     answer = 0
@@ -220,11 +218,6 @@ class Task:
         return any(isinstance(item, CodeItem) for item in self.items)
 
     @property
-    def in_steps(self) -> bool:
-        """Whether some of its items are right answers in steps."""
-        return any(isinstance(item, RightAnswer) and item.in_steps for item in self.items)
-
-    @property
     def is_right_or_wrong(self) -> bool:
         """Whether answers to its items can be judged."""
         return not any(isinstance(item, TextItem) for item in self.items)
@@ -260,8 +253,7 @@ def right_answers(task: Task, shots: Sequence[OpenItem], *, chat: bool) -> Task:
 
 def _with_answer(item: Item, shots: Sequence[OpenItem], *, chat: bool) -> Item:
     if isinstance(item, OpenItem):
-        shown = item.shown if chat else f" {item.shown}"
-        return RightAnswer(item.prompt(shots, chat=chat), shown, in_steps=bool(item.solution))
+        return RightAnswer(item.prompt(shots, chat=chat), item.shown if chat else f" {item.shown}")
     if isinstance(item, TranslationItem):
         return RightAnswer(item.prompt(chat=chat), item.translation)
     return item

@@ -140,9 +140,9 @@ class Measures(ABC):
                 `entry_point` (the programs that members write are run), or texts with `prompt` and `text`.
             by: What to be best at: "score", the share of questions that are answered right, or "likelihood", how likely
                 right answers and texts become. For open questions, the first of the `answers`, or the `solution`, is
-                read and nothing generated: it is right where greedy decoding would write just that. If none is with any
-                weights, for solutions and for exercises, each member answers alone, and weights are worth the mean of
-                what the members are. If nothing at all is right, they are fitted by likelihood.
+                read and nothing generated: it is right where greedy decoding would write just that. If hardly any is,
+                and for exercises, each member answers alone, and weights are worth the mean of what the members are
+                (`FittedWeights.by`). If nothing at all is right, they are fitted by likelihood.
             policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt.
                 Where prompts do not show which member is right, and numbers are better by more than one standard error,
                 the result is these.

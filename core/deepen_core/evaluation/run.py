@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import PRESETS
 from deepen_core.engine.engine import Engine
@@ -16,14 +14,15 @@ from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ConfigurationError, EvaluationError
 from deepen_core.evaluation.cost import Cost, cost
 from deepen_core.evaluation.evaluation import VOTE, Evaluation, Rights, alone_label, rights, rights_of_members
+from deepen_core.evaluation.fits import Fits
 from deepen_core.evaluation.fitted_weights import By, FittedPolicy, FittedWeights
-from deepen_core.evaluation.fitting import answered_alone, compared, fitted
 from deepen_core.evaluation.generation import Answer
-from deepen_core.evaluation.items import Task, right_answers
-from deepen_core.evaluation.judged_task import JudgedTask
+from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.likelihood import ChoiceScores, shares_asked
+from deepen_core.evaluation.member_alone import MemberAlone, everyone
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, Settings, default_weights, equal
+from deepen_core.evaluation.strategies import Strategies
 from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.evaluation.votes import Votes, Way
 from deepen_core.fusion import strategy_of
@@ -69,16 +68,23 @@ def run(engine: Engine, plan: Plan, folder: Path | None, *, progress: bool) -> O
         raise EvaluationError(f"There is no member {beyond[0]} to be main: there are {len(engine.members)}, from 0.")
     if plan.chat and (without := [m.name for m in engine.members if not m.tokenizer.reader.has_chat_template]):
         raise no_template(without)
+    strategies = Strategies(engine.members)
     evaluation = Evaluation(
-        folder, _facts(engine), chat=plan.chat, shots=plan.shots, together=plan.together, progress=progress
+        folder,
+        _facts(engine),
+        chat=plan.chat,
+        shots=plan.shots,
+        together=plan.together,
+        strategies=strategies,
+        progress=progress,
     )
     found = _Found({}, {}, {}, {}, [], {})
     votes = Votes(evaluation, plan.votes, plan.vote_temperature)
-    everyone = _everyone(engine, plan.fusions[0])
-    _answer_alone(evaluation, everyone, plan, found, votes)
+    members = everyone(engine)
+    _answer_alone(evaluation, members, plan, found, votes)
     readers = {main: TextReader(engine, main, range(len(engine.members))) for main in plan.mains}
     for main in plan.mains:
-        _compare(evaluation, everyone, readers[main], plan, found, votes)
+        _compare(evaluation, members, readers[main], plan, found, votes, strategies)
     vote = {**found.alone.pop(VOTE, {}), **votes.of_members()}
     every = vote.keys() == {task.name for task in plan.tasks}
     ways = {(VOTE, ""): vote} | found.together if every else found.together
@@ -102,18 +108,19 @@ class _Found:
 
 def _compare(
     evaluation: Evaluation,
-    everyone: Sequence[_Alone],
+    members: Sequence[MemberAlone],
     reader: TextReader,
     plan: Plan,
     found: _Found,
     votes: Votes,
+    strategies: Strategies,
 ) -> None:
     """Compares all settings with one main member on all tasks."""
     names = [member.name for member in reader.members]
     count, main = len(names), names[reader.main]
-    fits = _fits(evaluation, everyone, reader, plan, plan.fitted_policies)
+    fits = Fits(evaluation, members, reader, plan, plan.fitted_policies).found()
     settings = _settings(plan, fits, count)
-    built = Settings(reader.members, reader.main, list(settings.values()))
+    built = Settings(reader.members, reader.main, list(settings.values()), strategies)
     every: list[ChoiceScores] = []
     for task in plan.tasks:
         if task.scored:
@@ -138,46 +145,16 @@ def _compare(
     found.asked[main] = shares_asked(every, plan.gates)
 
 
-def _answer_alone(evaluation: Evaluation, everyone: Sequence[_Alone], plan: Plan, found: _Found, votes: Votes) -> None:
+def _answer_alone(
+    evaluation: Evaluation, members: Sequence[MemberAlone], plan: Plan, found: _Found, votes: Votes
+) -> None:
     """Lets each member answer the open questions alone."""
-    for alone in everyone:
+    for alone in members:
         for task in [task for task in plan.tasks if task.answered]:
             answers = alone.answers(evaluation, task)
             found.alone.setdefault(alone.label, {})[task.name] = [float(answer.right) for answer in answers]
             found.answers.setdefault((alone.label, alone.name), []).extend(answers)
             votes.add((alone.label, ""), alone.reader, task, alone.setting, alone.built, alone.label)
-
-
-class _Alone:
-    """Lets a member answer alone.
-
-    Args:
-        engine: Has the members.
-        number: Of the member.
-        fusion: The name of any strategy: nothing is fused.
-
-    Attributes:
-        name: The member's name.
-        label: Its label in tables.
-        reader: Has it and runs it.
-        setting: Its weight is one.
-        built: Has the setting's strategy.
-    """
-
-    def __init__(self, engine: Engine, number: int, fusion: str) -> None:
-        self.reader = TextReader(engine, number, [number])
-        self.setting = Setting(fusion, tuple(float(n == number) for n in range(len(engine.members))))
-        self.built = Settings(engine.members, number, [self.setting])
-        self.name = engine.members[number].name
-        self.label = alone_label(self.name)
-
-    def answers(self, evaluation: Evaluation, task: Task) -> list[Answer]:
-        """Returns its answers to the items of a task."""
-        return evaluation.answers(self.reader, task, self.setting, self.built, self.label)
-
-
-def _everyone(engine: Engine, fusion: str) -> list[_Alone]:
-    return [_Alone(engine, number, fusion) for number in range(len(engine.members))]
 
 
 def _answered(
@@ -226,18 +203,18 @@ def fit(
         raise EvaluationError(
             f"Weights are fitted for the policies {' and '.join(get_args(FittedPolicy))}, not {policy!r}."
         )
-    name, named = engine.fusion_name, engine.fusion_name in PRESETS
-    if not named and folder is not None:
+    name = engine.fusion_name
+    if name not in PRESETS and folder is not None:
         raise ConfigurationError(
             f"This ensemble has options of its own ({name}), which scores in a folder could not be told apart by: give "
             "no folder."
         )
     plan = Plan((), tasks, fusions=(name,), by=by)
     plan.check_fit()
-    built = {} if named else {name: engine.fusion}
-    evaluation = Evaluation(folder, _facts(engine), chat=False, built=built, progress=progress)
+    strategies = Strategies(engine.members, {**PRESETS, name: engine.fusion_options})
+    evaluation = Evaluation(folder, _facts(engine), chat=False, strategies=strategies, progress=progress)
     reader = TextReader(engine, counted=range(len(engine.members)))
-    [found] = _fits(evaluation, _everyone(engine, "bytes"), reader, plan, [policy])
+    [found] = Fits(evaluation, everyone(engine), reader, plan, [policy]).found()
     return found
 
 
@@ -258,45 +235,6 @@ def _fingerprint(member: Member) -> str:
     if has_embeddings(member):
         told += f", {float(member.embeddings[:256].double().abs().sum()):.6g}"
     return told
-
-
-def _fits(
-    evaluation: Evaluation,
-    everyone: Sequence[_Alone],
-    reader: TextReader,
-    plan: Plan,
-    policies: Sequence[FittedPolicy],
-) -> list[FittedWeights]:
-    """Fits the weights of each strategy for some policies, all on the same readings."""
-    if not plan.fitted_on:
-        return []
-    names = [member.name for member in reader.members]
-    settings = [setting for fusion in plan.fusions for setting in compared(fusion, len(names), policies)]
-    shots = [item for task in plan.shots for item in task.open]
-    tasks = {right_answers(task, shots, chat=plan.chat): task for task in plan.fitted_on}
-    simple = [setting for setting in settings if setting.weights == equal(len(names))]
-    labels = [names[reader.main], *(setting.label for setting in simple)]
-
-    def judge(task: Task) -> JudgedTask:
-        own = tasks[task]
-        answers = [alone.answers(evaluation, own) for alone in everyone]
-        rights = torch.tensor([[float(answer.right) for answer in of_member] for of_member in answers]).T
-        following = any(policy != "static" for policy in policies)
-        prompts = torch.tensor(evaluation.prompt_likelihoods(reader, own)) if following else None
-        return JudgedTask(own.name, rights, prompts)
-
-    def read(task: Task) -> Sequence[ChoiceScores]:
-        if plan.by == "likelihood":
-            return evaluation.scores(reader, task, settings)
-        if task.in_steps:  # which are long, and hardly ever written: a few settings tell whether to read them in all
-            found = evaluation.scores(reader, task, simple, greedy=True)
-            if answered_alone(task, found, labels, judge) is not None:
-                return []
-        return evaluation.scores(reader, task, settings, greedy=True)
-
-    scored = [(task, read(task)) for task in tasks]
-    given = names, names[reader.main], plan.by, judge
-    return [fitted(scored, fusion, *given, policy) for policy in policies for fusion in plan.fusions]
 
 
 def _fitted_label(fit: FittedWeights) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 import torch
 
-from deepen_core.config import PRESETS, StrategyOptions
+from deepen_core.config import PRESETS
+from deepen_core.evaluation.strategies import Strategies
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
@@ -19,7 +19,6 @@ from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.fusion.weights import policy_and_shares
 from deepen_core.members.base import Member
-from deepen_core.progress import Steps
 from deepen_core.sampling.largest import places_of_largest
 
 
@@ -28,7 +27,7 @@ class Setting:
     """A strategy with weights.
 
     Attributes:
-        fusion: The name of the strategy, in `PRESETS` or built already.
+        fusion: The name of the strategy.
         weights: One number per member, summing to one, or the name of a policy, which shares may follow as in
             "perplexity:0.9,0.1"; they are equal otherwise.
         gate: Asks the other members only where main's top probability is below this; None for everywhere.
@@ -99,7 +98,7 @@ class Settings:
         members: The members.
         main: The number of the member whose vocabulary is used.
         settings: The settings.
-        built: Strategies that are there already, by their names.
+        strategies: Builds the strategies; those of `PRESETS` if None.
     """
 
     def __init__(
@@ -107,11 +106,11 @@ class Settings:
         members: Sequence[Member],
         main: int,
         settings: Sequence[Setting],
-        built: Mapping[str, Fusion] = MappingProxyType({}),
+        strategies: Strategies | None = None,
     ) -> None:
         self._members = members
         self._main = main
-        self._built = built
+        self._strategies = strategies or Strategies(members)
         self._settings = list(settings)
         thresholds = dict.fromkeys(s.gate for s in settings if s.gate is not None)
         self.gates = {f"{value:g}": gate for value in thresholds if (gate := gate_of(value)) is not None}
@@ -120,7 +119,7 @@ class Settings:
     def fusions(self) -> dict[str, Fusion]:
         """The strategies by their names."""
         names = dict.fromkeys(setting.fusion for setting in self._settings)
-        return {name: self._built.get(name) or _built(PRESETS[name], self._members, self._main) for name in names}
+        return {name: self._strategies.get(name, self._main) for name in names}
 
     @cached_property
     def mixers(self) -> dict[str, dict[Setting, Mixer]]:
@@ -162,12 +161,6 @@ class Settings:
     def opened(self, steps: GivenSteps) -> dict[str, list[bool]]:
         """Returns for each gate, by its threshold, in which steps the other members are asked."""
         return {label: gate.opens(self._own(steps)).tolist() for label, gate in self.gates.items()}
-
-
-def _built(config: StrategyOptions, members: Sequence[Member], main: int) -> Fusion:
-    strategy = strategy_of(config)
-    with Steps("Preparing", config.label, 1 + strategy.steps_of_member * len(members), shown=False) as steps:
-        return strategy.build(members, main, config, steps)
 
 
 def gate_for(setting: Setting) -> Gate | None:
