@@ -206,7 +206,7 @@ def _one_of(text: str, known: Mapping[str, Name], hint: str) -> Name:
 
 def told(fit: FittedWeights) -> str:
     """Returns what fitted weights come to, in a sentence or two."""
-    if fit.by == "score" and not (fit.value or fit.equal_value or fit.alone_value):
+    if fit.tells_nothing:
         return (
             f"{' and '.join(fit.members)}: no member answers any example right, so nothing shows which weights are "
             "best. Give easier examples."
