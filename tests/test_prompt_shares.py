@@ -139,7 +139,7 @@ def test_values_are_expected_rights():
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("members", [1, 2, 3, 4])
+@pytest.mark.parametrize("members", [1, 2, 3, 4, 5, 6])
 def test_candidates(members):
     """Each once, equal ones first, and all orders of the members alike; the scores of all are asked for."""
     settings = candidates("product", members, "perplexity")
@@ -150,7 +150,7 @@ def test_candidates(members):
     assert all(sum(one) == pytest.approx(1, abs=1e-3) for one in shares)
     assert max(max(one) / min(one) for one in shares) == pytest.approx(1 if members == 1 else 1000, rel=1e-3)
     assert {order for one in shares for order in itertools.permutations(one)} == set(shares)
-    assert len(set(shares)) == len(shares)
+    assert len(set(shares)) == len(shares) < 70  # each is fused
     every = compared("product", members, ["static", "perplexity"])
     assert every == [*candidates("product", members), *settings] == compared("product", members, ["perplexity"])
     assert compared("product", members, ["static"]) == candidates("product", members)
