@@ -332,9 +332,10 @@ class TestWeights:
     @pytest.mark.parametrize("strategies", [["deepen"], ["deepen", "product"]])
     def test_whether_answers_are_written_is_told_for_each_strategy(self, pair, strategies, monkeypatch):
         """By "product" alone: the members' own answers count for "deepen", whatever it is compared with."""
-        scores = evaluation.Evaluation.scores
+        scores, asked = evaluation.Evaluation.scores, []
 
         def found(self, reader, task, settings, *, greedy=False):
+            asked.append({setting.fusion for setting in settings})
             held = scores(self, reader, task, settings, greedy=greedy)
             return [replace(one, greedy={label: "product" in label for label in one.greedy}) for one in held]
 
@@ -342,7 +343,9 @@ class TestWeights:
         monkeypatch.setattr("deepen_core.evaluation.evaluation.mark", lambda *_, **__: 0.25)
         plan = Plan([Task("x", ITEMS)], [Task("y", QUESTIONS)], fusions=strategies, policies=[], gates=[])
         fits = {fit.fusion: fit.value for fit in pair.evaluate(plan, progress=False).weights}
-        assert fits == ({"deepen": 0.25, "product": 1.0} if len(strategies) > 1 else {"deepen": 0.25})
+        both = len(strategies) > 1
+        assert fits == ({"deepen": 0.25, "product": 1.0} if both else {"deepen": 0.25})
+        assert asked[:-1] == [set(strategies), *[{"product"}] * both]  # before what is compared
 
     @pytest.mark.parametrize("by", ["score", "likelihood"])
     def test_of_questions_in_conversations(self, load, by):
