@@ -47,7 +47,6 @@ class Fits:
         self._settings = {fusion: compared(fusion, len(self._names), policies) for fusion in plan.fusions}
         shots = [item for task in plan.shots for item in task.open]
         self._tasks = [right_answers(task, shots, chat=plan.chat) for task in plan.fitted_on]
-        self._judged: dict[int, JudgedTask] = {}
 
     def found(self) -> list[FittedWeights]:
         """Returns the weights for each policy and strategy; none without examples.
@@ -90,12 +89,10 @@ class Fits:
         return {fusion: scores if fusion in fusions else [] for fusion in self._plan.fusions}
 
     def _judge(self, number: int) -> JudgedTask:
-        """Returns how members answer a task alone."""
-        if number not in self._judged:
-            task = self._plan.fitted_on[number]
-            answers = [alone.answers(self._evaluation, task) for alone in self._everyone]
-            rights = torch.tensor([[float(answer.right) for answer in of_member] for of_member in answers]).T
-            following = any(policy != "static" for policy in self._policies)
-            prompts = torch.tensor(self._evaluation.prompt_likelihoods(self._reader, task)) if following else None
-            self._judged[number] = JudgedTask(task.name, rights, prompts)
-        return self._judged[number]
+        """Returns how members answer a task alone; the evaluation keeps that."""
+        task = self._plan.fitted_on[number]
+        answers = [alone.answers(self._evaluation, task) for alone in self._everyone]
+        rights = torch.tensor([[float(answer.right) for answer in of_member] for of_member in answers]).T
+        following = any(policy != "static" for policy in self._policies)
+        prompts = torch.tensor(self._evaluation.prompt_likelihoods(self._reader, task)) if following else None
+        return JudgedTask(task.name, rights, prompts)
