@@ -15,6 +15,8 @@ from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.likelihood import chosen
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.settings import Setting, equal
+from deepen_core.evaluation.strategies import Strategies
+from deepen_core.fusion.main_alone import MainAlone
 from deepen_core.members.base import MemberDescription
 
 
@@ -75,6 +77,17 @@ def test_an_item_that_is_there_twice_counts_twice(pair):
     task = Task("twice", (ITEMS[0], ITEMS[1], ITEMS[0]))
     outcome = pair.evaluate(Plan([task], fusions=["product"], policies=[], gates=[]), progress=False)
     assert outcome.summary.items == {"twice": 3}
+
+
+def test_strategies_are_built_once_for_each_main(pair):
+    """And not those that answer requests meanwhile."""
+    strategies = Strategies(pair._engine.members)
+    found = strategies.get("deepen", 0)
+    assert found is strategies.get("deepen", 0)
+    assert found is not pair._engine.fusion
+    assert found is not strategies.get("deepen", 1)
+    assert type(strategies.get("deepen", 1)) is type(pair._engine.fusion)
+    assert isinstance(strategies.get(MainAlone.name, 1), MainAlone)
 
 
 def test_members_that_are_not_there(pair):

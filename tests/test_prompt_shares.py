@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,12 @@ def test_how_static_weights_are_told_that_were_fitted_for_prompts():
         "deepen, fitted perplexity, static 0.9 0.1",
         "deepen, fitted perplexity 0.9 0.1",
     ]
+    none = {"value": 0.0, "equal_value": 0.0, "alone_value": 0.0}
+    nothing = FittedWeights(weights=[1.0, 0.0], **rest | none)
+    assert nothing.tells_nothing
+    assert "no member answers any example right" in told(nothing)
+    for other in ({"value": 0.1}, {"equal_value": 0.1}, {"alone_value": 0.1}, {"by": "likelihood"}):
+        assert not replace(nothing, **other).tells_nothing
     begin, end = "general and specialist, main general, fusion deepen", "25.0 % by main alone."
     assert told(static) == f"{begin}: 75.0 % right, 50.0 % at equal weights, {end}"
     assert told(followed) == f"{begin}, policy perplexity: 75.0 % right, 50.0 % at equal shares, {end}"
