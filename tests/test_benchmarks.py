@@ -298,10 +298,13 @@ def test_the_readme_has_the_ensemble_that_gains_most(monkeypatch, first):
     ensembles = {"a + b": rows("a + b", 0.5), "c + d": rows("c + d", 2.5)}
     every = ensembles.pop(first) + [row for rest in ensembles.values() for row in rest]
     monkeypatch.setattr(evaluation_tables, "read", lambda _: {"all": every})
+    assert every[0]["members"] == first
     table = evaluation_tables.kinds_table()
     assert "| deepen | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | +2.5 | +2.5 to +2.5 |" in table
     assert "| c alone |" in table
     assert "a alone" not in table
+    every[:] = rows("a + b", -0.5) + rows("c + d", -2.5)
+    assert evaluation_tables.kinds_table().count("| a alone |") == 1
 
 
 def test_determinism(pair, monkeypatch):
