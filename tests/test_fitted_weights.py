@@ -364,7 +364,10 @@ class TestWeights:
             found = three.fit_weights(place, policy="perplexity", by="likelihood", progress=False)
         assert len(found.weights) == 3
         assert sum(found.weights) == pytest.approx(1)
-        assert 0 < found.value <= found.alone_value + 1e-6
+        with load("alpha", "beta", "alpha", fusion=fusion, weights=found.option) as three:
+            asked = [item.asked(chat=False)[item.answer] for item in ITEMS]
+            nats = [three.score(*given).total / len(given[1].encode()) for given in asked]
+        assert found.value == pytest.approx(-sum(nats) / len(ITEMS) / math.log(2), rel=1e-4)
 
     def test_are_saved_and_loaded(self, tmp_path):
         fit = FittedWeights(["a", "b"], "a", "deepen", [0.25, 0.75], "score", ["arc"], 0.5, 0.25, 0.125)

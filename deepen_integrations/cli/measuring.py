@@ -195,8 +195,8 @@ def fit(
         str,
         typer.Option(
             metavar="static|perplexity",
-            help="Fit numbers, or the shares with which members are weighed by each prompt; numbers all the same where "
-            "those are better.",
+            help="Fit numbers, or the shares with which members are weighed by each prompt; the result is numbers "
+            "where these are better.",
         ),
     ] = "static",
     limit: opt.Limit = None,

@@ -29,7 +29,7 @@ class Engine:
         gate: Decides where the members other than main are asked; None for everywhere.
         fusion: The strategy.
         fusion_name: The strategy's name.
-        fusion_options: What the strategy was built from.
+        fusion_options: The options of the ensemble's strategy, also where a member answers by itself.
         decoder: Steps sequences.
         worker: The thread that decodes.
     """

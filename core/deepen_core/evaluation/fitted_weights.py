@@ -32,9 +32,8 @@ class FittedWeights:
         weights: One number per member, summing to one.
         by: What was best: "score", the share of right answers, or "likelihood", the bits a byte of right answers. Open
             questions are answered right if greedy decoding writes just the answer given, for which it is read and
-            nothing generated. Where it writes less than half as many as a member finds alone, with equal weights and
-            with most weight on any member, and for exercises, the share is the mean of those of the members alone, by
-            their weights.
+            nothing generated. For exercises, and for questions where greedy decoding writes less than half as many as
+            the best member answers right alone, the share is the mean of the members' own shares by their weights.
         tasks: Names of the tasks.
         value: What it came to: a share, or bits.
         equal_value: What equal weights come to.

@@ -107,12 +107,12 @@ def fitted(
 
     The best of a grid on few items is best by chance. So main alone is taken, or else equal weights, if the best
     weights are better by at most one standard error, paired by item: the rule of one standard error (Breiman et al.
-    1984, section 3.4.3). Equal shares of a policy are preferred in the same way; the static weights that would be taken
-    replace the shares that would be if they are better by more than this error.
+    1984, section 3.4.3). Equal shares of a policy are preferred in the same way. If the static weights found so are
+    better than the shares found so by more than one standard error, they are returned instead.
 
     Args:
-        tasks: The tasks with the scores of their items, in all of `compared`; none for those that count by what members
-            answer alone, such as exercises.
+        tasks: The tasks with the scores of their items in all of `compared`, or with no scores if they count by what
+            members answer alone, such as exercises.
         fusion: The name of the strategy.
         members: The members' names.
         main: The name of the main member.

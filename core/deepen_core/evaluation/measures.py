@@ -144,8 +144,8 @@ class Measures(ABC):
                 and for exercises, each member answers alone, and weights are worth the mean of what the members are
                 (`FittedWeights.by`). If nothing at all is right, they are fitted by likelihood.
             policy: "static" for numbers; or "perplexity" for the shares with which members are weighed by the prompt.
-                Where prompts do not show which member is right, and numbers are better by more than one standard error,
-                the result is these.
+                Where prompts do not show which member is right, so that numbers are better by more than one standard
+                error, the result is numbers.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
             progress: Show a bar, if stderr is a terminal.

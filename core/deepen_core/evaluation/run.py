@@ -206,8 +206,8 @@ def fit(
     name = engine.fusion_name
     if name not in PRESETS and folder is not None:
         raise ConfigurationError(
-            f"This ensemble has options of its own ({name}), which scores in a folder could not be told apart by: give "
-            "no folder."
+            f"This ensemble has options of its own ({name}), and a folder keeps scores by the strategy's name alone: "
+            "give no folder."
         )
     plan = Plan((), tasks, fusions=(name,), by=by)
     plan.check_fit()
