@@ -35,6 +35,12 @@ class TestTheCommands:
         assert found["advice"] in result.output
         assert [fit["policy"] for fit in found["weights"][:3]] == ["static"] * 3
         assert len(found["weights"]) == 2 * 2 * 3
+        told = [line for line in result.output.splitlines() if line.startswith("Fitted on dev")]
+        assert len(set(told)) == len(told) == 12
+        for line, fit in zip(told, found["weights"], strict=True):
+            by = "perplexity:" if fit["policy"] == "perplexity" else ""
+            weights = by + ",".join(f"{weight:.4g}" for weight in fit["weights"])
+            assert line.endswith(f"--fusion {fit['fusion']} --main {fit['main']} --weights {weights}")
         assert {path.name for path in out.iterdir()} >= {
             "run.json",
             "scores.jsonl",

@@ -47,9 +47,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         table.add_row(*(Text(cell) for cell in (*cells, f"{100 * row.mean:.1f}", _difference(row))), style=marked)
     console.print(table)
     for fit in outcome.weights:
-        weights = ",".join(f"{weight:g}" for weight in fit.weights)
-        options = f"--fusion {fit.fusion} --main {fit.main} --weights {weights}"
-        console.print(f"Fitted on {', '.join(fit.tasks)}: {options}", soft_wrap=True)
+        options = f"--fusion {fit.fusion} --main {fit.main} --weights {fit.argument}"
+        asked = ", for weights by the prompt" if fit.fitted_for != "static" else ""
+        console.print(f"Fitted on {', '.join(fit.tasks)}{asked}: {options}", soft_wrap=True)
     if outcome.costs:
         console.print(_costs(outcome.costs))
     for main, shares in outcome.asked.items():

@@ -211,7 +211,7 @@ def fit(
         chosen, fitted = ev.checked_by(by), ev.checked_policy(policy)
         with open_ensemble(load) as ensemble, Status("fitting weights"):
             found = ensemble.fit_weights(paths, by=chosen, policy=fitted, limit=limit)
-        write(found.option if isinstance(found.option, str) else found.text)
+        write(found.argument)
         notice(ev.told(found), style="dim")
         if output is not None:
             found.save(output)

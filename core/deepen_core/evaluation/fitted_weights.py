@@ -62,6 +62,11 @@ class FittedWeights:
         return self.weights if self.policy == "static" else f"{self.policy}:{self.text}"
 
     @property
+    def argument(self) -> str:
+        """The same for `--weights` of the command line."""
+        return self.option if isinstance(self.option, str) else self.text
+
+    @property
     def fitted_for(self) -> FittedPolicy:
         """The policy that they were asked for."""
         return "static" if self.policy == "static" and self.by_prompt is None else "perplexity"
