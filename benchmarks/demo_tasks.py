@@ -24,6 +24,7 @@ from deepen_core.demo import MEMBERS, TRANSLATOR, unread, write_tasks
 from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.task_file import read_task
+from deepen_integrations.cli.job_log import job_log
 
 FUSIONS = ("deepen", "deepen-paper", "product", "union", "translate", "bytes")
 VOTING = ("deepen", "product")
@@ -83,7 +84,7 @@ def measure(
     if votes and any(task.open for task in asked):
         plans.append(Plan(asked, fusions=VOTING, policies=(), gates=(), votes=votes, together=_TOGETHER))
     found = {}
-    with Ensemble.load(folders, prompts=forms, progress=False, device="cpu") as ensemble:
+    with job_log(), Ensemble.load(folders, prompts=forms, progress=False, device="cpu") as ensemble:
         for plan in plans:
             rows = ensemble.evaluate(plan, output=output).summary.rows
             found |= {_without_weights(row.label): dict(row.shares) for row in rows}

@@ -23,6 +23,7 @@ from deepen_core.evaluation.items import Task
 from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.run import Outcome
 from deepen_core.evaluation.task_file import read_task
+from deepen_integrations.cli.job_log import job_log
 
 CHOICES = ("arc_challenge", "piqa", "mmlu")
 OPEN = ("triviaqa", "nq_open", "gsm8k", "humaneval")
@@ -122,7 +123,7 @@ def main() -> None:
     if given.models is None or not SETS.is_dir():
         print(f"Give --models, a folder with {', '.join(MODELS)}, and put the test sets into {SETS}.")
         return
-    with opened(given.models, given.members, given.dtype, given.device) as ensemble:
+    with job_log(), opened(given.models, given.members, given.dtype, given.device) as ensemble:
         chat = given.kind == "open" and ensemble.has_chat_template
         items = {"choices": given.items, "open": given.open_items}
         asked = plan(given.kind, items, given.main, given.fusions, chat=chat, votes=given.votes)

@@ -11,6 +11,7 @@ import typer
 from deepen_integrations.cli import options as opt
 from deepen_integrations.cli.application import commands, examples_of
 from deepen_integrations.cli.console import console, notice, write
+from deepen_integrations.cli.job_log import job_log
 from deepen_integrations.cli.opening import open_ensemble, or_demo
 from deepen_integrations.cli.session import clear_errors
 from deepen_integrations.cli.status import Status
@@ -160,7 +161,7 @@ def evaluate(
         for part in parts:
             with part.open() as ensemble:
                 plan = ev.with_mains(part.plan, ensemble, main, each=each_main)
-                with Status("evaluating"):
+                with Status("evaluating"), job_log():
                     outcome = ensemble.evaluate(plan, output=part.output)
             if as_json:
                 write(ev.to_json(outcome), newline=False)
@@ -209,7 +210,7 @@ def fit(
     with clear_errors(debug):
         paths = ev.files(examples, "FILE")
         chosen, fitted = ev.checked_by(by), ev.checked_policy(policy)
-        with open_ensemble(load) as ensemble, Status("fitting weights"):
+        with open_ensemble(load) as ensemble, Status("fitting weights"), job_log():
             found = ensemble.fit_weights(paths, by=chosen, policy=fitted, limit=limit)
         write(found.argument)
         notice(ev.told(found), style="dim")

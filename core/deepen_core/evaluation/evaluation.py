@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from deepen_core.engine.decoder import Decoder
 from deepen_core.engine.scoring import TextReader
 from deepen_core.errors import ContextWindowError
@@ -19,6 +17,7 @@ from deepen_core.evaluation.items import AnsweredItem, OpenItem, Task, prompt_of
 from deepen_core.evaluation.judging import mark
 from deepen_core.evaluation.ledger import Ledger, digest, open_folder
 from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items, voted
+from deepen_core.evaluation.passes import Passes
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
 from deepen_core.evaluation.strategies import Strategies
 
@@ -39,7 +38,7 @@ class Evaluation:
         shots: All of their items are shown with their answers before each open question of their kind.
         together: Most items that are answered at once.
         strategies: Builds the strategies; those of `PRESETS` if None.
-        progress: Show a bar.
+        progress: Show bars.
 
     Attributes:
         chat: As given.
@@ -69,7 +68,7 @@ class Evaluation:
         self._prompts = Ledger(None if folder is None else folder / "prompts.jsonl")
         self.chat = chat
         self._together = together
-        self._progress = progress
+        self._passes = Passes(shown=progress)
 
     def scores(
         self, reader: TextReader, task: Task, settings: Sequence[Setting], *, greedy: bool = False
@@ -107,7 +106,7 @@ class Evaluation:
             written = greedy and any(len(item.choices) == 1 for item in wanted)  # all of the vocabulary is fused for it
             scored = score_items(reader, wanted, built, chat=self.chat, greedy=written)
             with _named(task):
-                for key in self._shown(list(lacking), f"{task.name}, main {main}"):
+                for key in self._passes.over(list(lacking), f"{task.name}, main {main}"):
                     self._scores.add(key, asdict(next(scored)))
         return [ChoiceScores(**found) for key in keys if (found := self._scores.get(key)) is not None]
 
@@ -134,7 +133,7 @@ class Evaluation:
             decoder = _decoder(reader, setting, settings)
             answered = answer_items(decoder, reader.call, wanted, self._shots, chat=self.chat, together=self._together)
             with _named(task):
-                for key in self._shown(missing, f"{task.name}, {by}"):
+                for key in self._passes.over(missing, f"{task.name}, {by}"):
                     self._answers.add(key, asdict(next(answered)))
         held = {key: found for key in keys if (found := self._answers.get(key)) is not None}
         return [self._marked(items[key], Answer(**found)) for key, found in held.items()]
@@ -180,7 +179,7 @@ class Evaluation:
             options: dict[str, Any] = {"temperature": temperature, "chat": self.chat, "together": self._together}
             sampled = sample_items(decoder, reader.call, asked, self._shots, **options)
             with _named(task):
-                for key in self._shown(list(wanted), f"{task.name}, {what}"):
+                for key in self._passes.over(list(wanted), f"{task.name}, {what}"):
                     self._answers.add(key, asdict(next(sampled)))
         return [Samples(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
@@ -197,16 +196,10 @@ class Evaluation:
         keys = [(task.name, "prompts", digest(item)) for item in task.items]
         items = dict(zip(keys, task.items, strict=True))
         missing = [key for key in items if self._prompts.get(key) is None]
-        for key in self._shown(missing, f"{task.name}, prompts"):
+        for key in self._passes.over(missing, f"{task.name}, prompts"):
             prompt = prompt_of(items[key], self._shots, chat=self.chat)
             self._prompts.add(key, {"nats": reader.prompt_likelihood(prompt)})
         return [found["nats"] for key in keys if (found := self._prompts.get(key)) is not None]
-
-    def _shown(self, keys: Sequence[tuple[str, str, str]], what: str) -> Sequence[tuple[str, str, str]]:
-        shown: Sequence[tuple[str, str, str]] = tqdm(
-            keys, desc=what, unit="item", disable=None if self._progress else True
-        )
-        return shown
 
 
 @contextmanager

@@ -109,7 +109,8 @@ class Measures(ABC):
         Args:
             plan: Tasks and what is compared on them.
             output: A folder that keeps what is measured: an evaluation in the same folder goes on from there.
-            progress: Show bars, if stderr is a terminal.
+            progress: Show bars, if stderr is a terminal, or in a notebook. Elsewhere the logger `deepen_core` tells how
+                far it is, at level INFO and at most twice a minute.
 
         Raises:
             ChatTemplateError: If the plan asks for conversations, and a member cannot read them.
@@ -148,7 +149,7 @@ class Measures(ABC):
                 error, the result is numbers.
             limit: At most so many items of each file.
             output: A folder that keeps what is measured: fitting again goes on from there.
-            progress: Show a bar, if stderr is a terminal.
+            progress: As for `evaluate`.
 
         Raises:
             ConfigurationError: If the strategy has options of its own, and there is a folder.

@@ -189,7 +189,7 @@ def fit(
         folder: As for `run`.
         by: What to be best at.
         policy: "static", or "perplexity" for the shares that it starts from.
-        progress: Show a bar.
+        progress: Show bars.
 
     Raises:
         ConfigurationError: If the strategy has options of its own, and there is a folder.
