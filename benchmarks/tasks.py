@@ -30,17 +30,17 @@ OPEN = ("triviaqa", "nq_open", "gsm8k", "humaneval")
 KINDS = {"choices": CHOICES, "open": OPEN, "all": (*CHOICES, *OPEN)}
 """Tasks that are compared together; "all" shows whether a general model and a specialist are worth more than one."""
 _KEY = ("members", "main", "dtype", "form")
-_FITTED_ON = 120
-"""Items of each task that weights are fitted on; they are in other files than those compared on."""
 _ANSWERED = 60
-"""The same of tasks with open answers, which each member writes alone."""
+"""Items that weights are fitted on of tasks with open answers, which each member writes alone."""
 _SHOTS = 4
 """Items of a task that are shown with their answers, in plain text; weights are fitted on those after them."""
 _BRIEF = ("triviaqa", "nq_open")
 """Open tasks with answers in a few words, which can be read to find whether they would be written."""
 
 
-def plan(kind: str, items: Mapping[str, int], main: int, fusions: Sequence[str], *, chat: bool, votes: int) -> Plan:
+def plan(
+    kind: str, items: Mapping[str, int], main: int, fusions: Sequence[str], *, chat: bool, votes: int, fit_items: int
+) -> Plan:
     """What to compare on a kind of task.
 
     Args:
@@ -50,18 +50,20 @@ def plan(kind: str, items: Mapping[str, int], main: int, fusions: Sequence[str],
         fusions: Strategies for tasks with choices; open questions are answered by the first one.
         chat: Ask in conversations.
         votes: Number of samples that vote on open questions; 0 for none.
+        fit_items: Most items of each task with choices or brief answers that weights are fitted on, which are in other
+            files than those compared on.
     """
     tasks = [_items(f"{name}-test", items["open" if name in OPEN else "choices"]) for name in KINDS[kind]]
     if kind == "choices":
-        fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
+        fitted_on = [_items(f"{name}-dev", fit_items) for name in CHOICES]
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", _SHOTS) for name in OPEN if name != "humaneval"]
     settings: dict[str, Any] = {"fusions": fusions[:1], "mains": (main,), "shots": shots, "votes": votes}
     if kind == "all":
-        fitted_on = [_items(f"{name}-dev", _FITTED_ON) for name in CHOICES]
+        fitted_on = [_items(f"{name}-dev", fit_items) for name in CHOICES]
         fitted_on += [_items(f"{name}-dev", _ANSWERED, after=_SHOTS) for name in OPEN]
         return Plan(tasks, fitted_on, policies=("adaptive", "perplexity"), gates=(), together=50, **settings)
-    fitted_on = [_items(f"{name}-dev", _FITTED_ON, after=_SHOTS) for name in _BRIEF]
+    fitted_on = [_items(f"{name}-dev", fit_items, after=_SHOTS) for name in _BRIEF]
     settings |= {"policies": ("adaptive", "confidence"), "gates": (0.9,)}
     return Plan(tasks, fitted_on, chat=chat, together=25, **settings)
 
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--fusions", nargs="+", default=["deepen", "product"], choices=list(PRESETS))
     parser.add_argument("--items", type=int, default=500, help="of each task with choices")
     parser.add_argument("--open-items", type=int, default=100, help="of each task with open answers")
+    parser.add_argument("--fit-items", type=int, default=120, help="of each task that weights are fitted on")
     parser.add_argument("--votes", type=int, default=0, help="samples that vote on open questions")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -126,7 +129,8 @@ def main() -> None:
     with job_log(), opened(given.models, given.members, given.dtype, given.device) as ensemble:
         chat = given.kind == "open" and ensemble.has_chat_template
         items = {"choices": given.items, "open": given.open_items}
-        asked = plan(given.kind, items, given.main, given.fusions, chat=chat, votes=given.votes)
+        more = {"votes": given.votes, "fit_items": given.fit_items}
+        asked = plan(given.kind, items, given.main, given.fusions, chat=chat, **more)
         folder = given.output / f"{'+'.join(given.members)}-{given.kind}-{given.dtype}"
         outcome = ensemble.evaluate(asked, output=folder)
         form = "conversation" if chat else "plain text"
