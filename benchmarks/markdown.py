@@ -50,6 +50,6 @@ def measured_on(**contents: Mapping[str, Any]) -> str:
     """Return a sentence on the machines of some published results, by the name of the benchmark."""
     seen = {name: content["machine"] for name, content in contents.items()}
     said = [
-        f"`{n}` on {m['cpu']}, {m['threads']} threads, GPU: {m['gpu']}, torch {m['torch']}" for n, m in seen.items()
+        f"`{n}` on {m['cpu']}, threads: {m['threads']}, GPU: {m['gpu']}, torch {m['torch']}" for n, m in seen.items()
     ]
     return f"Measured: {'; '.join(said)}."
