@@ -28,9 +28,9 @@ MADE = "makes more than"
 TIME = "was not done after"
 BITS = "integers of more than"
 HOSTILE = {
-    "a loop": (FOR_EVER.replace("BODY", ""), TIME),
+    "a loop": (FOR_EVER.replace("BODY", ""), f"{TIME}|{MADE}"),  # whichever the machine comes to first
     "a loop that prints": (FOR_EVER.replace("BODY", "text"), MADE),
-    "a loop of comparisons": (FOR_EVER.replace("BODY", "{% if a in messages %}{% endif %}"), TIME),
+    "a loop of comparisons": (FOR_EVER.replace("BODY", "{% if a in messages %}{% endif %}"), f"{TIME}|{MADE}"),
     "a loop over a copy": ("{% for a in range(100000)|list * 1000 %}{% endfor %}", MADE),
     "a long range": ("{{ range(10**9)|list }}", "a range of 1,000,000,000 numbers"),
     "a macro twice in itself": (
