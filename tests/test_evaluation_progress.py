@@ -94,9 +94,10 @@ class TestTheCommands:
             list(Passes(shown=False, every_s=0.0).over("ab", "reading"))
         assert not screen.getvalue()
 
-    def test_nothing_stays_changed(self, capsys):
+    def test_nothing_stays_changed(self, capsys, monkeypatch):
         logger = logging.getLogger(LOGGER)
-        before = logger.level, list(logger.handlers)
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+        before = logging.NOTSET, list(logger.handlers)
         with pytest.raises(RuntimeError), job_log():
             raise RuntimeError
         assert (logger.level, logger.handlers) == before

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
 from tqdm import tqdm
@@ -19,6 +19,20 @@ _LOG = logging.getLogger("deepen_core")
 # No remaining time and no rate: the lengths of steps differ too much for either to be meaningful.
 _TICK_S = 1.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+def on_terminal() -> bool:
+    """Returns whether stderr is a terminal, which is where bars are shown."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def above_bars(*, shown: bool) -> AbstractContextManager[None]:
+    """Returns a context for log lines: a handler may write to the terminal that shows a bar, and writes above it.
+
+    Args:
+        shown: Whether a bar is shown there.
+    """
+    return tqdm.external_write_mode(sys.stderr) if shown else nullcontext()
 
 
 class Steps:
@@ -40,7 +54,7 @@ class Steps:
 
     def __init__(self, work: str, of: str, count: int, *, shown: bool) -> None:
         self._name = f"{work} {of}"
-        self.shown = shown and sys.stderr is not None and sys.stderr.isatty()
+        self.shown = shown and on_terminal()
         self._bar = tqdm(total=count, desc=work, bar_format=_BAR, disable=not self.shown, leave=False)
         self._started = time.perf_counter()
         self._over = threading.Event()
@@ -83,6 +97,5 @@ class Steps:
     def _say(self, message: str, *values: object) -> None:
         if not _LOG.isEnabledFor(logging.INFO):
             return
-        # A handler may write to the same terminal: its line goes above the bar.
-        with tqdm.external_write_mode(sys.stderr) if self.shown else nullcontext():
+        with above_bars(shown=self.shown):
             _LOG.info(message, *values)

@@ -1,4 +1,4 @@
-"""What long work tells where nobody sees its bars: in the log of a job."""
+"""How far an evaluation is, in the log of a job: nobody sees bars there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from deepen_core.progress import on_terminal
+
 _TOLD_BY = "deepen_core.evaluation"
 
 
 @contextmanager
 def job_log() -> Iterator[None]:
-    """Writes how far an evaluation is to the error stream, a line at a time, unless that is a terminal, with bars."""
-    if sys.stderr is None or sys.stderr.isatty():
+    """Writes the log lines of evaluations to the error stream, unless that is a terminal, which shows bars."""
+    if sys.stderr is None or on_terminal():
         yield
         return
     logger, handler = logging.getLogger(_TOLD_BY), logging.StreamHandler(sys.stderr)

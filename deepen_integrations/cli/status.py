@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from types import TracebackType
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from typing_extensions import Self
 
+from deepen_core.progress import on_terminal
 from deepen_integrations.cli.console import console
 
 _PATIENCE_S = 1.0
@@ -25,7 +25,7 @@ class Status:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shown = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = on_terminal()
         self._lock = threading.Lock()
         self._over = False
         self._line: Progress | None = None

@@ -109,8 +109,8 @@ class Measures(ABC):
         Args:
             plan: Tasks and what is compared on them.
             output: A folder that keeps what is measured: an evaluation in the same folder goes on from there.
-            progress: Show bars, if stderr is a terminal, or in a notebook. Elsewhere the logger `deepen_core` tells how
-                far it is, at level INFO and at most twice a minute.
+            progress: Show bars, if stderr is a terminal, or in a notebook. The logger `deepen_core` gets a line at
+                level INFO at most twice a minute.
 
         Raises:
             ChatTemplateError: If the plan asks for conversations, and a member cannot read them.

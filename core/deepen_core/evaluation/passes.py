@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
+from deepen_core.progress import above_bars, on_terminal
 
 _LOG = logging.getLogger("deepen_core.evaluation")
 _Item = TypeVar("_Item")
@@ -18,8 +18,8 @@ _Item = TypeVar("_Item")
 class Passes:
     """Reports how far passes over items are.
 
-    A line is logged at level INFO when the first pass starts, and then at most one every `every_s` seconds, so that a
-    long evaluation in the background tells where it is, and one of many short passes does not flood its log.
+    A line is logged at level INFO when the first pass starts, and then at most one every `every_s` seconds: enough to
+    follow a long evaluation, and few for one of many short passes.
 
     Args:
         shown: Whether to show a bar for each pass, if stderr is a terminal, or in a notebook.
@@ -52,7 +52,5 @@ class Passes:
         if self._told is not None and now - self._told < self._every_s:
             return
         self._told = now
-        # A handler may write to the same terminal: its line goes above the bar.
-        on_terminal = self._shown and sys.stderr is not None and sys.stderr.isatty()
-        with tqdm.external_write_mode(sys.stderr) if on_terminal else nullcontext():
+        with above_bars(shown=self._shown and on_terminal()):
             _LOG.info("%s: %d of %d items, %.0f s", what, done, count, now - started)
