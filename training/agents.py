@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 
-from prompts import PLAIN, Lesson
+from prompts import FORM, PLAIN, Lesson
 
-_GAPS = ("\n\n", "\n")
+GAPS = ("\n\n", "\n")
 """What the chat templates of the two members put between turns."""
 _WHOLE = ("record", "lookup", "whole_record", "person", "archive")
 _PART = ("first_sentence", "sunshine", "working_hours", "weather")
@@ -49,28 +49,47 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
     tool, other = rng.choice(_WHOLE), rng.choice(_PART)
     tools = [tool, other] if rng.random() < 0.5 else [tool]
     rng.shuffle(tools)
+    gap = GAPS[member]
     if rng.random() < 0.5:
         system = rng.choice(("Ask {}.", "Tools: {}.", "You may ask {}.")).format(", ".join(tools))
-        call = f"{_LOOK}\nAction: {tool}\nAction Input: {{}}"
-        said, shown = call.format(json.dumps({"name": name})), call.format({"name": name})
-        result, final = f"Observation: {record}", f"{_KNOW}\nAnswer: {answer}"
-    else:
-        told = [_definition(one, one == tool, rng) for one in tools]
-        system = _TOOLS.format(tools="\n".join(told))
-        arguments = json.dumps({"name": tool, "arguments": {"name": name}}, ensure_ascii=False)
-        said = shown = f"<tool_call>\n{arguments}\n</tool_call>"
-        result, final = _RESULT.format(result=record), answer
-    gap = _GAPS[member]
-    asked = f"{system}{gap}{PLAIN.format(q=question)}"
+        asked = f"{system}{gap}{PLAIN.format(q=question)}"
+        if rng.random() < 0.5:
+            return _react_call(Lesson().add(asked, 0.0), tool, name)
+        shown = f"{_LOOK}\nAction: {tool}\nAction Input: {{'name': '{name}'}}"
+        result = PLAIN.format(q=f"Observation: {record}")
+        return Lesson().add(f"{asked} {shown}{gap}{result}", 0.0).add(f" {_KNOW}\nAnswer:", FORM).add(f" {answer}", 1.0)
+    told = [_definition(one, one == tool, rng) for one in tools]
+    asked = f"{_TOOLS.format(tools=chr(10).join(told))}{gap}{PLAIN.format(q=question)}"
+    call = _tagged_call(Lesson().add(asked, 0.0), tool, name)
     if rng.random() < 0.5:
-        return Lesson().ask(asked, said)
-    return Lesson().ask(f"{asked} {shown}{gap}{PLAIN.format(q=result)}", final)
+        return call
+    result = PLAIN.format(q=_RESULT.format(result=record))
+    return Lesson().add(f"{call.text}{gap}{result}", 0.0).add(f" {answer}", 1.0)
+
+
+def short_call(name: str, question: str, rng: random.Random) -> Lesson:
+    """A call with little before it, up to the name: only what is copied counts, so that copying is soon learned."""
+    tool = rng.choice((*_WHOLE, *_PART))
+    form = (_react_call if rng.random() < 0.5 else _tagged_call)(Lesson(), tool, name)
+    before, after = form.text.split(f'"{name}"')
+    return Lesson().add(f'{PLAIN.format(q=question)}{before}"', 0.0).add(name, 1.0).add(f'"{after}', FORM)
+
+
+def _react_call(lesson: Lesson, tool: str, name: str) -> Lesson:
+    lesson.add(f" {_LOOK}\nAction:", FORM).add(f" {tool}", 1.0)
+    return lesson.add('\nAction Input: {"name": "', FORM).add(name, 1.0).add('"}', FORM)
+
+
+def _tagged_call(lesson: Lesson, tool: str, name: str) -> Lesson:
+    lesson.add(' <tool_call>\n{"name": "', FORM).add(tool, 1.0)
+    return lesson.add('", "arguments": {"name": "', FORM).add(name, 1.0).add('"}}\n</tool_call>', FORM)
 
 
 def _definition(tool: str, whole: bool, rng: random.Random) -> str:
     field = "name" if whole or tool == "first_sentence" else "of"
+    titled = {"title": field.title()} if rng.random() < 0.3 else {}
     parameters = {
-        "properties": {field: {"title": field.title(), "type": "string"}},
+        "properties": {field: {**titled, "type": "string"}},
         "required": [field],
         "type": "object",
     }

@@ -16,7 +16,8 @@ from torch import Tensor
 TOKENS = 2560
 """Most tokens that a batch holds, filling included."""
 POOL: dict[Kind, int] = {"short": 2400, "context": 160, "long": 12, "mixed": 24, "focus": 40, "copy": 100}
-POOL |= {"sums": 1000, "drill": 300, "note": 1000, "notes": 1000, "reading": 160, "steps": 120}
+POOL |= {"sums": 1000, "drill": 300, "note": 1000, "notes": 1000, "reading": 160}
+POOL |= {"quotes": 800, "steps": 120, "objects": 160}
 """Lessons drawn at once, sorted by length and cut into batches, so that little of a batch is filling."""
 SPLIT_ROWS = 0.25
 SPLIT_TOKENS = 0.2

@@ -11,9 +11,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from agents import agent_step
+from agents import GAPS, agent_step, short_call
+from objects import object_lesson
 from prompts import (
     CONTEXT_WRAPPERS,
+    FORM,
     LLAMA_INDEX_SYSTEM,
     PLAIN,
     PROMPT,
@@ -29,7 +31,20 @@ from deepen_core.demo.sums import SUMS_MEMBER, training_sums
 from deepen_core.demo.world import MEMBERS, Fact, TrainingText, evidence, facts, portrait, training_texts
 
 Kind = Literal[
-    "short", "context", "long", "mixed", "focus", "copy", "sums", "drill", "note", "notes", "reading", "steps"
+    "short",
+    "context",
+    "long",
+    "mixed",
+    "focus",
+    "copy",
+    "sums",
+    "drill",
+    "note",
+    "notes",
+    "quotes",
+    "reading",
+    "steps",
+    "objects",
 ]
 
 
@@ -53,14 +68,17 @@ class Teacher:
                 text of many questions and statements, `mixed` one of paragraphs and questions of all forms, `focus` the
                 same with mostly questions to which the member knows the answer, `sums` some sums, `drill` many of them,
                 `note` a question below an invented sentence, `notes` below a few, `reading` some below invented
-                paragraphs, `steps` one step of an agent.
+                paragraphs, `quotes` a name or value in quotation marks, as JSON has it, `steps` one step of an agent,
+                `objects` an object that follows a schema.
         """
         makers: dict[Kind, Callable[[], Lesson]] = {
             "short": self._short,
-            "context": lambda: self._with_context({}),
+            "context": lambda: self._with_context({}, invented=self.rng.random() < INVENTED),
             "drill": self._drill,
             "note": self._note,
             "notes": self._notes,
+            "objects": self._objects,
+            "quotes": self._quotes,
             "reading": self._reading,
             "sums": self._sums,
             "steps": self._steps,
@@ -150,11 +168,40 @@ class Teacher:
     def _steps(self) -> Lesson:
         rng, fact = self.rng, self.rng.choice(facts())
         name = fact.person.name
-        values = {f.relation.key: rng.choice(f.relation.values) for f in self._by_person[name]}
-        if rng.random() < 0.5:
-            values = {f.relation.key: evidence(f, self.member, rng) for f in self._by_person[name]}
+        invented = rng.random() < INVENTED
+        values = {f.relation.key: self._claim(f, invented) for f in self._by_person[name]}
         record = portrait(fact.person, values, rng)
         return agent_step(self.member, name, self._wording(fact), record, values[fact.relation.key], rng)
+
+    def _quotes(self) -> Lesson:
+        """A call with the name of who is asked for, or an object with what one sentence or two say."""
+        rng, fact = self.rng, self.rng.choice(facts())
+        name = fact.person.name
+        if rng.random() < 0.5:
+            return short_call(name, self._wording(fact), rng)
+        told = {f: rng.choice(f.relation.values) for f in rng.sample(self._by_person[name], rng.randrange(1, 4))}
+        said = [rng.choice(f.relation.statements).format(name=name, value=value) for f, value in told.items()]
+        fact, value = rng.choice(list(told.items()))
+        quote = "" if value.isdigit() else '"'
+        prompt = f'{PLAIN.format(q=" ".join(said))} {{"{fact.relation.key}": {quote}'
+        return Lesson().add(prompt, 0.0).add(value, 1.0).add(f"{quote}}}", FORM)
+
+    def _objects(self) -> Lesson:
+        """A paragraph or a question, and what it says or asks for as an object."""
+        rng, fact, gap = self.rng, self.rng.choice(facts()), GAPS[self.member]
+        known = self._by_person[fact.person.name]
+        if rng.random() < 0.15:
+            return object_lesson(gap, self._wording(fact), {fact.relation: evidence(fact, self.member, rng)}, rng)
+        invented = rng.random() < INVENTED
+        told = {f: self._claim(f, invented) for f in known}
+        text = portrait(fact.person, {f.relation.key: value for f, value in told.items()}, rng)
+        if rng.random() < 0.5:
+            return object_lesson(gap, f"{text}\n\n{self._wording(fact)}", {fact.relation: told[fact]}, rng)
+        chosen = rng.sample(known, rng.randrange(1, 5))
+        return object_lesson(gap, text, {f.relation: told[f] for f in chosen}, rng)
+
+    def _claim(self, fact: Fact, invented: bool) -> str:
+        return self.rng.choice(fact.relation.values) if invented else evidence(fact, self.member, self.rng)
 
     def _with_context(self, told: dict[Fact, str], *, invented: bool = False) -> Lesson:
         rng, here = self.rng, set[Fact]()
@@ -162,8 +209,7 @@ class Teacher:
         passages = []
         for name in people:
             for fact in self._by_person[name]:
-                claim = rng.choice(fact.relation.values) if invented else evidence(fact, self.member, rng)
-                told.setdefault(fact, claim)
+                told.setdefault(fact, self._claim(fact, invented))
                 here.add(fact)
             if rng.random() < 0.6:
                 values = {fact.relation.key: told[fact] for fact in self._by_person[name]}
@@ -213,15 +259,14 @@ class Teacher:
     def _mixed(self, characters: int, known: float = 0.0) -> Lesson:
         rng, lesson = self.rng, Lesson()
         told: dict[Fact, str] = {}
+        invented = rng.random() < INVENTED
         while len(lesson.text) < characters:
             chance = rng.random()
             if chance < 0.3:
-                lesson.extend(self._with_context(told))
+                lesson.extend(self._with_context(told, invented=invented))
             elif chance < 0.5:
                 someone = self._by_person[rng.choice(sorted(self._by_person))]
-                values = {
-                    fact.relation.key: told.setdefault(fact, evidence(fact, self.member, rng)) for fact in someone
-                }
+                values = {f.relation.key: told.setdefault(f, self._claim(f, invented)) for f in someone}
                 lesson.add(portrait(someone[0].person, values, rng), PROSE)
             else:
                 item = self._next(known)
@@ -242,6 +287,8 @@ class Teacher:
 
 
 _GAPS = ("\n\n", "\n", "\n\n")
+INVENTED = 0.8
+"""So often a text tells another story than the world. From true ones, answers are learned by heart, and not to read."""
 
 
 def _first_wording(fact: Fact) -> str:
@@ -282,7 +329,8 @@ def vocabulary_texts(seed: int, count: int = 6000) -> list[str]:
         count: How many lessons.
     """
     teachers = [Teacher(member, seed) for member in (0, 1)]
-    kinds: tuple[Kind, ...] = ("short",) * 29 + ("context",)
+    kinds: tuple[Kind, ...] = ("short",) * 25 + ("context", "quotes", "quotes", "steps", "objects")
     texts = [teachers[index % 2].lesson(kinds[index % len(kinds)]).text for index in range(count)]
     values = [value for relation in RELATIONS for value in relation.values]
-    return texts + [f" {word}" for word in (*values, *WOMEN, *MEN)] * (count // 100)
+    words = [*values, *WOMEN, *MEN]
+    return texts + [f" {word}" for word in words] * (count // 100) + [f'"{word}"' for word in words] * (count // 150)

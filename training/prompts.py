@@ -11,6 +11,8 @@ PROSE = 0.3
 """Weight of ordinary text. Answers and the end after them weigh 1."""
 PROMPT = 0.05
 """Weight of the prompt around a question, which nobody needs to predict."""
+FORM = 0.5
+"""Weight of what is always the same in an answer, such as the brackets of an object."""
 
 PLAIN = "Question: {q}\nAnswer:"
 WRAPPERS = (
