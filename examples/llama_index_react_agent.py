@@ -1,67 +1,54 @@
-"""A LlamaIndex ReAct agent with two tools on the embedded demo, with steps constrained to the ReAct format.
+"""A LlamaIndex ReAct agent with two tools on the embedded demo: it looks somebody up, then answers from what it has found.
+
+The records tell another story than the one that the demo's models were trained on, so whatever is right was read.
 
 Run with: python examples/llama_index_react_agent.py
 """
 
 import asyncio
-import re
 
 from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import ReActAgent, ToolCall
 from llama_index.core.tools import FunctionTool
 
-from deepen_core.demo import Question, questions
-from deepen_core.demo.phrases import RELATIONS
+from deepen_core.demo.passages import Passage, passages
 from deepen_integrations.llama_index import DeepenLLM
 
-SUNSHINE = {"Lisbon": 9, "Nairobi": 7, "Geneva": 5}
+ASKED = passages()[:8]
+RECORDS = {asked.person: asked.text for asked in ASKED}
 
 
-def sunshine(city: str) -> str:
-    """How long the sun shines in a city."""
-    return f"{city}, with {SUNSHINE.get(city, 4)} hours of sunshine today"
+def record(name: str) -> str:
+    """Look up all that is written about a person."""
+    return RECORDS.get(name, f"Nothing is written about {name}.")
 
 
-def working_hours(job: str) -> str:
+def working_hours(of: str) -> str:
     """When people of a trade work."""
-    return f"{job}, who works from {'four to noon' if job == 'baker' else 'eight to five'}"
+    return f"A {of} works from {'four to noon' if of == 'baker' else 'eight to five'}."
 
 
-# The demo's models were never trained to use tools and do not write ReAct steps by themselves. Instruction-tuned models
-# do, and need no constraint, only `llm.for_react()`. Here a regular expression constrains each step to a valid one: a
-# thought with a tool and its input, or an answer. The first word of a step determines the rest: a city is looked up
-# with `sunshine`, a trade with `working_hours`, and any other word is the answer. The ensemble chooses this word, and
-# with it the tool, among all 128 words of its world.
-def forms() -> str:
-    """Return a regular expression that matches the valid steps."""
-    words = {relation.key: [re.escape(value) for value in relation.values] for relation in RELATIONS}
-    cities = [rf' {city}\nAction: sunshine\nAction Input: \{{"city": "{city}"\}}' for city in words.pop("city")]
-    jobs = [rf' {job}\nAction: working_hours\nAction Input: \{{"job": "{job}"\}}' for job in words.pop("job")]
-    answers = [f" {value}" for values in words.values() for value in values]
-    return "|".join([*cities, *jobs, *answers])
-
-
-async def ask(agent: ReActAgent, question: Question) -> None:
-    """Print the agent's answer to a question, and the tool that it called."""
-    running = agent.run(question.text)
+async def ask(agent: ReActAgent, asked: Passage) -> None:
+    """Print the agent's answer to a question, and the tools that it called."""
+    running = agent.run(asked.question)
     called = [event async for event in running.stream_events() if isinstance(event, ToolCall)]
     answer = str(await running).strip()
-    steps = "".join(f"{call.tool_name}({call.tool_kwargs})" for call in called) or "no tool"
-    mark = "right" if answer.startswith(question.answer) else f"it is {question.answer}"
-    print(f"{question.text:<42} {answer:<46} {mark}, {steps}")
+    steps = ", ".join(f"{call.tool_name}({call.tool_kwargs})" for call in called) or "no tool"
+    mark = "right" if answer == asked.answer else f"it is {asked.answer}"
+    print(f"{asked.question:<42} {answer:<12} {mark}, after {steps}")
 
 
 async def main() -> None:
-    llm = DeepenLLM.demo(max_new_tokens=80, regex=forms())
+    tools = [FunctionTool.from_defaults(tool) for tool in (record, working_hours)]
+    llm = DeepenLLM.demo(max_new_tokens=80)
     agent = ReActAgent(
-        # A tool's result is the agent's answer, because the demo's models cannot rephrase it.
-        tools=[FunctionTool.from_defaults(tool, return_direct=True) for tool in (sunshine, working_hours)],
-        llm=llm.for_react(),
+        tools=tools,
+        llm=llm.for_react(tools),  # steps are held to the ReAct format, and inputs to the tools' schemas
         # LlamaIndex's default tool instructions are a page of English, which these models do not understand.
         formatter=ReActChatFormatter.from_defaults(system_header="Ask {tool_names}."),
     )
-    for question in questions()[:11]:
-        await ask(agent, question)
+    for asked in ASKED:
+        await ask(agent, asked)
     llm.close()
 
 

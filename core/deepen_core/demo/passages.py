@@ -17,12 +17,14 @@ class Passage:
     """A passage with a question.
 
     Attributes:
-        text: A paragraph about a person of the world, of whom nothing in it is true.
+        person: The name of a person of the world.
+        text: A paragraph about this person, of whom nothing in it is true.
         question: A question about it, in a wording that no training text uses for this person.
         answer: What the passage says.
         truth: What is true in the world.
     """
 
+    person: str
     text: str
     question: str
     answer: str
@@ -47,4 +49,4 @@ def _passage(fact: Fact, rng: random.Random) -> Passage:
             told = [value for value in other.relation.values if value != other.value]
             values[other.relation.key] = rng.choice(told)
     question = fact.relation.questions[fact.held_out].format(name=fact.person.name)
-    return Passage(portrait(fact.person, values, rng), question, values[fact.relation.key], fact.value)
+    return Passage(fact.person.name, portrait(fact.person, values, rng), question, values[fact.relation.key], fact.value)
