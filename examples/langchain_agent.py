@@ -31,7 +31,8 @@ def main() -> None:
         agent = create_agent(chat, [whole_record, weather])
         runs = agent.batch([{"messages": [HumanMessage(asked.question)]} for asked in ASKED])  # decoded together
     for asked, run in zip(ASKED, runs, strict=True):
-        calls = [f"{call['name']}({call['args']})" for turn in run["messages"] for call in getattr(turn, "tool_calls", ())]
+        called = [call for turn in run["messages"] for call in getattr(turn, "tool_calls", ())]
+        calls = [f"{call['name']}({call['args']})" for call in called]
         said = run["messages"][-1].text.strip()
         mark = "right" if said == asked.answer else f"it is {asked.answer}"
         print(f"{asked.question:<42} {said:<12} {mark}, after {', '.join(calls) or 'no call'}")

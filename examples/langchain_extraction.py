@@ -1,8 +1,8 @@
 """Structured extraction with LangChain on the embedded demo: turn texts about people into objects.
 
-`with_structured_output` shows the models a schema and holds the answer to it, so an object is always valid; what is in it
-is up to the models. The texts tell another story than the one that these were trained on, so whatever is right was read.
-All texts are one batch.
+`with_structured_output` shows the models a schema and holds the answer to it, so an object is always valid; what is in
+it is up to the models. The texts tell another story than the one that these were trained on, so whatever is right was
+read. All texts are one batch.
 
 Run with: python examples/langchain_extraction.py
 """

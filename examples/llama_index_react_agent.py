@@ -1,4 +1,4 @@
-"""A LlamaIndex ReAct agent with two tools on the embedded demo: it looks somebody up, then answers from what it has found.
+"""A LlamaIndex ReAct agent with two tools on the embedded demo: it looks somebody up, then answers from what it found.
 
 The records tell another story than the one that the demo's models were trained on, so whatever is right was read.
 

@@ -49,4 +49,5 @@ def _passage(fact: Fact, rng: random.Random) -> Passage:
             told = [value for value in other.relation.values if value != other.value]
             values[other.relation.key] = rng.choice(told)
     question = fact.relation.questions[fact.held_out].format(name=fact.person.name)
-    return Passage(fact.person.name, portrait(fact.person, values, rng), question, values[fact.relation.key], fact.value)
+    text, name = portrait(fact.person, values, rng), fact.person.name
+    return Passage(name, text, question, values[fact.relation.key], fact.value)
