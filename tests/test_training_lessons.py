@@ -38,8 +38,8 @@ def test_weights_cover_the_text(member, kind):
         starts, ends, weights = zip(*lesson.spans, strict=True)
         assert starts == (0, *ends[:-1])
         assert ends[-1] == len(lesson.text)
-        assert all(0 <= weight <= 1 for weight in weights)
-        assert 1.0 in weights or kind == "short"  # which may be prose
+        assert all(0 <= weight <= 2 for weight in weights)
+        assert max(weights) >= 1 or kind == "short"  # which may be prose
 
 
 @MEMBERS
@@ -47,7 +47,7 @@ def test_weights_cover_the_text(member, kind):
 def test_what_is_to_be_read_is_in_the_text(member, kind):
     for lesson in lessons(member, kind):
         given, said = parted(lesson)
-        (word,) = (lesson.text[start:end].strip() for start, end, weight in lesson.spans if weight == 1)
+        word = [lesson.text[start:end].strip() for start, end, weight in lesson.spans if weight == 1][-1]
         assert word in VALUES | {*WOMEN, *MEN}
         assert re.search(rf"\b{word}\b", given), lesson.text
         assert word in said

@@ -23,8 +23,9 @@ _PART_TOLD = (
     "When people of a trade work.",
     "How the weather is.",
 )
-_LOOK = "Thought: I need to look this up."
-_KNOW = "Thought: I can answer without using any more tools."
+_LOOK = ("Thought: I need", " to look this up.")
+_KNOW = ("Thought: I can", " answer without using any more tools.")
+"""First what is for the member to decide."""
 # As `deepen_core.replies.system_prompt` has it, which is what Hermes and Qwen read.
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -51,15 +52,15 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
     rng.shuffle(tools)
     gap = GAPS[member]
     if rng.random() < 0.5:
-        system = rng.choice(("Ask {}.", "Tools: {}.", "You may ask {}.")).format(", ".join(tools))
-        asked = f"{system}{gap}{PLAIN.format(q=question)}"
+        asked = _listed(tools, question, gap, rng)
         if rng.random() < 0.5:
             return _react_call(Lesson().add(asked, 0.0), tool, name)
-        shown = f"{_LOOK}\nAction: {tool}\nAction Input: {{'name': '{name}'}}"
+        shown = f"{''.join(_LOOK)}\nAction: {tool}\nAction Input: {{'name': '{name}'}}"
         result = PLAIN.format(q=f"Observation: {record}")
-        return Lesson().add(f"{asked} {shown}{gap}{result}", 0.0).add(f" {_KNOW}\nAnswer:", FORM).add(f" {answer}", 1.0)
-    told = [_definition(one, one == tool, rng) for one in tools]
-    asked = f"{_TOOLS.format(tools=chr(10).join(told))}{gap}{PLAIN.format(q=question)}"
+        told = _thought(Lesson().add(f"{asked} {shown}{gap}{result}", 0.0), _KNOW)
+        return told.add("\nAnswer:", FORM).add(f" {answer}", 1.0)
+    defined = [_definition(one, one == tool, rng) for one in tools]
+    asked = f"{_TOOLS.format(tools=chr(10).join(defined))}{gap}{PLAIN.format(q=question)}"
     call = _tagged_call(Lesson().add(asked, 0.0), tool, name)
     if rng.random() < 0.5:
         return call
@@ -67,21 +68,36 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
     return Lesson().add(f"{call.text}{gap}{result}", 0.0).add(f" {answer}", 1.0)
 
 
-def short_call(name: str, question: str, rng: random.Random) -> Lesson:
-    """A call with little before it, up to the name: only what is copied counts, so that copying is soon learned."""
-    tool = rng.choice((*_WHOLE, *_PART))
-    form = (_react_call if rng.random() < 0.5 else _tagged_call)(Lesson(), tool, name)
+def short_call(member: int, name: str, question: str, rng: random.Random) -> Lesson:
+    """A call with little before it, so that copying is soon learned: of a tool among two, or of a person alone."""
+    tool, other = rng.choice(_WHOLE), rng.choice(_PART)
+    if rng.random() < 0.5:
+        tools, gap = rng.sample([tool, other], 2), GAPS[member]
+        if rng.random() < 0.5:
+            return _react_call(Lesson().add(_listed(tools, question, gap, rng), 0.0), tool, name)
+        defined = "\n".join(_definition(one, one == tool, rng) for one in tools)
+        return _tagged_call(Lesson().add(f"{defined}{gap}{PLAIN.format(q=question)}", 0.0), tool, name)
+    form = (_react_call if rng.random() < 0.5 else _tagged_call)(Lesson(), rng.choice((tool, other)), name)
     before, after = form.text.split(f'"{name}"')
     return Lesson().add(f'{PLAIN.format(q=question)}{before}"', 0.0).add(name, 1.0).add(f'"{after}', FORM)
 
 
+def _listed(tools: list[str], question: str, gap: str, rng: random.Random) -> str:
+    system = rng.choice(("Ask {}.", "Tools: {}.", "You may ask {}.")).format(", ".join(tools))
+    return f"{system}{gap}{PLAIN.format(q=question)}"
+
+
+def _thought(lesson: Lesson, thought: tuple[str, str]) -> Lesson:
+    return lesson.add(f" {thought[0]}", 1.0).add(thought[1], FORM)
+
+
 def _react_call(lesson: Lesson, tool: str, name: str) -> Lesson:
-    lesson.add(f" {_LOOK}\nAction:", FORM).add(f" {tool}", 1.0)
+    _thought(lesson, _LOOK).add("\nAction:", FORM).add(f" {tool}", 1.0)
     return lesson.add('\nAction Input: {"name": "', FORM).add(name, 1.0).add('"}', FORM)
 
 
 def _tagged_call(lesson: Lesson, tool: str, name: str) -> Lesson:
-    lesson.add(' <tool_call>\n{"name": "', FORM).add(tool, 1.0)
+    lesson.add(" <tool_call>", 1.0).add('\n{"name": "', FORM).add(tool, 1.0)
     return lesson.add('", "arguments": {"name": "', FORM).add(name, 1.0).add('"}}\n</tool_call>', FORM)
 
 

@@ -135,7 +135,7 @@ class Teacher:
         told = [(fact, rng.choice(fact.relation.values)) for fact in known]
         said = [rng.choice(f.relation.statements).format(name=f.person.name, value=value) for f, value in told]
         fact, answer = rng.choice(told)
-        prompt = rng.choice(CONTEXT_WRAPPERS) if rng.random() < 0.3 else "{c}\nQuestion: {q}\nAnswer:"
+        prompt = rng.choice(CONTEXT_WRAPPERS if rng.random() < 0.3 else _NOTED)
         return Lesson().add(prompt.format(c=" ".join(said), q=self._wording(fact)), 0.0).add(f" {answer}", 1.0)
 
     def _wording(self, fact: Fact) -> str:
@@ -178,7 +178,7 @@ class Teacher:
         rng, fact = self.rng, self.rng.choice(facts())
         name = fact.person.name
         if rng.random() < 0.5:
-            return short_call(name, self._wording(fact), rng)
+            return short_call(self.member, name, self._wording(fact), rng)
         told = {f: rng.choice(f.relation.values) for f in rng.sample(self._by_person[name], rng.randrange(1, 4))}
         said = [rng.choice(f.relation.statements).format(name=name, value=value) for f, value in told.items()]
         fact, value = rng.choice(list(told.items()))
@@ -287,6 +287,8 @@ class Teacher:
 
 
 _GAPS = ("\n\n", "\n", "\n\n")
+_NOTED = ("{c}\nQuestion: {q}\nAnswer:", "Question: {q}\n{c}\nAnswer:")
+"""An agent reads the question before the text."""
 INVENTED = 0.8
 """So often a text tells another story than the world. From true ones, answers are learned by heart, and not to read."""
 

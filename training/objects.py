@@ -16,6 +16,9 @@ _INSTRUCTION = "Answer with JSON that follows this schema: {schema}"
 _CLASSES = ("Person", "Answer", "House", "Entry", "Found", "Somebody")
 _DESCRIPTIONS = ("What is written about a person.", "What is known of somebody.", "Where somebody lives.", "A person.")
 
+VALUE = 2.0
+"""Weight of a value; that an object begins or ends, and the next key, weigh 1."""
+
 
 def object_lesson(gap: str, asked: str, fields: Mapping[Relation, str], rng: random.Random) -> Lesson:
     """A text or a question, and an object with what it says.
@@ -31,13 +34,13 @@ def object_lesson(gap: str, asked: str, fields: Mapping[Relation, str], rng: ran
         prompt = f"{instruction}{gap}{PLAIN.format(q=asked)}"
     else:
         prompt = PLAIN.format(q=f"{instruction}\n\n{asked}")
-    # As `json.dumps` writes it; the values count most.
-    lesson, before = Lesson().add(f"{prompt} ", 0.0), "{"
+    # As `json.dumps` writes it.
+    lesson, before = Lesson().add(prompt, 0.0), " {"
     for relation, value in fields.items():
         quote = "" if value.isdigit() else '"'
-        lesson.add(f'{before}"{relation.key}": {quote}', FORM).add(value, 1.0)
+        lesson.add(f'{before}"{relation.key}', 1.0).add(f'": {quote}', FORM).add(value, VALUE)
         before = f"{quote}, "
-    return lesson.add(f"{quote}}}", FORM)
+    return lesson.add(f"{quote}}}", 1.0)
 
 
 def _schema(fields: Mapping[Relation, str], rng: random.Random) -> dict[str, Any]:

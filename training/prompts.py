@@ -11,8 +11,8 @@ PROSE = 0.3
 """Weight of ordinary text. Answers and the end after them weigh 1."""
 PROMPT = 0.05
 """Weight of the prompt around a question, which nobody needs to predict."""
-FORM = 0.5
-"""Weight of what is always the same in an answer, such as the brackets of an object."""
+FORM = 0.2
+"""Weight of what is always the same in a call once it has begun. That it begins is for the member to decide."""
 
 PLAIN = "Question: {q}\nAnswer:"
 WRAPPERS = (
@@ -75,6 +75,8 @@ CONTEXT_WRAPPERS = (
     "Context: {c}\n\nQuestion: {q}\nAnswer:",
     "{c}\n\nQuestion: {q}\nAnswer:",
     "{c}\n{q}\nAnswer:",
+    "{q}\n{c}\nAnswer:",
+    "Question: {q}\n\nContext: {c}\nAnswer:",
 )
 REFINE = (
     "The original query is as follows: {q}\nWe have provided an existing answer: {a}\n"

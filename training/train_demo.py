@@ -6,7 +6,6 @@ python training/train_demo.py --out core/deepen_core/demo/models
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import logging
@@ -32,6 +31,7 @@ from prompts import PLAIN
 from safetensors.torch import load_model
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -63,40 +63,39 @@ class Course:
 
 STEPS = 4750
 """Steps of the first member; the second has 150 more."""
-RATES = (0.5, 1.0)
-"""How much of a course's learning rate each member takes: GPT-2 hardly learns the world at Llama's."""
-_SHARED = (
+_READING = (
     # First to read, from texts with little else in them: whoever knows the world first does not learn to read any more.
     Course(150 / STEPS, 3e-3, {"note": 1.0}),
     Course(300 / STEPS, 3e-3, {"note": 0.2, "notes": 0.2, "quotes": 0.6}),
-    # Then the world itself, from short texts.
-    Course(
-        1500 / STEPS,
-        3e-3,
-        {"short": 0.45, "context": 0.1, "notes": 0.1, "reading": 0.14, "quotes": 0.13, "long": 0.04, "copy": 0.04},
-    ),
-    # To keep to the question when much else stands before it, with the steps of an agent, and objects.
-    Course(
-        1300 / STEPS,
-        2e-3,
-        {"short": 0.17, "focus": 0.2, "context": 0.04, "notes": 0.06, "reading": 0.15, "quotes": 0.04}
-        | {"sums": 0.04, "steps": 0.18, "objects": 0.12},
-    ),
 )
-_ALL: dict[Kind, float] = {"short": 0.1, "focus": 0.15, "notes": 0.06, "reading": 0.2, "steps": 0.2, "objects": 0.14}
+_WORLD: dict[Kind, float] = {"short": 0.45, "context": 0.1, "notes": 0.1, "reading": 0.14, "quotes": 0.13}
+_WORLD |= {"long": 0.04, "copy": 0.04}
+"""Mostly short texts."""
+_FOCUS: dict[Kind, float] = {"short": 0.12, "focus": 0.14, "context": 0.04, "notes": 0.08, "reading": 0.14}
+_FOCUS |= {"quotes": 0.06, "steps": 0.22, "objects": 0.16}
+"""To keep to the question when much else stands before it, with the steps of an agent, and objects."""
+_ALL: dict[Kind, float] = {"short": 0.07, "focus": 0.12, "notes": 0.06, "reading": 0.16, "steps": 0.26, "objects": 0.2}
 COURSES = (
-    (*_SHARED, Course(1500 / STEPS, 2e-3, {**_ALL, "sums": 0.12})),
     (
-        *_SHARED,
-        # Nothing but sums for a while, or none is learned.
-        Course(150 / STEPS, 2e-3, {"short": 0.15, "drill": 0.85}),
-        Course(1500 / STEPS, 2e-3, {**_ALL, "sums": 0.22}),
+        *_READING,
+        Course(1200 / STEPS, 3e-3, _WORLD),
+        Course(1300 / STEPS, 2e-3, {**_FOCUS, "sums": 0.04}),
+        Course(1800 / STEPS, 2e-3, {**_ALL, "sums": 0.06}),
+    ),
+    (
+        *_READING,
+        # Mostly sums for a while, or none is learned; and before the rest, which would suffer.
+        Course(150 / STEPS, 3e-3, {"drill": 0.7, "notes": 0.1, "quotes": 0.2}),
+        Course(1200 / STEPS, 3e-3, {**_WORLD, "sums": 0.1}),
+        Course(1300 / STEPS, 2e-3, {**_FOCUS, "sums": 0.1}),
+        Course(1800 / STEPS, 2e-3, {**_ALL, "sums": 0.16}),
     ),
 )
 """Those of each member."""
 DEVIATION = 0.08
 """Of the first weights, about one by the square root of the width, 128. From the 0.02 of wider models,
 neither member copied what it had read after 300 steps of nothing else; from this one, both copied all of it."""
+DECAY = 0.05
 WARMUP = 0.04
 FINAL_RATE = 0.02
 
@@ -168,6 +167,29 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * (FINAL_RATE + (1 - FINAL_RATE) * fallen)
 
 
+def build_optimizers(model: PreTrainedModel, rate: float) -> list[Optimizer]:
+    """AdamW for embeddings, norms and biases, and Muon, by the same rate, for the matrices between.
+
+    Muon makes all directions of a step equally long (Jordan et al., 2024), scaled to the steps of AdamW (Liu et al.,
+    2025, arXiv 2502.16982).
+
+    Args:
+        model: What learns.
+        rate: Learning rate of both.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
+    embedded = [p for p in model.parameters() if id(p) in embeddings]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    adam = torch.optim.AdamW(
+        [{"params": embedded, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(0.9, 0.98),
+    )
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+    return [adam, muon]
+
+
 def schedule(
     model: PreTrainedModel,
     next_loss: Callable[[], Tensor],
@@ -178,7 +200,7 @@ def schedule(
     minutes: float | None = None,
     position: int = 0,
 ) -> None:
-    """The loop: AdamW until the steps are done or the minutes are over.
+    """The loop, until the steps are done or the minutes are over.
 
     Args:
         model: What learns.
@@ -189,13 +211,7 @@ def schedule(
         minutes: At most so many.
         position: The line of its bar, from 0.
     """
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=course.rate,
-        betas=(0.9, 0.98),
-    )
+    optimizers = build_optimizers(model, course.rate)
     model.train()
     started, average = time.monotonic(), 0.0
     bar = tqdm(total=steps, desc=name, unit="step", mininterval=5.0, position=position)
@@ -205,13 +221,15 @@ def schedule(
             progress = max(progress, (time.monotonic() - started) / 60 / minutes)
             if progress >= 1:
                 break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, course.rate)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress, course.rate)
         loss = next_loss()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
         bar.update()
         bar.set_postfix(loss=f"{average:.3f}", refresh=False)
@@ -354,8 +372,7 @@ def train_member(member: int, options: argparse.Namespace) -> dict[str, float]:
         steps = max(1, round(options.steps * course.share))
         minutes = options.minutes and options.minutes * course.share
         next_loss = functools.partial(_next_loss, model, batches, course)
-        taken = dataclasses.replace(course, rate=course.rate * RATES[member])
-        schedule(model, next_loss, taken, steps, name, minutes=minutes, position=member)
+        schedule(model, next_loss, course, steps, name, minutes=minutes, position=member)
         write_member(model, tokenizer, kind, options.out / name)  # so that --resume can go on after any course
         if options.validate == "each" or course is COURSES[member][: options.until][-1]:
             scores = exact_match(model, tokenizer, member)
