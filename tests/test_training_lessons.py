@@ -47,7 +47,7 @@ def test_weights_cover_the_text(member, kind):
 def test_what_is_to_be_read_is_in_the_text(member, kind):
     for lesson in lessons(member, kind):
         given, said = parted(lesson)
-        word = [lesson.text[start:end].strip() for start, end, weight in lesson.spans if weight == 1][-1]
+        word = [lesson.text[start:end].strip() for start, end, weight in lesson.spans if weight >= 1][-1]
         assert word in VALUES | {*WOMEN, *MEN}
         assert re.search(rf"\b{word}\b", given), lesson.text
         assert word in said

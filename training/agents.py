@@ -23,9 +23,11 @@ _PART_TOLD = (
     "When people of a trade work.",
     "How the weather is.",
 )
-_LOOK = ("Thought: I need", " to look this up.")
-_KNOW = ("Thought: I can", " answer without using any more tools.")
-"""First what is for the member to decide."""
+_LOOK = ("need", " to look this up.")
+_KNOW = ("can", " answer without using any more tools.")
+"""What follows "Thought: I": first what is for the member to decide."""
+NAME = 2.0
+"""Weight of the names in a call. Of a call with tags, they are two tokens or three among forty."""
 # As `deepen_core.replies.system_prompt` has it, which is what Hermes and Qwen read.
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -55,7 +57,7 @@ def agent_step(member: int, name: str, question: str, record: str, answer: str, 
         asked = _listed(tools, question, gap, rng)
         if rng.random() < 0.5:
             return _react_call(Lesson().add(asked, 0.0), tool, name)
-        shown = f"{''.join(_LOOK)}\nAction: {tool}\nAction Input: {{'name': '{name}'}}"
+        shown = f"Thought: I {''.join(_LOOK)}\nAction: {tool}\nAction Input: {{'name': '{name}'}}"
         result = PLAIN.format(q=f"Observation: {record}")
         told = _thought(Lesson().add(f"{asked} {shown}{gap}{result}", 0.0), _KNOW)
         return told.add("\nAnswer:", FORM).add(f" {answer}", 1.0)
@@ -72,11 +74,8 @@ def short_call(member: int, name: str, question: str, rng: random.Random) -> Les
     """A call with little before it, so that copying is soon learned: of a tool among two, or of a person alone."""
     tool, other = rng.choice(_WHOLE), rng.choice(_PART)
     if rng.random() < 0.5:
-        tools, gap = rng.sample([tool, other], 2), GAPS[member]
-        if rng.random() < 0.5:
-            return _react_call(Lesson().add(_listed(tools, question, gap, rng), 0.0), tool, name)
-        defined = "\n".join(_definition(one, one == tool, rng) for one in tools)
-        return _tagged_call(Lesson().add(f"{defined}{gap}{PLAIN.format(q=question)}", 0.0), tool, name)
+        tools = rng.sample([tool, other], 2)
+        return _react_call(Lesson().add(_listed(tools, question, GAPS[member], rng), 0.0), tool, name)
     form = (_react_call if rng.random() < 0.5 else _tagged_call)(Lesson(), rng.choice((tool, other)), name)
     before, after = form.text.split(f'"{name}"')
     return Lesson().add(f'{PLAIN.format(q=question)}{before}"', 0.0).add(name, 1.0).add(f'"{after}', FORM)
@@ -88,17 +87,17 @@ def _listed(tools: list[str], question: str, gap: str, rng: random.Random) -> st
 
 
 def _thought(lesson: Lesson, thought: tuple[str, str]) -> Lesson:
-    return lesson.add(f" {thought[0]}", 1.0).add(thought[1], FORM)
+    return lesson.add(" Thought", 1.0).add(": I", FORM).add(f" {thought[0]}", 1.0).add(thought[1], FORM)
 
 
 def _react_call(lesson: Lesson, tool: str, name: str) -> Lesson:
-    _thought(lesson, _LOOK).add("\nAction:", FORM).add(f" {tool}", 1.0)
-    return lesson.add('\nAction Input: {"name": "', FORM).add(name, 1.0).add('"}', FORM)
+    _thought(lesson, _LOOK).add("\nAction:", FORM).add(f" {tool}", NAME)
+    return lesson.add('\nAction Input: {"name": "', FORM).add(name, NAME).add('"}', FORM)
 
 
 def _tagged_call(lesson: Lesson, tool: str, name: str) -> Lesson:
-    lesson.add(" <tool_call>", 1.0).add('\n{"name": "', FORM).add(tool, 1.0)
-    return lesson.add('", "arguments": {"name": "', FORM).add(name, 1.0).add('"}}\n</tool_call>', FORM)
+    lesson.add(" <", 1.0).add('tool_call>\n{"name": "', FORM).add(tool, NAME)
+    return lesson.add('", "arguments": {"name": "', FORM).add(name, NAME).add('"}}\n</tool_call>', FORM)
 
 
 def _definition(tool: str, whole: bool, rng: random.Random) -> str:
