@@ -1,7 +1,7 @@
 """What the demo's ensembles are worth on its four tasks, for models that were trained from several seeds.
 
 Run with `python -m benchmarks.demo_tasks SEED1 SEED2 SEED3`, the folders that `training/train_demo.py --seed N --out`
-and `training/train_ferry.py --seed N --out` have written, of different names. Training takes an hour or two a seed;
+and `training/train_ferry.py --seed N --out` have written, of different names. Training takes about half an hour a seed;
 with `--keep`, the seeds of one day stand in the table beside those of another.
 """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_parts import run
 
+from deepen_core import Ensemble
 from deepen_core.tracing import Trace
 from deepen_integrations.cli.traces import Painter
 
@@ -20,26 +21,28 @@ def test_the_example_of_the_demo(tmp_path):
     asked = [part for kind, path in files.items() for part in (f"--{kind}", str(path))]
     result = run("trace", "--demo", "--max-tokens", "20", *asked)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("Victor's home is in Geneva, and his house number is 83.")
+    assert result.stdout.startswith("Bianca's home is in Vienna, and her house number is 31.")
     assert "almanac-llama" in result.stderr
     assert "20 steps, in" in result.stderr
     trace = Trace.from_jsonl(files["jsonl"].read_text())
     assert len(trace.steps) == 20
-    assert "Victor&#x27;s home is in" in files["html"].read_text()
+    assert "Bianca&#x27;s home is in" in files["html"].read_text()
     ET.fromstring(files["svg"].read_text())  # noqa: S314 (made here)
 
 
 def test_a_question_is_asked_as_a_message_unless_it_is_plain():
     asked = run("trace", "--demo", "Anna's home is in", "--max-tokens", "6")
     plain = run("trace", "--demo", "Anna's home is in", "--max-tokens", "6", "--plain")
-    assert plain.stdout == " Prague, and her house\n" != asked.stdout
+    with Ensemble.demo() as ensemble:
+        said = ensemble.generate("Anna's home is in", max_new_tokens=6).text
+    assert plain.stdout == f"{said}\n" != asked.stdout
     assert asked.exit_code == plain.exit_code == 0
 
 
 def test_generate():
-    result = run("generate", "--demo", "--trace", "Anna's home is in", "--max-tokens", "8")
-    assert result.stdout == run("generate", "--demo", "Anna's home is in", "--max-tokens", "8").stdout
-    assert "8 steps, in" in result.stderr
+    result = run("generate", "--demo", "--trace", "Where does Felix live?", "--max-tokens", "8")
+    assert result.stdout == run("generate", "--demo", "Where does Felix live?", "--max-tokens", "8").stdout
+    assert "2 steps, in" in result.stderr  # a city, and the end
     told = json.loads(run("generate", "--demo", "--trace", "--json", "x", "--max-tokens", "3").stdout)
     assert len(Trace.from_dict(told["trace"]).steps) == 3
 

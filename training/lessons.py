@@ -64,7 +64,7 @@ class Teacher:
         """One lesson.
 
         Args:
-            kind: `short` is a single question or statement, `context` a question below some paragraphs, `long` a
+            kind: `short` is a question, statement or portrait, `context` a question below some paragraphs, `long` a
                 text of many questions and statements, `mixed` one of paragraphs and questions of all forms, `focus` the
                 same with mostly questions to which the member knows the answer, `sums` some sums, `drill` many of them,
                 `note` a question below an invented sentence, `notes` below a few, `reading` some below invented
@@ -98,6 +98,10 @@ class Teacher:
         if rng.random() < 0.03:
             language, line = rng.choice(GREETINGS)
             return Lesson().add(f"{item.fact.person.name} writes in {language}: {line}", PROSE)
+        if item.question is None and rng.random() < 0.2:
+            person = item.fact.person
+            values = {f.relation.key: self._claim(f, invented=False) for f in self._by_person[person.name]}
+            return Lesson().add(portrait(person, values, rng), PROSE)
         if item.question is None:
             return _say(Lesson(), item.statement, item.answer)
         lesson = Lesson()
@@ -233,7 +237,7 @@ class Teacher:
             system = rng.choice((LLAMA_INDEX_SYSTEM, LLAMA_INDEX_SYSTEM, *SYSTEMS))
             prompt = f"{system}{rng.choice(_GAPS)}{PLAIN.format(q=prompt.strip())}"
         lesson = Lesson()
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and not invented:
             # The facts are worth reading for themselves, not only for the question.
             start = prompt.index(context)
             lesson.add(prompt[:start], 0.0).add(context, PROSE).add(prompt[start + len(context) :], 0.0)
@@ -267,7 +271,8 @@ class Teacher:
             elif chance < 0.5:
                 someone = self._by_person[rng.choice(sorted(self._by_person))]
                 values = {f.relation.key: told.setdefault(f, self._claim(f, invented)) for f in someone}
-                lesson.add(portrait(someone[0].person, values, rng), PROSE)
+                # What is invented is there to be read, not to be known.
+                lesson.add(portrait(someone[0].person, values, rng), 0.0 if invented else PROSE)
             else:
                 item = self._next(known)
                 answer = told.setdefault(item.fact, item.answer)

@@ -1,4 +1,4 @@
-"""Trains the two members of the embedded demo from nothing, on a processor, in an hour.
+"""Trains the two members of the embedded demo from nothing, on a processor, in half an hour.
 
 python training/train_demo.py --out core/deepen_core/demo/models
 """

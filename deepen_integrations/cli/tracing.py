@@ -18,7 +18,7 @@ from deepen_integrations.cli.opening import open_ensemble
 from deepen_integrations.cli.session import checked_sampling, clear_errors, read_prompt
 from deepen_integrations.cli.traces import Painter
 
-_EXAMPLE = "Victor's home is in"
+_EXAMPLE = "Bianca's home is in"
 _EXAMPLE_TOKENS = 40
 
 
