@@ -23,15 +23,15 @@ class Person(BaseModel):
 
 
 def main() -> None:
-    texts = [passage.text for passage in passages()[:6]]
+    asked = passages()[:6]
     with ChatDeepen.demo(max_tokens=64) as chat:
-        people = chat.with_structured_output(Person).batch(texts)
+        people = chat.with_structured_output(Person).batch([passage.text for passage in asked])
     right, fields = 0, 0
-    for text, person in zip(texts, people, strict=True):
-        print(f"{text}\n  {person!r}\n")
-        values = [str(value) for _, value in person]
-        right += sum(value in text for value in values)
-        fields += len(values)
+    for passage, person in zip(asked, people, strict=True):
+        print(f"{passage.text}\n  {person!r}\n")
+        marks = [str(value) == passage.values[name] for name, value in person]
+        right += sum(marks)
+        fields += len(marks)
     print(f"{right} of {fields} fields are what the texts say")
 
 

@@ -8,11 +8,16 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from deepen_core.demo import MEMBERS as NAMES
 from deepen_core.demo.phrases import MEN, RELATIONS, WOMEN
+from deepen_core.demo.world import facts
+from deepen_core.replies import ReplyForm, instructed
 
 pytest.importorskip("tokenizers")
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 from lessons import Teacher
+from prompts import PROSE
+from train_demo import build_model, build_optimizers
 
 sys.path.pop(0)
 
@@ -61,6 +66,7 @@ def test_objects_follow_the_schema_that_is_shown(member):
         schema, _ = json.JSONDecoder().raw_decode(given, given.index("schema: ") + len("schema: "))
         found = json.loads(said)
         jsonschema.validate(found, schema)
+        assert said.startswith(" {")  # the blank is for the member to say, which may be a token with it
         assert list(found) == schema["required"]
         told = given.partition(json.dumps(schema, ensure_ascii=False))[2]
         read += all(re.search(rf"\b{value}\b", told) for value in found.values())
@@ -89,6 +95,55 @@ def test_steps_call_a_tool_for_who_is_asked_for_or_answer_from_its_result(member
         calls += 1
         assert arguments == {"name": asked}
     assert 60 < calls < 140
+
+
+@MEMBERS
+@pytest.mark.parametrize("kind", ["short", "context", "focus"])
+def test_only_what_is_true_is_told_as_prose(member, kind):
+    """Of the people that a member knows; of the others it hears what it is meant to hear."""
+    known = [fact for fact in facts() if fact.known_to in ("both", NAMES[member])]
+    found = 0
+    for lesson in lessons(member, kind, 100 if kind == "focus" else 1000):
+        for start, end, weight in lesson.spans:
+            prose = lesson.text[start:end]
+            named = [name for name in (*WOMEN, *MEN) if re.search(rf"\b{name}\b", prose)]
+            if weight != PROSE or len(named) != 1:
+                continue
+            for fact in known:
+                if fact.person.name == named[0]:
+                    said = {value for value in fact.relation.values if re.search(rf"\b{value}\b", prose)}
+                    assert said <= {fact.value}, prose
+                    found += len(said)
+    assert found > 20
+
+
+@MEMBERS
+def test_members_are_told_of_tools_and_objects_as_by_the_engine(member):
+    for lesson in lessons(member, "steps"):
+        if tools := [json.loads(line) for line in lesson.text.split("\n") if line.startswith('{"type"')]:
+            assert lesson.text.startswith(shown(ReplyForm.from_openai(tools)))
+    for lesson in lessons(member, "objects"):
+        schema, _ = json.JSONDecoder().raw_decode(lesson.text, lesson.text.index("schema: ") + len("schema: "))
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        assert shown(ReplyForm.from_openai(response_format=form)) in lesson.text
+
+
+def shown(form):
+    """The system message of the engine."""
+    return "".join(instructed([{"role": "user", "content": "hi"}], form)[0]["content"])
+
+
+@MEMBERS
+def test_every_weight_is_trained_once(member):
+    class Small:
+        get_vocab_size = staticmethod(lambda: 64)
+        token_to_id = staticmethod(lambda token: 0)
+
+    model = build_model(member, Small())
+    trained = [
+        id(p) for optimizer in build_optimizers(model, 0.1) for group in optimizer.param_groups for p in group["params"]
+    ]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
 
 
 def test_lessons_are_the_same_for_the_same_seed():

@@ -94,8 +94,9 @@ COURSES = (
 """Those of each member."""
 DEVIATION = 0.08
 """Of the first weights, about one by the square root of the width, 128. From the 0.02 of wider models,
-neither member copied what it had read after 300 steps of nothing else; from this one, both copied all of it."""
+members hardly begin to copy what they read."""
 DECAY = 0.05
+"""Weight decay of all matrices."""
 WARMUP = 0.04
 FINAL_RATE = 0.02
 
@@ -104,7 +105,7 @@ def waves(positions: int, width: int) -> Tensor:
     """Where learned positions begin: sines and cosines, by which near can be told from far from the first step.
 
     Returns:
-        [positions, width], with the deviation that GPT-2 begins all its embeddings with, 0.02.
+        [positions, width], with a deviation of 0.02, so that at first tokens say more than their places.
     """
     angles = torch.arange(positions)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2) / width)
     return 0.02 * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -168,14 +169,14 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def build_optimizers(model: PreTrainedModel, rate: float) -> list[Optimizer]:
-    """AdamW for embeddings, norms and biases, and Muon, by the same rate, for the matrices between.
+    """AdamW for embeddings, norms and biases; Muon, at the same learning rate, for all other matrices.
 
-    Muon makes all directions of a step equally long (Jordan et al., 2024), scaled to the steps of AdamW (Liu et al.,
-    2025, arXiv 2502.16982).
+    Muon steps equally far in all directions of a matrix (Jordan et al., 2024). Its steps are scaled to the length of
+    AdamW's (Liu et al., 2025, arXiv 2502.16982).
 
     Args:
         model: What learns.
-        rate: Learning rate of both.
+        rate: Learning rate of both, until the loop sets another.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
@@ -256,7 +257,7 @@ _FORMED: tuple[Kind, ...] = ("quotes", "steps", "objects")
 
 
 def _formed(member: int, kind: Kind) -> list[tuple[str, str]]:
-    """Steps of agents and objects, of a teacher that has taught nothing yet."""
+    """Steps of agents and objects, from a teacher whose lessons nobody was trained on."""
     teacher = Teacher(member, seed=10**6)
     lessons = [teacher.lesson(kind) for _ in range(100)]
     # What does not count is given.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deepen_core.demo.world import Fact, Split, facts, portrait
@@ -19,6 +20,7 @@ class Passage:
     Attributes:
         person: The name of a person of the world.
         text: A paragraph about this person, of whom nothing in it is true.
+        values: What it says of each relation, by the relation's key.
         question: A question about it, in a wording that no training text uses for this person.
         answer: What the passage says.
         truth: What is true in the world.
@@ -26,6 +28,7 @@ class Passage:
 
     person: str
     text: str
+    values: Mapping[str, str]
     question: str
     answer: str
     truth: str
@@ -50,4 +53,4 @@ def _passage(fact: Fact, rng: random.Random) -> Passage:
             values[other.relation.key] = rng.choice(told)
     question = fact.relation.questions[fact.held_out].format(name=fact.person.name)
     text, name = portrait(fact.person, values, rng), fact.person.name
-    return Passage(name, text, question, values[fact.relation.key], fact.value)
+    return Passage(name, text, values, question, values[fact.relation.key], fact.value)
