@@ -15,9 +15,10 @@ from deepen_core.replies import ReplyForm, instructed
 
 pytest.importorskip("tokenizers")
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+from course import build_optimizers
 from lessons import Teacher
 from prompts import PROSE
-from train_demo import build_model, build_optimizers
+from train_demo import build_model
 
 sys.path.pop(0)
 

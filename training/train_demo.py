@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import math
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,40 +19,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
 
 import torch
 from batches import Batch, Batches
-from demo_tokenizers import SPECIALS, WINDOW, train_bpe, train_unigram, write_tokenizer
+from course import Course, schedule
+from demo_tokenizers import SPECIALS, WINDOW, train_bpe, train_unigram
 from lessons import Kind, Teacher, vocabulary_texts
-from prompts import PLAIN
+from model_folder import write_member
 from safetensors.torch import load_model
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from validation import exact_match
 
-from deepen_core.demo.passages import passages
-from deepen_core.demo.sums import sums
-from deepen_core.demo.world import MEMBERS, questions
+from deepen_core.demo.world import MEMBERS
 
 log = logging.getLogger("train_demo")
 
 KINDS: tuple[str, str] = ("bpe", "unigram")
 VOCABULARY = (1536, 1536)
-
-
-@dataclass(frozen=True)
-class Course:
-    """A part of the training, with a learning rate that rises and falls.
-
-    Attributes:
-        share: Its part of all steps.
-        rate: Peak learning rate.
-        kinds: How much of each kind of batch.
-    """
-
-    share: float
-    rate: float
-    kinds: dict[Kind, float]
 
 
 STEPS = 4750
@@ -95,10 +72,6 @@ COURSES = (
 DEVIATION = 0.08
 """Of the first weights, about one by the square root of the width, 128. From the 0.02 of wider models,
 members hardly begin to copy what they read."""
-DECAY = 0.05
-"""Weight decay of all matrices."""
-WARMUP = 0.04
-FINAL_RATE = 0.02
 
 
 def waves(positions: int, width: int) -> Tensor:
@@ -158,163 +131,6 @@ def weighted_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     losses = nn.functional.cross_entropy(logits[counted], batch.ids[:, 1:][counted], reduction="none")
     weights = weights[counted]
     return (losses * weights).sum() / weights.sum()
-
-
-def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth. `progress` runs from 0 to 1."""
-    if progress < WARMUP:
-        return peak * (progress + 1e-3) / WARMUP
-    fallen = 0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - WARMUP) / (1 - WARMUP)))
-    return peak * (FINAL_RATE + (1 - FINAL_RATE) * fallen)
-
-
-def build_optimizers(model: PreTrainedModel, rate: float) -> list[Optimizer]:
-    """AdamW for embeddings, norms and biases; Muon, at the same learning rate, for all other matrices.
-
-    Muon steps equally far in all directions of a matrix (Jordan et al., 2024). Its steps are scaled to the length of
-    AdamW's (Liu et al., 2025, arXiv 2502.16982).
-
-    Args:
-        model: What learns.
-        rate: Learning rate of both, until the loop sets another.
-    """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
-    embedded = [p for p in model.parameters() if id(p) in embeddings]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    adam = torch.optim.AdamW(
-        [{"params": embedded, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
-        lr=rate,
-        betas=(0.9, 0.98),
-    )
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
-    return [adam, muon]
-
-
-def schedule(
-    model: PreTrainedModel,
-    next_loss: Callable[[], Tensor],
-    course: Course,
-    steps: int,
-    name: str,
-    *,
-    minutes: float | None = None,
-    position: int = 0,
-) -> None:
-    """The loop, until the steps are done or the minutes are over.
-
-    Args:
-        model: What learns.
-        next_loss: Returns the loss of the next batch.
-        course: Says at which rate.
-        steps: So many.
-        name: Its name in the log.
-        minutes: At most so many.
-        position: The line of its bar, from 0.
-    """
-    optimizers = build_optimizers(model, course.rate)
-    model.train()
-    started, average = time.monotonic(), 0.0
-    bar = tqdm(total=steps, desc=name, unit="step", mininterval=5.0, position=position)
-    for step in range(steps):
-        progress = step / steps
-        if minutes:
-            progress = max(progress, (time.monotonic() - started) / 60 / minutes)
-            if progress >= 1:
-                break
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, course.rate)
-        loss = next_loss()
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
-        bar.update()
-        bar.set_postfix(loss=f"{average:.3f}", refresh=False)
-    bar.close()
-    log.info("%s: %d steps, %.1f minutes, loss %.3f", name, bar.n, (time.monotonic() - started) / 60, average)
-
-
-def validation(member: int) -> dict[str, list[tuple[str, str]]]:
-    """Prompts and answers by which training is judged; what is published is measured on others.
-
-    Args:
-        member: 0 or 1, which reads its own chat template.
-    """
-    known: dict[str, list[tuple[str, str]]] = {}
-    for question in questions("training")[::4]:
-        known.setdefault(f"known to {question.known_to}", []).append((question.prompt, question.answer))
-    told = [(PLAIN.format(q=f"{one.text}\n{one.question}"), one.answer) for one in passages("validation", count=100)]
-    added = [(PLAIN.format(q=one.text), one.steps) for one in sums("validation", count=200)]
-    formed = {kind: _formed(member, kind) for kind in _FORMED}
-    return {**known, "passages": told, "sums": added, **formed}
-
-
-_FORMED: tuple[Kind, ...] = ("quotes", "steps", "objects")
-
-
-def _formed(member: int, kind: Kind) -> list[tuple[str, str]]:
-    """Steps of agents and objects, from a teacher whose lessons nobody was trained on."""
-    teacher = Teacher(member, seed=10**6)
-    lessons = [teacher.lesson(kind) for _ in range(100)]
-    # What does not count is given.
-    ends = [max(end for _, end, weight in lesson.spans if not weight) for lesson in lessons]
-    return [(one.text[:end].rstrip(" "), one.text[end:].strip()) for one, end in zip(lessons, ends, strict=True)]
-
-
-@torch.inference_mode()
-def exact_match(model: PreTrainedModel, tokenizer: Tokenizer, member: int) -> dict[str, float]:
-    """Share of each kind of validation items answered exactly by greedy decoding."""
-    model.eval()
-    eos = model.config.eos_token_id
-    by_length: dict[int, list[tuple[list[int], str, str]]] = {}
-    for kind, items in validation(member).items():
-        for prompt, answer in items:
-            ids = tokenizer.encode(prompt).ids
-            by_length.setdefault(len(ids), []).append((ids, answer, kind))
-    right: dict[str, list[bool]] = {}
-    for group in by_length.values():
-        ids, cache = torch.tensor([prompt for prompt, _, _ in group]), None
-        said, most = ids[:, :0], 2 + max(len(tokenizer.encode(answer).ids) for _, answer, _ in group)
-        while said.shape[1] < most and not (said == eos).any(dim=1).all():
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-            said = torch.cat([said, ids], dim=1)
-        for row, (_, answer, kind) in zip(said.tolist(), group, strict=True):
-            ended = row[: row.index(eos)] if eos in row else row
-            right.setdefault(kind, []).append(tokenizer.decode(ended).strip() == answer)
-    return {key: sum(hits) / len(hits) for key, hits in sorted(right.items())}
-
-
-def write_member(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, target: Path) -> None:
-    """Writes a model folder beside its place, then moves it there: a reader never sees half of one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        model.save_pretrained(fresh)
-        write_tokenizer(tokenizer, kind, fresh)
-        start, end = (tokenizer.token_to_id(token) for token in SPECIALS[kind])
-        if kind == "t5":
-            generation = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": start}
-        else:
-            generation = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-        text = json.dumps(generation, indent=2) + "\n"
-        (fresh / "generation_config.json").write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)
-        for file in fresh.iterdir():
-            file.chmod(0o644)
-        old = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.replace(old)
-        fresh.replace(target)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -14,12 +14,15 @@ import random
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "core"))
+
 import torch
 from batches import Splitter
+from course import Course, schedule
 from demo_tokenizers import SENTENCE, SPECIALS, token_bytes, train_unigram
+from model_folder import write_member
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from train_demo import Course, schedule, write_member
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
