@@ -65,6 +65,14 @@ def test_consistency():
         assert found[place][0] >= 0.5 - 1e-6
 
 
+@pytest.mark.parametrize("names", [("confidence", "consistency"), ("consistency", "confidence")])
+def test_policies_that_share_a_comparison(names):
+    shared = inputs()
+    for name in names:
+        policy = policy_named(name, SHARES)
+        assert torch.equal(policy.weights(shared), policy.weights(inputs()))
+
+
 @pytest.mark.parametrize("name", ["confidence", "consistency"])
 def test_a_member_that_never_speaks(name):
     assert weighed(name, [TOLD[0], TOLD[1], None])[2][:2] == pytest.approx(weighed(name)[2][:2], abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -51,6 +52,11 @@ class Comparison:
                 found[places, member] = measure(mass).cpu()[self.line_of[places]]
         return found
 
+    @cached_property
+    def entropies(self) -> torch.Tensor:
+        """Entropies of the members' masses in nats, as `by_member` has them; found once for all that asks for them."""
+        return self.by_member(entropy)
+
     def only(self, places: torch.Tensor) -> Comparison:
         """Returns the comparison for some of the sequences, in all of which several members speak.
 
@@ -87,3 +93,9 @@ class Comparison:
         ratios = (logs - logs[:, self.main, None]).nan_to_num(0.0).clamp(_LEAST, _MOST)
         found[places] = torch.where((columns < own.shape[1])[:, None], ratios, 0.0).cpu()
         return found
+
+
+def entropy(mass: torch.Tensor) -> torch.Tensor:
+    """Returns the entropy in nats of distributions [lines, columns]."""
+    terms: torch.Tensor = torch.special.entr(mass)
+    return terms.sum(-1)

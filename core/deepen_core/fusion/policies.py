@@ -129,7 +129,7 @@ class ConfidenceWeights(StaticWeights):
     def weights(self, step: WeighingInputs) -> torch.Tensor:
         """See `WeightPolicy.weights`."""
         assert step.comparison is not None, "it compares"
-        return torch.softmax(self._weights.log() - step.comparison.by_member(entropy), dim=-1)
+        return torch.softmax(self._weights.log() - step.comparison.entropies, dim=-1)
 
 
 class ConsistencyWeights(StaticWeights):
@@ -153,7 +153,7 @@ class ConsistencyWeights(StaticWeights):
         lines[comparison.line_of[places]] = speaking[places]
         mean = _mean(comparison, lines)
         agreement = comparison.by_member(lambda mass: (mass * torch.exp(-2 * (mass - mean).abs())).sum(-1))
-        ratio = self._weights * speaking * agreement / comparison.by_member(entropy).clamp_min(_LEAST_ENTROPY)
+        ratio = self._weights * speaking * agreement / comparison.entropies.clamp_min(_LEAST_ENTROPY)
         ratio = torch.where(ratio.sum(-1, keepdim=True) > 0, ratio, self._weights)  # main speaks alone
         ratio = ratio / ratio.sum(-1, keepdim=True)
         main = comparison.main
@@ -200,12 +200,6 @@ class PerplexityWeights(StaticWeights):
 
 _LEAST_WEIGHT = 1e-3
 _LEAST_ENTROPY = 1e-3  # nats: a member that is sure is not infinitely sure
-
-
-def entropy(mass: torch.Tensor) -> torch.Tensor:
-    """Returns the entropy in nats of distributions [lines, columns]."""
-    terms: torch.Tensor = torch.special.entr(mass)
-    return terms.sum(-1)
 
 
 def _mean(comparison: Comparison, speaking: torch.Tensor) -> torch.Tensor:

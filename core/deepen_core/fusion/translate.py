@@ -26,8 +26,8 @@ from typing_extensions import Self
 from deepen_core.config import TranslateConfig
 from deepen_core.fusion.anchors.segmentation import Segmentation
 from deepen_core.fusion.base import Fusion, StepInputs
+from deepen_core.fusion.comparison import entropy
 from deepen_core.fusion.diagnostics import AVERAGE_LIMIT, main_limit
-from deepen_core.fusion.policies import entropy
 from deepen_core.members.base import Member
 from deepen_core.progress import Steps
 from deepen_core.results import FusionInfo
