@@ -9,6 +9,7 @@ ensemble and kind of task is measured at a time, and its results are added to th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,28 @@ def rows(outcome: Outcome, ensemble: Ensemble, **label: Any) -> list[dict[str, A
     return found
 
 
+def measure(
+    ensemble: Ensemble, asked: Plan, folder: Path, at_equal_weights: Sequence[str] = (), **label: Any
+) -> tuple[list[dict[str, Any]], str]:
+    """Returns one row for each way to answer, best first, and what is recommended of the plan's.
+
+    Args:
+        ensemble: The members.
+        asked: What to compare.
+        folder: Keeps what is measured.
+        at_equal_weights: Strategies that are compared too, but at equal weights alone since they take long.
+        label: What the rows begin with.
+    """
+    outcome = ensemble.evaluate(asked, output=folder)
+    found = rows(outcome, ensemble, **label)
+    if at_equal_weights:
+        more = dataclasses.replace(asked, fusions=at_equal_weights, fitted_on=(), policies=(), gates=(), votes=0)
+        known = {row["way"] for row in found}
+        slow = rows(ensemble.evaluate(more, output=folder / "equal"), ensemble, **label)
+        found = sorted([*found, *(row for row in slow if row["way"] not in known)], key=lambda row: -row["mean"])
+    return found, outcome.summary.advice
+
+
 def add(kind: str, found: Sequence[dict[str, Any]], advice: str) -> None:
     """Publishes the results of an ensemble beside those of others; they take the place of its earlier ones."""
     held = published("tasks") if (RESULTS / "tasks.json").is_file() else {}
@@ -116,6 +139,7 @@ def main() -> None:
     parser.add_argument("--main", type=int, default=0, help="number of the main member, from 0")
     parser.add_argument("--kind", default="choices", choices=list(KINDS))
     parser.add_argument("--fusions", nargs="+", default=["deepen", "product"], choices=list(PRESETS))
+    parser.add_argument("--equal", nargs="+", default=[], choices=list(PRESETS), help="more, at equal weights alone")
     parser.add_argument("--items", type=int, default=500, help="of each task with choices")
     parser.add_argument("--open-items", type=int, default=100, help="of each task with open answers")
     parser.add_argument("--fit-items", type=int, default=120, help="of each task that weights are fitted on")
@@ -132,10 +156,9 @@ def main() -> None:
         more = {"votes": given.votes, "fit_items": given.fit_items}
         asked = plan(given.kind, items, given.main, given.fusions, chat=chat, **more)
         folder = given.output / f"{'+'.join(given.members)}-{given.kind}-{given.dtype}"
-        outcome = ensemble.evaluate(asked, output=folder)
         form = "conversation" if chat else "plain text"
         label = {"main": given.members[given.main], "dtype": given.dtype, "form": form}
-        add(given.kind, rows(outcome, ensemble, **label), outcome.summary.advice)
+        add(given.kind, *measure(ensemble, asked, folder, given.equal, **label))
 
 
 if __name__ == "__main__":

@@ -259,6 +259,18 @@ def test_tasks(pair, monkeypatch, tmp_path):
         outcome = pair.evaluate(plan, progress=False)
         found[kind] = tasks.rows(outcome, pair, main="alpha", dtype="float32", form="plain text")
         tasks.add(kind, found[kind], outcome.summary.advice)
+    label = {"main": "alpha", "dtype": "float32", "form": "plain text"}
+    more, advice = tasks.measure(
+        pair,
+        tasks.plan("choices", items, 0, ["deepen", "product"], chat=False, votes=0, fit_items=3),
+        tmp_path / "kept",
+        ["union"],
+        **label,
+    )
+    assert [row["mean"] for row in more] == sorted((row["mean"] for row in more), reverse=True)
+    assert sorted(row["way"] for row in more) == sorted([*(row["way"] for row in found["choices"]), "union"])
+    assert [row for row in more if row["way"] != "union"] == found["choices"]
+    assert advice == next(iter(report.read("tasks")["advice"].values()))
     held = report.read("tasks")
     assert held["choices"] == found["choices"]
     assert held["open"] == found["open"]
