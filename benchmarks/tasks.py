@@ -63,7 +63,7 @@ def plan(
     if kind == "all":
         fitted_on = [_items(f"{name}-dev", fit_items) for name in CHOICES]
         fitted_on += [_items(f"{name}-dev", _ANSWERED, after=_SHOTS) for name in OPEN]
-        return Plan(tasks, fitted_on, policies=("adaptive", "perplexity"), gates=(), together=50, **settings)
+        return Plan(tasks, fitted_on, policies=("adaptive", "perplexity", "context"), gates=(), together=50, **settings)
     fitted_on = [_items(f"{name}-dev", fit_items, after=_SHOTS) for name in _BRIEF]
     settings |= {"policies": ("adaptive", "confidence"), "gates": (0.9,)}
     return Plan(tasks, fitted_on, chat=chat, together=25, **settings)

@@ -8,5 +8,6 @@ POLICIES: dict[str, str] = {
     "confidence": "deepen_core.fusion.policies:ConfidenceWeights",
     "consistency": "deepen_core.fusion.policies:ConsistencyWeights",
     "perplexity": "deepen_core.fusion.policies:PerplexityWeights",
+    "context": "deepen_core.fusion.context_weights:ContextWeights",
 }
 """`module:class` of each policy that takes the members' shares; imported when an ensemble needs it."""
