@@ -52,8 +52,9 @@ class LoadOptions(BaseModel):
     """The main model, whose tokens are generated: index or name of a member."""
     weights: tuple[float, ...] | str | None = None
     """One number per member, its share in the fusion, or a policy that starts from each member's own weight, or from
-    shares after its name ("perplexity:0.9,0.1"): "adaptive", "confidence", "consistency", "perplexity" or "static". By
-    default "adaptive" if the strategy compares tokens ("deepen", "product", "bytes" and "auto"), else "static"."""
+    shares after its name ("perplexity:0.9,0.1"): "adaptive", "confidence", "consistency", "perplexity", "context" or
+    "static". By default "adaptive" if the strategy compares tokens ("deepen", "product", "bytes" and "auto"), else
+    "static"."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     gate: float | None = Field(default=None, ge=0, le=1)

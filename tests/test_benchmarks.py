@@ -277,7 +277,7 @@ def test_tasks(pair, monkeypatch, tmp_path):
     assert held["all"] == found["all"]
     assert len(held["advice"]) == 3
     ways = {row["way"].partition(", fitted")[0] for row in found["all"] if ", fitted perplexity" not in row["way"]}
-    assert ways == {"alpha alone", "beta alone", "deepen", "deepen, adaptive", "deepen, perplexity"}
+    assert ways == {"alpha alone", "beta alone", "deepen", "deepen, adaptive", "deepen, perplexity", "deepen, context"}
     assert sum(", fitted perplexity" in row["way"] for row in found["all"]) == 1
     for row in found["all"]:
         assert row["mean"] == pytest.approx(sum(row[name] for name in (*tasks.CHOICES, *tasks.OPEN)) / 7)

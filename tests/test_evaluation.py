@@ -40,6 +40,7 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
             ("product", "adaptive"),
             ("union", "static"),
             ("deepen", "consistency"),
+            ("product", "context"),
         ):
             label = Setting(fusion, equal(2) if weights == "static" else weights).label
             with load("alpha", "beta", main=main, fusion=fusion, weights=weights) as ensemble:
@@ -51,7 +52,7 @@ def test_scores_are_those_of_ensembles(pair, load, tmp_path):
                         own = [s.members[place].total for s in scores]
                         assert line["alone"][name] == pytest.approx(own, abs=1e-3)
     rows = {(row.label, row.main): row for row in outcome.summary.rows}
-    assert len(rows) == 3 + 2 * 12
+    assert len(rows) == 3 + 2 * 14
     for line in [row for row in outcome.summary.rows if row.main == "beta" and row.label == "union"]:
         label = Setting("union", equal(2)).label
         right = [

@@ -93,8 +93,9 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
             weights: One number per member, or a policy that starts from each `MemberConfig.weight`, which are equal by
                 default: "adaptive" (members that predict the text better gain weight), "confidence" (members that are
                 surer of a token count more), "consistency" (members that agree with the others and are sure count
-                more), "perplexity" (members that find the prompt likelier count more) or "static". Shares to start from
-                may follow the name ("perplexity:0.9,0.1"). Or a `WeightPolicy` of your own. By default "adaptive" if
+                more), "perplexity" (members that find the prompt likelier count more, up to all), "context" (as
+                "adaptive", starting with members that find the prompt likelier) or "static". Shares to start from may
+                follow the name ("perplexity:0.9,0.1"). Or a `WeightPolicy` of your own. By default "adaptive" if
                 the strategy compares tokens ("deepen", "product", "bytes" and "auto"), else "static".
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", "bytes",
                 "auto", or the options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`,

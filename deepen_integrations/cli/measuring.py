@@ -64,7 +64,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             help="Compare these weights that change; repeat it.",
-            show_default="adaptive, confidence, consistency and perplexity",
+            show_default="adaptive, confidence, consistency, perplexity and context",
         ),
     ] = None,
     gate: Annotated[

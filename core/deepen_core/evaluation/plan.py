@@ -40,7 +40,7 @@ class Plan:
     tasks: Sequence[Task]
     fitted_on: Sequence[Task] = ()
     fusions: Sequence[str] = ("deepen", "product", "union")
-    policies: Sequence[str] = ("adaptive", "confidence", "consistency", "perplexity")
+    policies: Sequence[str] = ("adaptive", "confidence", "consistency", "perplexity", "context")
     gates: Sequence[float] = (0.5, 0.9)
     mains: Sequence[int] = (0,)
     by: By = "score"
