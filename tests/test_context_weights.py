@@ -57,8 +57,8 @@ def test_then_the_answer_counts_too():
 
 def test_members_that_know_no_such_prompts_are_not_needed():
     policy = ContextWeights([0.0, 0.5, 0.5])
-    prompts = [[-1.0, -1.6, -1.72], [-1.0, -math.inf, -math.inf]]
-    assert policy.needed(torch.tensor(prompts)).tolist() == [[True, True, False], [True, False, False]]
+    prompts = [[-1.0, -1.6, -2.32], [-1.0, -math.inf, -math.inf]]  # the likeliest one has no share
+    assert policy.needed(torch.tensor(prompts)).tolist() == [[False, True, False], [False, False, False]]
     found = policy.weights(step([policy.first()] * 2, prompts)).tolist()
     assert found == [[0, 1, 0], [0, 0, 0]]  # then main speaks alone
 

@@ -29,11 +29,12 @@ class ContextWeights(AdaptiveWeights):
 
     def __init__(self, weights: Sequence[float], rate: float = 10.0) -> None:
         super().__init__(weights)
-        self._by_prompt = PerplexityWeights([1.0 / len(weights)] * len(weights), rate)
+        self._by_prompt = PerplexityWeights(weights, rate)
 
     def weights(self, step: WeighingInputs) -> torch.Tensor:
         """See `WeightPolicy.weights`."""
-        found = super().weights(step) * self._by_prompt.weights(step)
+        # Both have the shares in them, which count once; a member without a share has no say in either.
+        found = super().weights(step) * self._by_prompt.weights(step) / self._weights.clamp_min(_TINY)
         return found / found.sum(-1, keepdim=True).clamp_min(_TINY)  # zeros where none that is left has a share
 
     def needed(self, prompts: torch.Tensor) -> torch.Tensor:
