@@ -15,10 +15,10 @@ class ContextWeights(AdaptiveWeights):
     """Adaptive weights, times how likely each member finds the prompt: `w_i ~ exp(rate * l_i) a_i`.
 
     `l_i` is the log-likelihood of the prompt as in `PerplexityWeights`, in nats a byte, and `a_i` the adaptive weight.
-    By its default, the rate is what adaptive weights come to after a long answer that is predicted as well as the
-    prompt: there the last 50 tokens count, each nat of them 0.05, and a token has about four bytes. So a member that
-    knows such texts has most of the weight from the first token on, and those that find them about as likely stay
-    together. Of a difference of 0.1 nats a byte, a factor of 2.7 is left, where `PerplexityWeights` has 55.
+    The default rate makes the prompt count as much as a long answer that is predicted as well does in adaptive weights:
+    there the last 50 tokens of about four bytes count, and each of their nats 0.05. So a member that knows such texts
+    has most of the weight from the first token on, and those that find them about as likely stay together: a difference
+    of 0.1 nats a byte is a factor of 2.7, and of 55 in `PerplexityWeights`.
 
     Args:
         weights: The members' shares before anything is known, one per member, summing to one.
