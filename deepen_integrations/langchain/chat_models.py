@@ -62,7 +62,7 @@ class ChatDeepen(SerializableModel, BaseChatModel, LangChainAdapter):
     Key init args, ensemble params:
         models: folders in transformers format, hub ids or `MemberConfig`s; "demo" is the embedded demo.
         main: the model whose tokens are generated, by index or name.
-        weights: each member's share in the fusion, or a policy such as "static" or "adaptive".
+        weights: each member's share in the fusion, or a policy such as "static" or "context".
         fusion: a name in `deepen_core.config.PRESETS`, or the options of a strategy, such as `FusionConfig`.
         device, dtype: for members without their own.
         max_batch_size: maximum number of requests decoded together.

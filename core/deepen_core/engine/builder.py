@@ -72,7 +72,7 @@ class EngineOptions:
         Args:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
-            weights: One number per member, or a policy or its name. If None, "adaptive" where the strategy can compare
+            weights: One number per member, or a policy or its name. If None, "context" where the strategy can compare
                 several members, else "static".
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.

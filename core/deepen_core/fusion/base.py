@@ -187,7 +187,7 @@ class Fusion(ABC):
     @classmethod
     def default_policy(cls) -> str:
         """Returns the name of the policy that weighs several members where none is asked for."""
-        return "adaptive" if cls.compares_tokens else "static"
+        return "context" if cls.compares_tokens else "static"
 
     @abstractmethod
     def describe(self, counted: Sequence[int]) -> FusionInfo:
