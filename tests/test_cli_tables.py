@@ -64,9 +64,9 @@ def test_info_leaves_out_what_a_strategy_does_not_have(fake):
 
 def test_info_names_weights_that_change(fake):
     plain = of_strategy("product", 1500, member("general"))
-    for policy, told in (("static", False), ("adaptive", True)):
+    for policy, told in (("static", False), ("adaptive", True), ("context", True)):
         fake.info = replace(plain, weight_policy=policy)
-        assert ("adaptive: an answer starts with those above" in run("info").stdout) is told
+        assert (f"{policy}, starting from those above" in run("info").stdout) is told
 
 
 def test_info_marks_what_one_member_does_not_have(fake):

@@ -321,6 +321,18 @@ def test_gates_and_policies(seq2seq_folders, folders):
             assert ensemble.generate("The quick", max_new_tokens=6, ignore_eos=True).usage.completion_tokens == 6
 
 
+def test_prompts_that_a_translator_does_not_predict_are_not_read(seq2seq_folders, folders, monkeypatch):
+    """What the other member would find could be compared with nothing."""
+    found, models = [], [folders["alpha"], config(seq2seq_folders, "marian")]
+    for weights in ("adaptive", "context"):
+        with Ensemble.load(models, weights=weights, progress=False, device="cpu") as ensemble:
+            answer = ensemble.generate(TEXTS[0], max_new_tokens=6, ignore_eos=True, logprobs=0)
+            score = ensemble.score(TEXTS[0], " a story")
+        found.append([*(token.logprob for token in answer.logprobs), *score.logprobs])
+        monkeypatch.setattr("deepen_core.engine.prompt_likelihood._logprobs", lambda *_: pytest.fail("it was read"))
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
 def test_two_translators_and_a_closed_ensemble(seq2seq_folders):
     models = [config(seq2seq_folders, "nllb"), config(seq2seq_folders, "marian")]
     with Ensemble.load(models, progress=False, device="cpu") as ensemble:

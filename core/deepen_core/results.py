@@ -277,7 +277,7 @@ class EnsembleInfo:
     limits: list[str] = field(default_factory=list)
     """What fusion cannot do with these members, however well they fit; empty for a single one."""
     weight_policy: str = "static"
-    """How weights change: "static" if they do not; with "adaptive", `MemberInfo.weight` is the weight at the start."""
+    """How weights change: "static" if they do not; else `MemberInfo.weight` is what they start from."""
     gate: str | None = None
     """Where the other members are asked; None for everywhere."""
     chosen: str | None = None

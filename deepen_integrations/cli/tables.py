@@ -77,7 +77,7 @@ def print_info(console: Console, info: EnsembleInfo) -> None:
     together = Table.grid(padding=(0, 2))
     together.add_row("fusion", info.fusion if info.chosen is None else f"{info.fusion}: {info.chosen}")
     if info.weight_policy != "static":
-        together.add_row("weights", f"{info.weight_policy}: an answer starts with those above")
+        together.add_row("weights", f"{info.weight_policy}, starting from those above")
     if info.anchors is not None:
         together.add_row("anchors", f"{info.anchors:,} tokens that all members share")
     together.add_row("context window", f"{info.context_window:,} tokens")

@@ -14,7 +14,7 @@ from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.engine.failures import choice_failed, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
 from deepen_core.engine.member_runner import MemberLogits, MemberRunner
-from deepen_core.engine.prompt_likelihood import comparable
+from deepen_core.engine.prompt_likelihood import comparable, predicts_prompts
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.trace_recorder import Outputs, StepTrace, TraceRecorder
@@ -87,6 +87,9 @@ class Decoder:
         self._mixer = Mixer(fusion, weights, main, gate)
         self._gate = gate
         self._takes_part = [i == main or weight > 0 for i, weight in enumerate(weights.describe())]
+        self._predicted = all(
+            predicts_prompts(member) for member, takes_part in zip(members, self._takes_part, strict=True) if takes_part
+        )
         self.factory = SequenceFactory(members, main, self._takes_part)
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
@@ -115,7 +118,7 @@ class Decoder:
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
         """Whether the policy weighs members by the prompt, and some member has yet to run this one for that."""
-        unweighed = self.reads_prompts and not sequence.prompt_likelihood
+        unweighed = self.reads_prompts and self._predicted and not sequence.prompt_likelihood
         return unweighed and not all(forward.knows_prompt(sequence) for forward in self._forwards)
 
     @torch.inference_mode()
@@ -154,10 +157,15 @@ class Decoder:
         """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
         for sequence in sequences:
             if not sequence.prompt_likelihood:
-                found = [forward.prompt_likelihood(sequence) for forward in self._forwards]
-                sequence.prompt_likelihood = comparable(found)
+                sequence.prompt_likelihood = self._prompt_likelihood(sequence)
         for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):
             sequence.need(needed)
+
+    def _prompt_likelihood(self, sequence: EnsembleSequence) -> list[float]:
+        """Returns what `WeighingInputs.prompts` holds of a prompt; nothing is run where it could not be compared."""
+        if not self._predicted:
+            return [0.0] * len(self._members)
+        return comparable([forward.prompt_likelihood(sequence) for forward in self._forwards])
 
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
         """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""

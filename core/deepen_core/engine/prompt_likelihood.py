@@ -27,6 +27,11 @@ def prompt_text(prompt: str | Sequence[Message]) -> str:
     return prompt[-_MOST:].encode()[-_MOST:].decode(errors="ignore")  # without the end of a character that was cut
 
 
+def predicts_prompts(member: Member) -> bool:
+    """Whether a member finds out how likely a prompt is: an encoder-decoder model reads it, and does not predict it."""
+    return source_window(member) is None
+
+
 @torch.inference_mode()
 def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None = None) -> float | None:
     """Returns the log-likelihood (nats) of a byte of a text under a member.
@@ -39,9 +44,9 @@ def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None
 
     Returns:
         The mean over all tokens but the first, which only some models can predict; None if there are no others, if it
-        is not a finite number, or for an encoder-decoder model, which reads prompts and does not predict them.
+        is not a finite number, or for a member that does not predict prompts.
     """
-    if source_window(member) is not None:
+    if not predicts_prompts(member):
         return None
     vocabulary = member.tokenizer.vocabulary
     before = member.tokenizer.reader.start_ids  # after any other BOS, Qwen2.5 finds texts less likely

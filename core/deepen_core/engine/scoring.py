@@ -10,7 +10,7 @@ from deepen_core.chat.messages import Message, Prompt, check_messages, check_uni
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
-from deepen_core.engine.prompt_likelihood import comparable, prompt_likelihood, prompt_text
+from deepen_core.engine.prompt_likelihood import comparable, predicts_prompts, prompt_likelihood, prompt_text
 from deepen_core.engine.reading import GivenText, TextReading, given_text
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.state_reader import MemberCaller
@@ -79,6 +79,8 @@ class TextReader:
         Raises:
             MemberError: If a member fails.
         """
+        if not all(predicts_prompts(self.members[number]) for number in self.counted):
+            return [0.0] * len(self.members)
         text = prompt_text(prompt)
         if text not in self._likelihoods:
             size = len(text.encode())
