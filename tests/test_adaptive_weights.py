@@ -177,7 +177,7 @@ def test_shares_are_where_they_start(folders):
 @pytest.mark.parametrize(
     ("options", "policy"),
     [
-        *(({"fusion": fusion}, "adaptive") for fusion in ("deepen", "product", "bytes")),
+        *(({"fusion": fusion}, "context") for fusion in ("deepen", "product", "bytes")),
         *(({"fusion": fusion}, "static") for fusion in ("union", "translate")),
         ({"weights": "static"}, "static"),
         ({"weights": [0.5, 0.5]}, "static"),
@@ -186,7 +186,7 @@ def test_shares_are_where_they_start(folders):
     ids=str,
 )
 def test_the_default(tables, options, policy):
-    """Adaptive from equal shares where the strategy compares tokens."""
+    """By the context from equal shares where the strategy compares tokens."""
     with Ensemble.from_members(tables, **options) as ensemble:
         assert ensemble.info.weight_policy == policy
         assert [member.weight for member in ensemble.info.members] == [0.5, 0.5]
@@ -200,7 +200,7 @@ def test_the_default_of_members_that_count(tables, folders):
     """One that has no weight is never asked, so there is nothing to adapt; other shares are where weights start."""
     with Ensemble.from_members(tables[:1]) as alone:
         assert alone.info.weight_policy == "static"
-    for weight, policy in ((0, "static"), (3, "adaptive")):
+    for weight, policy in ((0, "static"), (3, "context")):
         members = [str(folders["alpha"]), {"model": str(folders["beta"]), "weight": weight}]
         with Ensemble.load(members, device="cpu", progress=False) as ensemble:
             assert ensemble.info.weight_policy == policy

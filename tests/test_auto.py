@@ -57,7 +57,7 @@ def test_it_answers_as_the_strategy_that_it_has_chosen(folders, tmp_path, main):
         assert auto.info.fusion == "auto"
         assert auto.info.chosen.startswith(f"{chosen}, since the tokens of")
         assert it.info.chosen is None
-        assert auto.info.weight_policy == it.info.weight_policy == "adaptive"
+        assert auto.info.weight_policy == it.info.weight_policy == "context"
         assert (auto.info.anchors, auto.info.limits) == (it.info.anchors, it.info.limits)
         asked = {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 2}
         assert auto.generate(PROMPT, **asked).logprobs == it.generate(PROMPT, **asked).logprobs

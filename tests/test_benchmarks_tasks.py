@@ -21,7 +21,7 @@ def test_demo_tasks(tmp_path):
     ways = ["ferry-t5 alone", "atlas-gpt2 alone"]
     for name in ("deepen", "product"):
         ways += [name, *(f"{name}, {way}" for way in ("fitted", "fitted perplexity", *Plan.policies))]
-        ways += [f"{name}, adaptive, gate {gate}" for gate in (0.5, 0.9)]
+        ways += [f"{name}, context, gate {gate}" for gate in (0.5, 0.9)]
     assert seed.keys() == set(ways)
     worse = {way: {"translation": shares["translation"] / 2} for way, shares in seed.items()}
     lines = demo_tasks.spread([seed, worse], group)
@@ -51,7 +51,7 @@ def test_votes_on_the_demo_s_tasks(tmp_path):
     tasks = {path.stem: read_task(path, 1) for path in write_tasks(tmp_path)}
     found = demo_tasks.measure(demo_tasks.GROUPS[0], member_paths(), tasks, [], None, fusions=("product",), votes=2)
     voting = {f"{name} alone, 2 votes" for name in demo_tasks.MEMBERS}
-    voting |= {f"{name}, adaptive, 2 votes" for name in demo_tasks.VOTING}
+    voting |= {f"{name}, context, 2 votes" for name in demo_tasks.VOTING}
     assert voting | {"vote"} <= found.keys()
 
 
@@ -106,14 +106,15 @@ def test_tasks(pair, monkeypatch, tmp_path):
         "deepen",
         "deepen, adaptive",
         "deepen, confidence",
-        "deepen, adaptive, gate 0.9",
+        "deepen, context",
+        "deepen, context, gate 0.9",
     }
     others = [{**row, "members": "gamma + delta"} for row in found["all"]]
     tasks.add("all", others, "Run gamma alone.")
     tasks.add("all", found["all"][1:], outcome.summary.advice)  # which stands where it stood
     assert report.read("tasks")["all"] == [*found["all"][1:], *others]
     gated = {row["way"]: row["others asked, %"] for kind in found for row in found[kind]}
-    assert 0 < gated["deepen, adaptive, gate 0.9"] <= 100
+    assert 0 < gated["deepen, context, gate 0.9"] <= 100
     assert gated["alpha alone"] == ""
 
 

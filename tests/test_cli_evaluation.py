@@ -68,13 +68,14 @@ class TestTheCommands:
             "vote",
             "product",
             "product, adaptive",
-            "product, adaptive, gate 0.5",
+            "product, context",
+            "product, context, gate 0.5",
         }
         assert {row["main"] for row in rows} == {"", "beta"}
         options = {row["label"]: row["options"] for row in rows}
         assert options["vote"] == options["beta alone"] == ""
         assert options["product"] == "--fusion product --weights 0.5,0.5 --main beta"
-        asked = deepen("generate", "Hello", "--max-tokens", "3", *shlex.split(options["product, adaptive, gate 0.5"]))
+        asked = deepen("generate", "Hello", "--max-tokens", "3", *shlex.split(options["product, context, gate 0.5"]))
         assert asked.exit_code == 0, asked.output
 
     @pytest.mark.usefixtures("needs_demo")

@@ -85,9 +85,9 @@ class TestEval:
             "beta alone",
             "beta alone, 3 votes",
             "product",
-            "product, adaptive",
-            "product, adaptive, 3 votes",
-            "product, adaptive, gate 0.5",
+            "product, context",
+            "product, context, 3 votes",
+            "product, context, gate 0.5",
             "product, static",
             "vote",
         ]

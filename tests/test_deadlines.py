@@ -50,7 +50,7 @@ def timed(load):
         members = list(load("alpha", "beta")._opened().members)
         members[number] = hooked = HookedMember(members[number])
         hooked.fail = Hanging()
-        ensemble = Ensemble.from_members(members, **{"step_timeout": LIMIT_S, **options})
+        ensemble = Ensemble.from_members(members, **{"step_timeout": LIMIT_S, "weights": "static", **options})
         opened.append((ensemble, hooked.fail))
         ensemble.generate([PROMPT] * 3, **OPTIONS)  # the first steps are not limited
         return ensemble, hooked.fail

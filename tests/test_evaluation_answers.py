@@ -209,7 +209,8 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
     for main, name in enumerate(("alpha", "beta")):
         ways |= {
             f"deepen 0.5 0.5, main {name}": {"main": main, "weights": "static"},
-            f"deepen adaptive gate 0.02, main {name}": {"main": main, "gate": 0.02},
+            f"deepen context gate 0.02, main {name}": {"main": main, "gate": 0.02},
+            f"deepen context, main {name}": {"main": main},
             f"deepen adaptive, main {name}": {"main": main, "weights": "adaptive"},
             f"union 0.5 0.5, main {name}": {"main": main, "fusion": "union"},
             f"union 0.5 0.5 gate 0.02, main {name}": {"main": main, "fusion": "union", "gate": 0.02},
@@ -224,19 +225,21 @@ def test_answers_are_those_of_ensembles(pair, load, tmp_path, chat):
             assert line["steps"] == {work.name: work.steps for work in answer.member_work}
     costs = {f"{cost.label}, main {cost.main}": cost for cost in outcome.costs}
     assert len(costs) == len(ways)
-    for label, main in (("deepen, adaptive", "alpha"), ("deepen, adaptive, gate 0.02", "beta")):
+    for label, main in (("deepen, adaptive", "alpha"), ("deepen, context, gate 0.02", "beta")):
         lines = found[f"{label.replace(',', '')}, main {main}"]
         steps = {name: sum(line["steps"][name] for line in lines) for name in ("alpha", "beta")}
         cost, other = costs[f"{label}, main {main}"], sum(steps.values()) - steps[main]
         assert (cost.tokens, cost.asked) == (steps[main], pytest.approx(other / steps[main]))
         assert cost.seconds == pytest.approx(sum(line["seconds"] for line in lines) / cost.tokens)
-    assert costs["deepen, adaptive, gate 0.02, main alpha"].asked < costs["deepen, main alpha"].asked
+    assert costs["deepen, context, gate 0.02, main alpha"].asked < costs["deepen, main alpha"].asked
     assert costs["alpha alone, main alpha"].asked == 0
     rows = {(row.label, row.main) for row in outcome.summary.rows}
     assert rows == {("alpha alone", ""), ("beta alone", "")} | {
-        (label, main)
+        (label, main) for main in ("alpha", "beta") for label in ("deepen", "union", "union, gate 0.02")
+    } | {
+        (f"deepen, {policy}", main)
         for main in ("alpha", "beta")
-        for label in ("deepen", "deepen, adaptive", "deepen, adaptive, gate 0.02", "union", "union, gate 0.02")
+        for policy in ("adaptive", "context", "context, gate 0.02")
     }
 
 
@@ -250,7 +253,7 @@ def test_right_answers_are_counted(pair, tmp_path, monkeypatch):
     outcome = pair.evaluate(plan, output=tmp_path, progress=False)
     rows = {row.label: row.shares for row in outcome.summary.rows}
     assert {label: shares["questions"] for label, shares in rows.items()} == dict.fromkeys(rows, 0.5)
-    assert rows.keys() == {"alpha alone", "beta alone", "product", "product, adaptive"}, "a vote needs choices"
+    assert rows.keys() == {"alpha alone", "beta alone", "product", "product, context"}, "a vote needs choices"
     assert outcome.summary.items == {"animals": 1, "questions": 2}
     monkeypatch.setattr("deepen_core.evaluation.evaluation.answer_items", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr("deepen_core.evaluation.evaluation.score_items", lambda *_, **__: pytest.fail("read again"))

@@ -38,7 +38,7 @@ def test_samples_are_those_of_ensembles(pair, load, tmp_path):
         if "texts" in line:
             found.setdefault(line["by"], []).append(line)
     ways = {"alpha alone": {"weights": [1, 0]}, "beta alone": {"weights": [0, 1], "main": 1}}
-    ways |= {f"product adaptive, main {name}": {"main": n} for n, name in enumerate(("alpha", "beta"))}
+    ways |= {f"product context, main {name}": {"main": n} for n, name in enumerate(("alpha", "beta"))}
     assert found.keys() == {f"{way}, sampled at 1.5" for way in ways}
     for way, options in ways.items():
         with load("alpha", "beta", fusion="product", **options) as ensemble:
@@ -78,9 +78,9 @@ def test_rows_and_tasks_that_cannot_be_voted_on(pair, monkeypatch):
     plan = Plan(tasks, **SHORT, votes=2, vote_temperature=1.5)
     rows = {row.label: row.shares for row in pair.evaluate(plan, progress=False).summary.rows}
     asking = {row.label: row.options for row in pair.evaluate(plan, progress=False).summary.rows}
-    assert asking["product, adaptive, 2 votes"] == f"{asking['product, adaptive']} --votes 2 --temperature 1.5"
+    assert asking["product, context, 2 votes"] == f"{asking['product, context']} --votes 2 --temperature 1.5"
     assert asking["alpha alone, 2 votes"] == asking["alpha alone"] == ""
-    voting = ("alpha alone", "beta alone", "product, adaptive")
+    voting = ("alpha alone", "beta alone", "product, context")
     assert rows.keys() == {"product"} | {f"{label}{votes}" for label in voting for votes in ("", ", 2 votes")}
     for label in voting:
         with_votes, without = rows[f"{label}, 2 votes"], rows[label]

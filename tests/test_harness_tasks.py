@@ -106,14 +106,14 @@ class TestTheCommand:
         again = run("--harness", "tiny_choice", "--output", out, "--limit", "2", "--json")
         assert again.exit_code == 0, again.output
         found = json.loads(again.stdout)
-        assert list(found) == ["alpha alone", "beta alone", "deepen adaptive, main alpha"]
+        assert list(found) == ["alpha alone", "beta alone", "deepen context, main alpha"]
         assert all("acc,none" in results["results"]["tiny_choice"] for results in found.values())
 
     def test_conversations_and_examples(self, run):
         result = run("--harness", "tiny_open", "--chat", "--few-shot", "1", "--json", "--main", "beta")
         assert result.exit_code == 0, result.output
         found = json.loads(result.stdout)
-        assert list(found) == ["alpha alone", "beta alone", "deepen adaptive, main beta"]
+        assert list(found) == ["alpha alone", "beta alone", "deepen context, main beta"]
         assert {results["n-shot"]["tiny_open"] for results in found.values()} == {1}
 
     def test_a_file(self, run, tasks):

@@ -76,7 +76,7 @@ def _tokenizer(name):
 def readers(made_once):
     root = made_once("families", lambda root: [save(root / name, name) for name in FAMILIES])
     folders = [root / name for name in FAMILIES]
-    with Ensemble.load(folders, progress=False, device="cpu") as ensemble:
+    with Ensemble.load(folders, weights="static", progress=False, device="cpu") as ensemble:  # so that each is run
         yield Readers(ensemble)
 
 

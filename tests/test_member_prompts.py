@@ -168,9 +168,9 @@ def test_prompts_are_counted_as_they_are_shown(load):
 
 def test_texts_are_scored_after_what_is_shown(load):
     template, text = "Question: {prompt}\nAnswer:", " the lazy dog"
-    with load("alpha", "beta", prompts=[None, template]) as ensemble:
+    with load("alpha", "beta", prompts=[None, template], weights="static") as ensemble:
         scores = ensemble.score("Who sleeps?", text)
-    with load("alpha", "beta") as plain:
+    with load("alpha", "beta", weights="static") as plain:
         own = plain.score("Who sleeps?", text), plain.score(template.replace("{prompt}", "Who sleeps?"), text)
     for number in (0, 1):
         assert scores.members[number].logprobs == pytest.approx(own[number].members[number].logprobs, abs=1e-4)

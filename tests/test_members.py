@@ -62,7 +62,7 @@ def test_state_space_members_run_from_their_states(tmp_path, folders):
 
     tiny.save_mamba(tmp_path, tiny.byte_level())
     with pytest.warns(CompatibilityWarning, match="its state cannot be shortened, so copies of it are kept"):
-        ensemble = Ensemble.load([folders["beta"], tmp_path], progress=False, device="cpu")
+        ensemble = Ensemble.load([folders["beta"], tmp_path], weights="static", progress=False, device="cpu")
     with ensemble:
         sequence = ensemble._engine.decoder.start(PROMPT, SamplingParams(max_new_tokens=20, ignore_eos=True))
         part, member = sequence.member_sequences[1], ensemble._engine.members[1]

@@ -38,7 +38,7 @@ def close(one, other):
 @pytest.mark.parametrize("fusion", ["deepen", "product", "union", "bytes"])
 @pytest.mark.parametrize("main", [0, 1, 2])
 def test_answers_are_those_of_folders(mixed, load, fusion, main):
-    options = {"fusion": fusion, "main": main}
+    options = {"fusion": fusion, "main": main, "weights": "static" if fusion == "union" else "adaptive"}
     asked = {"max_new_tokens": 12, "logprobs": 2}
     with (
         Ensemble.load(mixed, device="cpu", progress=False, **options) as anywhere,
@@ -51,11 +51,12 @@ def test_answers_are_those_of_folders(mixed, load, fusion, main):
 
 def test_a_server_that_is_gone_is_dropped_and_the_others_go_on(mixed, server, load):
     with Ensemble.load(mixed, device="cpu", progress=False, fusion="product", on_member_error="drop") as anywhere:
+        assert anywhere.info.weight_policy == "adaptive", "reading prompts takes requests"
         server.fault = Fault("close", on=True)
         answer = anywhere.generate(PROMPTS[0], max_new_tokens=8, logprobs=1)
         server.fault = None
         assert any("was dropped from token 1" in warning for warning in answer.warnings)
-    with load("beta", "alpha", fusion="product") as here:
+    with load("beta", "alpha", fusion="product", weights="adaptive") as here:
         own = here.generate(PROMPTS[0], max_new_tokens=8, logprobs=1)
     assert answer.token_ids == own.token_ids
     close(answer, own)

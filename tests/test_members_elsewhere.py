@@ -8,6 +8,7 @@ from table_member import TableMember
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
+from deepen_core.evaluation.settings import default_weights
 from deepen_core.members.top_logprobs import dense_logits
 
 PROMPT = CORPUS[0][:12]
@@ -40,6 +41,19 @@ def test_all_members_begin_a_step_before_one_is_waited_for():
     steps = [diary[start : start + 4] for start in range(0, len(diary), 4)]
     together = [(name, said) for said in ("begins", "is waited for") for name in "ab"]
     assert all([entry[:2] for entry in step] == together for step in steps)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("fusion", ["deepen", "union"])
+def test_prompts_are_not_read_by_default(fusion, timeout):
+    """That would take requests; a policy that is asked for stays. An evaluation calls the default the same."""
+    members = pair([])
+    default = "adaptive" if fusion == "deepen" else "static"
+    for weights, policy in ((None, default), ("perplexity", "perplexity"), ([0.5, 0.5], "static")):
+        with Ensemble.from_members(members, fusion=fusion, weights=weights, step_timeout=timeout) as ensemble:
+            assert ensemble.info.weight_policy == policy
+            known = ensemble._engine.members
+            assert default_weights(fusion, known) == ((0.5, 0.5) if default == "static" else default)
 
 
 def test_a_member_that_a_gate_skips_does_not_begin():

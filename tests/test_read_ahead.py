@@ -1,5 +1,7 @@
 """A prompt that weighs the members is read once: as the beginning of its answer."""
 
+import itertools
+
 import pytest
 import tiny
 import torch
@@ -62,9 +64,33 @@ def test_it_is_a_prefill_that_tells_the_log_probabilities(length, start):
     assert (member.work.forwards, member.work.ids_run) == (1, length - KEPT_TAIL)
     assert member.prefill(sequence, 100) == 0
     check(model, [sequence], member.next_logits([sequence]))
+    assert (member.work.forwards, member.work.ids_run, member.work.ids_rerun) == (1, length, 0)
     assert sequence.logits_before is not None
     sequence.rewrite(3, [4, 5, 6, 7])
     check(model, [sequence], member.next_logits([sequence]))
+
+
+@torch.inference_mode()
+def test_prompts_that_are_read_to_their_end_are_not_run_again():
+    """Beside others that are, in any order; of one whose cache was taken away, nothing is left."""
+    model = build("llama")
+    member = member_of(model)
+    for order in itertools.permutations(range(4)):
+        read, changed, lost, _ = sequences = [IdsSequence(made_up(20 + n, n)) for n in range(4)]
+        for sequence in (read, changed, lost):
+            member.read_ahead(sequence, 1)
+        changed.rewrite(1, [9])
+        lost.release()
+        before = member.work.ids_run
+        asked = [sequences[place] for place in order]
+        check(model, asked, member.next_logits(asked))
+        assert member.work.ids_run - before == KEPT_TAIL + KEPT_TAIL + 22 + 23  # the read one's last ids count as run
+        for sequence in sequences:
+            sequence.ids.append(7)
+        check(model, asked, member.next_logits(asked))
+        assert not member._found.short._read
+        for sequence in sequences:
+            sequence.release()
 
 
 @torch.inference_mode()

@@ -103,7 +103,7 @@ def test_a_cancelled_row_is_free_within_two_steps(pair):
 
 def test_a_long_prompt_does_not_stall_running_sequences(load):
     """While it is read, in pieces within the budget, every running sequence gets a token at every step."""
-    with load("alpha", "beta") as ensemble:
+    with load("alpha", "beta", weights="static") as ensemble:
         members = [hook(ensemble, 0), hook(ensemble, 1)]
         batch = Scheduler(ensemble._engine.decoder, 8, budget=16)
         running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:3]]
@@ -128,7 +128,7 @@ def test_a_long_prompt_does_not_stall_running_sequences(load):
 
 def test_short_prompts_are_run_together_and_apart_from_running_sequences(load):
     """One forward each would hold up all others, and so would a forward in which all have the length of a prompt."""
-    with load("alpha", "beta") as ensemble:
+    with load("alpha", "beta", weights="static") as ensemble:
         members = [hook(ensemble, 0), hook(ensemble, 1)]
         batch = Scheduler(ensemble._engine.decoder, 8)
         running = [ask(ensemble, batch, prompt, max_new_tokens=100) for prompt in PROMPTS[:2]]
@@ -150,7 +150,7 @@ def test_short_prompts_are_run_together_and_apart_from_running_sequences(load):
 
 
 def test_a_request_that_failed_is_told_even_if_the_rest_of_its_step_crashes(load, monkeypatch):
-    with load("alpha", "beta") as ensemble:
+    with load("alpha", "beta", weights="static") as ensemble:
         member, batch = hook(ensemble, 0), Scheduler(ensemble._engine.decoder, 8)
         request = ask(ensemble, batch, PROMPTS[0])
         while not request.sequence.token_ids:
@@ -173,7 +173,7 @@ def test_a_request_that_failed_is_told_even_if_the_rest_of_its_step_crashes(load
 @pytest.mark.parametrize(("running", "long", "most"), [(0, 1, 32), (1, 1, 8), (1, 3, 24), (1, 6, 32), (3, 3, 8)])
 def test_pieces_are_larger_where_fewer_rows_wait_than_prompts(load, running, long, most):
     """Up to four times the budget: larger pieces are read faster, and hold up few."""
-    with load("alpha", "beta") as ensemble:
+    with load("alpha", "beta", weights="static") as ensemble:
         alpha, batch = hook(ensemble, 0), Scheduler(ensemble._engine.decoder, 16, budget=8)
         sequences = [ask(ensemble, batch, prompt, max_new_tokens=100).sequence for prompt in PROMPTS[:running]]
         while not all(sequence.token_ids for sequence in sequences):
@@ -206,8 +206,9 @@ def test_neither_short_nor_long_prompts_starve(pair):
         assert steps < 60, "the long prompt starves"
 
 
-def test_an_equal_prompt_waits_for_the_one_being_read(pair):
+def test_an_equal_prompt_waits_for_the_one_being_read(load):
     """So that what it shares can be copied; prompts that share nothing do not wait."""
+    pair = load("alpha", "beta", weights="static")
     batch = Scheduler(pair._engine.decoder, 8, budget=8)
     more = LONG + "Numbers: 1, 22, 333, 4444, 55555. Sums: 3.14"  # so that the second has less left
     first, second = ask(pair, batch, more), ask(pair, batch, LONG)
@@ -225,7 +226,7 @@ def test_an_equal_prompt_waits_for_the_one_being_read(pair):
 
 
 def test_short_prompts_are_run_with_the_first_step(load):
-    with load("alpha", "beta") as ensemble:
+    with load("alpha", "beta", weights="static") as ensemble:
         member = hook(ensemble, 0)
         batch = Scheduler(ensemble._engine.decoder, 8)
         for prompt in PROMPTS[:2]:

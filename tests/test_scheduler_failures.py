@@ -20,7 +20,7 @@ ERRORS = [
 
 @pytest.fixture
 def ensemble(load):
-    with load("alpha", "beta", max_batch_size=8) as ensemble:
+    with load("alpha", "beta", max_batch_size=8, weights="static") as ensemble:
         yield ensemble
 
 
@@ -257,7 +257,7 @@ def test_kept_errors_keep_no_tensors(load):
         gc.collect()
         return sum(type(one) is torch.Tensor and one.numel() > 100 for one in gc.get_objects())
 
-    with load("alpha", "beta", max_batch_size=8) as ensemble:
+    with load("alpha", "beta", max_batch_size=8, weights="static") as ensemble:
         beta = hook(ensemble, 1)
 
         def fail(sequences):  # with an exception of its own each time

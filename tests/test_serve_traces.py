@@ -32,6 +32,7 @@ def test_a_choice_has_the_trace_that_the_engine_has(client, served_demo):
 
 
 def test_completions(client, served_demo):
+    served_demo.generate("Anna's home is in", max_new_tokens=1)  # from now on its likelihood is known, bit by bit
     known = served_demo.generate("Anna's home is in", max_new_tokens=6, trace=True)
     asked = {"model": "demo", "prompt": "Anna's home is in", "max_tokens": 6, "extra_body": {"trace": True}}
     (choice,) = client.completions.create(**asked).choices

@@ -38,7 +38,7 @@ def joined(folders):
 @pytest.mark.parametrize("fusion", ["union", "product", "bytes"])
 @pytest.mark.parametrize("main", [0, 1])
 def test_answers_are_those_of_the_model_in_this_process(server, joined, load, fusion, main):
-    options = {"fusion": fusion, "main": main}
+    options = {"fusion": fusion, "main": main, "weights": "static" if fusion == "union" else "adaptive"}
     with joined(server, **options) as remote, load("alpha", "beta", **options) as local:
         for prompt in (PROMPT, "def mean(values):\n    total", [{"role": "user", "content": "Hallo, wie geht's?"}]):
             own, its = (ens.generate(prompt, max_new_tokens=24, logprobs=3) for ens in (local, remote))

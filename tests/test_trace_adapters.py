@@ -39,6 +39,7 @@ def test_messages():
 
 def test_a_field_traces_every_call():
     llm = DeepenLLM.demo(trace=True, max_new_tokens=8)
+    llm.invoke(STORY)  # from now on its likelihood is known, and the prompt run alike each time, bit by bit
     answer = llm.generate([STORY]).generations[0][0]
     trace = Trace.from_dict(answer.generation_info["trace"])
     assert "".join(trace.pieces()) == answer.text

@@ -20,7 +20,7 @@ from deepen_core.fusion.base import Fusion, MemberFacts
 from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_and_shares
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, computes_elsewhere
 from deepen_core.members.collector import collector_paused
 from deepen_core.members.context_budget import Budgeted, ContextBudget
 from deepen_core.members.loading import DescribedMember, main_index, may_have_embeddings, try_member
@@ -37,6 +37,7 @@ class EngineOptions:
         names: The members' names.
         main: The number of the member whose vocabulary is used.
         policy: Weighs the members.
+        by_default: Whether no policy was asked for.
         config: The options of the strategy.
         strategy: The strategy's class.
         serving: How requests are served.
@@ -46,6 +47,7 @@ class EngineOptions:
     names: list[str]
     main: int
     policy: WeightPolicy
+    by_default: bool
     config: StrategyOptions
     strategy: type[Fusion]
     serving: ServingConfig
@@ -73,7 +75,7 @@ class EngineOptions:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
             weights: One number per member, or a policy or its name. If None, "context" where the strategy can compare
-                several members, else "static".
+                several members, or "adaptive" if one computes elsewhere; else "static".
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.
             on_member_error: What a failing member does to a request.
@@ -108,7 +110,7 @@ class EngineOptions:
             ConfigurationError,
         )
         rule = gate if isinstance(gate, Gate) else gate_of(serving.gate)
-        return cls(names, place, policy, config, strategy, serving, rule)
+        return cls(names, place, policy, weights is None, config, strategy, serving, rule)
 
     def steps(self, work: str, *, progress: bool, described: bool) -> Steps:
         """Returns the steps of loading: two per described member, one per member that is tried, and those of fusion.
@@ -164,14 +166,23 @@ class EngineOptions:
                 try_member(members[number])
         with collector_paused:
             fusion = self.strategy.build(members, self.main, self.config, steps)
+        policy = self._policy_for(members)
         if self.serving.step_timeout is not None:
             members = timed_members(members, self.serving.step_timeout)
         decoder = Decoder(
-            members, self.main, self.policy, fusion, self.config.label, self.serving.on_member_error, self.gate
+            members, self.main, policy, fusion, self.config.label, self.serving.on_member_error, self.gate
         )
         worker = Worker(decoder, self.serving.max_batch_size, self.serving.max_waiting)
         built = fusion, self.config.label, self.config
-        return Engine(list(members), self.main, weights, self.policy.label, self.gate, *built, decoder, worker)
+        return Engine(list(members), self.main, weights, policy.label, self.gate, *built, decoder, worker)
+
+    def _policy_for(self, members: Sequence[Member]) -> WeightPolicy:
+        """Returns the policy, or another one if none was asked for and members compute elsewhere."""
+        shares = self.policy.describe()
+        counted = [members[number] for number in counted_members(self.main, shares)]
+        if not self.by_default or len(counted) == 1:
+            return self.policy
+        return policy_named(self.strategy.default_policy(elsewhere=any(map(computes_elsewhere, counted))), shares)
 
 
 def _policy(
@@ -186,7 +197,7 @@ def _policy(
     if weights is None:
         started = normalised_weights(shares, names)
         several = len(counted_members(main, started)) > 1
-        return policy_named(strategy.default_policy() if several else "static", started)
+        return policy_named(strategy.default_policy(elsewhere=False) if several else "static", started)
     name, given = policy_and_shares(weights)
     if isinstance(weights, str):
         return policy_named(name, normalised_weights(shares if given is None else given, names))

@@ -116,10 +116,9 @@ def _compare(
     strategies: Strategies,
 ) -> None:
     """Compares all settings with one main member on all tasks."""
-    names = [member.name for member in reader.members]
-    count, main = len(names), names[reader.main]
+    main = reader.members[reader.main].name
     fits = Fits(evaluation, members, reader, plan, plan.fitted_policies).found()
-    settings = _settings(plan, fits, count)
+    settings = _settings(plan, fits, reader.members)
     built = Settings(reader.members, reader.main, list(settings.values()), strategies)
     every: list[ChoiceScores] = []
     for task in plan.tasks:
@@ -130,7 +129,7 @@ def _compare(
         else:
             alone, together = {}, _answered(evaluation, reader, task, settings, built, found)
             for fusion in plan.fusions:
-                label = _default_label(fusion)
+                label = _default_label(fusion, reader.members)
                 setting = settings[label]
                 votes.add((label, main), reader, task, setting, built, _with_main(setting.label, reader))
         for label, right in alone.items():
@@ -252,20 +251,20 @@ def _weights(fit: FittedWeights) -> tuple[float, ...] | str:
     return fit.policy if weights == equal(len(weights)) else str(fit.option)
 
 
-def _default_label(fusion: str) -> str:
-    policy = strategy_of(PRESETS[fusion]).default_policy()
-    return fusion if policy == "static" else f"{fusion}, {policy}"
+def _default_label(fusion: str, members: Sequence[Member]) -> str:
+    policy = default_weights(fusion, members)
+    return f"{fusion}, {policy}" if isinstance(policy, str) else fusion
 
 
-def _settings(plan: Plan, fits: Sequence[FittedWeights], members: int) -> dict[str, Setting]:
+def _settings(plan: Plan, fits: Sequence[FittedWeights], members: Sequence[Member]) -> dict[str, Setting]:
     """Returns all settings by their labels in the table."""
     found = {}
     for fusion in plan.fusions:
-        found[fusion] = Setting(fusion, equal(members))
+        found[fusion] = Setting(fusion, equal(len(members)))
         for fit in fits:
             if fit.fusion == fusion and (fit.policy != "static" or max(fit.weights) < 1):
                 found[_fitted_label(fit)] = Setting(fusion, _weights(fit))
-        default, by_default = _default_label(fusion), default_weights(fusion, members)
+        default, by_default = _default_label(fusion, members), default_weights(fusion, members)
         found[default] = Setting(fusion, by_default)
         found |= {f"{default}, gate {gate:g}": Setting(fusion, by_default, gate) for gate in plan.gates}
         compares = strategy_of(PRESETS[fusion]).compares_tokens

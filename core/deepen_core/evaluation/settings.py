@@ -18,7 +18,7 @@ from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.fusion.weights import policy_and_shares
-from deepen_core.members.base import Member
+from deepen_core.members.base import Member, computes_elsewhere
 from deepen_core.sampling.largest import places_of_largest
 
 
@@ -57,15 +57,15 @@ def equal(members: int) -> tuple[float, ...]:
     return (1.0 / members,) * members
 
 
-def default_weights(fusion: str, members: int) -> tuple[float, ...] | str:
+def default_weights(fusion: str, members: Sequence[Member]) -> tuple[float, ...] | str:
     """Returns the weights that an ensemble has by default with some strategy.
 
     Args:
         fusion: The name of the strategy.
-        members: Number of members.
+        members: The members.
     """
-    policy = strategy_of(PRESETS[fusion]).default_policy()
-    return equal(members) if policy == "static" else policy
+    policy = strategy_of(PRESETS[fusion]).default_policy(elsewhere=any(map(computes_elsewhere, members)))
+    return equal(len(members)) if policy == "static" else policy
 
 
 def grid_of_weights(members: int, parts: int) -> list[tuple[float, ...]]:

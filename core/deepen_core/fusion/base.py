@@ -185,9 +185,16 @@ class Fusion(ABC):
         ...
 
     @classmethod
-    def default_policy(cls) -> str:
-        """Returns the name of the policy that weighs several members where none is asked for."""
-        return "context" if cls.compares_tokens else "static"
+    def default_policy(cls, *, elsewhere: bool) -> str:
+        """Returns the name of the policy that weighs several members where none is asked for.
+
+        Args:
+            elsewhere: Whether a member computes elsewhere, where it takes requests to read prompts: of some servers one
+                for each token.
+        """
+        if not cls.compares_tokens:
+            return "static"
+        return "adaptive" if elsewhere else "context"
 
     @abstractmethod
     def describe(self, counted: Sequence[int]) -> FusionInfo:

@@ -212,6 +212,11 @@ class Begins(Member, Protocol):
         ...
 
 
+def computes_elsewhere(member: Member) -> bool:
+    """Whether a member is one of `Begins`."""
+    return hasattr(member, "begin")
+
+
 def begin(member: Member, sequences: Sequence[MemberSequence]) -> None:
     """Begins a member's step if it computes elsewhere, see `Begins`."""
     work = getattr(member, "begin", None)

@@ -107,6 +107,9 @@ class RaggedRunner:
         self._size = vocabulary_size
         self._work = work
         self._overhead = overhead(model.device)
+        # The ids of prompts that were read ahead, and the logits [KEPT_TAIL, vocabulary] after the last of them.
+        self._read: weakref.WeakKeyDictionary[MemberSequence, tuple[list[int], torch.Tensor]]
+        self._read = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
         """See `Forgets.forget`."""
@@ -115,12 +118,35 @@ class RaggedRunner:
     def next_logits(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
         """See `Member.next_logits`."""
         with self.cache.busy():
-            longest = _CHUNK if len(sequences) == 1 else _LONG
-            slots = [self._admit(sequence, longest) for sequence in sequences]
-            count = self._count(sequences, slots)
-            for sequence, slot in zip(sequences, slots, strict=True):
-                self._run_ahead(sequence, slot, sequence.pending - count)
-            return self._run_together(sequences, slots, count)
+            known = {place: last for place, one in enumerate(sequences) if (last := self._last_read(one)) is not None}
+            left = [place for place in range(len(sequences)) if place not in known]
+            if not known:
+                return self._run(sequences)
+            found = torch.stack(list(known.values())).float()
+            if left:
+                found = torch.cat([found, self._run([sequences[place] for place in left])])
+                found = found[torch.tensor([*known, *left]).argsort().to(found.device)]
+            return found
+
+    def _run(self, sequences: Sequence[MemberSequence]) -> torch.Tensor:
+        longest = _CHUNK if len(sequences) == 1 else _LONG
+        slots = [self._admit(sequence, longest) for sequence in sequences]
+        count = self._count(sequences, slots)
+        for sequence, slot in zip(sequences, slots, strict=True):
+            self._run_ahead(sequence, slot, sequence.pending - count)
+        return self._run_together(sequences, slots, count)
+
+    def _last_read(self, sequence: MemberSequence) -> torch.Tensor | None:
+        """Returns the logits [vocabulary] after a prompt that was read ahead; None if there is something to run."""
+        ids, tail = self._read.pop(sequence, ([], None))
+        slot = sequence.cache
+        if tail is None or not (isinstance(slot, Slot) and slot.held and slot.ids == ids == sequence.ids):
+            return None
+        count = len(sequence.take_pending())
+        sequence.keep_logits(tail)
+        self._work.ids_run += count
+        self._work.ids_rerun -= count
+        return tail[-1]
 
     def prefill(self, sequence: MemberSequence, limit: int) -> int:
         """See `Member.prefill`."""
@@ -133,7 +159,8 @@ class RaggedRunner:
     def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
         """See `ReadsAhead.read_ahead`: one forward, whose logits are looked at everywhere.
 
-        The last ids are run too, since they are asked about, and are still pending afterwards.
+        The last ids are run too, since they are asked about, and are still pending afterwards. If they stay the same
+        until the next step, it runs nothing.
         """
         ids, ahead = sequence.ids, len(sequence.ids) - KEPT_TAIL
         if ahead < 1:
@@ -144,6 +171,7 @@ class RaggedRunner:
             found = logprobs_of(logits[0, :-1], torch.tensor(ids[start:], device=logits.device))
             sequence.take_pending(ahead)
             sequence.keep_logits(logits[0, -KEPT_TAIL - 1 : -KEPT_TAIL, : self._size].clone())  # not all of them
+            self._read[sequence] = list(ids), logits[0, -KEPT_TAIL:, : self._size].clone()
             self._note(ahead, len(ids))
         return found
 
