@@ -26,6 +26,7 @@ PAIR = ("qwen-coder-0.5b", "gemma3-270m")
 KINDS = {"programs": "humaneval", "sums": "gsm8k", "questions": "triviaqa"}
 WEIGHTS = {
     "adaptive": "adaptive",
+    "context": "context",
     "perplexity": "perplexity:0.9091,0.09091",  # near the shares that `benchmarks.tasks` fits, 0.97 and 0.03
 }
 _SHOTS = 4
