@@ -79,3 +79,13 @@ class TableMember:
 
     def token_logprobs(self, ids, start, source=None):
         return [float(torch.log_softmax(self.logits(ids[:place]), -1)[ids[place]]) for place in range(start, len(ids))]
+
+
+def a_byte(member, text):
+    """The log-likelihood of a byte of a text, the mean over all tokens but the first, and the number of these bytes."""
+    bos, own = member.tokenizer.vocabulary.bos_id, member.tokenizer.encode(text)
+    ids = own if bos is None else [bos, *own]
+    at = range(len(ids) - len(own) + 1, len(ids))
+    nats = [float(torch.log_softmax(member.logits(ids[:n]), -1)[ids[n]]) for n in at]
+    size = len(text.encode().removeprefix(member.tokenizer.vocabulary.token_bytes(own[0]).lstrip()))
+    return sum(nats) / size, size

@@ -4,15 +4,18 @@ import math
 
 import pytest
 import torch
-from table_member import TableMember
+from hypothesis import given
+from hypothesis import strategies as st
+from table_member import TableMember, a_byte
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
-from deepen_core.engine.prompt_likelihood import prompt_text
+from deepen_core.engine.prompt_likelihood import NOT_ASKED, comparable, prompt_text
 from deepen_core.errors import ConfigurationError
 from deepen_core.fusion.adaptive_weights import AdaptiveWeights
 from deepen_core.fusion.context_weights import ContextWeights
-from deepen_core.fusion.policies import WeighingInputs
+from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs
+from deepen_core.fusion.prompts import PromptLikelihood, PromptLikelihoods
 
 SHARES = [0.2, 0.3, 0.5]
 RATE = 10.0
@@ -28,9 +31,43 @@ def tables():
     return TableMember("first", byte_level(), CORPUS[:4]), TableMember("second", sentencepiece_bpe(), CORPUS[4:7])
 
 
-def step(records, prompts):
+def likelihoods(nats, size=500):
+    return PromptLikelihoods(torch.tensor(nats), torch.full((len(nats),), float(size)))
+
+
+def step(records, prompts, size=500):
     speaking = torch.tensor(prompts) > -math.inf
-    return WeighingInputs([], speaking, torch.tensor(records), prompts=torch.tensor(prompts))
+    return WeighingInputs([], speaking, torch.tensor(records), prompts=likelihoods(prompts, size))
+
+
+@given(st.integers(1, 4000), st.integers(1, 300))
+def test_a_short_prompt_counts_as_itself(size, span):
+    """Its own bytes, however likely each is; one of at least the span counts as a text of just that."""
+    nats = [[-1.0, -3.0, -math.inf]]
+    found = likelihoods(nats, size).over(span)
+    assert found.tolist() == [[pytest.approx(value * min(size, span)) for value in nats[0]]]
+    assert found.dtype == torch.float32
+
+
+def test_a_word_says_little():
+    """One member had half a nat less of each of its 12 bytes: by the byte alone, all weight would be gone."""
+    policy = ContextWeights([0.5, 0.5])
+    for size, expected in ((12, 0.05 * 12 * 0.6), (200, 6.0), (1000, 6.0)):
+        [found] = policy.weights(step([policy.first()], [[-1.2, -0.6]], size)).tolist()
+        assert found == pytest.approx(scaled([1.0, math.exp(expected)]), abs=1e-5)
+    policy = PerplexityWeights([0.5, 0.5])
+    for size, expected in ((1, 0.1), (12, 1.2), (40, 4.0), (1000, 4.0)):
+        [found] = policy.weights(step([policy.first()], [[-1.2, -1.1]], size)).tolist()
+        assert found == pytest.approx(scaled([1.0, math.exp(expected)]), abs=1e-5)
+
+
+def test_of_members_the_one_that_was_asked_for_least_counts():
+    known = [(-1.0, 12.0), NOT_ASKED, (-0.5, 9.0)]
+    assert comparable(known) == PromptLikelihood((-1.0, 0.0, -0.5), 9.0)
+    assert comparable([*known, None]) == PromptLikelihood.unknown(4)
+    found = PromptLikelihoods.of([comparable(known), PromptLikelihood.unknown(3)])
+    assert found.over(200).tolist() == [[-9.0, 0.0, -4.5], [0.0, 0.0, 0.0]]
+    assert found.only([1]).nats.tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_before_the_answer_the_prompt_alone_counts():
@@ -58,18 +95,9 @@ def test_then_the_answer_counts_too():
 def test_members_that_know_no_such_prompts_are_not_needed():
     policy = ContextWeights([0.0, 0.5, 0.5])
     prompts = [[-1.0, -1.6, -2.32], [-1.0, -math.inf, -math.inf]]  # the likeliest one has no share
-    assert policy.needed(torch.tensor(prompts)).tolist() == [[False, True, False], [False, False, False]]
+    assert policy.needed(likelihoods(prompts)).tolist() == [[False, True, False], [False, False, False]]
     found = policy.weights(step([policy.first()] * 2, prompts)).tolist()
     assert found == [[0, 1, 0], [0, 0, 0]]  # then main speaks alone
-
-
-def a_byte(member, text):
-    own = member.tokenizer.encode(text)
-    bos = member.tokenizer.vocabulary.bos_id
-    ids = own if bos is None else [bos, *own]
-    at = range(len(ids) - len(own) + 1, len(ids))
-    nats = [float(torch.log_softmax(member.logits(ids[:n]), -1)[ids[n]]) for n in at]
-    return sum(nats) / len(text.encode().removeprefix(member.tokenizer.vocabulary.token_bytes(own[0]).lstrip()))
 
 
 @pytest.mark.parametrize("fusion", ["deepen", "bytes"])
@@ -82,7 +110,9 @@ def test_the_first_token_of_an_answer(tables, fusion):
     starts = []
     for prompt, answer in zip(prompts, found, strict=True):
         assert prompt_text(prompt) == prompt
-        starts.append(scaled([math.exp(RATE * a_byte(member, prompt)) for member in tables]))
+        known = [a_byte(member, prompt) for member in tables]
+        count = min(size for _, size in known)
+        starts.append(scaled([math.exp(0.05 * count * nats) for nats, _ in known]))
         with Ensemble.from_members(tables, fusion=fusion, weights=starts[-1]) as ensemble:
             static = ensemble.generate(prompt, **options)
         assert answer.token_ids[0] == static.token_ids[0]

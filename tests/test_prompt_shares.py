@@ -25,6 +25,7 @@ from deepen_core.evaluation.plan import Plan
 from deepen_core.evaluation.run import _fitted_label as _label
 from deepen_core.evaluation.settings import Setting, equal
 from deepen_core.fusion.policies import PerplexityWeights
+from deepen_core.fusion.prompts import PromptLikelihoods
 from deepen_core.fusion.weights import policy_and_shares
 from deepen_integrations.cli.evaluation import told
 from deepen_integrations.langchain import ChatDeepen
@@ -35,8 +36,12 @@ CODE = Task("code", (CodeItem("def f():\n", "def check(f):\n    pass\n", "f"),))
 OPEN = Task("open", (OpenItem("Who runs?", ("a fox",)), OpenItem("Who sleeps?", ("a dog",))))
 
 
+def long_prompts(nats):
+    return PromptLikelihoods(torch.tensor(nats), torch.full((len(nats),), 500.0))
+
+
 def judged(name, rights, prompts):
-    return JudgedTask(name, torch.tensor(rights, dtype=torch.float32), torch.tensor(prompts))
+    return JudgedTask(name, torch.tensor(rights, dtype=torch.float32), long_prompts(prompts))
 
 
 def tasks(lead):
@@ -195,8 +200,10 @@ def test_an_evaluation_fits_and_compares_them(pair, monkeypatch, tmp_path):
     assert [line["task"] for line in held] == ["open"] * 3 + ["code"]
     prompts = [*(f"Question: {item.question}\nAnswer:" for item in asked.items), "def f():\n"]
     likelihoods = [[prompt_likelihood(member, prompt) for member in pair._engine.members] for prompt in prompts]
-    assert [line["nats"] for line in held] == likelihoods
-    assert own.prompts.tolist() == [pytest.approx(nats) for nats in likelihoods[:3]]
+    assert [line["nats"] for line in held] == [[nats for nats, _ in members] for members in likelihoods]
+    assert [line["bytes"] for line in held] == [min(size for _, size in members) for members in likelihoods]
+    assert own.prompts.nats.tolist() == [pytest.approx(line["nats"]) for line in held[:3]]
+    assert own.prompts.bytes.tolist() == [line["bytes"] for line in held[:3]]
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     again = pair.evaluate(plan, output=tmp_path, progress=False)
     assert again.weights == outcome.weights

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from table_member import TableMember
+from table_member import TableMember, a_byte
 from tiny import CORPUS, byte_level, sentencepiece_bpe
 
 from deepen_core import Ensemble
@@ -15,6 +15,7 @@ from deepen_core.engine.prompt_likelihood import prompt_text
 from deepen_core.errors import ConfigurationError, MemberError
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.policies import PerplexityWeights, WeighingInputs, policy_class, policy_named
+from deepen_core.fusion.prompts import PromptLikelihoods
 
 TOLD = [
     torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]),
@@ -108,17 +109,10 @@ def test_strategies_that_compare_otherwise_refuse(tables, name):
         Ensemble.from_members(tables, fusion="union", weights=name)
 
 
-def a_byte(member, text):
-    """The log-likelihood of a byte of a text: the mean over all tokens but the first."""
-    bos, own = member.tokenizer.vocabulary.bos_id, member.tokenizer.encode(text)
-    ids = own if bos is None else [bos, *own]
-    at = range(len(ids) - len(own) + 1, len(ids))
-    nats = [float(torch.log_softmax(member.logits(ids[:n]), -1)[ids[n]]) for n in at]
-    return sum(nats) / len(text.encode().removeprefix(member.tokenizer.vocabulary.token_bytes(own[0]).lstrip()))
-
-
 def share(members, text):
-    raised = [s * math.exp(40 * a_byte(m, text)) for s, m in zip((0.4, 0.6), members, strict=True)]
+    found = [a_byte(member, text) for member in members]
+    count = min(40, *(size for _, size in found))
+    raised = [s * math.exp(count * nats) for s, (nats, _) in zip((0.4, 0.6), found, strict=True)]
     return scaled([weight if weight >= 1e-3 else 0.0 for weight in scaled(raised)])
 
 
@@ -143,7 +137,8 @@ def test_perplexity_is_static_weights_by_the_prompt(tables, fusion):
 
 def test_a_member_that_was_dropped_leaves_its_weight_to_the_others():
     speaking = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
-    prompts = torch.tensor([[-4.0, -4.01, -3.0]] * 3).where(speaking, -torch.inf)
+    nats = torch.tensor([[-4.0, -4.01, -3.0]] * 3).where(speaking, -torch.inf)
+    prompts = PromptLikelihoods(nats, torch.full((3,), 100.0))
     step = WeighingInputs([], speaking, torch.zeros(3, 3), prompts=prompts)
     found = PerplexityWeights(SHARES).weights(step).tolist()
     assert found[0] == [0, 0, pytest.approx(1)]
@@ -154,7 +149,8 @@ def test_a_member_that_was_dropped_leaves_its_weight_to_the_others():
 
 def test_a_weight_below_a_thousandth_is_zero():
     def weights(nats):
-        step = WeighingInputs([], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2), prompts=torch.tensor([nats]))
+        prompts = PromptLikelihoods(torch.tensor([nats]), torch.tensor([100.0]))
+        step = WeighingInputs([], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2), prompts=prompts)
         return PerplexityWeights([0.5, 0.5]).weights(step)[0].tolist()
 
     assert weights([0.0, -0.17]) == pytest.approx(scaled([1.0, math.exp(-6.8)]), abs=1e-6)

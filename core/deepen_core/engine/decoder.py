@@ -25,6 +25,7 @@ from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+from deepen_core.fusion.prompts import PromptLikelihood, PromptLikelihoods
 from deepen_core.members.base import Member, forget
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class Decoder:
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
         """Whether the policy weighs members by the prompt, and some member has yet to run this one for that."""
-        unweighed = self.reads_prompts and self._predicted and not sequence.prompt_likelihood
+        unweighed = self.reads_prompts and self._predicted and sequence.prompt_likelihood is None
         return unweighed and not all(forward.knows_prompt(sequence) for forward in self._forwards)
 
     @torch.inference_mode()
@@ -156,15 +157,15 @@ class Decoder:
     def _weigh_prompts(self, sequences: Sequence[EnsembleSequence]) -> None:
         """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
         for sequence in sequences:
-            if not sequence.prompt_likelihood:
+            if sequence.prompt_likelihood is None:
                 sequence.prompt_likelihood = self._prompt_likelihood(sequence)
         for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):
             sequence.need(needed)
 
-    def _prompt_likelihood(self, sequence: EnsembleSequence) -> list[float]:
-        """Returns what `WeighingInputs.prompts` holds of a prompt; nothing is run where it could not be compared."""
+    def _prompt_likelihood(self, sequence: EnsembleSequence) -> PromptLikelihood:
+        """Returns how likely the members find a prompt; nothing is run where that could not be compared."""
         if not self._predicted:
-            return [0.0] * len(self._members)
+            return PromptLikelihood.unknown(len(self._members))
         return comparable([forward.prompt_likelihood(sequence) for forward in self._forwards])
 
     def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
@@ -386,11 +387,11 @@ class Decoder:
         return logprobs[place] if logprobs is not None and place in said.at else None
 
 
-def _prompts(sequences: Sequence[EnsembleSequence]) -> torch.Tensor:
-    """Returns how likely each member finds the prompts, see `WeighingInputs.prompts`."""
-    found = torch.tensor([sequence.prompt_likelihood for sequence in sequences], dtype=torch.float32)
+def _prompts(sequences: Sequence[EnsembleSequence]) -> PromptLikelihoods:
+    """Returns how likely the members find the prompts, see `WeighingInputs.prompts`."""
+    found = PromptLikelihoods.of([likely for s in sequences if (likely := s.prompt_likelihood) is not None])
     gone = torch.tensor([[part is None for part in sequence.member_sequences] for sequence in sequences])
-    return found.masked_fill(gone, -torch.inf)  # [sequences, members]
+    return PromptLikelihoods(found.nats.masked_fill(gone, -torch.inf), found.bytes)
 
 
 def _spread(said: MemberLogits, sequences: int) -> torch.Tensor | None:

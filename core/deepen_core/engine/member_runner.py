@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from deepen_core.config import MemberErrorPolicy
-from deepen_core.engine.prompt_likelihood import prompt_likelihood
+from deepen_core.engine.prompt_likelihood import NOT_ASKED, prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, MemberTimeoutError, NonFiniteLogitsError, brief
 from deepen_core.members.base import Member, begin
@@ -64,7 +64,7 @@ class MemberRunner:
         self._number = number
         self._is_main = is_main
         self._policy = on_member_error
-        self._likelihoods: dict[tuple[str, bool], float | None] = {}  # of the last prompts
+        self._likelihoods: dict[tuple[str, bool], tuple[float, float] | None] = {}  # of the last prompts
         self._width: int | None = None  # number of sequences that were found to fit into memory at once
 
     def begin(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> None:
@@ -122,10 +122,10 @@ class MemberRunner:
             self._fail(sequence, problem)
             return 0
 
-    def prompt_likelihood(self, sequence: EnsembleSequence) -> float | None:
-        """See `deepen_core.engine.prompt_likelihood`; 0 if the member does not take part, or fails."""
+    def prompt_likelihood(self, sequence: EnsembleSequence) -> tuple[float, float] | None:
+        """See `deepen_core.engine.prompt_likelihood`; `NOT_ASKED` if the member does not take part, or fails."""
         if not self._is_weighed(sequence):
-            return 0.0
+            return NOT_ASKED
         part = self._part(sequence)
         key = _prompt_key(sequence, part)
         try:
@@ -137,7 +137,7 @@ class MemberRunner:
             return self._likelihoods[key]
         except Exception as problem:  # noqa: BLE001 (as in `run`)
             self._fail(sequence, problem)
-            return 0.0
+            return NOT_ASKED
 
     def knows_prompt(self, sequence: EnsembleSequence) -> bool:
         """Whether `prompt_likelihood` runs nothing."""

@@ -9,6 +9,7 @@ import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_form import text_of
+from deepen_core.fusion.prompts import PromptLikelihood
 from deepen_core.members.base import Member, read_ahead, source_window
 from deepen_core.members.sequence import MemberSequence
 
@@ -33,8 +34,10 @@ def predicts_prompts(member: Member) -> bool:
 
 
 @torch.inference_mode()
-def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None = None) -> float | None:
-    """Returns the log-likelihood (nats) of a byte of a text under a member.
+def prompt_likelihood(
+    member: Member, text: str, sequence: MemberSequence | None = None
+) -> tuple[float, float] | None:
+    """Returns the log-likelihood (nats) of a byte of a text under a member, and the number of these bytes.
 
     Args:
         member: The member. It runs the text once.
@@ -43,8 +46,8 @@ def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None
             the text, they are run as its prompt.
 
     Returns:
-        The mean over all tokens but the first, which only some models can predict; None if there are no others, if it
-        is not a finite number, or for a member that does not predict prompts.
+        The mean is over all tokens but the first, which only some models can predict; None if there are no others, if
+        it is not a finite number, or for a member that does not predict prompts.
     """
     if not predicts_prompts(member):
         return None
@@ -54,7 +57,7 @@ def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None
     start = len(before) + 1
     size = sum(len(vocabulary.token_bytes(token_id) or b"") for token_id in ids[start:])
     found = sum(_logprobs(member, ids, start, sequence)) / size if size else math.nan
-    return found if math.isfinite(found) else None
+    return (found, float(size)) if math.isfinite(found) else None
 
 
 def _logprobs(member: Member, ids: list[int], start: int, sequence: MemberSequence | None) -> list[float]:
@@ -63,11 +66,17 @@ def _logprobs(member: Member, ids: list[int], start: int, sequence: MemberSequen
     return member.token_logprobs(ids, start) if found is None else found
 
 
-def comparable(found: Sequence[float | None]) -> list[float]:
-    """Returns likelihoods that can be compared: if one is not known, all are zero.
+NOT_ASKED = (0.0, math.inf)
+"""The likelihood of a prompt under a member that does not take part."""
+
+
+def comparable(found: Sequence[tuple[float, float] | None]) -> PromptLikelihood:
+    """Returns how likely the members find a prompt; if one of them does not know it, nothing is known.
 
     Args:
-        found: For each member, its likelihood.
+        found: For each member, what `prompt_likelihood` returns of it.
     """
     known = [value for value in found if value is not None]
-    return known if len(known) == len(found) else [0.0] * len(found)
+    if len(known) < len(found):
+        return PromptLikelihood.unknown(len(found))
+    return PromptLikelihood(tuple(nats for nats, _ in known), min(size for _, size in known))

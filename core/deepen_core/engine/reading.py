@@ -22,6 +22,7 @@ from deepen_core.engine.state_reader import Call, MemberCaller, StateReader, sta
 from deepen_core.errors import ContextWindowError, PromptError
 from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.mixing import GivenSteps
+from deepen_core.fusion.prompts import PromptLikelihood, PromptLikelihoods
 from deepen_core.members.base import Member
 from deepen_core.members.opening import opening_of
 from deepen_core.members.sequence import MemberSequence
@@ -64,7 +65,7 @@ class TextReading:
         factory: Creates the sequences of the texts.
         texts: The texts. Those with the same prompt share its ids if they follow one another.
         call: Runs a piece of work where models may be run.
-        likelihoods: For each text, that of its prompt under each member (`GivenSteps.prompts`); None if not asked for.
+        likelihoods: How likely the members find the prompt of each text; None if not asked for.
 
     Attributes:
         texts: As given.
@@ -77,13 +78,13 @@ class TextReading:
         factory: SequenceFactory,
         texts: Sequence[GivenText],
         call: Call,
-        likelihoods: Sequence[Sequence[float]] | None = None,
+        likelihoods: Sequence[PromptLikelihood] | None = None,
     ) -> None:
         self._members = list(members)
         self._main = main
         self._factory = factory
         self.texts = list(texts)
-        self._likelihoods = None if likelihoods is None else torch.tensor(likelihoods, dtype=torch.float32)
+        self._likelihoods = None if likelihoods is None else PromptLikelihoods.of(likelihoods)
         self._readers = {number: self._reader(number, call) for number in texts[0].own_ids}
 
     def _reader(self, number: int, call: Call) -> StateReader:
@@ -158,10 +159,10 @@ class TextReading:
 class _Steps:
     """Collects steps until they are run."""
 
-    def __init__(self, members: Sequence[Member], main: int, likelihoods: torch.Tensor | None) -> None:
+    def __init__(self, members: Sequence[Member], main: int, likelihoods: PromptLikelihoods | None) -> None:
         self._members = list(members)
         self._main = main
-        self._likelihoods = likelihoods  # [texts, members]
+        self._likelihoods = likelihoods
         self._clear()
 
     def _clear(self) -> None:
@@ -209,7 +210,7 @@ class _Steps:
                 ends[number][place] = replace(
                     end, before=None if end.held else early, said=self._said[place], trail=trail
                 )
-        prompts = None if self._likelihoods is None else self._likelihoods[self.texts]
+        prompts = None if self._likelihoods is None else self._likelihoods.only(self.texts)
         found = GivenSteps(self.texts, self.token_ids, logprobs, speaking, ends, prompts)
         self._clear()
         return found

@@ -10,11 +10,18 @@ from deepen_core.chat.messages import Message, Prompt, check_messages, check_uni
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
 from deepen_core.engine.engine import Engine
-from deepen_core.engine.prompt_likelihood import comparable, predicts_prompts, prompt_likelihood, prompt_text
+from deepen_core.engine.prompt_likelihood import (
+    NOT_ASKED,
+    comparable,
+    predicts_prompts,
+    prompt_likelihood,
+    prompt_text,
+)
 from deepen_core.engine.reading import GivenText, TextReading, given_text
 from deepen_core.engine.sequence_factory import SequenceFactory
 from deepen_core.engine.state_reader import MemberCaller
 from deepen_core.errors import ContextWindowError, PromptError
+from deepen_core.fusion.prompts import PromptLikelihood
 from deepen_core.members.opening import opening_of
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import common_length
@@ -44,7 +51,7 @@ class TextReader:
         takes_part = [number in self.counted for number in range(len(self.members))]
         self._factory = SequenceFactory(self.members, self.main, takes_part)
         self._worker = engine.worker
-        self._likelihoods: dict[str, list[float]] = {}  # of prompts that were read
+        self._likelihoods: dict[str, PromptLikelihood] = {}  # of prompts that were read
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs a piece of work where models may be run."""
@@ -73,14 +80,14 @@ class TextReader:
             likelihoods = [self.prompt_likelihood(text.prompt) for text in pack] if reads_prompts else None
             yield TextReading(self.members, self.main, self._factory, pack, self.call, likelihoods)
 
-    def prompt_likelihood(self, prompt: str | Sequence[Message]) -> list[float]:
-        """Returns the log-likelihood of a prompt under each member, in nats a byte (`WeighingInputs.prompts`).
+    def prompt_likelihood(self, prompt: str | Sequence[Message]) -> PromptLikelihood:
+        """Returns how likely the members find a prompt.
 
         Raises:
             MemberError: If a member fails.
         """
         if not all(predicts_prompts(self.members[number]) for number in self.counted):
-            return [0.0] * len(self.members)
+            return PromptLikelihood.unknown(len(self.members))
         text = prompt_text(prompt)
         if text not in self._likelihoods:
             size = len(text.encode())
@@ -89,7 +96,7 @@ class TextReader:
                     partial(prompt_likelihood, member, text)
                 )
                 if number in self.counted
-                else 0.0
+                else NOT_ASKED
                 for number, member in enumerate(self.members)
             ]
             self._likelihoods[text] = comparable(found)

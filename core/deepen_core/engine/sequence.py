@@ -14,6 +14,7 @@ from deepen_core.chat.thoughts import MarkListener, Thoughts
 from deepen_core.config import SamplingParams
 from deepen_core.engine.failures import constraint_failed, telling_failed, told_as
 from deepen_core.errors import DeepenError, TimedOutError
+from deepen_core.fusion.prompts import PromptLikelihood
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.results import Chunk, FinishReason, Generation, MemberWork, Timings, TokenLogprob, Usage
 from deepen_core.sampling.detokenizer import Utf8Stream
@@ -47,7 +48,7 @@ class EnsembleSequence:
         needed: For each member, whether it is run; one that is not keeps its ids pending. Set by the decoder.
         token_ids: Main's ids chosen so far, without the stop token.
         record: What the policy has kept of them, see `WeighingInputs.record`; set by the decoder.
-        prompt_likelihood: See `WeighingInputs.prompts`; empty before it is known.
+        prompt_likelihood: See `WeighingInputs.prompts`; None before it is known.
         trace_steps: What makes the record of each step so far from its line, if they are traced; the line of each step
             in `trace_lines`.
         finish_reason: Set once the sequence has ended.
@@ -80,7 +81,7 @@ class EnsembleSequence:
         self.token_ids: list[int] = []
         self.record: list[float] = []
         self.prompt_text = prompt_text
-        self.prompt_likelihood: list[float] = []
+        self.prompt_likelihood: PromptLikelihood | None = None
         self.logprobs: list[TokenLogprob] = []
         self.trace_steps: list[Callable[[int], TraceStep]] = []
         self.trace_lines: list[int] = []

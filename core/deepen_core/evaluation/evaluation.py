@@ -20,6 +20,7 @@ from deepen_core.evaluation.likelihood import ChoiceScores, chosen, score_items,
 from deepen_core.evaluation.passes import Passes
 from deepen_core.evaluation.settings import Setting, Settings, gate_for, policy_for
 from deepen_core.evaluation.strategies import Strategies
+from deepen_core.fusion.prompts import PromptLikelihood
 
 VOTE = "vote"
 """The label of the choice that is likeliest by the sum of the members' own log-probabilities."""
@@ -183,8 +184,8 @@ class Evaluation:
                     self._answers.add(key, asdict(next(sampled)))
         return [Samples(**found) for key in keys if (found := self._answers.get(key)) is not None]
 
-    def prompt_likelihoods(self, reader: TextReader, task: Task) -> list[list[float]]:
-        """Returns how likely each member finds the prompt of each item of a task, in nats a byte.
+    def prompt_likelihoods(self, reader: TextReader, task: Task) -> list[PromptLikelihood]:
+        """Returns how likely the members find the prompt of each item of a task.
 
         Args:
             reader: Has the members and runs them.
@@ -193,13 +194,13 @@ class Evaluation:
         Raises:
             MemberError: If a member fails.
         """
-        keys = [(task.name, "prompts", digest(item)) for item in task.items]
+        keys = [(task.name, "likelihood of the prompt", digest(item)) for item in task.items]
         items = dict(zip(keys, task.items, strict=True))
         missing = [key for key in items if self._prompts.get(key) is None]
         for key in self._passes.over(missing, f"{task.name}, prompts"):
             prompt = prompt_of(items[key], self._shots, chat=self.chat)
-            self._prompts.add(key, {"nats": reader.prompt_likelihood(prompt)})
-        return [found["nats"] for key in keys if (found := self._prompts.get(key)) is not None]
+            self._prompts.add(key, asdict(reader.prompt_likelihood(prompt)))
+        return [PromptLikelihood(**found) for key in keys if (found := self._prompts.get(key)) is not None]
 
 
 @contextmanager

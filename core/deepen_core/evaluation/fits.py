@@ -16,6 +16,7 @@ from deepen_core.evaluation.judged_task import JudgedTask
 from deepen_core.evaluation.likelihood import ChoiceScores
 from deepen_core.evaluation.member_alone import MemberAlone
 from deepen_core.evaluation.plan import Plan
+from deepen_core.fusion.prompts import PromptLikelihoods
 
 
 class Fits:
@@ -94,5 +95,5 @@ class Fits:
         answers = [alone.answers(self._evaluation, task) for alone in self._everyone]
         rights = torch.tensor([[float(answer.right) for answer in of_member] for of_member in answers]).T
         following = any(policy != "static" for policy in self._policies)
-        prompts = torch.tensor(self._evaluation.prompt_likelihoods(self._reader, task)) if following else None
+        prompts = PromptLikelihoods.of(self._evaluation.prompt_likelihoods(self._reader, task)) if following else None
         return JudgedTask(task.name, rights, prompts)

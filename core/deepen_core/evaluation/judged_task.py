@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+from deepen_core.fusion.prompts import PromptLikelihoods
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,12 @@ class JudgedTask:
     Attributes:
         name: The name of the task.
         rights: 1 or 0 for each member and item, or a translation's chrF, float32 [items, members].
-        prompts: The log-likelihood of each item's prompt under each member, in nats a byte [items, members]; None if
-            no policy asks for it.
+        prompts: How likely the members find each item's prompt; None if no policy asks for that.
     """
 
     name: str
     rights: torch.Tensor
-    prompts: torch.Tensor | None = None
+    prompts: PromptLikelihoods | None = None
 
     def values(self, policy: WeightPolicy) -> list[float]:
         """Returns for each item the mean of the members' rights by their weights.

@@ -12,6 +12,7 @@ from deepen_core.fusion.base import Fusion, StepInputs
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
+from deepen_core.fusion.prompts import PromptLikelihoods
 from deepen_core.sampling.largest import places_of_largest
 
 
@@ -26,8 +27,7 @@ class GivenSteps:
             abstains in all steps. The values of a step in which it abstains are meaningless.
         speaking: Which members do not abstain, bool [steps, members] on the CPU.
         ends: For each member, the end of its text in each step.
-        prompts: The log-likelihood of each step's prompt under each member, float32 [steps, members] on the CPU, in
-            nats a byte; None if it is not known.
+        prompts: How likely the members find each step's prompt; None if it is not known.
     """
 
     texts: list[int]
@@ -35,7 +35,7 @@ class GivenSteps:
     logprobs: list[torch.Tensor | None]
     speaking: torch.Tensor
     ends: list[list[Heard]]
-    prompts: torch.Tensor | None = None
+    prompts: PromptLikelihoods | None = None
 
     def heard(self, member: int) -> Sequence[Heard]:
         """See `StepInputs.heard`."""
@@ -51,7 +51,7 @@ class GivenSteps:
                 [None if logprobs is None else logprobs[part] for logprobs in self.logprobs],
                 self.speaking[part],
                 [ends[part] for ends in self.ends],
-                None if self.prompts is None else self.prompts[part],
+                None if self.prompts is None else self.prompts.only(part),
             )
 
 
@@ -89,7 +89,7 @@ class Mixer:
         """See `WeightPolicy.reads_prompts`."""
         return self._policy.reads_prompts
 
-    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+    def needed(self, prompts: PromptLikelihoods) -> torch.Tensor:
         """See `WeightPolicy.needed`; main is always needed."""
         found = self._policy.needed(prompts)
         found[:, self._main] = True

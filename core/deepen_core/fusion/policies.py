@@ -12,6 +12,7 @@ import torch
 
 from deepen_core.config.weights import POLICIES
 from deepen_core.fusion.comparison import Comparison
+from deepen_core.fusion.prompts import PromptLikelihoods
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,14 @@ class WeighingInputs:
         record: float32 [sequences, numbers] on the CPU: what the policy has kept of each answer so far, as returned by
             `WeightPolicy.first` and `WeightPolicy.after`.
         comparison: What the members say token by token; only for a policy with `compares`.
-        prompts: float32 [sequences, members] on the CPU: the log-likelihood of each sequence's prompt, in nats a byte,
-            minus infinity for a member that was dropped; only for a policy with `reads_prompts`.
+        prompts: How likely the members find each sequence's prompt; only for a policy with `reads_prompts`.
     """
 
     logprobs: Sequence[torch.Tensor | None]
     speaking: torch.Tensor
     record: torch.Tensor
     comparison: Comparison | None = None
-    prompts: torch.Tensor | None = None
+    prompts: PromptLikelihoods | None = None
 
 
 class WeightPolicy(ABC):
@@ -77,7 +77,7 @@ class WeightPolicy(ABC):
         """
         return list(record)
 
-    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+    def needed(self, prompts: PromptLikelihoods) -> torch.Tensor:
         """Returns which members answers need; the others are not run. For a policy that reads prompts.
 
         Args:
@@ -86,7 +86,7 @@ class WeightPolicy(ABC):
         Returns:
             bool [sequences, members].
         """
-        return torch.ones_like(prompts, dtype=torch.bool)
+        return torch.ones_like(prompts.nats, dtype=torch.bool)
 
     @abstractmethod
     def describe(self) -> list[float]:
@@ -163,23 +163,26 @@ class ConsistencyWeights(StaticWeights):
 
 
 class PerplexityWeights(StaticWeights):
-    """Weights that follow which member knows such texts as the prompt, `w_i ~ s_i exp(rate * l_i)`.
+    """Weights that follow which member knows such texts as the prompt, `w_i ~ s_i exp(rate * span * l_i)`.
 
     After PackLLM-sim (arXiv 2404.11531), whose weights are a softmax of the log-perplexities of the prompt. Here l_i is
-    the log-likelihood a byte rather than a token, so that members with other tokenizers are comparable, and the rate
+    the log-likelihood a byte rather than a token, so that members with other tokenizers are comparable, and the span
     makes it that of ten tokens of four bytes: where a code model and a general one of about the same size differ by 0.1
-    nats a byte, one has 55 times the weight of the other. The weights stay the same throughout an answer. One below a
-    thousandth is zero, so that an answer takes only the members that have a say in it.
+    nats a byte, one has 55 times the weight of the other. A prompt shorter than the span counts as itself. The weights
+    stay the same throughout an answer. One below a thousandth is zero, so that an answer takes only the members that
+    have a say in it.
 
     Args:
         weights: The members' shares s, one per member, summing to one.
-        rate: How much a nat a byte counts.
+        span: Number of bytes that count.
+        rate: How much a nat of these counts.
     """
 
     reads_prompts: ClassVar[bool] = True
 
-    def __init__(self, weights: Sequence[float], rate: float = 40.0) -> None:
+    def __init__(self, weights: Sequence[float], span: float = 40.0, rate: float = 1.0) -> None:
         super().__init__(weights)
+        self._span = span
         self._rate = rate
 
     def weights(self, step: WeighingInputs) -> torch.Tensor:
@@ -187,13 +190,13 @@ class PerplexityWeights(StaticWeights):
         assert step.prompts is not None, "it reads prompts"
         return self._after(step.prompts)
 
-    def needed(self, prompts: torch.Tensor) -> torch.Tensor:
+    def needed(self, prompts: PromptLikelihoods) -> torch.Tensor:
         """See `WeightPolicy.needed`."""
         return self._after(prompts) > 0
 
-    def _after(self, prompts: torch.Tensor) -> torch.Tensor:
+    def _after(self, prompts: PromptLikelihoods) -> torch.Tensor:
         """Returns the weights after prompts, [sequences, members]."""
-        found = torch.softmax(self._weights.log() + self._rate * prompts, dim=-1)
+        found = torch.softmax(self._weights.log() + self._rate * prompts.over(self._span), dim=-1)
         kept = torch.where(found >= _LEAST_WEIGHT, found, 0.0)
         return kept / kept.sum(-1, keepdim=True).clamp_min(_LEAST_WEIGHT)  # zeros where none that is left has a share
 
