@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.markdown import markdown, measured_on
 from benchmarks.report import read
 from deepen_core.config import PRESETS
+from deepen_core.fusion import strategy_of
 
 
 def evaluation_tables() -> dict[str, str]:
@@ -18,7 +19,10 @@ def evaluation_tables() -> dict[str, str]:
 
 
 def kinds_table() -> str:
-    """Return the best way on all kinds of tasks, among those that gain beyond chance if any does; and its members."""
+    """Return the best way on all kinds of tasks, among those that gain beyond chance if any does; the default; members.
+
+    Of the ensembles that were measured with the default weights.
+    """
     kinds = {
         "choices": ("arc_challenge", "piqa", "mmlu"),
         "questions": ("triviaqa", "nq_open"),
@@ -26,14 +30,17 @@ def kinds_table() -> str:
         "programs": ("humaneval",),
     }
     every = read("tasks")["all"]
-    ways = [row for row in every if row["points"] != ""]
+    default = f"deepen, {strategy_of(PRESETS['deepen']).default_policy(elsewhere=False)}"
+    by_default = {row["members"]: row for row in every if row["way"] == default}
+    ways = [row for row in every if row["points"] != "" and row["members"] in by_default]
     # Of equal ways the one that need not be fitted.
     best = max(ways, key=lambda row: (row["from"] > 0, row["mean"], ", fitted" not in row["way"]))
     alone = [row for row in every if row["members"] == best["members"] and row["way"].endswith(" alone")]
+    usual = {**by_default[best["members"]], "way": f"{default} (the default)"}
     rows = [
         {**row, "95 %": _between(row)}
         | {kind: sum(row[task] for task in tasks) / len(tasks) for kind, tasks in kinds.items()}
-        for row in (best, *alone)
+        for row in ([usual] if best["way"] == default else [best, usual]) + alone
     ]
     return markdown(rows, {"way": ""} | dict.fromkeys((*kinds, "mean"), ".1f") | {"points": "+.1f", "95 %": ""})
 

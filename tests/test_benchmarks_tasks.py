@@ -122,8 +122,8 @@ def test_tasks(pair, monkeypatch, tmp_path):
 def test_the_readme_has_the_best_that_gains(monkeypatch, first):
     def rows(members, mean, least):
         shares = dict.fromkeys((*tasks.CHOICES, *tasks.OPEN), 50.0)
-        ways = ["deepen, fitted 0.5 0.5", "deepen", f"{members[0]} alone", f"{members[-1]} alone"]
-        points = [2.5, 2.5, "", -9.0]
+        ways = ["deepen, fitted 0.5 0.5", "deepen", "deepen, context", f"{members[0]} alone", f"{members[-1]} alone"]
+        points = [2.5, 2.5, 2.0, "", -9.0]
         return [
             {"members": members, "way": way, **shares, "mean": mean - (points[1] if p == "" else 0), "points": p}
             | {"from": p and min(p, least), "to": p}
@@ -141,6 +141,12 @@ def test_the_readme_has_the_best_that_gains(monkeypatch, first):
     assert "| c alone |" in found
     assert "a alone" not in found
     assert "fitted" not in found
+    assert found.count("| deepen, context (the default) |") == 1
     found = table({"a + b": rows("a + b", 60.0, 0.5), "c + d": rows("c + d", 53.0, 0.5)})
     assert "| 60.0 | +2.5 |" in found
     assert found.count("| a alone |") == 1
+    older = [row for row in rows("a + b", 60.0, 0.5) if row["way"] != "deepen, context"]
+    assert "| c alone |" in table({"a + b": older, "c + d": rows("c + d", 53.0, 0.5)})
+    usual = [row for row in rows("a + b", 60.0, 0.5) if row["way"] not in ("deepen", "deepen, fitted 0.5 0.5")]
+    found = table({"a + b": usual, "c + d": rows("c + d", 53.0, -0.5)})
+    assert [found.count(way) for way in ("(the default)", "| deepen", "| a alone |")] == [1, 1, 1]

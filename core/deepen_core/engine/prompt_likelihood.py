@@ -34,9 +34,7 @@ def predicts_prompts(member: Member) -> bool:
 
 
 @torch.inference_mode()
-def prompt_likelihood(
-    member: Member, text: str, sequence: MemberSequence | None = None
-) -> tuple[float, float] | None:
+def prompt_likelihood(member: Member, text: str, sequence: MemberSequence | None = None) -> tuple[float, float] | None:
     """Returns the log-likelihood (nats) of a byte of a text under a member, and the number of these bytes.
 
     Args:
