@@ -30,7 +30,7 @@ def kinds_table() -> str:
         "programs": ("humaneval",),
     }
     every = read("tasks")["all"]
-    default = f"deepen, {strategy_of(PRESETS['deepen']).default_policy(elsewhere=False)}"
+    default = f"deepen, {strategy_of(PRESETS['deepen']).default_policy(asks_by_token=False)}"
     by_default = {row["members"]: row for row in every if row["way"] == default}
     ways = [row for row in every if row["points"] != "" and row["members"] in by_default]
     # Of equal ways the one that need not be fitted.

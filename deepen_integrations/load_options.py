@@ -54,7 +54,7 @@ class LoadOptions(BaseModel):
     """One number per member, its share in the fusion, or a policy that starts from each member's own weight, or from
     shares after its name ("perplexity:0.9,0.1"): "adaptive", "confidence", "consistency", "perplexity", "context" or
     "static". By default "context" if the strategy compares tokens ("deepen", "product", "bytes" and "auto"), or
-    "adaptive" where a server or Ray runs a member; with the other strategies "static"."""
+    "adaptive" where a server of llama.cpp runs a member; with the other strategies "static"."""
     fusion: SerializeAsAny[StrategyOptions] | str = "deepen"
     """How distributions are fused: a name in `deepen_core.config.PRESETS`, or the options of a strategy."""
     gate: float | None = Field(default=None, ge=0, le=1)

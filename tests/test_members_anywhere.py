@@ -51,7 +51,7 @@ def test_answers_are_those_of_folders(mixed, load, fusion, main):
 
 def test_a_server_that_is_gone_is_dropped_and_the_others_go_on(mixed, server, load):
     with Ensemble.load(mixed, device="cpu", progress=False, fusion="product", on_member_error="drop") as anywhere:
-        assert anywhere.info.weight_policy == "adaptive", "reading prompts takes requests"
+        assert anywhere.info.weight_policy == "adaptive", "a prompt takes a request for each token"
         server.fault = Fault("close", on=True)
         answer = anywhere.generate(PROMPTS[0], max_new_tokens=8, logprobs=1)
         server.fault = None

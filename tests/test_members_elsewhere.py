@@ -35,7 +35,7 @@ def pair(diary):
 
 def test_all_members_begin_a_step_before_one_is_waited_for():
     diary = []
-    with Ensemble.from_members(pair(diary)) as ensemble:
+    with Ensemble.from_members(pair(diary), weights="static") as ensemble:
         answer = ensemble.generate(PROMPT, max_tokens=3, seed=0)
     assert answer.usage.completion_tokens >= 1
     steps = [diary[start : start + 4] for start in range(0, len(diary), 4)]
@@ -44,11 +44,14 @@ def test_all_members_begin_a_step_before_one_is_waited_for():
 
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
-@pytest.mark.parametrize("fusion", ["deepen", "union"])
-def test_prompts_are_not_read_by_default(fusion, timeout):
-    """That would take requests; a policy that is asked for stays. An evaluation calls the default the same."""
+@pytest.mark.parametrize(
+    ("fusion", "by_token", "default"),
+    [("deepen", True, "adaptive"), ("deepen", False, "context"), ("union", True, "static"), ("union", False, "static")],
+)
+def test_prompts_are_not_read_by_default_where_each_token_takes_a_request(fusion, by_token, default, timeout):
+    """A policy that is asked for stays. An evaluation calls the default the same."""
     members = pair([])
-    default = "adaptive" if fusion == "deepen" else "static"
+    members[1].asks_by_token = by_token
     for weights, policy in ((None, default), ("perplexity", "perplexity"), ([0.5, 0.5], "static")):
         with Ensemble.from_members(members, fusion=fusion, weights=weights, step_timeout=timeout) as ensemble:
             assert ensemble.info.weight_policy == policy

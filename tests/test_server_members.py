@@ -174,3 +174,10 @@ def test_a_step_may_have_a_limit_too(folders):
             server.fault = Fault("delay", at=[len(server.asked) + 3], seconds=4.0)
             with pytest.raises(MemberTimeoutError, match=r"has not ended a step after 2 s"):
                 ensemble.generate(PROMPT, max_new_tokens=6, ignore_eos=True)
+
+
+def test_the_default_weights(server, joined):
+    """A llama.cpp server has to be asked for each token of a prompt, vLLM once."""
+    with joined(server, fusion="product") as ensemble:
+        kind = ensemble.info.members[1].elsewhere.place.partition(" at ")[0]
+        assert ensemble.info.weight_policy == {"llama.cpp": "adaptive", "vllm": "context"}[kind]

@@ -96,8 +96,8 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
                 more), "perplexity" (members that find the prompt likelier count more, up to all), "context" (as
                 "adaptive", starting with members that find the prompt likelier) or "static". Shares to start from may
                 follow the name ("perplexity:0.9,0.1"). Or a `WeightPolicy` of your own. By default "context" if
-                the strategy compares tokens ("deepen", "product", "bytes" and "auto"), or "adaptive" where a server or
-                Ray runs a member; with the other strategies "static".
+                the strategy compares tokens ("deepen", "product", "bytes" and "auto"), or "adaptive" where a server of
+                llama.cpp runs a member; with the other strategies "static".
             fusion: How distributions are fused: "deepen", "deepen-paper", "product", "union", "translate", "bytes",
                 "auto", or the options of one (`FusionConfig`, `ProductConfig`, `UnionConfig`, `TranslateConfig`,
                 `BytesConfig`).

@@ -102,7 +102,7 @@ class EnsembleOptions:
             metavar="W,W...|POLICY[:W,W...]",
             help="Each member's share in the fusion: one number per member, such as 0.7,0.3; or a policy, which shares "
             f"may follow, as in perplexity:0.7,0.3: {', '.join(POLICIES)}.",
-            show_default="context where the strategy compares tokens and no server or Ray runs a member",
+            show_default="context where the strategy compares tokens (adaptive with a llama.cpp server), else static",
         ),
     ] = None
     fusion: Annotated[

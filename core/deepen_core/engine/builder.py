@@ -20,7 +20,7 @@ from deepen_core.fusion.base import Fusion, MemberFacts
 from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.policies import WeightPolicy, policy_named
 from deepen_core.fusion.weights import normalised_weights, policy_and_shares
-from deepen_core.members.base import Member, computes_elsewhere
+from deepen_core.members.base import Member, asks_by_token
 from deepen_core.members.collector import collector_paused
 from deepen_core.members.context_budget import Budgeted, ContextBudget
 from deepen_core.members.loading import DescribedMember, main_index, may_have_embeddings, try_member
@@ -75,7 +75,7 @@ class EngineOptions:
             names: The members' names.
             main: Index or name of the main member, or what it was loaded from.
             weights: One number per member, or a policy or its name. If None, "context" where the strategy can compare
-                several members, or "adaptive" if one computes elsewhere; else "static".
+                several members, or "adaptive" if llama.cpp serves one; else "static".
             fusion: A name, options, or their fields.
             max_batch_size: The maximum number of requests decoded together.
             on_member_error: What a failing member does to a request.
@@ -177,12 +177,12 @@ class EngineOptions:
         return Engine(list(members), self.main, weights, policy.label, self.gate, *built, decoder, worker)
 
     def _policy_for(self, members: Sequence[Member]) -> WeightPolicy:
-        """Returns the policy, or another one if none was asked for and members compute elsewhere."""
+        """Returns the policy, or another one if none was asked for and reading prompts takes too long."""
         shares = self.policy.describe()
         counted = [members[number] for number in counted_members(self.main, shares)]
         if not self.by_default or len(counted) == 1:
             return self.policy
-        return policy_named(self.strategy.default_policy(elsewhere=any(map(computes_elsewhere, counted))), shares)
+        return policy_named(self.strategy.default_policy(asks_by_token=any(map(asks_by_token, counted))), shares)
 
 
 def _policy(
@@ -197,7 +197,7 @@ def _policy(
     if weights is None:
         started = normalised_weights(shares, names)
         several = len(counted_members(main, started)) > 1
-        return policy_named(strategy.default_policy(elsewhere=False) if several else "static", started)
+        return policy_named(strategy.default_policy(asks_by_token=False) if several else "static", started)
     name, given = policy_and_shares(weights)
     if isinstance(weights, str):
         return policy_named(name, normalised_weights(shares if given is None else given, names))

@@ -18,7 +18,7 @@ from deepen_core.fusion.gates import Gate, gate_of
 from deepen_core.fusion.mixing import GivenSteps, Mixer
 from deepen_core.fusion.policies import StaticWeights, WeightPolicy, policy_named
 from deepen_core.fusion.weights import policy_and_shares
-from deepen_core.members.base import Member, computes_elsewhere
+from deepen_core.members.base import Member, asks_by_token
 from deepen_core.sampling.largest import places_of_largest
 
 
@@ -64,7 +64,7 @@ def default_weights(fusion: str, members: Sequence[Member]) -> tuple[float, ...]
         fusion: The name of the strategy.
         members: The members.
     """
-    policy = strategy_of(PRESETS[fusion]).default_policy(elsewhere=any(map(computes_elsewhere, members)))
+    policy = strategy_of(PRESETS[fusion]).default_policy(asks_by_token=any(map(asks_by_token, members)))
     return equal(len(members)) if policy == "static" else policy
 
 

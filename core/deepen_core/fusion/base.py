@@ -185,16 +185,15 @@ class Fusion(ABC):
         ...
 
     @classmethod
-    def default_policy(cls, *, elsewhere: bool) -> str:
+    def default_policy(cls, *, asks_by_token: bool) -> str:
         """Returns the name of the policy that weighs several members where none is asked for.
 
         Args:
-            elsewhere: Whether a member computes elsewhere, where it takes requests to read prompts: of some servers one
-                for each token.
+            asks_by_token: Whether a member would have to ask elsewhere for each token of a prompt.
         """
         if not cls.compares_tokens:
             return "static"
-        return "adaptive" if elsewhere else "context"
+        return "adaptive" if asks_by_token else "context"
 
     @abstractmethod
     def describe(self, counted: Sequence[int]) -> FusionInfo:

@@ -212,9 +212,10 @@ class Begins(Member, Protocol):
         ...
 
 
-def computes_elsewhere(member: Member) -> bool:
-    """Whether a member is one of `Begins`."""
-    return hasattr(member, "begin")
+def asks_by_token(member: Member) -> bool:
+    """Whether a member has to ask elsewhere for each token whose probability `token_logprobs` tells."""
+    found: bool = getattr(member, "asks_by_token", False)
+    return found
 
 
 def begin(member: Member, sequences: Sequence[MemberSequence]) -> None:

@@ -111,9 +111,11 @@ class ServerApi(ABC):
 
     Attributes:
         label: Its name, for reports.
+        asks_by_token: Whether `token_logprobs` takes a request for each token.
     """
 
     label: str
+    asks_by_token: bool = False
 
     @abstractmethod
     async def identify(self, connection: Connection) -> Served:

@@ -106,6 +106,7 @@ class LlamaCppApi(ServerApi):
     """
 
     label = "llama.cpp"
+    asks_by_token = True
 
     def __init__(self, whole_id: int) -> None:
         self._whole_id = whole_id

@@ -97,6 +97,11 @@ class ServerMember:
         return self._server.connection.traffic
 
     @property
+    def asks_by_token(self) -> bool:
+        """See `deepen_core.members.base.asks_by_token`."""
+        return self._server.api.asks_by_token
+
+    @property
     def batching(self) -> str:
         """See `Member.batching`."""
         if self._slots is None:
