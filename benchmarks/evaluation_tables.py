@@ -21,7 +21,7 @@ def evaluation_tables() -> dict[str, str]:
 def kinds_table() -> str:
     """Return the best way on all kinds of tasks, among those that gain beyond chance if any does; the default; members.
 
-    Of the ensembles that were measured with the default weights.
+    Of the ensembles that were measured with the default weights; without votes, which take several answers.
     """
     kinds = {
         "choices": ("arc_challenge", "piqa", "mmlu"),
@@ -32,7 +32,7 @@ def kinds_table() -> str:
     every = read("tasks")["all"]
     default = f"deepen, {strategy_of(PRESETS['deepen']).default_policy(asks_by_token=False)}"
     by_default = {row["members"]: row for row in every if row["way"] == default}
-    ways = [row for row in every if row["points"] != "" and row["members"] in by_default]
+    ways = [row for row in every if row["points"] != "" and row["members"] in by_default and "votes" not in row["way"]]
     # Of equal ways the one that need not be fitted.
     best = max(ways, key=lambda row: (row["from"] > 0, row["mean"], ", fitted" not in row["way"]))
     alone = [row for row in every if row["members"] == best["members"] and row["way"].endswith(" alone")]

@@ -122,10 +122,17 @@ def test_tasks(pair, monkeypatch, tmp_path):
 def test_the_readme_has_the_best_that_gains(monkeypatch, first):
     def rows(members, mean, least):
         shares = dict.fromkeys((*tasks.CHOICES, *tasks.OPEN), 50.0)
-        ways = ["deepen, fitted 0.5 0.5", "deepen", "deepen, context", f"{members[0]} alone", f"{members[-1]} alone"]
-        points = [2.5, 2.5, 2.0, "", -9.0]
+        ways = ["deepen, context, 5 votes", "deepen, fitted 0.5 0.5", "deepen", "deepen, context"]
+        ways += [f"{members[0]} alone", f"{members[-1]} alone"]
+        points = [3.0, 2.5, 2.5, 2.0, "", -9.0]
         return [
-            {"members": members, "way": way, **shares, "mean": mean - (points[1] if p == "" else 0), "points": p}
+            {
+                "members": members,
+                "way": way,
+                **shares,
+                "mean": mean + ("votes" in way) - (2.5 if p == "" else 0),
+                "points": p,
+            }
             | {"from": p and min(p, least), "to": p}
             for way, p in zip(ways, points, strict=True)
         ]
