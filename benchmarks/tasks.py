@@ -35,8 +35,6 @@ _ANSWERED = 60
 """Items that weights are fitted on of tasks with open answers, which each member writes alone."""
 _SHOTS = 4
 """Items of a task that are shown with their answers, in plain text; weights are fitted on those after them."""
-_BRIEF = ("triviaqa", "nq_open")
-"""Open tasks with answers in a few words, which can be read to find whether they would be written."""
 
 
 def plan(
@@ -51,8 +49,8 @@ def plan(
         fusions: Strategies for tasks with choices; open questions are answered by the first one.
         chat: Ask in conversations.
         votes: Number of samples that vote on open questions; 0 for none.
-        fit_items: Most items of each task with choices or brief answers that weights are fitted on, which are in other
-            files than those compared on.
+        fit_items: Most items of each task with choices that weights are fitted on, which are in other files than those
+            compared on.
     """
     tasks = [_items(f"{name}-test", items["open" if name in OPEN else "choices"]) for name in KINDS[kind]]
     if kind == "choices":
@@ -60,11 +58,10 @@ def plan(
         return Plan(tasks, fitted_on, fusions=fusions, mains=(main,))
     shots = [] if chat else [_items(f"{name}-dev", _SHOTS) for name in OPEN if name != "humaneval"]
     settings: dict[str, Any] = {"fusions": fusions[:1], "mains": (main,), "shots": shots, "votes": votes}
+    fitted_on = [_items(f"{name}-dev", _ANSWERED, after=_SHOTS) for name in OPEN]
     if kind == "all":
-        fitted_on = [_items(f"{name}-dev", fit_items) for name in CHOICES]
-        fitted_on += [_items(f"{name}-dev", _ANSWERED, after=_SHOTS) for name in OPEN]
+        fitted_on = [*(_items(f"{name}-dev", fit_items) for name in CHOICES), *fitted_on]
         return Plan(tasks, fitted_on, policies=("adaptive", "perplexity", "context"), gates=(), together=50, **settings)
-    fitted_on = [_items(f"{name}-dev", fit_items, after=_SHOTS) for name in _BRIEF]
     settings |= {"policies": ("adaptive", "confidence"), "gates": (0.9,)}
     return Plan(tasks, fitted_on, chat=chat, together=25, **settings)
 
@@ -142,7 +139,9 @@ def main() -> None:
     parser.add_argument("--equal", nargs="+", default=[], choices=list(PRESETS), help="more, at equal weights alone")
     parser.add_argument("--items", type=int, default=500, help="of each task with choices")
     parser.add_argument("--open-items", type=int, default=100, help="of each task with open answers")
-    parser.add_argument("--fit-items", type=int, default=120, help="of each task that weights are fitted on")
+    parser.add_argument(
+        "--fit-items", type=int, default=120, help="of each task with choices that weights are fitted on"
+    )
     parser.add_argument("--votes", type=int, default=0, help="samples that vote on open questions")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")

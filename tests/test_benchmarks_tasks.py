@@ -71,7 +71,7 @@ def test_tasks(pair, monkeypatch, tmp_path):
     found, items = {}, {"choices": 1, "open": 2}
     for kind in ("choices", "open", "choices", "all"):
         plan = tasks.plan(kind, items, 0, ["deepen", "product"], chat=False, votes=0, fit_items=3)
-        assert {len(task.items) for task in plan.fitted_on} == {"choices": {1}, "open": {3}, "all": {1, 5}}[kind]
+        assert {len(task.items) for task in plan.fitted_on} == {"choices": {1}, "open": {5}, "all": {1, 5}}[kind]
         outcome = pair.evaluate(plan, progress=False)
         found[kind] = tasks.rows(outcome, pair, main="alpha", dtype="float32", form="plain text")
         tasks.add(kind, found[kind], outcome.summary.advice)
