@@ -88,9 +88,21 @@ def test_prompts_that_are_read_to_their_end_are_not_run_again():
         for sequence in sequences:
             sequence.ids.append(7)
         check(model, asked, member.next_logits(asked))
-        assert not member._found.short._read
+        assert not any(slot.ahead for slot in member._found.short.cache.slots)
         for sequence in sequences:
             sequence.release()
+
+
+@torch.inference_mode()
+def test_an_answer_that_ends_before_its_first_step_keeps_no_logits():
+    """Its sequence may be kept for long, by a handle or an error."""
+    member, sequence = member_of(build("llama")), IdsSequence(made_up(20, 5))
+    member.read_ahead(sequence, 1)
+    slot = sequence.cache
+    assert slot.ahead is not None
+    sequence.end()
+    assert slot.ahead is None
+    assert not sequence._recent
 
 
 @torch.inference_mode()

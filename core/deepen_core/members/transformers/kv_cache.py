@@ -41,12 +41,14 @@ class Slot:
     Attributes:
         index: Its line in the buffers; may change between forwards.
         ids: The ids whose keys and values it holds, from the first position on.
+        ahead: Of a prompt that was read ahead, its ids and the logits after the last of them; until they are used.
     """
 
     def __init__(self, cache: RaggedCache, index: int) -> None:
         self._cache = cache
         self.index = index
         self.ids: list[int] = []
+        self.ahead: tuple[list[int], torch.Tensor] | None = None
         self.reach = 0  # no position from here on was ever written
 
     @property
@@ -56,6 +58,7 @@ class Slot:
 
     def free(self) -> None:
         """Frees the slot; may be called from any thread, and while the cache is in use."""
+        self.ahead = None
         self._cache.leave(self)
 
 

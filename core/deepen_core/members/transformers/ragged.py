@@ -107,9 +107,6 @@ class RaggedRunner:
         self._size = vocabulary_size
         self._work = work
         self._overhead = overhead(model.device)
-        # The ids of prompts that were read ahead, and the logits [KEPT_TAIL, vocabulary] after the last of them.
-        self._read: weakref.WeakKeyDictionary[MemberSequence, tuple[list[int], torch.Tensor]]
-        self._read = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
         """See `Forgets.forget`."""
@@ -138,9 +135,11 @@ class RaggedRunner:
 
     def _last_read(self, sequence: MemberSequence) -> torch.Tensor | None:
         """Returns the logits [vocabulary] after a prompt that was read ahead; None if there is something to run."""
-        ids, tail = self._read.pop(sequence, ([], None))
         slot = sequence.cache
-        if tail is None or not (isinstance(slot, Slot) and slot.held and slot.ids == ids == sequence.ids):
+        if not isinstance(slot, Slot) or slot.ahead is None:
+            return None
+        (ids, tail), slot.ahead = slot.ahead, None
+        if not (slot.held and slot.ids == ids == sequence.ids):
             return None
         count = len(sequence.take_pending())
         sequence.keep_logits(tail)
@@ -171,7 +170,7 @@ class RaggedRunner:
             found = logprobs_of(logits[0, :-1], torch.tensor(ids[start:], device=logits.device))
             sequence.take_pending(ahead)
             sequence.keep_logits(logits[0, -KEPT_TAIL - 1 : -KEPT_TAIL, : self._size].clone())  # not all of them
-            self._read[sequence] = list(ids), logits[0, -KEPT_TAIL:, : self._size].clone()
+            slot.ahead = list(ids), logits[0, -KEPT_TAIL:, : self._size].clone()  # [KEPT_TAIL, vocabulary]
             self._note(ahead, len(ids))
         return found
 
