@@ -55,7 +55,7 @@ class MemberConfig(Options):
     name: str | None = Field(default=None, min_length=1)
     """The member's name in reports; the last part of `model` by default."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """Its share in the fusion, from which `"adaptive"` weights start; those of all members are scaled to sum to one."""
+    """Its share in the fusion, from which weights that change start; those of all members are scaled to sum to one."""
     device: str | None = None
     """A torch device: "cpu", "cuda", "cuda:1" or "mps"; the ensemble's by default."""
     dtype: str | None = None

@@ -200,7 +200,8 @@ class Evaluation:
         for key in self._passes.over(missing, f"{task.name}, prompts"):
             prompt = prompt_of(items[key], self._shots, chat=self.chat)
             self._prompts.add(key, asdict(reader.prompt_likelihood(prompt)))
-        return [PromptLikelihood(**found) for key in keys if (found := self._prompts.get(key)) is not None]
+        known = [found for key in keys if (found := self._prompts.get(key)) is not None]
+        return [PromptLikelihood(tuple(found["nats"]), found["bytes"]) for found in known]
 
 
 @contextmanager

@@ -136,10 +136,12 @@ class RaggedRunner:
     def _last_read(self, sequence: MemberSequence) -> torch.Tensor | None:
         """Returns the logits [vocabulary] after a prompt that was read ahead; None if there is something to run."""
         slot = sequence.cache
-        if not isinstance(slot, Slot) or slot.ahead is None:
+        ahead = slot.ahead if isinstance(slot, Slot) else None
+        if not isinstance(slot, Slot) or ahead is None:
             return None
-        (ids, tail), slot.ahead = slot.ahead, None
-        if not (slot.held and slot.ids == ids == sequence.ids):
+        slot.ahead = None
+        ids, tail = ahead
+        if not (slot.held and slot.ids == ids == sequence.ids and sequence.pending == KEPT_TAIL):
             return None
         count = len(sequence.take_pending())
         sequence.keep_logits(tail)
