@@ -389,7 +389,9 @@ class Decoder:
 
 def _prompts(sequences: Sequence[EnsembleSequence]) -> PromptLikelihoods:
     """Returns how likely the members find the prompts, see `WeighingInputs.prompts`."""
-    found = PromptLikelihoods.of([likely for s in sequences if (likely := s.prompt_likelihood) is not None])
+    known = [likely for sequence in sequences if (likely := sequence.prompt_likelihood) is not None]
+    assert len(known) == len(sequences), "prompts are weighed before anything is fused"
+    found = PromptLikelihoods.of(known)
     gone = torch.tensor([[part is None for part in sequence.member_sequences] for sequence in sequences])
     return PromptLikelihoods(found.nats.masked_fill(gone, -torch.inf), found.bytes)
 

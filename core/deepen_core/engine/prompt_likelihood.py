@@ -65,7 +65,7 @@ def _logprobs(member: Member, ids: list[int], start: int, sequence: MemberSequen
 
 
 NOT_ASKED = (0.0, math.inf)
-"""The likelihood of a prompt under a member that does not take part."""
+"""What stands for the likelihood of a prompt under a member that does not take part, or that failed."""
 
 
 def comparable(found: Sequence[tuple[float, float] | None]) -> PromptLikelihood:

@@ -45,7 +45,7 @@ class WeightPolicy(ABC):
     learns: ClassVar[bool] = False
     """Whether it uses `WeighingInputs.record`, and is told which tokens were chosen."""
     reads_prompts: ClassVar[bool] = False
-    """Whether it uses `WeighingInputs.prompts`: every member runs the end of each prompt, once more if need be."""
+    """Whether it uses `WeighingInputs.prompts`: members run the end of each new prompt, once more if need be."""
 
     @property
     def label(self) -> str:

@@ -14,7 +14,7 @@ class PromptLikelihood:
 
     Attributes:
         nats: Each member's log-likelihood of a byte, on average, in nats; 0 for all if not every member's is known.
-        bytes: Number of bytes that all of them were asked for.
+        bytes: Number of bytes that it is the mean of, the least of all members; 0 if nothing is known.
     """
 
     nats: tuple[float, ...]

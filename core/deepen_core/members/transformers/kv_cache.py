@@ -41,7 +41,7 @@ class Slot:
     Attributes:
         index: Its line in the buffers; may change between forwards.
         ids: The ids whose keys and values it holds, from the first position on.
-        ahead: Of a prompt that was read ahead, its ids and the logits after the last of them; until they are used.
+        ahead: Of a prompt that was read ahead, its ids and the logits after the last of them; until its next step.
     """
 
     def __init__(self, cache: RaggedCache, index: int) -> None:
