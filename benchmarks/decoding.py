@@ -191,6 +191,7 @@ def measure_sharing(ensemble: Ensemble, tokenizer: Any, shared: int, count: int)
 
     one, many = ran(asked[:1]), ran(asked)
     return {
+        "weights": ensemble.info.weight_policy,
         "prompts": count,
         "shared tokens": shared,
         "ids run for one": one,
@@ -270,6 +271,8 @@ def main() -> None:
                 rows += measure(ensemble, reference, paths, length, given)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(paths[0])
             sharing = [measure_sharing(ensemble, tokenizer, 512, 16)]
+            with Ensemble.load(paths, weights="adaptive", **options) as other:
+                sharing.append(measure_sharing(other, tokenizer, 512, 16))
             first = [measure_first_chunk(ensemble, prompts(tokenizer, 64, 1)[0], 200, given.repeats)]
             gap = [measure_loop_gap(ensemble, prompts(tokenizer, 64, 8), 32)]
             about = {m.name: {"parameters": m.parameters, "batching": m.batching} for m in ensemble.info.members}

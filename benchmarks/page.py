@@ -142,7 +142,8 @@ def decoding_tables() -> dict[str, str]:
         "first": markdown(decoding["first chunk"], {"tokens": "d", "first chunk s": ".3f", "of the whole": ".1%"}),
         "shared": markdown(
             decoding["shared beginnings"],
-            {"prompts": "d", "shared tokens": "d", "ids run for one": ",d", "ids run for all": ",d", "ratio": ".2f"},
+            {"weights": "", "prompts": "d", "shared tokens": "d"}
+            | {"ids run for one": ",d", "ids run for all": ",d", "ratio": ".2f"},
         ),
         "loop": markdown(
             decoding["event loop"],

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deepen_core.errors import MemberError
+from deepen_core.members.base import read_ahead
 
 PROMPT = "The quick brown fox"
 OPTIONS = {"max_new_tokens": 12, "ignore_eos": True}
@@ -30,7 +31,7 @@ class HookedMember:
     Attributes:
         forwards: How many sequences each forward had.
         prefills: How many ids each piece of prompt had.
-        fail: Called with the sequences of every forward and prefill; may raise.
+        fail: Called with the sequences of every forward, prefill and reading; may raise.
         spoil: Called with the sequences and their logits; returns other logits.
         permits: If set, every forward takes one and waits for it.
     """
@@ -57,6 +58,10 @@ class HookedMember:
         self.fail([sequence])
         self.prefills.append(self._member.prefill(sequence, limit))
         return self.prefills[-1]
+
+    def read_ahead(self, sequence, start):
+        self.fail([sequence])
+        return read_ahead(self._member, sequence, start)
 
 
 def hook(ensemble, number=0):

@@ -129,12 +129,15 @@ def test_decoding(shared, tmp_path):
         reference = decoding.ReferenceLoop(paths, "cpu")
         with Ensemble.load(paths, progress=False, device="cpu") as ensemble:
             rows = decoding.measure(ensemble, reference, paths, 32, given)
-            shares = decoding.measure_sharing(ensemble, tokenizer, 64, 3)
+            with Ensemble.load(paths, weights="adaptive", progress=False, device="cpu") as other:
+                shares = decoding.measure_sharing(other, tokenizer, 64, 3)
+            read = decoding.measure_sharing(ensemble, tokenizer, 64, 3)
             first = decoding.measure_first_chunk(ensemble, "Once upon a time", 8, 1)
             gap = decoding.measure_loop_gap(ensemble, ["Once upon", "a time"], 4)
     assert [row["batch"] for row in rows] == [1, 2]
     assert rows[0]["against plain"] > 1
-    assert 1 <= shares["ratio"] < 2
+    assert 1 <= shares["ratio"] < 2 < read["ratio"] <= 3
+    assert (shares["weights"], read["weights"]) == ("adaptive", "context")
     assert 0 < first["of the whole"] <= 1
     assert gap["largest gap ms"] > 0
 

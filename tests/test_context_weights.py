@@ -67,7 +67,7 @@ def test_of_members_the_one_that_was_asked_for_least_counts():
     assert comparable([*known, None]) == PromptLikelihood.unknown(4)
     found = PromptLikelihoods.of([comparable(known), PromptLikelihood.unknown(3)])
     assert found.over(200).tolist() == [[-9.0, 0.0, -4.5], [0.0, 0.0, 0.0]]
-    assert found.only([1]).nats.tolist() == [[0.0, 0.0, 0.0]]
+    assert found.only([1]).nats.tolist() == found.only((1,)).nats.tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_before_the_answer_the_prompt_alone_counts():

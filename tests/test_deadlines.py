@@ -78,6 +78,22 @@ class TestAMemberThatHangs:
             answer.token_ids for answer in expected
         ]
 
+    def test_one_that_hangs_while_a_prompt_is_read_to_weigh_it(self, timed):
+        ensemble, hanging = timed(1, on_member_error="drop", weights="context")
+        unread = "Where the boats are"
+        expected = ensemble.generate([*PROMPTS, unread], **OPTIONS)
+        for forward in ensemble._engine.decoder._forwards:
+            forward._likelihoods.clear()  # of prompts that were read
+        hanging.hangs, started = True, time.monotonic()
+        answers = ensemble.generate([unread, *PROMPTS], **OPTIONS)
+        assert time.monotonic() - started < 20 * LIMIT_S
+        assert [answer.finish_reason for answer in answers] == ["length"] * len(answers)
+        assert "'beta' failed and was dropped from token 1 of the answer" in answers[0].warnings[-1]
+        hanging.go.set()
+        eventually(lambda: not ensemble.generate(PROMPT, max_new_tokens=1).warnings)
+        again = ensemble.generate([*PROMPTS, unread], **OPTIONS)
+        assert [answer.token_ids for answer in again] == [answer.token_ids for answer in expected]
+
     @pytest.mark.parametrize("number", [0, 1])
     def test_requests_that_cannot_go_on_without_it_say_so(self, timed, number):
         ensemble, hanging = timed(number)

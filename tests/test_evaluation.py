@@ -156,6 +156,15 @@ class TestAFolder:
                     with pytest.raises(EvaluationError, match="models was"):
                         ensemble.evaluate(plan, output=tmp_path, progress=False)
 
+    def test_of_weights_by_an_older_formula(self, pair, tmp_path, monkeypatch):
+        """What they made right is not what today's make right."""
+        plan = Plan([TASK], fusions=["product"], policies=["perplexity"], gates=[])
+        with monkeypatch.context() as patch:
+            patch.setattr("deepen_core.evaluation.run.WEIGHTS_VERSION", 1)
+            pair.evaluate(plan, output=tmp_path, progress=False)
+        with pytest.raises(EvaluationError, match="version of the weights was 1 and is"):
+            pair.evaluate(plan, output=tmp_path, progress=False)
+
     def test_that_was_killed_in_the_middle_of_a_character(self, pair, tmp_path):
         plan = Plan([TASK], fusions=["product"], policies=[], gates=[])
         whole = pair.evaluate(plan, output=tmp_path, progress=False)

@@ -16,6 +16,8 @@ from deepen_core.engine.prompt_likelihood import prompt_likelihood, prompt_text
 from deepen_core.errors import CompatibilityWarning, MemberError
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.causal import CausalMember
+from deepen_core.members.transformers.given_tokens import logprobs_in_piece, pieces, places_kept
+from deepen_core.members.transformers.ragged import RaggedForward
 
 LONG = "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox does not. " * 3
 PROMPT = "The quick brown fox jumps over the lazy dog. The dog"
@@ -68,6 +70,53 @@ def test_it_is_a_prefill_that_tells_the_log_probabilities(length, start):
     assert sequence.logits_before is not None
     sequence.rewrite(3, [4, 5, 6, 7])
     check(model, [sequence], member.next_logits([sequence]))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("length", "start"), [(17, 1), (33, 1), (33, 18), (33, 32), (64, 17), (90, 2)])
+def test_logits_that_would_not_fit_are_those_of_several_forwards(monkeypatch, length, start):
+    """Of a prompt of 250 tokens, those of a vocabulary of 262,144 are 250 MiB."""
+    monkeypatch.setattr("deepen_core.members.transformers.given_tokens._LOGITS", 1)
+    model = build("gemma3")
+    member, sequence = member_of(model), IdsSequence(made_up(length, 5))
+    found = check_read_ahead(model, member, sequence, start)
+    forwards = -(-length // 16)
+    assert (member.work.forwards, member.work.ids_run, member.work.ids_rerun) == (forwards, length - KEPT_TAIL, 2)
+    assert member.token_logprobs(sequence.ids, start) == pytest.approx(found, abs=1e-5)
+    sequence.rewrite(1, [9])
+    check(model, [sequence], member.next_logits([sequence]))
+    assert sequence.logits_before is not None
+
+
+@pytest.mark.parametrize("start", range(1, 41))
+def test_each_token_is_looked_up_in_one_piece(start):
+    """Whatever is known of a token is its own."""
+    ids = list(range(40))
+    logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for piece in pieces(len(ids), 2**20):
+        kept = places_kept(piece, start)
+        assert 1 <= kept <= len(piece) == 16 or piece == range(8)
+        found += logprobs_in_piece(logits[piece.stop - kept : piece.stop], ids, piece, start)
+    known = torch.log_softmax(logits.float(), -1)
+    assert found == [float(known[place - 1, place]) for place in range(start, 40)]
+
+
+@torch.inference_mode()
+def test_an_answer_that_was_given_up_while_its_prompt_was_read_keeps_no_logits(monkeypatch):
+    """A step that takes too long goes on."""
+    member, sequence = member_of(build("llama")), IdsSequence(made_up(20, 5))
+    member.warm_up()
+    slots, run = [], RaggedForward.run
+
+    def given_up(*args):
+        slots.append(sequence.cache)
+        sequence.release()
+        return run(*args)
+
+    monkeypatch.setattr(RaggedForward, "run", given_up)
+    member.read_ahead(sequence, 1)
+    assert [slot.ahead for slot in slots] == [None]
 
 
 @torch.inference_mode()
@@ -312,3 +361,13 @@ def test_the_end_of_a_prompt_is_cut_between_characters():
     assert prompt_text("\u20ac" * 3000) == "\u20ac" * 333
     assert prompt_text("\U0001f9d1" * 250) == "\U0001f9d1" * 250
     assert prompt_text("\U0001f9d1" * 250 + "ab") == "\U0001f9d1" * 249 + "ab"
+
+
+@torch.inference_mode()
+def test_a_long_text_before_changes_nothing():
+    """Dynamic positions remember the longest text that they saw."""
+    member = member_of(build("dynamic"), 512)
+    ids = made_up(120, 5)
+    expected = member.token_logprobs(ids, 1)
+    member.next_logits([IdsSequence(made_up(200, 6))])
+    assert member.token_logprobs(ids, 1) == expected

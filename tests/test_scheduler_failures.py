@@ -175,6 +175,26 @@ def test_a_failure_while_the_prompt_is_read(ensemble):
     assert ensemble.generate(long, on_member_error="drop", **OPTIONS).warnings
 
 
+def test_a_failure_while_a_prompt_is_read_to_weigh_the_members(load):
+    """Beside answers that go on, and others whose prompts are read too."""
+    with load("alpha", "beta", max_batch_size=8, weights="context") as ensemble:
+        expected = ensemble.generate([FAILING, *PROMPTS], **OPTIONS)
+        for forward in ensemble._engine.decoder._forwards:
+            forward._likelihoods.clear()  # of prompts that were read
+        beta = hook(ensemble, 1)
+        beta.fail = fails_at(beta, FAILING, RuntimeError("a kernel broke"))
+        first, *others, last = ask_together(ensemble, [FAILING, *PROMPTS, FAILING])
+        for handle in (first, last):
+            with pytest.raises(MemberError, match="and 0 tokens of the answer: RuntimeError"):
+                handle.result()
+        assert [h.result().text for h in others] == [e.text for e in expected[1:]]
+        alone = ensemble.generate(FAILING, on_member_error="drop", **OPTIONS)
+        assert "'beta' failed and was dropped from token 1" in alone.warnings[-1]
+        assert sequences_held(ensemble) == 0
+        beta.fail = lambda _: None
+        assert ensemble.generate(FAILING, **OPTIONS).text == expected[0].text
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_forward_that_broke_off_half_way_leaves_no_trace(ensemble, number, request):
     """It has written to the caches of all sequences before it fails; the others' answers are the serial ones."""

@@ -259,13 +259,16 @@ def test_a_long_text_is_read_in_few_forwards(pair):
         assert member.work.ids_run - run <= 1.25 * (len(own.token_ids) + 10)
 
 
-def test_choices_share_their_prompt(pair):
+@pytest.mark.parametrize(("weights", "times"), [("adaptive", 1), ("context", 2)])
+def test_choices_share_their_prompt(load, weights, times):
+    """It is read once more to weigh the members by it."""
     prompt = " ".join(TEXTS[0] for _ in range(5))
-    pair.score(prompt, "x")
-    before = [m.work.ids_run for m in pair._engine.members]
-    pair.score(prompt, [" the dog", " the fox", " a girl", " 12"])
-    for run, member in zip(before, pair._engine.members, strict=True):
-        assert member.work.ids_run - run <= len(member.tokenizer.encode(prompt)) + 60
+    with load("alpha", "beta", weights=weights) as pair:
+        pair.score(prompt, "x")
+        before = [m.work.ids_run for m in pair._engine.members]
+        pair.score(prompt, [" the dog", " the fox", " a girl", " 12"])
+        for run, member in zip(before, pair._engine.members, strict=True):
+            assert member.work.ids_run - run <= times * len(member.tokenizer.encode(prompt)) + 60
 
 
 def test_a_conversation_before_the_text(pair, monkeypatch):

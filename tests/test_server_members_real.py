@@ -28,10 +28,11 @@ def url(folders, tmp_path_factory):
 
 def test_it_answers_as_the_model_in_this_process(url, folders, load):
     member = MemberConfig(model=str(folders["beta"]), server=ServerConfig(url=url, top_k=ALL))
-    for fusion in ("union", "bytes"):
+    for fusion, weights in (("union", "static"), ("bytes", "adaptive")):  # by default, others without a server
+        given = {"fusion": fusion, "weights": weights}
         with (
-            Ensemble.load([folders["alpha"], member], fusion=fusion, device="cpu", progress=False) as remote,
-            load("alpha", "beta", fusion=fusion) as local,
+            Ensemble.load([folders["alpha"], member], **given, device="cpu", progress=False) as remote,
+            load("alpha", "beta", **given) as local,
         ):
             own, its = (ens.generate(PROMPTS, max_new_tokens=16, logprobs=1) for ens in (local, remote))
             for one, other in zip(own, its, strict=True):

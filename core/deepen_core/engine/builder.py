@@ -178,11 +178,11 @@ class EngineOptions:
 
     def _policy_for(self, members: Sequence[Member]) -> WeightPolicy:
         """Returns the policy, or another one if none was asked for and reading prompts takes too long."""
-        shares = self.policy.describe()
-        counted = [members[number] for number in counted_members(self.main, shares)]
-        if not self.by_default or len(counted) == 1:
+        if not self.by_default:
             return self.policy
-        return policy_named(self.strategy.default_policy(asks_by_token=any(map(asks_by_token, counted))), shares)
+        shares = self.policy.describe()
+        by_token = [asks_by_token(members[number]) for number in counted_members(self.main, shares)]
+        return _default_policy(self.strategy, self.main, shares, asks_by_token=any(by_token))
 
 
 def _policy(
@@ -195,13 +195,18 @@ def _policy(
     if isinstance(weights, WeightPolicy):
         return weights
     if weights is None:
-        started = normalised_weights(shares, names)
-        several = len(counted_members(main, started)) > 1
-        return policy_named(strategy.default_policy(asks_by_token=False) if several else "static", started)
+        return _default_policy(strategy, main, normalised_weights(shares, names), asks_by_token=False)
     name, given = policy_and_shares(weights)
     if isinstance(weights, str):
         return policy_named(name, normalised_weights(shares if given is None else given, names))
     return policy_named(name, normalised_weights(weights, names))
+
+
+def _default_policy(
+    strategy: type[Fusion], main: int, shares: Sequence[float], *, asks_by_token: bool
+) -> WeightPolicy:
+    several = len(counted_members(main, shares)) > 1
+    return policy_named(strategy.default_policy(asks_by_token=asks_by_token) if several else "static", shares)
 
 
 def _check_vocabulary(member: Member) -> None:

@@ -132,7 +132,7 @@ def _step(work: Callable[[], T]) -> T:
 
 def _returned(name: str, started: float, sequences: Sequence[MemberSequence], _step: Future[Any]) -> None:
     for sequence in sequences:
-        sequence.release()
+        sequence.end()
     _log.warning("Member %r has ended a step after %.1f s, and takes part again.", name, time.monotonic() - started)
 
 

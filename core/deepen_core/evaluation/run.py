@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from deepen_core.chat.prompt_encoder import no_template
 from deepen_core.config import PRESETS
@@ -27,6 +27,7 @@ from deepen_core.evaluation.summary import Summary, summarised
 from deepen_core.evaluation.votes import Votes, Way
 from deepen_core.fusion import strategy_of
 from deepen_core.fusion.policies import policy_class
+from deepen_core.fusion.prompts import WEIGHTS_VERSION
 from deepen_core.members.base import Member, has_embeddings
 
 
@@ -217,9 +218,10 @@ def fit(
     return found
 
 
-def _facts(engine: Engine) -> dict[str, list[str]]:
+def _facts(engine: Engine) -> dict[str, Any]:
     """Returns what must be the same for all scores in a folder."""
     return {
+        "version of the weights": WEIGHTS_VERSION,
         "members": [member.name for member in engine.members],
         "dtypes": [str(member.dtype).removeprefix("torch.") for member in engine.members],
         "models": [_fingerprint(member) for member in engine.members],

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 
 
+WEIGHTS_VERSION = 2
+"""Grows whenever policies come to weigh the same prompts otherwise, so that no old results are taken for new ones."""
+
+
 @dataclass(frozen=True)
 class PromptLikelihood:
     """How likely each member finds a prompt.
@@ -46,7 +50,8 @@ class PromptLikelihoods:
 
     def only(self, places: slice | Sequence[int]) -> PromptLikelihoods:
         """Returns those of some of the sequences."""
-        return PromptLikelihoods(self.nats[places], self.bytes[places])
+        at = places if isinstance(places, slice) else list(places)  # a tuple would count as two dimensions
+        return PromptLikelihoods(self.nats[at], self.bytes[at])
 
     def over(self, span: float) -> torch.Tensor:
         """Returns the log-likelihoods (nats) of a text of so many bytes, as likely as the prompt.

@@ -12,7 +12,6 @@ from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.tokenizer import MemberTokenizer
 from deepen_core.members.transformers.attention import pack_heads, unpack_heads
 from deepen_core.members.transformers.capabilities import is_stateful, probe, probe_trees
-from deepen_core.members.transformers.given_tokens import logprobs_of
 from deepen_core.members.transformers.model_member import ModelMember
 from deepen_core.members.transformers.ragged import RaggedRunner
 from deepen_core.members.transformers.recurrent import RecurrentRunner
@@ -160,6 +159,4 @@ class CausalMember(ModelMember):
 
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:  # noqa: ARG002
         """See `Member.token_logprobs`."""
-        batch = torch.tensor([list(ids)], device=self.device)
-        logits = self.model(batch, use_cache=False).logits[0, start - 1 : -1]  # [tokens, vocabulary]
-        return logprobs_of(logits, batch[0, start:])
+        return self._ways.long.logprobs(ids, start)

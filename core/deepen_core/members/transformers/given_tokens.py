@@ -2,9 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 _PLACES = 16  # at once: a prompt of 250 tokens has 65 million log-probabilities in a vocabulary of 262,144
+_LOGITS = 2**24  # of one forward: 64 MiB in float32
+_LEAST = 16  # ids of a forward
+
+
+def pieces(ids: int, vocabulary_size: int) -> list[range]:
+    """Returns the places of the ids that one forward after the other runs, so that all its logits fit into 64 MiB.
+
+    Args:
+        ids: Number of ids of a text.
+        vocabulary_size: Logits of a place.
+
+    Returns:
+        Adjacent ranges up to the last place; all but the first have the same size, at least 16.
+    """
+    most = max(_LEAST, _LOGITS // vocabulary_size)
+    return [range(max(0, stop - most), stop) for stop in range(ids, 0, -most)][::-1]
+
+
+def places_kept(piece: range, start: int) -> int:
+    """Returns after how many places at the end of a piece a token is asked about; at least 1, as models do.
+
+    Args:
+        piece: The places of the piece.
+        start: The first token that is asked about.
+    """
+    return max(1, piece.stop - max(piece.start, start - 1))
+
+
+def logprobs_in_piece(logits: torch.Tensor, ids: Sequence[int], piece: range, start: int) -> list[float]:
+    """Returns the log-probabilities (nats) of the ids from `start` on that follow a piece's places.
+
+    Args:
+        logits: At the last `places_kept` places of the piece, [places, vocabulary].
+        ids: The text.
+        piece: The places of the piece.
+        start: The first token that is asked about.
+    """
+    asked = ids[max(piece.start + 1, start) : piece.stop + 1]  # nothing follows the last id of the text
+    return logprobs_of(logits[: len(asked)], torch.tensor(asked, dtype=torch.int64, device=logits.device))
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor) -> list[float]:

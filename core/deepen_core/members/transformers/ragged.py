@@ -21,7 +21,7 @@ import torch
 
 from deepen_core.members.base import Work
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence, longest_shared
-from deepen_core.members.transformers.given_tokens import logprobs_of
+from deepen_core.members.transformers.given_tokens import logprobs_in_piece, pieces, places_kept
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
@@ -158,7 +158,7 @@ class RaggedRunner:
             return count
 
     def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
-        """See `ReadsAhead.read_ahead`: one forward, whose logits are looked at everywhere.
+        """See `ReadsAhead.read_ahead`: forwards whose logits are looked at everywhere, one if they fit into 64 MiB.
 
         The last ids are run too, since they are asked about, and are still pending afterwards. If they stay the same
         until the next step, it runs nothing.
@@ -166,14 +166,18 @@ class RaggedRunner:
         ids, ahead = sequence.ids, len(sequence.ids) - KEPT_TAIL
         if ahead < 1:
             return None
+        found: list[float] = []
         with self.cache.busy():
             slot = self._slot(sequence, shares=False)  # what is copied has no logits
-            _, logits = self._forward.run({slot: ids}, len(ids), keep=len(ids) - start + 1)
-            found = logprobs_of(logits[0, :-1], torch.tensor(ids[start:], device=logits.device))
+            for piece in pieces(len(ids), self._size):
+                _, logits = self._forward.run({slot: ids[: piece.stop]}, len(piece), places_kept(piece, start))
+                logits = logits[0, :, : self._size]  # [places, vocabulary]
+                found += logprobs_in_piece(logits, ids, piece, start)
+                self._note(min(piece.stop, ahead) - piece.start, len(piece))
             sequence.take_pending(ahead)
-            sequence.keep_logits(logits[0, -KEPT_TAIL - 1 : -KEPT_TAIL, : self._size].clone())  # not all of them
-            slot.ahead = list(ids), logits[0, -KEPT_TAIL:, : self._size].clone()  # [KEPT_TAIL, vocabulary]
-            self._note(ahead, len(ids))
+            sequence.keep_logits(logits[-KEPT_TAIL - 1 : -KEPT_TAIL].clone())  # not all of them
+            if sequence.cache is slot:  # a step that took too long may find its sequence ended
+                slot.ahead = list(ids), logits[-KEPT_TAIL:].clone()  # [KEPT_TAIL, vocabulary]
         return found
 
     def _admit(self, sequence: MemberSequence, longest: int) -> Slot:

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from deepen_core.members.base import Work
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
+from deepen_core.members.transformers.given_tokens import logprobs_in_piece, pieces, places_kept
 from deepen_core.members.transformers.kv_cache import cache_option
 
 
@@ -87,6 +88,15 @@ class SequentialRunner:
             self._run(sequence, cache, count)
         return count
 
+    def logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `Member.token_logprobs`: in one forward, or in several if its logits would not fit into 64 MiB."""
+        cache = DynamicCache() if self._in_pieces else None
+        found: list[float] = []
+        for piece in pieces(len(ids), self._size) if self._in_pieces else [range(len(ids))]:
+            logits = self._forward(ids[piece.start : piece.stop], cache, places_kept(piece, start))
+            found += logprobs_in_piece(logits, ids, piece, start)
+        return found
+
     def _cache(self, sequence: MemberSequence) -> OwnCache:
         """Returns the cache of the sequence, emptied if it cannot be continued."""
         if not (self._keeps_cache and isinstance(sequence.cache, OwnCache) and sequence.cache.owner is self):
@@ -98,14 +108,19 @@ class SequentialRunner:
     def _run(self, sequence: MemberSequence, cache: OwnCache, limit: int | None) -> torch.Tensor:
         """Runs pending ids and returns the logits [at most KEPT_TAIL, vocabulary] at the last of them."""
         pending = sequence.take_pending(limit)
-        ids = torch.tensor([pending], device=self._model.device)
-        options = {"logits_to_keep": sequence.kept_tail} if self._keeps else {}
-        if self._resets:
-            self._model(ids[:, :1], use_cache=False, **options)
-        held = {self._cache_option: shortened(cache.held, sequence.cached - len(pending))} if self._keeps_cache else {}
-        output = self._model(ids, use_cache=self._keeps_cache, **held, **options)
-        self._work.forwards += 1
-        self._work.ids_run += len(pending)
-        logits: torch.Tensor = output.logits[0, -sequence.kept_tail :, : self._size]
+        held = shortened(cache.held, sequence.cached - len(pending)) if self._keeps_cache else None
+        logits = self._forward(pending, held, sequence.kept_tail)
         sequence.keep_logits(logits)
         return logits
+
+    def _forward(self, ids: Sequence[int], cache: DynamicCache | None, keep: int) -> torch.Tensor:
+        """Runs ids after those in the cache, and returns the logits [at most keep, vocabulary] at the last of them."""
+        batch = torch.tensor([ids], device=self._model.device)
+        options = {"logits_to_keep": keep} if self._keeps else {}
+        if self._resets:
+            self._model(batch[:, :1], use_cache=False, **options)
+        held = {} if cache is None else {self._cache_option: cache}
+        logits: torch.Tensor = self._model(batch, use_cache=cache is not None, **held, **options).logits
+        self._work.forwards += 1
+        self._work.ids_run += len(ids)
+        return logits[0, -keep:, : self._size]
