@@ -202,9 +202,7 @@ def _policy(
     return policy_named(name, normalised_weights(weights, names))
 
 
-def _default_policy(
-    strategy: type[Fusion], main: int, shares: Sequence[float], *, asks_by_token: bool
-) -> WeightPolicy:
+def _default_policy(strategy: type[Fusion], main: int, shares: Sequence[float], *, asks_by_token: bool) -> WeightPolicy:
     several = len(counted_members(main, shares)) > 1
     return policy_named(strategy.default_policy(asks_by_token=asks_by_token) if several else "static", shares)
 

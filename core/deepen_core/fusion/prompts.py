@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 WEIGHTS_VERSION = 2
 """Grows whenever policies come to weigh the same prompts otherwise, so that no old results are taken for new ones."""
 

@@ -158,7 +158,7 @@ class RaggedRunner:
             return count
 
     def read_ahead(self, sequence: MemberSequence, start: int) -> list[float] | None:
-        """See `ReadsAhead.read_ahead`: forwards whose logits are looked at everywhere, one if they fit into 64 MiB.
+        """See `ReadsAhead.read_ahead`: forwards whose logits are looked at everywhere, one if they fit into 256 MiB.
 
         The last ids are run too, since they are asked about, and are still pending afterwards. If they stay the same
         until the next step, it runs nothing.

@@ -89,7 +89,7 @@ class SequentialRunner:
         return count
 
     def logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """See `Member.token_logprobs`: in one forward, or in several if its logits would not fit into 64 MiB."""
+        """See `Member.token_logprobs`: in one forward, or in several if its logits would not fit into 256 MiB."""
         cache = DynamicCache() if self._in_pieces else None
         found: list[float] = []
         for piece in pieces(len(ids), self._size) if self._in_pieces else [range(len(ids))]:
