@@ -107,7 +107,7 @@ def test_only_new_ids_are_sent(folders):
 def test_a_long_prompt_is_run_ahead_and_what_another_has_read_is_copied(folders):
     long = "Once upon a time there was a little girl named Mira. " * 4
     far, starter = far_member(folders["beta"])
-    with Ensemble.from_members([near_member(folders["alpha"]), far]) as ensemble:
+    with Ensemble.from_members([near_member(folders["alpha"]), far], weights="adaptive") as ensemble:
         ensemble.generate([long + "She", long + "He"], max_new_tokens=2, ignore_eos=True)
     assert [step.ahead for step in starter.links[0].steps() if step.ahead is not None]
     assert far.work.ids_copied > 100
