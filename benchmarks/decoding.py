@@ -182,14 +182,14 @@ def measure(
 def measure_sharing(ensemble: Ensemble, tokenizer: Any, shared: int, count: int) -> dict[str, Any]:
     """Prompt tokens that members run for one prompt, and for many that begin alike."""
     (start,) = prompts(tokenizer, shared, 1)
-    asked = [f"{start} {number} and" for number in range(count)]
+    first, *asked = [f"{start} {number} and" for number in range(count + 1)]  # of each prompt, the likelihood is kept
 
     def ran(texts: list[str]) -> int:
         before = sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members)
         ensemble.generate(texts, max_new_tokens=1, ignore_eos=True)
         return sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members) - before
 
-    one, many = ran(asked[:1]), ran(asked)
+    one, many = ran([first]), ran(asked)
     return {
         "weights": ensemble.info.weight_policy,
         "prompts": count,

@@ -136,7 +136,8 @@ def test_decoding(shared, tmp_path):
             gap = decoding.measure_loop_gap(ensemble, ["Once upon", "a time"], 4)
     assert [row["batch"] for row in rows] == [1, 2]
     assert rows[0]["against plain"] > 1
-    assert 1 <= shares["ratio"] < 2 < read["ratio"] <= 3
+    assert 1 <= shares["ratio"] < 2
+    assert 1 <= read["ratio"] < 2
     assert (shares["weights"], read["weights"]) == ("adaptive", "context")
     assert 0 < first["of the whole"] <= 1
     assert gap["largest gap ms"] > 0

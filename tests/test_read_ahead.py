@@ -1,11 +1,14 @@
 """A prompt that weighs the members is read once: as the beginning of its answer."""
 
 import itertools
+from functools import cache
 
 import pytest
 import tiny
 import torch
 from architectures import build
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ids_parts import IdsSequence, check, check_read_ahead, made_up, member_of
 from tokenizers import processors
 
@@ -29,11 +32,15 @@ OPTIONS = {"max_new_tokens": 6, "ignore_eos": True, "logprobs": 0}
 def counted(monkeypatch):
     """What members are asked for the likelihood of: texts apart from any sequence, and prompts that are theirs."""
     apart, ahead = [], []
-    reads, runs = CausalMember.token_logprobs, CausalMember.read_ahead
+    reads, again, runs = CausalMember.token_logprobs, CausalMember.read_text, CausalMember.read_ahead
 
     def apart_logged(member, ids, start, source=None):
         apart.append(member.name)
         return reads(member, ids, start, source)
+
+    def again_logged(member, ids, start):
+        apart.append(member.name)
+        return again(member, ids, start)
 
     def ahead_logged(member, sequence, start):
         found = runs(member, sequence, start)
@@ -42,6 +49,7 @@ def counted(monkeypatch):
         return found
 
     monkeypatch.setattr(CausalMember, "token_logprobs", apart_logged)
+    monkeypatch.setattr(CausalMember, "read_text", again_logged)
     monkeypatch.setattr(CausalMember, "read_ahead", ahead_logged)
     return apart, ahead
 
@@ -94,7 +102,7 @@ def test_each_token_is_looked_up_in_one_piece(start):
     ids = list(range(40))
     logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = []
-    for piece in pieces(len(ids), 2**22):
+    for piece in pieces(0, len(ids), 2**22):
         kept = places_kept(piece, start)
         assert 1 <= kept <= len(piece) == 16 or piece == range(8)
         found += logprobs_in_piece(logits[piece.stop - kept : piece.stop], ids, piece, start)
@@ -184,6 +192,65 @@ def test_nothing_is_copied_for_it_and_others_copy_from_it():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_what_another_prompt_shares_is_copied_with_what_was_found(name):
+    """The last shared id is run again, to look up the one after it."""
+    model = build(name)
+    member = member_of(model)
+    first, alike, third, short = (
+        IdsSequence(made_up(n, 5) + made_up(m, m)) for n, m in ((40, 3), (40, 9), (30, 4), (12, 6))
+    )
+    for sequence in (first, alike, third, short):
+        check_read_ahead(model, member, sequence, 2)
+    assert member.work.ids_copied == 39 + 29
+    last = IdsSequence(alike.ids)
+    check_read_ahead(model, member, last, 2)
+    assert member.work.ids_copied == 39 + 29 + len(last.ids) - KEPT_TAIL - 1
+    sequences = [first, alike, third, short, last]
+    check(model, sequences, member.next_logits(sequences))
+    other = IdsSequence(made_up(40, 5))
+    check_read_ahead(model, member, other, 3)  # what was found begins at another place
+    assert member.work.ids_copied == 39 + 29 + len(last.ids) - KEPT_TAIL - 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma3", "dynamic", "mamba"])
+@settings(max_examples=20, deadline=None)
+@given(shapes=st.lists(st.tuples(st.integers(0, 60), st.integers(2, 30), st.integers(1, 3)), min_size=2, max_size=5))
+def test_texts_are_read_one_after_the_other_as_each_alone(name, shapes):
+    """Whatever a text shares with the last one."""
+    model = _built(name)
+    member = member_of(model, 512)
+    for shared, own, start in shapes:
+        ids = made_up(shared, 5) + made_up(own, own)
+        found = member.read_text(ids, start)
+        assert found == pytest.approx(member.token_logprobs(ids, start), abs=3e-5)
+        assert len(found) == len(ids) - start
+
+
+_built = cache(build)
+
+
+@torch.inference_mode()
+def test_the_text_that_is_kept_is_copied_and_forgotten(monkeypatch):
+    model = build("llama")
+    member = member_of(model)
+    common = made_up(50, 5)
+    member.read_text([*common, 7, 8], 1)
+    member.read_text([*common, 9], 1)
+    assert member.work.ids_copied == 49
+    member.forget()
+    member.read_text([*common, 9], 1)
+    assert member.work.ids_copied == 49
+    with monkeypatch.context() as patch:  # it has written to the first layer
+        patch.setattr(model.model.layers[1].mlp, "forward", lambda states: states + states.new_zeros(3))
+        with pytest.raises(RuntimeError):
+            member.read_text([*common, 4], 1)
+    assert member.read_text([*common, 9], 1) == pytest.approx(member.token_logprobs([*common, 9], 1), abs=1e-5)
+    assert member.work.ids_copied == 49
+
+
+@torch.inference_mode()
 def test_one_place_of_its_logits_is_kept():
     """All of them are hundreds of megabytes, which a sequence would hold until its answer ends."""
     model = build("llama")
@@ -203,6 +270,29 @@ def test_a_forward_that_fails_leaves_nothing(monkeypatch):
             member.read_ahead(sequence, 1)
     assert sequence.cached == 0
     check(model, [sequence], member.next_logits([sequence]))
+
+
+@torch.inference_mode()
+def test_a_prompt_is_read_from_its_beginning_after_a_failure(monkeypatch):
+    """Whatever its slot holds already."""
+    monkeypatch.setattr("deepen_core.members.transformers.given_tokens._LOGITS", 1)
+    model = build("llama")
+    member, sequence = member_of(model), IdsSequence(made_up(40, 5))
+    member.warm_up()
+    runs, run = [], RaggedForward.run
+
+    def fails_once(*args):
+        runs.append(args)
+        if len(runs) == 2:
+            raise RuntimeError("not yet")
+        return run(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RaggedForward, "run", fails_once)
+        with pytest.raises(RuntimeError):
+            member.read_ahead(sequence, 1)
+    assert sequence.cache.ids
+    check_read_ahead(model, member, sequence)
 
 
 @torch.inference_mode()
@@ -319,7 +409,7 @@ def test_known_prompts_are_decoded_together(load, monkeypatch):
 def test_a_prompt_of_which_every_character_is_many_tokens(load, monkeypatch):
     monkeypatch.setattr(f"{prompt_likelihood.__module__}._MOST_IDS", 12)
     read = []
-    monkeypatch.setattr(CausalMember, "token_logprobs", lambda _, ids, start: read.append(len(ids)) or [-1.0])
+    monkeypatch.setattr(CausalMember, "read_text", lambda _, ids, start: read.append(len(ids)) or [-1.0])
     with load("alpha", "beta", weights="perplexity") as ensemble:
         ensemble.generate("\u20ac" * 40, **OPTIONS)
     assert read == [12, 12]

@@ -177,11 +177,22 @@ class ReadsAhead(Member, Protocol):
         """
         ...
 
+    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
+        """Returns what `token_logprobs` does, from what was found of the last text as far as they begin alike."""
+        ...
+
 
 def read_ahead(member: Member, sequence: MemberSequence, start: int) -> list[float] | None:
     """Runs a new sequence ahead, and returns log-probabilities of its ids; None if it cannot, see `ReadsAhead`."""
     work = getattr(member, "read_ahead", None)
     found: list[float] | None = None if work is None else work(sequence, start)
+    return found
+
+
+def read_text(member: Member, ids: Sequence[int], start: int) -> list[float]:
+    """Returns log-probabilities of a text, from those of the last one if the member keeps it, see `ReadsAhead`."""
+    work = getattr(member, "read_text", member.token_logprobs)
+    found: list[float] = work(ids, start)
     return found
 
 

@@ -135,10 +135,16 @@ class CausalMember(ModelMember):
         way = self._way(sequence)
         return way.read_ahead(sequence, start) if isinstance(way, RaggedRunner) else None
 
+    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `ReadsAhead.read_text`."""
+        return self._ways.long.read_text(ids, start)
+
     def forget(self) -> None:
         """See `Forgets.forget`. Other runners keep nothing of one sequence for another."""
-        if self._found is not None and isinstance(self._found.short, RaggedRunner):
-            self._found.short.forget()
+        if self._found is not None:
+            self._found.long.forget()
+            if isinstance(self._found.short, RaggedRunner):
+                self._found.short.forget()
 
     def tree_run(self, longest: int) -> TreeForward | None:
         """See `RunsTrees.tree_run`."""

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from deepen_core.members.sequence import WORTH_SHARING
+from deepen_core.members.text_tree import common_length
 
 _PLACES = 16  # at once: a prompt of 250 tokens has 65 million log-probabilities in a vocabulary of 262,144
 _LOGITS = 2**26  # of one forward: 256 MiB in float32; pieces of 64 ids took Gemma 3 nearly twice as long
 _LEAST = 16  # ids of a forward
 
 
-def pieces(ids: int, vocabulary_size: int) -> list[range]:
+@dataclass(frozen=True)
+class ReadText:
+    """What a model has found of a text.
+
+    Attributes:
+        ids: The text.
+        start: Number of ids that were only given.
+        logprobs: Log-probabilities (nats) of the ids after these.
+    """
+
+    ids: list[int]
+    start: int
+    logprobs: list[float]
+
+    def shared(self, ids: Sequence[int], start: int) -> int:
+        """Returns how many ids at the beginning of another text need not be read again; 0 if it does not pay off.
+
+        Args:
+            ids: The other text.
+            start: Number of its ids that are only given.
+        """
+        length = common_length(self.ids, ids) if start == self.start else 0
+        return length if length >= max(WORTH_SHARING, start + 1) else 0
+
+
+def pieces(first: int, ids: int, vocabulary_size: int) -> list[range]:
     """Returns the places of the ids that one forward after the other runs, so that all its logits fit into 256 MiB.
 
     Args:
+        first: The first place to run.
         ids: Number of ids of a text.
         vocabulary_size: Logits of a place.
 
@@ -22,7 +52,7 @@ def pieces(ids: int, vocabulary_size: int) -> list[range]:
         Adjacent ranges up to the last place; all but the first have the same size, at least 16.
     """
     most = max(_LEAST, _LOGITS // vocabulary_size)
-    return [range(max(0, stop - most), stop) for stop in range(ids, 0, -most)][::-1]
+    return [range(max(first, stop - most), stop) for stop in range(ids, first, -most)][::-1]
 
 
 def places_kept(piece: range, start: int) -> int:

@@ -21,6 +21,8 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from deepen_core.members.transformers.given_tokens import ReadText
+
 # Buffers have room for at least this many positions, and grow by half of what is needed.
 _POSITIONS = 64
 
@@ -42,6 +44,7 @@ class Slot:
         index: Its line in the buffers; may change between forwards.
         ids: The ids whose keys and values it holds, from the first position on.
         ahead: Of a prompt that was read ahead, its ids and the logits after the last of them; until its next step.
+        read: Of such a prompt, what was found.
     """
 
     def __init__(self, cache: RaggedCache, index: int) -> None:
@@ -49,6 +52,7 @@ class Slot:
         self.index = index
         self.ids: list[int] = []
         self.ahead: tuple[list[int], torch.Tensor] | None = None
+        self.read: ReadText | None = None
         self.reach = 0  # no position from here on was ever written
 
     @property
@@ -58,7 +62,7 @@ class Slot:
 
     def free(self) -> None:
         """Frees the slot; may be called from any thread, and while the cache is in use."""
-        self.ahead = None
+        self.ahead = self.read = None
         self._cache.leave(self)
 
 

@@ -21,7 +21,8 @@ import torch
 
 from deepen_core.members.base import Work
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence, longest_shared
-from deepen_core.members.transformers.given_tokens import logprobs_in_piece, pieces, places_kept
+from deepen_core.members.text_tree import common_length
+from deepen_core.members.transformers.given_tokens import ReadText, logprobs_in_piece, pieces, places_kept
 from deepen_core.members.transformers.kv_cache import RaggedCache, Slot, cache_option
 from deepen_core.members.transformers.masks import Masks
 
@@ -166,10 +167,10 @@ class RaggedRunner:
         ids, ahead = sequence.ids, len(sequence.ids) - KEPT_TAIL
         if ahead < 1:
             return None
-        found: list[float] = []
         with self.cache.busy():
-            slot = self._slot(sequence, shares=False)  # what is copied has no logits
-            for piece in pieces(len(ids), self._size):
+            slot = self._slot(sequence, shares=False)  # of what is copied, the log-probabilities must be known
+            first, found = self._share_read(ids, start, slot)
+            for piece in pieces(first, len(ids), self._size):
                 _, logits = self._forward.run({slot: ids[: piece.stop]}, len(piece), places_kept(piece, start))
                 logits = logits[0, :, : self._size]  # [places, vocabulary]
                 found += logprobs_in_piece(logits, ids, piece, start)
@@ -178,7 +179,29 @@ class RaggedRunner:
             sequence.keep_logits(logits[-KEPT_TAIL - 1 : -KEPT_TAIL].clone())  # not all of them
             if sequence.cache is slot:  # a step that took too long may find its sequence ended
                 slot.ahead = list(ids), logits[-KEPT_TAIL:].clone()  # [KEPT_TAIL, vocabulary]
+                slot.read = ReadText(list(ids), start, found)
         return found
+
+    def _share_read(self, ids: Sequence[int], start: int, slot: Slot) -> tuple[int, list[float]]:
+        """Copies the longest beginning that another prompt shares.
+
+        Returns:
+            The number of ids to leave out, and the log-probabilities that are known. The last id that is shared is run
+            again: the next one is looked up after it.
+        """
+        wanted = ids[:-KEPT_TAIL]
+        shared = {
+            min(other.read.shared(wanted, start), common_length(other.ids, wanted)): other
+            for other in self.cache.slots
+            if other is not slot and other.read is not None
+        }
+        length = max(shared, default=0)
+        other = shared[length] if length else slot
+        if other.read is None or length <= start:
+            return 0, []
+        self.cache.copy(other, slot, length - 1)
+        self._work.ids_copied += length - 1
+        return length - 1, other.read.logprobs[: length - start]
 
     def _admit(self, sequence: MemberSequence, longest: int) -> Slot:
         """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""

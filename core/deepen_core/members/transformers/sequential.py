@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from deepen_core.members.base import Work
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
-from deepen_core.members.transformers.given_tokens import logprobs_in_piece, pieces, places_kept
+from deepen_core.members.transformers.given_tokens import ReadText, logprobs_in_piece, pieces, places_kept
 from deepen_core.members.transformers.kv_cache import cache_option
 
 
@@ -71,6 +71,7 @@ class SequentialRunner:
         self._keeps_cache = keeps_cache
         self._in_pieces = in_pieces and keeps_cache
         self._resets = resets
+        self._last: tuple[ReadText, DynamicCache] | None = None
         self._cache_option = cache_option(model)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -90,9 +91,30 @@ class SequentialRunner:
 
     def logprobs(self, ids: Sequence[int], start: int) -> list[float]:
         """See `Member.token_logprobs`: in one forward, or in several if its logits would not fit into 256 MiB."""
-        cache = DynamicCache() if self._in_pieces else None
+        return self._read_from(0, ids, start, DynamicCache() if self._in_pieces else None)
+
+    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `ReadsAhead.read_text`: the last text is kept, with its keys and values."""
+        if not self._in_pieces:
+            return self.logprobs(ids, start)
+        last, self._last = self._last, None  # a forward that fails may have written to some layers
+        text, cache = last or (ReadText([], start, []), DynamicCache())
+        length = text.shared(ids[:-1], start)
+        first = max(0, length - 1)  # the last shared id is run again: the next one is looked up after it
+        cache = shortened(cache, first) if first else DynamicCache()
+        found = [*text.logprobs[: max(0, length - start)], *self._read_from(first, ids, max(start, length), cache)]
+        self._last = ReadText(list(ids), start, found), cache
+        self._work.ids_copied += first
+        return found
+
+    def forget(self) -> None:
+        """Drops the last text."""
+        self._last = None
+
+    def _read_from(self, first: int, ids: Sequence[int], start: int, cache: DynamicCache | None) -> list[float]:
+        """Returns log-probabilities (nats) of `ids[start:]`, of which the first ones are in the cache already."""
         found: list[float] = []
-        for piece in pieces(len(ids), self._size) if self._in_pieces else [range(len(ids))]:
+        for piece in pieces(first, len(ids), self._size) if cache is not None else [range(len(ids))]:
             logits = self._forward(ids[piece.start : piece.stop], cache, places_kept(piece, start))
             found += logprobs_in_piece(logits, ids, piece, start)
         return found
