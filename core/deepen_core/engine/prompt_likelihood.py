@@ -10,7 +10,7 @@ import torch
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_form import text_of
 from deepen_core.fusion.prompts import PromptLikelihood
-from deepen_core.members.base import Member, read_ahead, read_text, source_window
+from deepen_core.members.base import Member, prompt_logprobs, read_ahead, source_window
 from deepen_core.members.sequence import MemberSequence
 
 _MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens
@@ -66,7 +66,7 @@ def _logprobs(member: Member, ids: list[int], start: int, sequence: MemberSequen
     if sequence is not None and not sequence.shares:
         return member.token_logprobs(ids, start)
     found = read_ahead(member, sequence, start) if sequence is not None and sequence.ids == ids else None
-    return read_text(member, ids, start) if found is None else found
+    return prompt_logprobs(member, ids, start) if found is None else found
 
 
 NOT_ASKED = (0.0, math.inf)

@@ -14,7 +14,7 @@ import torch
 
 from deepen_core.engine.task import Lane
 from deepen_core.errors import MemberTimeoutError
-from deepen_core.members.base import Member, TreeRun, read_ahead, read_text, tree_run_of
+from deepen_core.members.base import Member, TreeRun, prompt_logprobs, read_ahead, tree_run_of
 from deepen_core.members.sequence import MemberSequence
 from deepen_core.members.text_tree import TextTree
 
@@ -63,9 +63,9 @@ class TimedMember:
         """See `ReadsAhead.read_ahead`."""
         return self.step("read_ahead", partial(read_ahead, self._member, sequence, start), [sequence])
 
-    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
-        """See `ReadsAhead.read_text`."""
-        return self.step("read_text", partial(read_text, self._member, ids, start))
+    def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `ReadsAhead.prompt_logprobs`."""
+        return self.step("prompt_logprobs", partial(prompt_logprobs, self._member, ids, start))
 
     def token_logprobs(self, ids: Sequence[int], start: int, source: Sequence[int] | None = None) -> list[float]:
         """See `Member.token_logprobs`."""

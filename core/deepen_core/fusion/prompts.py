@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 WEIGHTS_VERSION = 2
-"""Grows whenever policies come to weigh the same prompts otherwise, so that no old results are taken for new ones."""
+"""Of the formulas by which policies weigh members. Raise it with each change: old results must not pass for new."""
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,8 @@ class ReadsAhead(Member, Protocol):
         """
         ...
 
-    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
-        """Returns what `token_logprobs` does, from what was found of the last text as far as they begin alike."""
+    def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """Returns what `token_logprobs` does; the ids that the text shares with the last one are not run again."""
         ...
 
 
@@ -189,9 +189,9 @@ def read_ahead(member: Member, sequence: MemberSequence, start: int) -> list[flo
     return found
 
 
-def read_text(member: Member, ids: Sequence[int], start: int) -> list[float]:
-    """Returns log-probabilities of a text, from those of the last one if the member keeps it, see `ReadsAhead`."""
-    work = getattr(member, "read_text", member.token_logprobs)
+def prompt_logprobs(member: Member, ids: Sequence[int], start: int) -> list[float]:
+    """Returns the log-probabilities of a text; what it shares with the last one is not run again, see `ReadsAhead`."""
+    work = getattr(member, "prompt_logprobs", member.token_logprobs)
     found: list[float] = work(ids, start)
     return found
 

@@ -135,9 +135,9 @@ class CausalMember(ModelMember):
         way = self._way(sequence)
         return way.read_ahead(sequence, start) if isinstance(way, RaggedRunner) else None
 
-    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
-        """See `ReadsAhead.read_text`."""
-        return self._ways.long.read_text(ids, start)
+    def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `ReadsAhead.prompt_logprobs`."""
+        return self._ways.long.prompt_logprobs(ids, start)
 
     def forget(self) -> None:
         """See `Forgets.forget`. Other runners keep nothing of one sequence for another."""

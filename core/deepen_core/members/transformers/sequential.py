@@ -93,8 +93,8 @@ class SequentialRunner:
         """See `Member.token_logprobs`: in one forward, or in several if its logits would not fit into 256 MiB."""
         return self._read_from(0, ids, start, DynamicCache() if self._in_pieces else None)
 
-    def read_text(self, ids: Sequence[int], start: int) -> list[float]:
-        """See `ReadsAhead.read_text`: the last text is kept, with its keys and values."""
+    def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `ReadsAhead.prompt_logprobs`: the last text is kept, with its keys and values."""
         if not self._in_pieces:
             return self.logprobs(ids, start)
         last, self._last = self._last, None  # a forward that fails may have written to some layers
