@@ -3,6 +3,8 @@
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import processors
 
 from deepen_core import Ensemble, SamplingParams
@@ -108,6 +110,7 @@ def test_prompts_in_plain_text_are_run_once(load, counted, apart_only, step_time
 def test_texts_that_are_not_a_members_prompt_are_read_apart(load, counted, monkeypatch, prompt, most):
     """The template is no part of the text, and of a long prompt the end is read."""
     monkeypatch.setattr(f"{prompt_likelihood.__module__}._MOST", most)
+    monkeypatch.setattr(f"{prompt_likelihood.__module__}._STEP", 10)
     with load("alpha", "beta", weights="perplexity") as ensemble:
         ensemble.generate(prompt, **OPTIONS)
     assert counted == (["alpha", "beta"], [])
@@ -207,7 +210,23 @@ def test_a_member_without_weight_keeps_nothing_of_the_prompt(load):
 
 def test_the_end_of_a_prompt_is_cut_between_characters():
     """A character of several bytes that does not fit whole is left out."""
-    assert prompt_text("x" * 3000) == "x" * 1000
-    assert prompt_text("\u20ac" * 3000) == "\u20ac" * 333
+    assert prompt_text("\u20ac" * 3000) == "\u20ac" * 333  # 8,000 of 9,000 bytes are left out
+    assert prompt_text("\u20ac" * 334) == "\u20ac" * 167  # 500 of 1,002 bytes
     assert prompt_text("\U0001f9d1" * 250) == "\U0001f9d1" * 250
-    assert prompt_text("\U0001f9d1" * 250 + "ab") == "\U0001f9d1" * 249 + "ab"
+    assert prompt_text("ab" + "\U0001f9d1" * 250) == "\U0001f9d1" * 125  # cut within the 125th
+
+
+@given(st.text(), st.integers(0, 3000))
+def test_what_comes_first_is_left_out_in_steps_of_500_bytes(text, size):
+    prompt = text + "x" * size
+    left = prompt.encode()
+    while len(left) > 1000:
+        left = left[500:]
+    assert prompt_text(prompt) == left.decode(errors="ignore")
+
+
+def test_prompts_after_the_same_examples_begin_alike():
+    """So that a member that has read one of them reads the end of the next one."""
+    examples = "".join(f"{number} " for number in range(500))
+    found = [prompt_text(examples + question) for question in ("Why?", "And what is it for?")]
+    assert found[0].removesuffix("Why?") == found[1].removesuffix("And what is it for?")

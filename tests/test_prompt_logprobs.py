@@ -47,6 +47,21 @@ def test_the_text_that_is_kept_is_copied_and_forgotten(monkeypatch):
 
 
 @torch.inference_mode()
+def test_texts_of_two_beginnings_in_turn():
+    """Long prompts of a batch are cut at two places."""
+    member = member_of(build("llama"), 512)
+    beginnings = [made_up(50, 5), made_up(40, 6)]
+    texts = [[*beginnings[number % 2], 7, 3 + number] for number in range(6)]
+    found = [member.prompt_logprobs(ids, 1) for ids in texts]
+    assert member.work.ids_copied == 2 * (50 + 40)  # the last shared id is run again: 51 and 41 are shared
+    member.prompt_logprobs(made_up(45, 9), 1)  # a third one: the text that was read before the last one goes
+    member.prompt_logprobs([*beginnings[0], 7, 30], 1)
+    assert member.work.ids_copied == 180
+    for ids, logprobs in zip(texts, found, strict=True):
+        assert logprobs == pytest.approx(member.token_logprobs(ids, 1), abs=3e-5)
+
+
+@torch.inference_mode()
 def test_a_long_text_before_changes_nothing():
     """Dynamic positions remember the longest text that they saw."""
     member = member_of(build("dynamic"), 512)

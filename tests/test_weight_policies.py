@@ -243,7 +243,7 @@ def test_of_a_conversation_the_text_counts_and_not_the_template():
     assert prompt_text(messages) == "Be brief.\n\nWhy?"
     parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
     assert prompt_text([messages[0], {"role": "user", "content": parts}]) == "Be brief.\n\nWhy?"
-    assert prompt_text("x" * 5000 + "the end") == "x" * 993 + "the end"
+    assert prompt_text("x" * 5000 + "the end") == "x" * 500 + "the end"
     assert prompt_text([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
 
 

@@ -14,18 +14,24 @@ from deepen_core.members.base import Member, prompt_logprobs, read_ahead, source
 from deepen_core.members.sequence import MemberSequence
 
 _MOST = 1000  # bytes at the end of a prompt that count: some 250 tokens
+_STEP = 500  # bytes that are left out at once, so that long prompts that begin alike are cut at the same place
 _MOST_IDS = 1024  # ids of these bytes that are run: a tokenizer may spell one character as thirty
 
 
 def prompt_text(prompt: str | Sequence[Message]) -> str:
     """Returns the end of a prompt's text, the same for all members: without templates, and without control tokens.
 
+    It has at most 1,000 bytes. Of a longer text, the first ones are left out, in steps of 500: so prompts after the
+    same examples, and a conversation that goes on, mostly begin at the same place, and that is not read again.
+
     Args:
         prompt: A text, or a conversation, of which the texts of all messages count.
     """
     if not isinstance(prompt, str):
         prompt = "\n\n".join(text for message in prompt if (text := text_of(message)))
-    return prompt[-_MOST:].encode()[-_MOST:].decode(errors="ignore")  # without the end of a character that was cut
+    whole = prompt.encode()
+    left_out = math.ceil(max(0, len(whole) - _MOST) / _STEP) * _STEP
+    return whole[left_out:].decode(errors="ignore")  # without the end of a character that was cut
 
 
 def predicts_prompts(member: Member) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-WEIGHTS_VERSION = 2
+WEIGHTS_VERSION = 3
 """Of the formulas by which policies weigh members. Raise it with each change: old results must not pass for new."""
 
 

@@ -178,7 +178,7 @@ class ReadsAhead(Member, Protocol):
         ...
 
     def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """Returns what `token_logprobs` does; the ids that the text shares with the last one are not run again."""
+        """Returns what `token_logprobs` does; the ids that the text shares with recent ones are not run again."""
         ...
 
 
@@ -190,7 +190,7 @@ def read_ahead(member: Member, sequence: MemberSequence, start: int) -> list[flo
 
 
 def prompt_logprobs(member: Member, ids: Sequence[int], start: int) -> list[float]:
-    """Returns the log-probabilities of a text; what it shares with the last one is not run again, see `ReadsAhead`."""
+    """Returns the log-probabilities of a text; what it shares with recent ones is not run again, see `ReadsAhead`."""
     work = getattr(member, "prompt_logprobs", member.token_logprobs)
     found: list[float] = work(ids, start)
     return found

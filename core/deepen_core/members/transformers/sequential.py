@@ -14,6 +14,8 @@ from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
 from deepen_core.members.transformers.given_tokens import ReadText, logprobs_in_piece, pieces, places_kept
 from deepen_core.members.transformers.kv_cache import cache_option
 
+_TEXTS_KEPT = 2  # prompts of a batch that begin alike may be cut at two places, one step apart
+
 
 class OwnCache:
     """The key/value cache of one sequence.
@@ -71,7 +73,7 @@ class SequentialRunner:
         self._keeps_cache = keeps_cache
         self._in_pieces = in_pieces and keeps_cache
         self._resets = resets
-        self._last: tuple[ReadText, DynamicCache] | None = None
+        self._texts: list[tuple[ReadText, DynamicCache]] = []  # the last one at the end
         self._cache_option = cache_option(model)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -94,22 +96,27 @@ class SequentialRunner:
         return self._read_from(0, ids, start, DynamicCache() if self._in_pieces else None)
 
     def prompt_logprobs(self, ids: Sequence[int], start: int) -> list[float]:
-        """See `ReadsAhead.prompt_logprobs`: the last text is kept, with its keys and values."""
+        """See `ReadsAhead.prompt_logprobs`: the last two texts are kept, with their keys and values.
+
+        A text that goes on like one of them takes its place.
+        """
         if not self._in_pieces:
             return self.logprobs(ids, start)
-        last, self._last = self._last, None  # a forward that fails may have written to some layers
-        text, cache = last or (ReadText([], start, []), DynamicCache())
-        length = text.shared(ids[:-1], start)
+        lengths = [text.shared(ids[:-1], start) for text, _ in self._texts]
+        length = max(lengths, default=0)
+        text, cache = ReadText([], start, []), DynamicCache()
+        if length:  # taken out: a forward that fails may have written to some layers
+            text, cache = self._texts.pop(lengths.index(length))
         first = max(0, length - 1)  # the last shared id is run again: the next one is looked up after it
-        cache = shortened(cache, first) if first else DynamicCache()
+        cache = shortened(cache, first)
         found = [*text.logprobs[: max(0, length - start)], *self._read_from(first, ids, max(start, length), cache)]
-        self._last = ReadText(list(ids), start, found), cache
+        self._texts = [*self._texts[1 - _TEXTS_KEPT :], (ReadText(list(ids), start, found), cache)]
         self._work.ids_copied += first
         return found
 
     def forget(self) -> None:
-        """Drops the last text."""
-        self._last = None
+        """Drops the texts that were read last."""
+        self._texts = []
 
     def _read_from(self, first: int, ids: Sequence[int], start: int, cache: DynamicCache | None) -> list[float]:
         """Returns log-probabilities (nats) of `ids[start:]`, of which the first ones are in the cache already."""
