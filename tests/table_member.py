@@ -78,6 +78,7 @@ class TableMember:
         return 0
 
     def token_logprobs(self, ids, start, source=None):
+        self.work.ids_run += len(ids)
         return [float(torch.log_softmax(self.logits(ids[:place]), -1)[ids[place]]) for place in range(start, len(ids))]
 
 

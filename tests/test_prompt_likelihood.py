@@ -230,3 +230,16 @@ def test_prompts_after_the_same_examples_begin_alike():
     examples = "".join(f"{number} " for number in range(500))
     found = [prompt_text(examples + question) for question in ("Why?", "And what is it for?")]
     assert found[0].removesuffix("Why?") == found[1].removesuffix("And what is it for?")
+
+
+def test_what_prompts_share_takes_no_turn_of_its_own(load):
+    """Of a batch that begins alike, as many are admitted at once as without weights by the prompt."""
+    with load("alpha", "beta", weights="perplexity") as ensemble:
+        decoder = ensemble._engine.decoder
+        sequences = [decoder.start(f"{LONG}{number}", SamplingParams()) for number in range(3)]
+        asked = max(len(member.tokenizer.encode(LONG)) for member in ensemble._engine.members)
+        first, *others = [decoder.prefill(sequence, 1000) for sequence in sequences]
+        assert first >= asked
+        assert max(others) < asked / 4
+        for sequence in sequences:
+            sequence.release()

@@ -30,8 +30,6 @@ from deepen_core.members.base import Member, forget
 
 T = TypeVar("T")
 
-_BYTES = 4  # of a token, about
-
 
 class _Fused(NamedTuple):
     """What the members say together."""
@@ -132,13 +130,13 @@ class Decoder:
 
         Returns:
             The largest number of ids that a member ran; 0 if none need to be run. If members have to run the prompt's
-            text to be weighed, the first call does nothing else, and returns about its number of tokens.
+            text to be weighed, the first call does nothing else, and returns at least 1.
         """
-        waits = self.waits_for_likelihood(sequence)
+        waits, before = self.waits_for_likelihood(sequence), self._ids_run()
         if self.reads_prompts:
             self._weigh_prompts([sequence])
         if waits:
-            return 1 + len(sequence.prompt_text.encode()) // _BYTES
+            return max(1, *(ran - held for ran, held in zip(self._ids_run(), before, strict=True)))
         return max(forward.prefill(sequence, limit) for forward in self._forwards)
 
     @torch.inference_mode()
@@ -153,6 +151,10 @@ class Decoder:
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
             self._conclude(going, said)
+
+    def _ids_run(self) -> list[int]:
+        """Returns how many ids each member has run."""
+        return [member.work.ids_run for member in self._members]
 
     def _weigh_prompts(self, sequences: Sequence[EnsembleSequence]) -> None:
         """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
