@@ -66,7 +66,7 @@ class HookedMember:
 
 def hook(ensemble, number=0):
     """Puts a hooked member in the place of one."""
-    forward = ensemble._engine.decoder._forwards[number]
+    forward = ensemble._engine.decoder._runners.each[number]
     forward.member = HookedMember(forward.member)
     return forward.member
 

@@ -82,7 +82,7 @@ class TestAMemberThatHangs:
         ensemble, hanging = timed(1, on_member_error="drop", weights="context")
         unread = "Where the boats are"
         expected = ensemble.generate([*PROMPTS, unread], **OPTIONS)
-        for forward in ensemble._engine.decoder._forwards:
+        for forward in ensemble._engine.decoder._runners.each:
             forward._likelihoods.clear()  # of prompts that were read
         hanging.hangs, started = True, time.monotonic()
         answers = ensemble.generate([unread, *PROMPTS], **OPTIONS)
@@ -178,7 +178,7 @@ worker.CLOSE_S = 0.5
 ens = Ensemble.load([{str(folders["alpha"])!r}], progress=False, device="cpu")
 ens.generate("The dog", max_new_tokens=2)
 hung = threading.Event()
-ens._engine.decoder._forwards[0].member.next_logits = lambda sequences: (hung.set(), threading.Event().wait())
+ens._engine.decoder._runners.each[0].member.next_logits = lambda sequences: (hung.set(), threading.Event().wait())
 handle = ens.submit("The dog", max_new_tokens=2)
 hung.wait(60)
 """

@@ -163,7 +163,7 @@ class TestCache:
             assert structured.invoke("hi").word in {"yes", "no"}
             assert len(member.forwards) == forwards > 0
         finally:
-            terse._engine.decoder._forwards[0].member = member._member
+            terse._engine.decoder._runners.each[0].member = member._member
 
     @pytest.mark.parametrize(("cache", "times"), [(None, 1), (True, 1), (False, 2)])
     def test_the_global_cache(self, ensemble, cache, times):

@@ -179,7 +179,7 @@ def test_a_failure_while_a_prompt_is_read_to_weigh_the_members(load):
     """Beside answers that go on, and others whose prompts are read too."""
     with load("alpha", "beta", max_batch_size=8, weights="context") as ensemble:
         expected = ensemble.generate([FAILING, *PROMPTS], **OPTIONS)
-        for forward in ensemble._engine.decoder._forwards:
+        for forward in ensemble._engine.decoder._runners.each:
             forward._likelihoods.clear()  # of prompts that were read
         beta = hook(ensemble, 1)
         beta.fail = fails_at(beta, FAILING, RuntimeError("a kernel broke"))

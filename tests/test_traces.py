@@ -8,7 +8,7 @@ import torch
 
 from deepen_core import Ensemble
 from deepen_core.config import SamplingParams
-from deepen_core.engine.decoder import Decoder
+from deepen_core.engine.step_fusion import fuse
 from deepen_core.tracing import Trace
 
 PROMPTS = ["The quick brown fox", "The dog sleeps;", "x"]
@@ -61,14 +61,13 @@ def test_what_is_heard_is_what_the_member_would_answer_by_main_s_tokens(story):
 
 def test_how_far_fusion_moved_is_the_distance_of_the_distributions(demo, monkeypatch):
     seen = []
-    fuse = Decoder._fuse
 
-    def spy(self, sequences, said):
-        found = fuse(self, sequences, said)
+    def spy(*given):
+        found = fuse(*given)
         seen.append((found.logprobs[0].double().exp(), found.own[0][0].double().exp()))
         return found
 
-    monkeypatch.setattr(Decoder, "_fuse", spy)
+    monkeypatch.setattr("deepen_core.engine.decoder.fuse", spy)
     trace = demo.generate(STORY, max_new_tokens=8, trace=True).trace
     distances = [float((fused - own).abs().sum() / 2) for fused, own in seen]
     assert [step.moved for step in trace.steps] == pytest.approx(distances, abs=1e-5)

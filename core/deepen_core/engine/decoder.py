@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -13,46 +13,21 @@ from deepen_core.chat.messages import Message
 from deepen_core.config import MemberErrorPolicy, SamplingParams
 from deepen_core.engine.failures import choice_failed, fusion_failed, report_failed, step_failed, told_as
 from deepen_core.engine.logprobs import TokenReporter
-from deepen_core.engine.member_runner import MemberLogits, MemberRunner
-from deepen_core.engine.prompt_likelihood import comparable, predicts_prompts
+from deepen_core.engine.member_runner import MemberLogits
+from deepen_core.engine.member_runners import MemberRunners
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.engine.sequence_factory import SequenceFactory
-from deepen_core.engine.trace_recorder import Outputs, StepTrace, TraceRecorder
+from deepen_core.engine.step_fusion import FusedStep, fuse
+from deepen_core.engine.trace_recorder import StepTrace, TraceRecorder
 from deepen_core.errors import DecodingError, DeepenError
-from deepen_core.fusion.anchors.token_healing import Heard
 from deepen_core.fusion.base import Fusion
 from deepen_core.fusion.comparison import Comparison
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import GivenSteps, Mixer
-from deepen_core.fusion.policies import WeighingInputs, WeightPolicy
-from deepen_core.fusion.prompts import PromptLikelihood, PromptLikelihoods
-from deepen_core.members.base import Member, forget
+from deepen_core.fusion.policies import WeightPolicy
+from deepen_core.members.base import Member
 
 T = TypeVar("T")
-
-
-class _Fused(NamedTuple):
-    """What the members say together."""
-
-    scores: torch.Tensor
-    """To choose by [sequences, main's vocabulary]: `logprobs`, shifted to the scale of main's logits where a request's
-    sampler depends on it. Where only main has weight they are main's logits themselves, so that rounding never decides
-    differently from `transformers`."""
-    logprobs: torch.Tensor
-    """Fused log-probabilities [sequences, main's vocabulary]."""
-    own: list[torch.Tensor | None]
-    """Each member's own log-probabilities [sequences, vocabulary]."""
-    comparison: Comparison | None
-    """For a policy that learns from it, and for traces."""
-    speaking: torch.Tensor
-    """Which members have an output, bool [sequences, members]."""
-    weights: torch.Tensor
-    """How much each counts [sequences, members]."""
-
-    @property
-    def outputs(self) -> Outputs:
-        """What traces are made of."""
-        return Outputs(self.own, self.logprobs, self.speaking, self.weights, self.comparison)
 
 
 class Decoder:
@@ -84,20 +59,13 @@ class Decoder:
         self._members = list(members)
         self._main = main
         self._mixer = Mixer(fusion, weights, main, gate)
-        self._gate = gate
         self._takes_part = [i == main or weight > 0 for i, weight in enumerate(weights.describe())]
-        self._predicted = all(
-            predicts_prompts(member) for member, takes_part in zip(members, self._takes_part, strict=True) if takes_part
-        )
         self.factory = SequenceFactory(members, main, self._takes_part)
         self._strategy = strategy
         self._vocabulary = members[main].tokenizer.vocabulary
         self._reporter = TokenReporter(members, main)
         self._recorder = TraceRecorder(members, main, self._takes_part)
-        self._forwards = [
-            MemberRunner(m, number, is_main=number == main, on_member_error=on_member_error)
-            for number, m in enumerate(members)
-        ]
+        self._runners = MemberRunners(self._members, main, self._takes_part, self._mixer, gate, on_member_error)
 
     def start(self, prompt: str | Sequence[Message], params: SamplingParams) -> EnsembleSequence:
         """See `SequenceFactory.create`."""
@@ -107,8 +75,7 @@ class Decoder:
 
     def forget(self) -> None:
         """Makes the members forget what they have computed: it may be half of something."""
-        for member in self._members:
-            forget(member)
+        self._runners.forget()
 
     @property
     def reads_prompts(self) -> bool:
@@ -117,8 +84,7 @@ class Decoder:
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
         """Whether the policy weighs members by the prompt, and some member has yet to run this one for that."""
-        unweighed = self.reads_prompts and self._predicted and sequence.prompt_likelihood is None
-        return unweighed and not all(forward.knows_prompt(sequence) for forward in self._forwards)
+        return self._runners.waits_for_likelihood(sequence)
 
     @torch.inference_mode()
     def prefill(self, sequence: EnsembleSequence, limit: int) -> int:
@@ -132,65 +98,19 @@ class Decoder:
             The largest number of ids that a member ran; 0 if none need to be run. If members have to run the prompt's
             text to be weighed, the first call does nothing else, and returns at least 1.
         """
-        waits, before = self.waits_for_likelihood(sequence), self._ids_run()
-        if self.reads_prompts:
-            self._weigh_prompts([sequence])
-        if waits:
-            return max(1, *(ran - held for ran, held in zip(self._ids_run(), before, strict=True)))
-        return max(forward.prefill(sequence, limit) for forward in self._forwards)
+        return self._runners.prefill(sequence, limit)
 
     @torch.inference_mode()
     def step(self, sequences: Sequence[EnsembleSequence]) -> None:
         """Gives each sequence its next token, or ends it; a sequence in which something fails ends with the error."""
         # 1) Every member runs what is pending.
-        if self.reads_prompts:
-            self._weigh_prompts(sequences)
+        self._runners.weigh_prompts(sequences)
         going = [sequence for sequence in sequences if not (sequence.ended or self._fills_window(sequence))]
-        said = self._run(going)
+        said = self._runners.run(going)
         alive = [place for place, sequence in enumerate(going) if not sequence.ended]
         going, said = [going[place] for place in alive], [s.only(alive) for s in said]
         if going:
             self._conclude(going, said)
-
-    def _ids_run(self) -> list[int]:
-        """Returns how many ids each member has run."""
-        return [member.work.ids_run for member in self._members]
-
-    def _weigh_prompts(self, sequences: Sequence[EnsembleSequence]) -> None:
-        """Reads new prompts, and finds which members each answer needs, if the policy weighs them by the prompt."""
-        for sequence in sequences:
-            if sequence.prompt_likelihood is None:
-                sequence.prompt_likelihood = self._prompt_likelihood(sequence)
-        for sequence, needed in zip(sequences, self._mixer.needed(_prompts(sequences)).tolist(), strict=True):
-            sequence.need(needed)
-
-    def _prompt_likelihood(self, sequence: EnsembleSequence) -> PromptLikelihood:
-        """Returns how likely the members find a prompt; nothing is run where that could not be compared."""
-        if not self._predicted:
-            return PromptLikelihood.unknown(len(self._members))
-        return comparable([forward.prompt_likelihood(sequence) for forward in self._forwards])
-
-    def _run(self, sequences: Sequence[EnsembleSequence]) -> list[MemberLogits]:
-        """Returns each member's logits. Members that are not asked keep their ids pending, and run them later."""
-        if self._gate is None:
-            return self._run_all(self._forwards, sequences)
-        own = self._forwards[self._main].run(sequences)
-        asked: set[int] = set()
-        if own.logits is not None:
-            opened = self._gate.opens(torch.log_softmax(own.logits, dim=-1)).tolist()
-            asked = {place for place, is_open in zip(own.at, opened, strict=True) if is_open}
-        others = [forward for n, forward in enumerate(self._forwards) if n != self._main]
-        said = self._run_all(others, sequences, asked)
-        return [*said[: self._main], own, *said[self._main :]]
-
-    @staticmethod
-    def _run_all(
-        forwards: Sequence[MemberRunner], sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None
-    ) -> list[MemberLogits]:
-        """Runs members, all that compute elsewhere at the same time."""
-        for forward in forwards:
-            forward.begin(sequences, asked)
-        return [forward.run(sequences, asked) for forward in forwards]
 
     def _conclude(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> None:
         """Chooses each sequence's next token from the members' logits."""
@@ -226,10 +146,10 @@ class Decoder:
             if learns:
                 sequence.record = self._mixer.after(sequence.record, nats)
 
-    def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused | None:
+    def _fused(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> FusedStep | None:
         """Returns the fused distributions, or None if fusing fails; a sequence that is alone then ends."""
         try:
-            return self._fuse(sequences, said)
+            return fuse(sequences, said, self._mixer, self._main)
         except Exception as problem:  # noqa: BLE001 (the request reports it)
             traceback.clear_frames(problem.__traceback__)  # their tensors may be what exhausts the memory
             if len(sequences) == 1:
@@ -252,7 +172,7 @@ class Decoder:
         sequence: EnsembleSequence,
         place: int,
         said: Sequence[MemberLogits],
-        together: _Fused,
+        together: FusedStep,
         traced: StepTrace | None,
     ) -> None:
         """Chooses a sequence's token, and updates the other members and the caller with it.
@@ -317,93 +237,6 @@ class Decoder:
                 return True
         return False
 
-    def _fuse(self, sequences: Sequence[EnsembleSequence], said: Sequence[MemberLogits]) -> _Fused:
-        """Fuses the members' logits into one distribution.
-
-        A member without logits in a sequence (it waits for the rest of a character, or was dropped) abstains there.
-        """
-        main_logits = said[self._main].logits
-        assert main_logits is not None, "main has logits in every sequence that continues"
-        speaking = torch.zeros(len(sequences), len(self._members), dtype=torch.bool)
-        for number, one in enumerate(said):
-            speaking[one.at, number] = True
-        logprobs = [_spread(one, len(sequences)) for one in said]
-        heard = partial(self._heard, sequences)
-        traced = any(sequence.params.trace for sequence in sequences)
-        comparison = self._mixer.compare(logprobs, speaking, heard, always=traced)
-        record = torch.tensor([sequence.record for sequence in sequences], dtype=torch.float32)
-        prompts = None
-        if self.reads_prompts:
-            prompts = _prompts(sequences)
-        fused, weights = self._mixer.mix(WeighingInputs(logprobs, speaking, record, comparison, prompts), heard)
-        alone = weights[:, self._main] == weights.sum(-1)
-        scores = main_logits if bool(alone.all()) else fused
-        scaled = [sequence.sampler.needs_history for sequence in sequences]
-        if scores is fused and any(scaled):
-            scores = self._on_logits(fused, main_logits, logprobs[self._main], scaled)
-        if bool(alone.any()) and scores is not main_logits:
-            scores = torch.where(alone[:, None].to(fused.device), main_logits, scores)
-        return _Fused(scores, fused, logprobs, comparison, speaking, weights)
-
-    @staticmethod
-    def _on_logits(
-        fused: torch.Tensor, logits: torch.Tensor, logprobs: torch.Tensor | None, scaled: Sequence[bool]
-    ) -> torch.Tensor:
-        """Returns fused log-probabilities, in some sequences shifted to the scale of main's logits.
-
-        The others keep their bits, so that rounding does not depend on their neighbours.
-
-        Args:
-            fused: [sequences, main's vocabulary].
-            logits: Main's, of the same shape.
-            logprobs: Main's own, made of these.
-            scaled: Whether each sequence is shifted.
-        """
-        assert logprobs is not None, "main never abstains"
-        shift = logits.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True)  # [sequences, 1]
-        return fused + torch.where(torch.tensor(scaled, device=shift.device)[:, None], shift, 0.0)
-
-    @staticmethod
-    def _heard(sequences: Sequence[EnsembleSequence], member: int) -> list[Heard]:
-        """Returns the end of a member's text in each sequence."""
-        heard = []
-        for sequence in sequences:
-            part = sequence.member_sequences[member]
-            heard.append(
-                Heard(0, None, (), cut=False)
-                if part is None
-                else Heard(
-                    part.ids[-1],
-                    None if part.holds_blank else part.logits_before,
-                    sequence.token_ids,
-                    cut=part.cut,
-                    dummy=part.has_dummy,
-                    held=part.holds_blank,
-                    trail=part.trail,
-                )
-            )
-        return heard
-
     @staticmethod
     def _own(said: MemberLogits, logprobs: torch.Tensor | None, place: int) -> torch.Tensor | None:
         return logprobs[place] if logprobs is not None and place in said.at else None
-
-
-def _prompts(sequences: Sequence[EnsembleSequence]) -> PromptLikelihoods:
-    """Returns how likely the members find the prompts, see `WeighingInputs.prompts`."""
-    known = [likely for sequence in sequences if (likely := sequence.prompt_likelihood) is not None]
-    assert len(known) == len(sequences), "prompts are weighed before anything is fused"
-    found = PromptLikelihoods.of(known)
-    gone = torch.tensor([[part is None for part in sequence.member_sequences] for sequence in sequences])
-    return PromptLikelihoods(found.nats.masked_fill(gone, -torch.inf), found.bytes)
-
-
-def _spread(said: MemberLogits, sequences: int) -> torch.Tensor | None:
-    """Returns a member's log-probabilities [sequences, vocabulary]; unused zeros where it has no logits."""
-    if said.logits is None:
-        return None
-    values = torch.log_softmax(said.logits, dim=-1)
-    if len(said.at) == sequences:
-        return values
-    at = torch.tensor(said.at, device=values.device)
-    return values.new_zeros(sequences, values.shape[-1]).index_copy(0, at, values)

@@ -9,7 +9,8 @@ import torch
 
 from deepen_core.chat.messages import Message
 from deepen_core.chat.prompt_form import text_of
-from deepen_core.fusion.prompts import PromptLikelihood
+from deepen_core.engine.sequence import EnsembleSequence
+from deepen_core.fusion.prompts import PromptLikelihood, PromptLikelihoods
 from deepen_core.members.base import Member, prompt_logprobs, read_ahead, source_window
 from deepen_core.members.sequence import MemberSequence
 
@@ -89,3 +90,12 @@ def comparable(found: Sequence[tuple[float, float] | None]) -> PromptLikelihood:
     if len(known) < len(found):
         return PromptLikelihood.unknown(len(found))
     return PromptLikelihood(tuple(nats for nats, _ in known), min(size for _, size in known))
+
+
+def prompts_of(sequences: Sequence[EnsembleSequence]) -> PromptLikelihoods:
+    """Returns how likely the members find the prompts of sequences, see `WeighingInputs.prompts`."""
+    known = [likely for sequence in sequences if (likely := sequence.prompt_likelihood) is not None]
+    assert len(known) == len(sequences), "prompts are weighed before anything is fused"
+    found = PromptLikelihoods.of(known)
+    gone = torch.tensor([[part is None for part in sequence.member_sequences] for sequence in sequences])
+    return PromptLikelihoods(found.nats.masked_fill(gone, -torch.inf), found.bytes)
