@@ -25,6 +25,7 @@ _MANY = [*PROMPTS, *(f"{prompt} " for prompt in PROMPTS)]
 
 def speed(ensemble: Ensemble, prompts: Sequence[str], tokens: int) -> float:
     """Tokens a second of answers that are decoded together."""
+    ensemble.forget()
     began = time.perf_counter()
     ensemble.generate(prompts, max_new_tokens=tokens, ignore_eos=True)
     return len(prompts) * tokens / (time.perf_counter() - began)

@@ -109,6 +109,7 @@ def measure(ensemble: Ensemble, texts: list[str], name: str, tokens: int, repeat
     ensemble.generate(texts, **options)
     found = []
     for _ in range(repeats):
+        ensemble.forget()
         with watched() as watch:
             began = time.perf_counter()
             answers = ensemble.generate(texts, **options)

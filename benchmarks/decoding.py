@@ -152,6 +152,7 @@ def measure(
     for batch in given.batches:
 
         def call(tokens: int, count: int = batch) -> None:
+            ensemble.forget()
             answers = ensemble.generate(texts[:count], max_new_tokens=tokens, ignore_eos=True)
             assert all(answer.usage.completion_tokens == tokens for answer in answers)
 
@@ -182,14 +183,15 @@ def measure(
 def measure_sharing(ensemble: Ensemble, tokenizer: Any, shared: int, count: int) -> dict[str, Any]:
     """Prompt tokens that members run for one prompt, and for many that begin alike."""
     (start,) = prompts(tokenizer, shared, 1)
-    first, *asked = [f"{start} {number} and" for number in range(count + 1)]  # of each prompt, the likelihood is kept
+    asked = [f"{start} {number} and" for number in range(count)]
 
     def ran(texts: list[str]) -> int:
+        ensemble.forget()
         before = sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members)
         ensemble.generate(texts, max_new_tokens=1, ignore_eos=True)
         return sum(m.work.ids_run + m.work.ids_rerun for m in ensemble._engine.members) - before
 
-    one, many = ran([first]), ran(asked)
+    one, many = ran(asked[:1]), ran(asked)
     return {
         "weights": ensemble.info.weight_policy,
         "prompts": count,
@@ -204,6 +206,7 @@ def measure_first_chunk(ensemble: Ensemble, text: str, tokens: int, repeats: int
     """When the first piece of an answer comes, of the time that the whole takes."""
     found = []
     for _ in range(repeats):
+        ensemble.forget()
         began = time.perf_counter()
         first = None
         for _chunk in ensemble.stream(text, max_new_tokens=tokens, ignore_eos=True):

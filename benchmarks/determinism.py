@@ -33,7 +33,11 @@ def measure(ensemble: Ensemble, tokens: int) -> dict[str, Any]:
     seconds = {}
     for way, deterministic in (("usually", False), ("deterministic", True)):
         options: dict[str, Any] = {"max_new_tokens": tokens, "logprobs": 0, "deterministic": deterministic}
-        alone = [ensemble.generate(prompt, **options) for prompt in tqdm(PROMPTS, desc=way, leave=False)]
+        alone = []
+        for prompt in tqdm(PROMPTS, desc=way, leave=False):
+            ensemble.forget()
+            alone.append(ensemble.generate(prompt, **options))
+        ensemble.forget()
         began = time.perf_counter()
         together = ensemble.generate(PROMPTS, **options)
         seconds[way] = time.perf_counter() - began

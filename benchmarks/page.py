@@ -128,6 +128,7 @@ def gguf_tables() -> dict[str, str]:
 def decoding_tables() -> dict[str, str]:
     """Return every table of the page on decoding by name."""
     decoding, recurrent, determinism = read("decoding"), read("recurrent"), read("determinism")
+    turns = read("conversations")
     ratio = {"against batch 1": ".1f", "decoding tokens/s": ".0f", "decoding against batch 1": ".1f"}
     singles = [row for row in decoding["rows"] if row["batch"] == 1]
     alone = {name: ".1f" for name in singles[0] if name.endswith(" alone")}
@@ -140,6 +141,11 @@ def decoding_tables() -> dict[str, str]:
         ),
         "batches": markdown(decoding["rows"], {"prompt": ",d", "batch": "d", "tokens/s": ".1f"} | ratio),
         "first": markdown(decoding["first chunk"], {"tokens": "d", "first chunk s": ".3f", "of the whole": ".1%"}),
+        "turns": markdown(
+            turns["rows"],
+            {"members": "", "dtype": "", "prompt tokens": ",.0f", "ids run": ",.0f", "ids run from the start": ",.0f"}
+            | {"first token s": ".2f", "of the time from the start": ".2f", "turns": "d", "same answer": "d"},
+        ),
         "shared": markdown(
             decoding["shared beginnings"],
             {"weights": "", "prompts": "d", "shared tokens": "d"}
@@ -161,7 +167,7 @@ def decoding_tables() -> dict[str, str]:
             | {"other tokens, deterministic": "d", "other bits, deterministic": "d", "time": ".1f"},
             {"time": "time of the batch, deterministic over usual"},
         ),
-        "machine": measured_on(decoding=decoding, recurrent=recurrent, determinism=determinism),
+        "machine": measured_on(decoding=decoding, conversations=turns, recurrent=recurrent, determinism=determinism),
     }
 
 

@@ -33,6 +33,7 @@ PROMPTS = [
 def tokens_per_second(ensemble: Ensemble, tokens: int) -> float:
     """Of one batch of as many conversations as there are prompts."""
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    ensemble.forget()
     started = time.perf_counter()
     answers = ensemble.generate(prompts, max_new_tokens=tokens, ignore_eos=True)
     return sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - started)

@@ -118,8 +118,10 @@ def two_actors(folders: Sequence[Path], dtype: str, tokens: int) -> dict[str, An
             ensemble.generate("Hello", max_new_tokens=2)
         sums, steps, whole = [], [], []
         for prompt in PROMPTS:
+            here.forget()
             began = forwards.seconds
             here.generate(prompt, max_new_tokens=1)
+            here.forget()
             first, began = forwards.seconds - began, forwards.seconds
             answer = here.generate(prompt, **options)
             sums.append(1e3 * (forwards.seconds - began - first) / (len(answer.token_ids) - 1))

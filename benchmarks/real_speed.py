@@ -65,6 +65,7 @@ class Forwards:
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.seconds = 0.0
+        self._ensemble = ensemble
         for member in ensemble._engine.members:
             member.model.forward = self._timed(member.model.forward)
 
@@ -81,7 +82,8 @@ class Forwards:
         return run
 
     def ratio(self, call: Callable[[], object]) -> float:
-        """The seconds of a call over those of the forwards in it."""
+        """The seconds of a call over those of the forwards in it; whatever was asked before is forgotten."""
+        self._ensemble.forget()
         before, began = self.seconds, time.perf_counter()
         call()
         return (time.perf_counter() - began) / (self.seconds - before)
@@ -115,6 +117,7 @@ def first_token_over_transformers(ensemble: Ensemble, plain: Sequence[Any], prom
     members = ensemble._engine.members
     ratios = []
     for prompt in [f"Again. {prompts[-1]}", *prompts]:
+        ensemble.forget()
         began = time.perf_counter()
         with torch.inference_mode():
             for member, model in zip(members, plain, strict=True):

@@ -108,6 +108,7 @@ def run_clients(port: int) -> None:
 
 def first_token(ensemble: Ensemble, prompt: str, tokens: int) -> float:
     """Seconds to the first piece of a stream in this process."""
+    ensemble.forget()
     started = time.perf_counter()
     pieces = ensemble.stream(prompt, max_new_tokens=tokens, **OPTIONS)
     next(pieces)
@@ -130,13 +131,17 @@ def measure(ensemble: Ensemble, clients: int, tokens: int, repeats: int) -> list
         asking = Clients(port)
         try:
             for _ in range(repeats):
+                ensemble.forget()
                 started = time.perf_counter()
                 ensemble.generate(prompts, max_new_tokens=tokens, **OPTIONS)
                 here.append(time.perf_counter() - started)
+                ensemble.forget()
                 whole.append(asking.ask(bodies)["seconds"])
+                ensemble.forget()
                 streamed.append(asking.ask([{**body, "stream": True} for body in bodies])["seconds"])
                 for body in bodies[:8]:
                     firsts_here.append(first_token(ensemble, str(body["prompt"]), tokens))
+                    ensemble.forget()
                     firsts_there += asking.ask([{**body, "stream": True}])["first"]
         finally:
             asking.close()

@@ -30,6 +30,7 @@ def seconds(ensemble: Ensemble, answers: int, tokens: int, way: Way) -> float:
     prompts = [f"{PROMPT} number {number}" for number in range(answers)]
     params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, trace=way in {"on", "read"})
     code = TraceRecorder.observe
+    ensemble.forget()
     if way == "no code":
         TraceRecorder.observe = lambda *_: None  # type: ignore[method-assign]
     started = time.process_time()

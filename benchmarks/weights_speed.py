@@ -11,7 +11,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ def prompts_of(kind: str, count: int) -> list[str]:
     return [str(prompt_of(item, shots, chat=False)) for item in asked]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The seconds that some work takes."""
+def asked(ensemble: Ensemble, prompts: str | Sequence[str], tokens: int) -> tuple[float, Any]:
+    """The seconds that an ensemble takes for answers of so many tokens, as the first of all; and the answers."""
+    ensemble.forget()
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    found = ensemble.generate(prompts, max_new_tokens=tokens, ignore_eos=True)
+    return time.perf_counter() - began, found
 
 
 def compared(ensemble: Ensemble, prompts: Sequence[str], tokens: int) -> dict[str, float]:
@@ -59,25 +60,19 @@ def compared(ensemble: Ensemble, prompts: Sequence[str], tokens: int) -> dict[st
         tokens: Of each answer.
     """
     both = (ensemble, ensemble.alone(0))
-    options: dict[str, Any] = {"ignore_eos": True}
     warm, *rest = prompts
     for one in both:
-        one.generate(warm, max_new_tokens=2, **options)  # what the libraries do at their first use
+        one.generate(warm, max_new_tokens=2)  # what the libraries do at their first use
     firsts, answers = [], []
     steps = [0, 0]
-    for prompt in rest[::3]:  # prompts of its own for each measure: what is known of a prompt is kept
-        found = [seconds(lambda one=one, p=prompt: one.generate(p, max_new_tokens=1, **options)) for one in both]  # type: ignore[misc]
+    for prompt in rest[::3]:
+        found = [asked(one, prompt, 1)[0] for one in both]
         firsts.append(found[0] / found[1])
     for prompt in rest[1::3]:
-        found = []
-        for one in both:
-            began = time.perf_counter()
-            answer = one.generate(prompt, max_new_tokens=tokens, **options)
-            found.append(time.perf_counter() - began)
-            if one is ensemble:
-                steps = [held + work.steps for held, work in zip(steps, answer.member_work, strict=True)]
-        answers.append(found[0] / found[1])
-    together = [seconds(lambda one=one: one.generate(rest[2::3], max_new_tokens=tokens, **options)) for one in both]  # type: ignore[misc]
+        (taken, answer), (alone, _) = (asked(one, prompt, tokens) for one in both)
+        answers.append(taken / alone)
+        steps = [held + work.steps for held, work in zip(steps, answer.member_work, strict=True)]
+    together = [asked(one, rest[2::3], tokens)[0] for one in both]
     return {
         "first token": statistics.median(firsts),
         "one by one": statistics.median(answers),

@@ -271,6 +271,19 @@ def test_many_questions_are_answered_in_batches(pair, tmp_path):
     assert len(found[0]) == 4 * 4
 
 
+def test_answers_do_not_depend_on_what_was_asked_before(pair, tmp_path):
+    """Nor does their time: each batch is read from the start."""
+    plan = Plan(
+        [Task("questions", (OpenItem(" ".join(CORPUS)[:200], ("x",)),))], fusions=["product"], policies=[], gates=[]
+    )
+    ran = []
+    for folder in ("first", "second"):
+        before = sum(member.work.ids_run for member in pair._engine.members)
+        pair.evaluate(plan, output=tmp_path / folder, progress=False)
+        ran.append(sum(member.work.ids_run for member in pair._engine.members) - before)
+    assert ran[0] == ran[1]
+
+
 def test_of_answers_that_were_kept_without_a_time_none_is_told():
     steps = {"a": 4, "b": 2, "c": 3}
     found = cost("x", "a", [Answer("", False, steps, 0.5), Answer("", False, steps)])

@@ -6,7 +6,8 @@ from architectures import WINDOW, build
 from ids_parts import IdsSequence, check, made_up, member_of
 
 from deepen_core.members.transformers.capabilities import probe
-from deepen_core.members.transformers.kv_cache import RaggedCache, RaggedLayer, cache_option
+from deepen_core.members.transformers.kv_cache import RaggedCache, cache_option
+from deepen_core.members.transformers.kv_layer import RaggedLayer
 from deepen_core.members.transformers.rounding import Rounding
 
 HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}

@@ -39,6 +39,9 @@ def test_five_thousand_generations_leave_nothing_behind(load):
         warm = least_resident(lambda: mixed.run(1_248, threads=8, loops=4), 2)
         grown = least_resident(lambda: mixed.run(1_248, threads=8, loops=4), 2) / warm - 1
         assert sequences_held(ensemble) == 0
+        for member in ensemble._engine.members:  # the last answer's text
+            assert sum(len(slot.ids) for slot in member._ways.short.cache.slots) < 100
+        ensemble.forget()
         assert all(not member._ways.short.cache.slots for member in ensemble._engine.members)
     print(f"{mixed.counts}, resident memory {warm:.0f} MiB, grown by {grown:.2%}")
     assert sum(mixed.counts.values()) == 5_988

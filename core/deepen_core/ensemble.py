@@ -293,7 +293,7 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
         """Creates an ensemble of models and tokenizers of `transformers` that are in memory already.
 
         While it is open, a model must not be used elsewhere. Its weights are shared, not copied; its attention and
-        output layer may be replaced by equal ones until it is closed.
+        output layer may be replaced by equal ones until it is closed. After its weights have changed, call `forget`.
 
         Args:
             models: Pairs of a model, in evaluation mode, and its tokenizer, in order or by the names of the members.
@@ -375,6 +375,18 @@ class Ensemble(GenerationAPI, PromptFacts, Measures):
             self.thoughts()
             with suppress(ChatTemplateError):  # a template may want more than a question
                 self.generate([{"role": "user", "content": "Hello"}], brief)
+
+    def forget(self) -> None:
+        """Drops what the members keep of earlier prompts and answers, and gives that memory back.
+
+        The next prompt is read from its start, whatever it has in common with the last one, and by the weights that the
+        models have then. Answers that are being written go on: their texts are read again.
+
+        Raises:
+            ClosedError: If the ensemble was closed.
+        """
+        worker, decoder = self._serving()
+        worker.call(decoder.forget).result()
 
     def close(self) -> None:
         """Releases the models. Running requests end with `ClosedError`.

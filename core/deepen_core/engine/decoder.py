@@ -74,7 +74,7 @@ class Decoder:
         return sequence
 
     def forget(self) -> None:
-        """Makes the members forget what they have computed: it may be half of something."""
+        """Makes the members forget what they have computed; texts that go on are computed anew."""
         self._runners.forget()
 
     @property

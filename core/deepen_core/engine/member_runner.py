@@ -12,7 +12,7 @@ from deepen_core.config import MemberErrorPolicy
 from deepen_core.engine.prompt_likelihood import NOT_ASKED, prompt_likelihood
 from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.errors import MemberError, MemberTimeoutError, NonFiniteLogitsError, brief
-from deepen_core.members.base import Member, begin
+from deepen_core.members.base import Member, begin, forget
 from deepen_core.members.memory import MORE_ROOM, is_memory
 from deepen_core.members.opening import respelled
 from deepen_core.members.sequence import KEPT_TAIL, MemberSequence
@@ -66,6 +66,11 @@ class MemberRunner:
         self._policy = on_member_error
         self._likelihoods: dict[tuple[str, bool], tuple[float, float] | None] = {}  # of the last prompts
         self._width: int | None = None  # number of sequences that were found to fit into memory at once
+
+    def forget(self) -> None:
+        """Drops what the member has computed of any text."""
+        self._likelihoods.clear()
+        forget(self.member)
 
     def begin(self, sequences: Sequence[EnsembleSequence], asked: Collection[int] | None = None) -> None:
         """Begins what `run` waits for, if the member computes elsewhere; arguments as there."""

@@ -13,7 +13,7 @@ from deepen_core.engine.sequence import EnsembleSequence
 from deepen_core.fusion.gates import Gate
 from deepen_core.fusion.mixing import Mixer
 from deepen_core.fusion.prompts import PromptLikelihood
-from deepen_core.members.base import Member, forget
+from deepen_core.members.base import Member
 
 
 class MemberRunners:
@@ -53,9 +53,9 @@ class MemberRunners:
         ]
 
     def forget(self) -> None:
-        """Makes the members forget what they have computed: it may be half of something."""
-        for member in self._members:
-            forget(member)
+        """Makes the members forget what they have computed; texts that go on are computed anew."""
+        for runner in self.each:
+            runner.forget()
 
     def waits_for_likelihood(self, sequence: EnsembleSequence) -> bool:
         """Whether the policy weighs members by the prompt, and some member has yet to run this one for that."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from deepen_core.chat.messages import Message, Prompt, check_messages, check_unicode, prompt_list
 from deepen_core.chat.prompt_encoder import MemberPrompt
 from deepen_core.config import SamplingParams
@@ -54,8 +56,8 @@ class TextReader:
         self._likelihoods: dict[str, PromptLikelihood] = {}  # of prompts that were read
 
     def call(self, work: Callable[[], T]) -> T:
-        """Runs a piece of work where models may be run."""
-        return self._worker.call(work).result()
+        """Runs a piece of work where models may be run, and records no gradients."""
+        return self._worker.call(torch.inference_mode()(work)).result()
 
     def readings(self, asked: Sequence[tuple[Prompt, str]], *, reads_prompts: bool = False) -> Iterator[TextReading]:
         """Yields readings of given continuations in their order, each of some that are read together.

@@ -244,7 +244,7 @@ class EnsembleSequence:
         self.finish_reason = reason
         self._fresh_text += self._stops.finish()
         self._ended = time.perf_counter()
-        self.release()
+        self.release(regularly=reason != "timeout")
 
     def time_out(self) -> None:
         """Ends the sequence because its timeout has passed."""
@@ -280,11 +280,15 @@ class EnsembleSequence:
         self.member_sequences[member] = None
         self.warnings.append(warning)
 
-    def release(self) -> None:
-        """Frees the key/value caches and the members' last logits; the sequence cannot continue afterwards."""
+    def release(self, *, regularly: bool = False) -> None:
+        """Frees the key/value caches and the members' last logits; the sequence cannot continue afterwards.
+
+        Args:
+            regularly: As for `MemberSequence.end`.
+        """
         for part in self.member_sequences:
             if part is not None:
-                part.end()
+                part.end(regularly=regularly)
 
     def take_chunk(self) -> Chunk | None:
         """Returns the output since the last call; the last chunk of a finished sequence carries the whole answer."""

@@ -131,6 +131,7 @@ def _in_batches(
     """Starts sequences, some at once, and yields their answers in order, each with its part of the time in seconds."""
     for first in range(0, len(started), together):
         sequences = [start() for start in started[first : first + together]]
+        call(decoder.forget)  # answers, and their time, must not depend on what was asked before
         begun = time.perf_counter()
         try:
             found = _generated(decoder, call, sequences)

@@ -24,7 +24,7 @@ class Work:
         ids_run: Ids that were run because they were new, or the last of their sequence; those of `token_logprobs` too.
         ids_rerun: Ids that were run again because other sequences of the batch had more new ids, or because the copy of
             a recurrent state ended before the new ids.
-        ids_copied: Ids whose keys and values were copied from another sequence with the same beginning.
+        ids_copied: Ids whose keys and values were there already: another sequence begins alike, or the last one did.
     """
 
     forwards: int = 0

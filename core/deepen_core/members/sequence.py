@@ -32,6 +32,14 @@ class SequenceCache(Protocol):
         ...
 
 
+class Retires(SequenceCache, Protocol):
+    """A cache whose text can serve a later sequence that begins alike."""
+
+    def retire(self) -> None:
+        """Frees the cache; what it holds may stay until it is needed, or until another one takes its place."""
+        ...
+
+
 class Held(Protocol):
     """What a cache holds of one sequence."""
 
@@ -203,8 +211,16 @@ class MemberSequence:
             self.cache.free()
             self.cache = None
 
-    def end(self) -> None:
-        """Frees the cache and the logits, since handles and errors may keep this object for long."""
+    def end(self, *, regularly: bool = False) -> None:
+        """Frees the cache and the logits, since handles and errors may keep this object for long.
+
+        Args:
+            regularly: Whether nothing has failed, so that what was computed may be used again, see `Retires`.
+        """
+        retire = getattr(self.cache, "retire", None) if regularly else None
+        if retire is not None:
+            retire()
+            self.cache = None
         self.release()
         self._recent.clear()
         self._sure.clear()

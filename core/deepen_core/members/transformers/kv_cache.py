@@ -2,7 +2,8 @@
 
 Each layer keeps its keys and values in two buffers [slots, heads, positions, width]. Each sequence has a slot, one line
 of these buffers. The slots in use are always the first ones, so that a range of slots can be attended to as a view, and
-nothing is copied from step to step. When a sequence ends, the last slot moves into the gap.
+nothing is copied from step to step. When a sequence ends, the last slot moves into the gap. The last one of all may
+stay, for the next sequence: a conversation that goes on is then not read again from its start.
 
 Positions after the end of a sequence hold zeros, or what the sequence itself held there before it was shortened: finite
 numbers that a mask cancels. They never hold what another sequence left, which may be NaN and which no mask cancels.
@@ -19,12 +20,10 @@ from typing import Any
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
+from deepen_core.members.sequence import WORTH_SHARING
 from deepen_core.members.transformers.given_tokens import ReadText
-
-# Buffers have room for at least this many positions, and grow by half of what is needed.
-_POSITIONS = 64
+from deepen_core.members.transformers.kv_layer import LEAST_POSITIONS, Plan, RaggedLayer
 
 
 def cache_option(model: Any) -> str:
@@ -45,6 +44,8 @@ class Slot:
         ids: The ids whose keys and values it holds, from the first position on.
         ahead: Of a prompt that was read ahead, its ids and the logits after the last of them; until its next step.
         read: Of such a prompt, what was found.
+        retired: Whether its sequence has ended regularly: it may stay for the next one.
+        ended: Whether it has stayed.
     """
 
     def __init__(self, cache: RaggedCache, index: int) -> None:
@@ -53,6 +54,7 @@ class Slot:
         self.ids: list[int] = []
         self.ahead: tuple[list[int], torch.Tensor] | None = None
         self.read: ReadText | None = None
+        self.retired = self.ended = False
         self.reach = 0  # no position from here on was ever written
 
     @property
@@ -62,125 +64,27 @@ class Slot:
 
     def free(self) -> None:
         """Frees the slot; may be called from any thread, and while the cache is in use."""
-        self.ahead = self.read = None
+        self.ahead = None
         self._cache.leave(self)
 
-
-class _Plan:
-    """Where the next forward reads and writes, for all layers.
-
-    Attributes:
-        slots: Lines of the buffers that take part; indices if they are not adjacent.
-        start: Position of the first new id if it is the same for all sequences, else None.
-        places: If not, the indices (line, position) of the new ids, each [sequences, ids].
-        past: Number of positions before the new ones of the longest sequence.
-        length: Number of positions read.
-        room: Lines and positions that the buffers must have.
-    """
-
-    def __init__(self) -> None:
-        self.slots: slice | torch.Tensor = slice(0, 0)
-        self.start: int | None = None
-        self.places: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.past = 0
-        self.length = 0
-        self.room = (1, _POSITIONS)
-
-
-class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer at every position; a sliding window is left to the mask."""
-
-    is_sliding = False
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, plan: _Plan) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._plan = plan
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocates the buffers for states of these shapes [sequences, heads, ids, width]."""
-        lines, positions = self._plan.room
-        self.keys, self.values = (
-            states.new_zeros(lines, states.shape[1], positions, states.shape[3])
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new keys and values [sequences, heads, ids, width].
-
-        Returns:
-            All keys and values of these sequences, [sequences, heads, positions, width].
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.fit()
-        plan = self._plan
-        for held, new in zip(self._buffers(), (key_states, value_states), strict=True):
-            if plan.start is not None:
-                held[plan.slots, :, plan.start : plan.length] = new
-            else:
-                held.transpose(1, 2)[plan.places] = new.transpose(1, 2)  # [sequences, ids, heads, width]
-        return self.seen()
-
-    def seen(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the keys and values that the plan reads, [sequences, heads, positions, width]."""
-        self.fit()
-        plan = self._plan
-        keys, values = (held[plan.slots, :, : plan.length] for held in self._buffers())
-        return keys, values
-
-    def fit(self) -> None:
-        """Resizes the buffers to the size in the plan, larger or smaller."""
-        if not self.is_initialized or (self.keys.shape[0], self.keys.shape[2]) == self._plan.room:
-            return
-        self.keys, self.values = (self._resized(held) for held in self._buffers())
-
-    def _resized(self, held: torch.Tensor) -> torch.Tensor:
-        lines, positions = self._plan.room
-        resized = held.new_zeros(lines, held.shape[1], positions, held.shape[3])
-        part = held[:lines, :, :positions]
-        resized[: part.shape[0], :, : part.shape[2]] = part
-        return resized
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first positions of one line to another."""
-        self.fit()
-        for held in self._buffers():
-            held[target, :, :length] = held[source, :, :length]
-
-    def clear(self, line: int, start: int, stop: int) -> None:
-        """Sets some positions of a line to zero."""
-        for held in self._buffers():
-            held[line, :, start:stop] = 0
-
-    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
-        return (self.keys, self.values) if self.is_initialized else ()
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Returns the number of positions that a query looks at, and the first of them."""
-        return self._plan.past + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Returns the number of positions before the new ones."""
-        return self._plan.past
-
-    def get_max_length(self) -> int:
-        """Returns -1: there is no limit."""
-        return -1
+    def retire(self) -> None:
+        """See `Retires.retire`; may be called like `free`."""
+        self.retired = True
+        self.free()
 
 
 class RaggedCache(Cache):
     """The keys and values of many sequences; see the module docstring.
 
-    It may only be used inside `busy`, by one thread at a time; `Slot.free` alone may be called at any time.
+    It may only be used inside `busy`, by one thread at a time; `Slot.free` and `Slot.retire` may be called at any time.
+
+    Args:
+        keeps_last: Whether the last slot may stay for the next sequence, which `take` then returns as it is.
     """
 
-    def __init__(self) -> None:
-        self._plan = _Plan()
+    def __init__(self, *, keeps_last: bool = False) -> None:
+        self._keeps_last = keeps_last
+        self._plan = Plan()
         self._held: list[RaggedLayer] = []
         super().__init__(layer_class_to_replicate=self._new_layer)  # type: ignore[arg-type]
         self.slots: list[Slot] = []
@@ -215,7 +119,15 @@ class RaggedCache(Cache):
         return self.slots[min(lines) : max(lines) + 1]
 
     def take(self) -> Slot:
-        """Returns a slot for a new sequence."""
+        """Returns a slot for a new sequence: an empty one, or one that still holds the text of the last sequence.
+
+        Nothing of that may stay but a beginning that is shared, see `copy`.
+        """
+        if self.slots and (last := self.slots[0]).ended:
+            slot = Slot(self, 0)
+            slot.ids, slot.read, slot.reach = last.ids, last.read, last.reach
+            self.slots[0], last.index = slot, -1
+            return slot
         slot = Slot(self, len(self.slots))
         self.slots.append(slot)
         self._make_room()
@@ -227,12 +139,15 @@ class RaggedCache(Cache):
         self._settle_if_idle()
 
     def copy(self, source: Slot, target: Slot, length: int) -> None:
-        """Copies the first positions of one slot to another."""
+        """Copies the first positions of one slot to another, or keeps those of a slot itself, and clears all others."""
         self._make_room(length)
         for layer in self._held:
-            layer.copy(source.index, target.index, length)
+            layer.fit()
+            if source is not target:
+                layer.copy(source.index, target.index, length)
+            layer.clear(target.index, length, target.reach)
         target.ids = source.ids[:length]
-        target.reach = max(target.reach, length)
+        target.reach = length
 
     def aim(self, slots: Sequence[Slot], starts: Sequence[int], places: torch.Tensor) -> None:
         """Sets where the next forward writes.
@@ -297,6 +212,9 @@ class RaggedCache(Cache):
             slot = self._leaving.popleft()
             if slot.index < 0:  # freed twice
                 continue
+            if self._keeps_last and slot.retired and len(self.slots) == 1 and len(slot.ids) >= WORTH_SHARING:
+                self._keep(slot)
+                continue
             last = self.slots.pop()
             for layer in self._held if self.slots else ():
                 layer.fit()
@@ -309,21 +227,29 @@ class RaggedCache(Cache):
             slot.index = -1
             self._shrink()
 
+    def _keep(self, slot: Slot) -> None:
+        """Keeps the only slot for the next sequence, in buffers of its size."""
+        slot.ended = True
+        self._plan.room = (1, self._plan.room[1])
+        self._shrink()
+        for layer in self._held:
+            layer.fit()
+
     def _shrink(self) -> None:
         """Shrinks buffers that are far too large for the remaining sequences."""
         lines, room = self._plan.room
         if not self.slots:
             self.layers.clear()
             self._held.clear()
-            lines, room = 1, _POSITIONS
+            lines, room = 1, LEAST_POSITIONS
         elif lines >= 4 * len(self.slots):
             lines //= 2
         longest = max((slot.reach for slot in self.slots), default=0)
-        if room >= 4 * max(longest, _POSITIONS):
+        if room >= 4 * max(longest, LEAST_POSITIONS):
             room = _generous(longest)
         self._plan.room = (lines, room)
 
 
 def _generous(positions: int) -> int:
     """Returns room for `positions` and half as many again."""
-    return -(-(positions + positions // 2) // _POSITIONS) * _POSITIONS
+    return -(-(positions + positions // 2) // LEAST_POSITIONS) * LEAST_POSITIONS

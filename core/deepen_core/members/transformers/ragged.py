@@ -102,7 +102,7 @@ class RaggedRunner:
     """
 
     def __init__(self, model: Any, masks: Masks, vocabulary_size: int, work: Work) -> None:
-        self.cache = RaggedCache()
+        self.cache = RaggedCache(keeps_last=True)
         self.masks = masks
         self._forward = RaggedForward(model, self.cache, masks)
         self._size = vocabulary_size
@@ -193,15 +193,16 @@ class RaggedRunner:
         shared = {
             min(other.read.shared(wanted, start), common_length(other.ids, wanted)): other
             for other in self.cache.slots
-            if other is not slot and other.read is not None
+            if other.read is not None
         }
         length = max(shared, default=0)
-        other = shared[length] if length else slot
-        if other.read is None or length <= start:
+        read = shared[length].read if length > start else None
+        if read is None or (shared[length] is slot and _is_asked_again(ids, length)):
+            self.cache.copy(slot, slot, 0)
             return 0, []
-        self.cache.copy(other, slot, length - 1)
+        self.cache.copy(shared[length], slot, length - 1)
         self._work.ids_copied += length - 1
-        return length - 1, other.read.logprobs[: length - start]
+        return length - 1, read.logprobs[: length - start]
 
     def _admit(self, sequence: MemberSequence, longest: int) -> Slot:
         """Returns the slot of a sequence; runs long text up to its last ids, so that the next sequence can copy it."""
@@ -225,12 +226,12 @@ class RaggedRunner:
         return slot
 
     def _share(self, sequence: MemberSequence, slot: Slot) -> None:
-        found = longest_shared(sequence.ids, (other for other in self.cache.slots if other is not slot))
-        if found is not None:
-            other, length = found
-            self.cache.copy(other, slot, length)
-            sequence.cached = length
-            self._work.ids_copied += length
+        other, length = longest_shared(sequence.ids, self.cache.slots) or (slot, 0)
+        if other is slot and _is_asked_again(sequence.ids, length):
+            length = 0
+        self.cache.copy(other, slot, length)
+        sequence.cached = length
+        self._work.ids_copied += length
 
     def _count(self, sequences: Sequence[MemberSequence], slots: Sequence[Slot]) -> int:
         """Returns how many ids of every sequence to run at once; any surplus of a sequence is run alone before."""
@@ -273,3 +274,13 @@ class RaggedRunner:
         self._work.forwards += 1
         self._work.ids_run += new
         self._work.ids_rerun += run - new
+
+
+def _is_asked_again(ids: Sequence[int], shared: int) -> bool:
+    """Whether the last text holds a whole prompt, which is then read again: so the answer is the same to the last bit.
+
+    Args:
+        ids: The prompt.
+        shared: Number of its ids that begin the last text.
+    """
+    return shared >= len(ids) - KEPT_TAIL
